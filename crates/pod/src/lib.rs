@@ -1,1 +1,20 @@
-//! (skeleton)
+//! Pods without Kubernetes: one process in a network namespace of its own, registered, captured and cleaned up after; and the host's part of it.
+//!
+//! Invariant: everything created here carries this crate's prefixes and is found again and removed after a crash; nothing else on the machine
+//! is touched. It does not parse command lines, decide injection (`inject`) or packet rules (`capture`), and knows no policy.
+
+pub mod host;
+pub mod options;
+
+mod error;
+mod exec;
+mod inside;
+mod run;
+mod sweep;
+
+pub use error::PodError;
+pub use exec::exec;
+pub use inside::{HttpAnswer, connect_in_pod, http_get_in_pod};
+pub use options::{Engine, ExecOptions, HostOptions, ManifestRef, Network, Port, RunOptions};
+pub use run::run;
+pub use sweep::sweep;
