@@ -1,1 +1,14 @@
-//! (skeleton)
+//! What the data plane decides: xDS v3 resources in, a validated immutable [`model::RuntimeConfig`] and pure verdicts out.
+//!
+//! Invariant: every function here is a function of its arguments. Time, randomness and counters are arguments, so that the
+//! proxy, the simulator and the tests run the same code. A resource that sets something this engine does not run is rejected
+//! with its field path, never ignored; what is harmless to ignore stands in one table, `decode::inert`.
+//!
+//! It deliberately does not know sockets, TLS handshakes, HTTP codecs, the control plane, or how secrets arrive.
+//! One confession: protobuf field *numbers* unknown to the generated types are dropped by the decoder and cannot be rejected.
+
+pub mod model;
+pub mod store;
+
+pub use model::RuntimeConfig;
+pub use store::{ConfigStore, Interests, Rejection};

@@ -1,0 +1,155 @@
+//! Envoy's substitution format strings, parsed.
+//!
+//! Invariant: a [`Format`] holds only operators that `crate::format` can evaluate; others were rejected at build time.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use super::Name;
+
+/// A parsed format string.
+#[derive(Debug, Clone, Default)]
+pub struct Format {
+    /// Parts in order.
+    pub parts: Vec<Part>,
+}
+
+/// Literal or operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// As it is.
+    Literal(Arc<str>),
+    /// `%OPERATOR(args):max%`
+    Value {
+        /// Which.
+        op: Operator,
+        /// Cut after so many bytes.
+        max: Option<usize>,
+    },
+}
+
+/// What can be asked of a connection, request or response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operator {
+    /// `%REQ(X?Y)%`: header, or alternative header. Pseudo headers by their `:name`.
+    Req(HeaderKey, Option<HeaderKey>),
+    /// `%RESP(X?Y)%`
+    Resp(HeaderKey, Option<HeaderKey>),
+    /// `%TRAILER(X?Y)%`
+    Trailer(HeaderKey, Option<HeaderKey>),
+    /// `%START_TIME(format)%`; the text is the strftime format, empty = ISO 8601 with milliseconds.
+    StartTime(Name),
+    /// `%DYNAMIC_METADATA(ns:key…)%` and friends: namespace and path. Empty where nothing sets them.
+    Metadata(MetadataKind, Vec<Name>),
+    /// `%FILTER_STATE(key:PLAIN)%`
+    FilterState(Name),
+    /// `%ENVIRONMENT(X)%`: resolved by the caller.
+    Environment(Name),
+    /// Anything without arguments.
+    Plain(Plain),
+}
+
+/// A header in a format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderKey {
+    /// `:path`
+    Path,
+    /// `:method`
+    Method,
+    /// `:authority`
+    Authority,
+    /// `:scheme`
+    Scheme,
+    /// `:status`
+    Status,
+    /// `:protocol`
+    Protocol,
+    /// A header.
+    Name(HeaderName),
+}
+
+/// Where metadata is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataKind {
+    /// `%DYNAMIC_METADATA%`
+    Dynamic,
+    /// `%CLUSTER_METADATA%`
+    Cluster,
+    /// `%UPSTREAM_METADATA%`
+    Upstream,
+    /// `%ROUTE_METADATA%` (also `%METADATA(ROUTE:…)%`)
+    Route,
+}
+
+macro_rules! plain {
+    ($($variant:ident = $text:literal),* $(,)?) => {
+        /// Operators without arguments.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Plain { $(#[doc = $text] $variant),* }
+
+        impl Plain {
+            /// The operator of this name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($text => Some(Self::$variant),)* _ => None }
+            }
+            /// Its name in format strings.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+    };
+}
+
+plain! {
+    Protocol = "PROTOCOL",
+    ResponseCode = "RESPONSE_CODE",
+    ResponseCodeDetails = "RESPONSE_CODE_DETAILS",
+    ResponseFlags = "RESPONSE_FLAGS",
+    ResponseFlagsLong = "RESPONSE_FLAGS_LONG",
+    ConnectionTerminationDetails = "CONNECTION_TERMINATION_DETAILS",
+    BytesReceived = "BYTES_RECEIVED",
+    BytesSent = "BYTES_SENT",
+    UpstreamWireBytesSent = "UPSTREAM_WIRE_BYTES_SENT",
+    UpstreamWireBytesReceived = "UPSTREAM_WIRE_BYTES_RECEIVED",
+    Duration = "DURATION",
+    RequestDuration = "REQUEST_DURATION",
+    ResponseDuration = "RESPONSE_DURATION",
+    ResponseTxDuration = "RESPONSE_TX_DURATION",
+    GrpcStatus = "GRPC_STATUS",
+    GrpcStatusNumber = "GRPC_STATUS_NUMBER",
+    UpstreamHost = "UPSTREAM_HOST",
+    UpstreamCluster = "UPSTREAM_CLUSTER",
+    UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW",
+    UpstreamLocalAddress = "UPSTREAM_LOCAL_ADDRESS",
+    UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS",
+    UpstreamProtocol = "UPSTREAM_PROTOCOL",
+    UpstreamTransportFailureReason = "UPSTREAM_TRANSPORT_FAILURE_REASON",
+    UpstreamRequestAttemptCount = "UPSTREAM_REQUEST_ATTEMPT_COUNT",
+    UpstreamTlsVersion = "UPSTREAM_TLS_VERSION",
+    DownstreamTransportFailureReason = "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    DownstreamLocalAddress = "DOWNSTREAM_LOCAL_ADDRESS",
+    DownstreamLocalAddressWithoutPort = "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    DownstreamLocalPort = "DOWNSTREAM_LOCAL_PORT",
+    DownstreamRemoteAddress = "DOWNSTREAM_REMOTE_ADDRESS",
+    DownstreamRemoteAddressWithoutPort = "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    DownstreamRemotePort = "DOWNSTREAM_REMOTE_PORT",
+    DownstreamDirectRemoteAddress = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
+    DownstreamDirectRemoteAddressWithoutPort = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+    DownstreamPeerUriSan = "DOWNSTREAM_PEER_URI_SAN",
+    DownstreamLocalUriSan = "DOWNSTREAM_LOCAL_URI_SAN",
+    DownstreamPeerSubject = "DOWNSTREAM_PEER_SUBJECT",
+    DownstreamPeerFingerprint256 = "DOWNSTREAM_PEER_FINGERPRINT_256",
+    DownstreamTlsVersion = "DOWNSTREAM_TLS_VERSION",
+    DownstreamTlsCipher = "DOWNSTREAM_TLS_CIPHER",
+    RequestedServerName = "REQUESTED_SERVER_NAME",
+    RouteName = "ROUTE_NAME",
+    VirtualClusterName = "VIRTUAL_CLUSTER_NAME",
+    ConnectionId = "CONNECTION_ID",
+    StreamId = "STREAM_ID",
+    Hostname = "HOSTNAME",
+    FilterChainName = "FILTER_CHAIN_NAME",
+}
