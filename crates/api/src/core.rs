@@ -1,0 +1,42 @@
+//! The Kubernetes objects that the mesh reads, reduced to the fields it reads.
+//!
+//! Invariant: reading never fails on a field that is not listed here. Full schemas are in `kinds`.
+
+mod endpoint_slice;
+mod pod;
+mod service;
+
+pub use self::endpoint_slice::{
+    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL, TargetRef,
+};
+pub use self::pod::{Container, ContainerPort, Pod, PodCondition, PodIp, PodSpec, PodStatus};
+pub use self::service::{LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec, ServiceStatus};
+
+use serde::{Deserialize, Serialize};
+
+use crate::object::Meta;
+use crate::scalar::nullable;
+
+/// A namespace: only its labels matter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Namespace {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+}
+
+/// A service account: only its existence and annotations matter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceAccount {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+}
+
+/// A number or a name, as in `targetPort`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    Int(i64),
+    Text(String),
+}

@@ -1,0 +1,42 @@
+//! Istio's objects in the typed form that the mesh reads, one file per kind.
+//!
+//! Invariant: all of them are `Eq + Hash`, so that they can be part of a cache key; defaults that depend on the mesh are
+//! not filled in here.
+
+pub mod destination_rule;
+pub mod mesh_config;
+pub mod peer_authentication;
+pub mod service_entry;
+pub mod sidecar;
+pub mod traffic;
+pub mod workload_entry;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::scalar::{nullable, nullable_map};
+
+/// `selector` of the security and telemetry kinds: all labels must be equal; empty selects everything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadSelector {
+    #[serde(deserialize_with = "nullable_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// `workloadSelector` of the networking kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LabelSelector {
+    #[serde(deserialize_with = "nullable_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A port given by number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortSelector {
+    #[serde(deserialize_with = "nullable")]
+    pub number: u32,
+}

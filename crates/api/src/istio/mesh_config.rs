@@ -1,0 +1,177 @@
+//! `MeshConfig`: settings of the whole mesh, with Istio's defaults.
+//!
+//! Invariant: `MeshConfig::default()` is what an absent configuration means; reading a partial one fills in the rest.
+
+use serde::{Deserialize, Serialize};
+
+use super::sidecar::OutboundMode;
+use super::traffic::{ConnectionPool, H2UpgradePolicy, LocalityLb, OutlierDetection, TcpKeepalive};
+use crate::scalar::{Duration, nullable, proto_enum};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshConfig {
+    pub proxy_listen_port: u16,
+    pub proxy_inbound_listen_port: u16,
+    /// 0: no HTTP proxy listener.
+    pub proxy_http_port: u16,
+    pub connect_timeout: Duration,
+    /// Zero: wait for the first bytes without limit.
+    pub protocol_detection_timeout: Duration,
+    pub trust_domain: String,
+    pub trust_domain_aliases: Vec<String>,
+    pub root_namespace: String,
+    pub enable_auto_mtls: bool,
+    pub outbound_traffic_policy: MeshOutboundPolicy,
+    pub inbound_traffic_policy: MeshInboundPolicy,
+    pub default_service_export_to: Vec<String>,
+    pub default_virtual_service_export_to: Vec<String>,
+    pub default_destination_rule_export_to: Vec<String>,
+    pub locality_lb_setting: LocalityLb,
+    pub dns_refresh_rate: Duration,
+    pub enable_prometheus_merge: bool,
+    /// Empty: no access log.
+    pub access_log_file: String,
+    pub access_log_encoding: AccessLogEncoding,
+    /// Empty: Istio's text or JSON format.
+    pub access_log_format: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    #[serde(deserialize_with = "nullable")]
+    pub path_normalization: PathNormalization,
+    #[serde(rename = "meshMTLS", skip_serializing_if = "Option::is_none")]
+    pub mesh_mtls: Option<MeshTls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_defaults: Option<MeshTls>,
+    pub h2_upgrade_policy: H2UpgradePolicy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_traffic_policy: Option<DefaultTrafficPolicy>,
+    /// Trust domains besides ours whose roots are distributed; only the names are read here.
+    pub ca_certificates: Vec<CaCertificate>,
+    /// Not part of Istio's schema: the DNS suffix of the cluster, which Istio takes from its command line.
+    pub domain_suffix: String,
+    pub enable_namespaces_by_default: bool,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        let all = || vec!["*".to_owned()];
+        Self {
+            proxy_listen_port: 15001,
+            proxy_inbound_listen_port: 15006,
+            proxy_http_port: 0,
+            connect_timeout: Duration::from_secs(10),
+            protocol_detection_timeout: Duration::default(),
+            trust_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
+            enable_auto_mtls: true,
+            outbound_traffic_policy: MeshOutboundPolicy::default(),
+            inbound_traffic_policy: MeshInboundPolicy::default(),
+            default_service_export_to: all(),
+            default_virtual_service_export_to: all(),
+            default_destination_rule_export_to: all(),
+            locality_lb_setting: LocalityLb { enabled: Some(true), ..LocalityLb::default() },
+            dns_refresh_rate: Duration::from_secs(60),
+            enable_prometheus_merge: true,
+            access_log_file: String::new(),
+            access_log_encoding: AccessLogEncoding::Text,
+            access_log_format: String::new(),
+            tcp_keepalive: None,
+            path_normalization: PathNormalization::default(),
+            mesh_mtls: None,
+            tls_defaults: None,
+            h2_upgrade_policy: H2UpgradePolicy::Default,
+            default_traffic_policy: None,
+            ca_certificates: Vec::new(),
+            domain_suffix: "cluster.local".to_owned(),
+            enable_namespaces_by_default: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshOutboundPolicy {
+    pub mode: OutboundMode,
+}
+
+impl Default for MeshOutboundPolicy {
+    fn default() -> Self {
+        // Unlike an empty block in a Sidecar, the mesh's default lets unknown destinations through.
+        Self { mode: OutboundMode::AllowAny }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshInboundPolicy {
+    pub mode: InboundMode,
+}
+
+proto_enum! {
+    /// Where inbound traffic is delivered.
+    pub enum InboundMode {
+        /// The pod's own address.
+        Passthrough = 0 "PASSTHROUGH",
+        /// 127.0.0.1.
+        Localhost = 1 "LOCALHOST",
+    } default Passthrough
+}
+
+proto_enum! {
+    pub enum AccessLogEncoding {
+        Text = 0 "TEXT",
+        Json = 1 "JSON",
+    } default Text
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PathNormalization {
+    pub normalization: Normalization,
+}
+
+proto_enum! {
+    /// How request paths are normalised before they are matched.
+    pub enum Normalization {
+        Default = 0 "DEFAULT",
+        None = 1 "NONE",
+        Base = 2 "BASE",
+        MergeSlashes = 3 "MERGE_SLASHES",
+        DecodeAndMergeSlashes = 4 "DECODE_AND_MERGE_SLASHES",
+    } default Default
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshTls {
+    pub min_protocol_version: TlsVersion,
+    pub ecdh_curves: Vec<String>,
+    pub cipher_suites: Vec<String>,
+}
+
+proto_enum! {
+    /// Lowest TLS version; automatic means 1.2.
+    pub enum TlsVersion {
+        Auto = 0 "TLS_AUTO",
+        V1_2 = 1 "TLSV1_2",
+        V1_3 = 2 "TLSV1_3",
+    } default Auto
+}
+
+/// What a host without a rule of its own gets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DefaultTrafficPolicy {
+    pub connection_pool: Option<ConnectionPool>,
+    pub outlier_detection: Option<OutlierDetection>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CaCertificate {
+    pub pem: String,
+    pub spiffe_bundle_url: String,
+    pub trust_domains: Vec<String>,
+}
