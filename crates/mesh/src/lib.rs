@@ -1,1 +1,20 @@
-//! (skeleton)
+//! The mesh's decisions: from all objects (`Snapshot`) to what one proxy may see and do (`View`).
+//!
+//! Invariant: pure. No clock, no socket, no environment; equal inputs give equal views, whatever order the
+//! objects came in. What is missing never makes traffic plaintext: a TLS block that cannot be honoured closes
+//! its cluster and a diagnostic says why.
+//! This crate knows nothing of Envoy's resources (`carrick-render` writes them) and nothing of how objects are
+//! read or proxies connected (`carrick-control` does both).
+
+pub mod input;
+pub mod model;
+pub mod proxy;
+pub mod settings;
+pub mod snapshot;
+pub mod view;
+
+pub use input::{EndpointInput, SnapshotInput};
+pub use proxy::{FileCerts, Interception, ProxyNode};
+pub use settings::Settings;
+pub use snapshot::Snapshot;
+pub use view::{View, Views};

@@ -1,0 +1,33 @@
+//! What a snapshot is built of: typed objects of `carrick-api`.
+//!
+//! Invariant: order does not matter. Reading bytes into these is `carrick-api`'s.
+
+use std::sync::Arc;
+
+use carrick_api::{DestinationRule, EndpointSlice, MeshConfig, Namespace, PeerAuthentication, Pod, Service};
+
+/// All objects at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotInput {
+    /// The mesh's settings.
+    pub mesh_config: MeshConfig,
+    /// All namespaces.
+    pub namespaces: Vec<Arc<Namespace>>,
+    /// All services.
+    pub services: Vec<Arc<Service>>,
+    /// Endpoints and pods.
+    pub endpoints: EndpointInput,
+    /// All PeerAuthentications.
+    pub peer_authentications: Vec<Arc<PeerAuthentication>>,
+    /// All DestinationRules.
+    pub destination_rules: Vec<Arc<DestinationRule>>,
+}
+
+/// The objects that change most often.
+#[derive(Debug, Clone, Default)]
+pub struct EndpointInput {
+    /// All endpoint slices.
+    pub endpoint_slices: Vec<Arc<EndpointSlice>>,
+    /// All pods.
+    pub pods: Vec<Arc<Pod>>,
+}

@@ -1,0 +1,54 @@
+//! Who asks: what the control plane knows of a connected proxy when it derives its view.
+//!
+//! Invariant: these are facts told by the node's id and metadata after its identity was checked; nothing here
+//! is looked up. Checking them against the certificate is the xDS server's.
+
+use std::{net::IpAddr, sync::Arc};
+
+use carrick_base::Labels;
+
+/// How the workload's packets reach the sidecar.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Interception {
+    /// Redirected by NAT; the default.
+    #[default]
+    Redirect,
+    /// Transparent proxying, which keeps the peer's address.
+    Tproxy,
+    /// Not intercepted: no catch-all listeners.
+    None,
+}
+
+/// Certificate files a proxy was given in place of the mesh's SDS secrets (legacy; semantics §2.7, §3.6).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FileCerts {
+    /// Path of the certificate chain, PEM.
+    pub chain: Arc<str>,
+    /// Path of the private key, PEM.
+    pub key: Arc<str>,
+    /// Path of the roots, PEM.
+    pub root: Arc<str>,
+}
+
+/// One sidecar as the mesh sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct ProxyNode {
+    /// The node id as sent: `sidecar~<ip>~<name>.<ns>~<ns>.svc.<domain>`.
+    pub id: Arc<str>,
+    /// The pod's name.
+    pub name: Arc<str>,
+    /// The pod's namespace: of the node's metadata, else of its id.
+    pub namespace: Arc<str>,
+    /// The pod's addresses, primary first.
+    pub ips: Vec<IpAddr>,
+    /// Labels of the node's metadata; empty means those of the pod the snapshot knows under this name.
+    pub labels: Labels,
+    /// The service account proven by the certificate.
+    pub service_account: Arc<str>,
+    /// How packets are captured.
+    pub interception: Interception,
+    /// Files to use as a server instead of SDS.
+    pub server_certs: Option<FileCerts>,
+    /// Files to use as a client instead of SDS.
+    pub client_certs: Option<FileCerts>,
+}

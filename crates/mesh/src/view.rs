@@ -1,0 +1,66 @@
+//! What one sidecar may see and do, in small values: the input of `carrick-render`, and what `why` and `describe` explain.
+//!
+//! Invariant: every part is `Eq + Hash` and complete: what is rendered from it depends on nothing else, so that a part is the
+//! cache key of its resource. Parts are shared (`Arc`) between proxies that see the same.
+//! How a part is written in Envoy's words is `carrick-render`'s.
+
+pub mod cluster;
+pub mod derive;
+pub mod inbound;
+pub mod load;
+pub mod outbound;
+
+use std::sync::Arc;
+
+pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
+pub use derive::{Views, sidecar};
+pub use inbound::{Inbound, InboundCluster, InboundPort, ModeSource, PassthroughPort, PortClass, ServerTls};
+pub use load::{Load, LoadEndpoint};
+pub use outbound::{Outbound, OutboundListener, OutboundTarget, Route, RouteTable, VirtualHost};
+
+/// Everything one sidecar is to be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// What it does for connections to its workload.
+    pub inbound: Arc<Inbound>,
+    /// What it does for connections of its workload.
+    pub outbound: Arc<Outbound>,
+    /// Endpoints of the EDS clusters in `outbound`, by cluster name. The one part that changes with pods alone.
+    pub loads: Vec<Arc<Load>>,
+}
+
+/// Settings of the mesh that every listener carries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ListenerSettings {
+    /// Milliseconds to wait for the first bytes; 0 waits for ever.
+    pub detection_timeout: u64,
+    /// Access log, if any.
+    pub access_log: Option<AccessLog>,
+    /// How request paths are normalised before they are matched.
+    pub paths: PathNormalization,
+}
+
+/// An access log to a file or standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AccessLog {
+    /// Path of the file.
+    pub path: Arc<str>,
+    /// JSON objects in place of text lines.
+    pub json: bool,
+    /// The format; empty for Istio's.
+    pub format: Arc<str>,
+}
+
+/// `meshConfig.pathNormalization`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum PathNormalization {
+    /// As sent.
+    None,
+    /// RFC 3986 dot segments.
+    #[default]
+    Base,
+    /// And `//` is `/`.
+    MergeSlashes,
+    /// And `%2F`, `%5C` are decoded.
+    DecodeAndMergeSlashes,
+}
