@@ -1,0 +1,157 @@
+//! Keeps a [`ClientSession`] connected: open, subscribe, apply, answer; on loss back off and come again.
+//!
+//! Invariant: the handler is called from one task only, and keeps what it accepted while there is no connection.
+
+use super::{ClientSession, Connector, Handler, Token, open_channel};
+use crate::Node;
+use carrick_runtime::backoff::Backoff;
+use carrick_runtime::drain::Drain;
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::debug;
+
+/// Largest response taken.
+pub(crate) const MAX_RESPONSE: usize = 256 << 20;
+/// Requests under way. The server has at most one unanswered response per type, so this is never full for long.
+const QUEUE: usize = 64;
+
+/// How to reach the control plane, and as whom.
+#[derive(Clone)]
+pub struct ClientOptions {
+    /// Where and how.
+    pub connector: Connector,
+    /// Who we are.
+    pub node: Node,
+    /// A bearer token, where the client has no certificate.
+    pub token: Option<Token>,
+    /// The first and the longest pause between attempts.
+    pub backoff: (Duration, Duration),
+    /// Notified when the handler's interests may have changed without an update.
+    pub wake: Option<Arc<Notify>>,
+}
+
+impl ClientOptions {
+    /// Options with the usual pauses (100 ms to 5 s, with jitter).
+    pub fn new(connector: Connector, node: Node) -> Self {
+        Self { connector, node, token: None, backoff: (Duration::from_millis(100), Duration::from_secs(5)), wake: None }
+    }
+}
+
+/// Runs until drained. Gives the handler back.
+pub async fn run<H: Handler>(options: ClientOptions, mut handler: H, drain: Drain) -> H {
+    let mut session = ClientSession::new(options.node.clone());
+    let (first, longest) = options.backoff;
+    let mut backoff = Backoff::new(first, longest);
+    loop {
+        let reason = tokio::select! {
+            () = drain.graceful() => return handler,
+            reason = connected(&options, &mut session, &mut handler, &mut backoff) => reason,
+        };
+        debug!(reason, "xDS stream ended");
+        handler.disconnected(&reason);
+        tokio::select! {
+            () = drain.graceful() => return handler,
+            () = backoff.wait() => {}
+        }
+    }
+}
+
+/// One stream, from opening to its end; says why it ended.
+async fn connected<H: Handler>(
+    options: &ClientOptions,
+    session: &mut ClientSession,
+    handler: &mut H,
+    backoff: &mut Backoff,
+) -> String {
+    let channel = match open_channel(&options.connector).await {
+        Ok(channel) => channel,
+        Err(error) => return describe(&error),
+    };
+    let (requests, queue) = mpsc::channel::<DeltaDiscoveryRequest>(QUEUE);
+    for request in session.on_connected(handler.interests()) {
+        if requests.send(request).await.is_err() {
+            return "the request stream was closed".to_owned();
+        }
+    }
+    let mut call = tonic::Request::new(ReceiverStream::new(queue));
+    if let Some(token) = options.token.as_ref().and_then(|token| token())
+        && let Ok(value) = format!("Bearer {token}").parse()
+    {
+        call.metadata_mut().insert("authorization", value);
+    }
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+    let mut responses = match client.delta_aggregated_resources(call).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return describe_status(&status),
+    };
+    handler.connected();
+    loop {
+        let response = tokio::select! {
+            response = responses.message() => match response {
+                Ok(Some(response)) => response,
+                Ok(None) => return "the server closed the stream".to_owned(),
+                Err(status) => return describe_status(&status),
+            },
+            () = woken(options.wake.as_deref()) => {
+                if !send_all(&requests, session.on_interests(handler.interests())).await {
+                    return "the request stream was closed".to_owned();
+                }
+                continue;
+            }
+        };
+        // A server that answers is worth coming back to quickly.
+        backoff.reset();
+        let answer = match session.on_response(response) {
+            Ok(received) => {
+                let (update, parts) = received.split();
+                let verdict = handler.apply(update);
+                session.answer(parts, verdict)
+            }
+            Err(refusal) => *refusal,
+        };
+        let mut out = vec![answer];
+        out.extend(session.on_interests(handler.interests()));
+        if !send_all(&requests, out).await {
+            return "the request stream was closed".to_owned();
+        }
+    }
+}
+
+async fn send_all(queue: &mpsc::Sender<DeltaDiscoveryRequest>, requests: Vec<DeltaDiscoveryRequest>) -> bool {
+    for request in requests {
+        if queue.send(request).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+async fn woken(wake: Option<&Notify>) {
+    match wake {
+        Some(wake) => wake.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn describe_status(status: &tonic::Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+/// An error with its causes, outermost first.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,134 @@
+//! Passes a local Envoy's ADS stream on to the control plane, over the agent's mutual TLS.
+//!
+//! Invariant: messages are not changed, and the two halves end together, so that Envoy itself reconnects with the
+//! versions it holds. No state is kept here.
+
+use crate::client::{Connector, Token, open_channel};
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use futures_util::stream::{BoxStream, Stream, StreamExt};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What became of a relayed stream; for readiness and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RelayEvent {
+    /// The control plane took the stream.
+    Connected,
+    /// It could not be reached or refused.
+    Failed(String),
+    /// A response of this type URL passed through.
+    Response(String),
+}
+
+/// Is told what happens; called from the connection's task, must not block.
+pub type RelayObserver = Arc<dyn Fn(RelayEvent) + Send + Sync>;
+
+/// The relay as a gRPC service.
+pub struct Relay {
+    connector: Connector,
+    token: Option<Token>,
+    observer: RelayObserver,
+}
+
+/// The aggregated discovery service that passes everything on through `connector`. Serve it with
+/// [`crate::server::serve_unix`].
+pub fn relay_service(
+    connector: Connector,
+    token: Option<Token>,
+    observer: RelayObserver,
+) -> AggregatedDiscoveryServiceServer<Relay> {
+    AggregatedDiscoveryServiceServer::new(Relay { connector, token, observer })
+        .max_decoding_message_size(crate::client::MAX_RESPONSE)
+}
+
+impl Relay {
+    async fn upstream(&self) -> Result<AggregatedDiscoveryServiceClient<Channel>, Status> {
+        match open_channel(&self.connector).await {
+            Ok(channel) => {
+                Ok(AggregatedDiscoveryServiceClient::new(channel)
+                    .max_decoding_message_size(crate::client::MAX_RESPONSE))
+            }
+            Err(error) => Err(self.failed(Status::unavailable(crate::client::describe(&error)))),
+        }
+    }
+
+    fn failed(&self, status: Status) -> Status {
+        (self.observer)(RelayEvent::Failed(format!("{:?}: {}", status.code(), status.message())));
+        status
+    }
+
+    fn call<T>(&self, stream: Streaming<T>) -> Request<Passed<T>> {
+        let stream = Passed(stream);
+        let mut request = Request::new(stream);
+        if let Some(token) = self.token.as_ref().and_then(|token| token())
+            && let Ok(value) = format!("Bearer {token}").parse()
+        {
+            request.metadata_mut().insert("authorization", value);
+        }
+        request
+    }
+}
+
+/// The requests of the local proxy until it ends or breaks the stream.
+struct Passed<T>(Streaming<T>);
+
+impl<T> Stream for Passed<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.0.poll_next_unpin(cx).map(|message| message?.ok())
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Relay {
+    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let mut upstream = self.upstream().await?;
+        let call = self.call(request.into_inner());
+        let responses = upstream.stream_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
+        (self.observer)(RelayEvent::Connected);
+        let observer = self.observer.clone();
+        Ok(Response::new(
+            responses
+                .inspect(move |response| match response {
+                    Ok(response) => observer(RelayEvent::Response(response.type_url.clone())),
+                    Err(status) => observer(RelayEvent::Failed(format!("{:?}: {}", status.code(), status.message()))),
+                })
+                .boxed(),
+        ))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let mut upstream = self.upstream().await?;
+        let call = self.call(request.into_inner());
+        let responses = upstream.delta_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
+        (self.observer)(RelayEvent::Connected);
+        let observer = self.observer.clone();
+        Ok(Response::new(
+            responses
+                .inspect(move |response| match response {
+                    Ok(response) => observer(RelayEvent::Response(response.type_url.clone())),
+                    Err(status) => observer(RelayEvent::Failed(format!("{:?}: {}", status.code(), status.message()))),
+                })
+                .boxed(),
+        ))
+    }
+}

@@ -1,0 +1,102 @@
+//! The server side: sessions ([`DeltaSession`], [`SotwSession`]) and the gRPC services that carry them.
+//!
+//! Invariant: one task owns one stream with its session; a [`Source`] gives it the newest set, and sets that come faster
+//! than the peer acknowledges are merged, not queued.
+
+mod delta;
+mod listen;
+mod service;
+mod sotw;
+mod status;
+
+pub use delta::DeltaSession;
+pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix};
+pub use service::{AdsService, ads_service, sds_service};
+pub use sotw::SotwSession;
+pub use status::{Nack, SessionStatus, TypeStatus};
+
+use crate::{Node, NodeId, ResourceSet, TypeUrl};
+use carrick_base::SpiffeId;
+use std::future::Future;
+use std::net::SocketAddr;
+use tokio::sync::watch;
+
+/// Who is at the other end of a connection. Put into a request's extensions by [`serve_tls`], never read from the wire.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// The peer's address; `None` on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// The identity in the peer's verified client certificate, when it presented one.
+    pub identity: Option<SpiffeId>,
+}
+
+/// What a stream knows when its first request has come.
+pub struct Hello {
+    /// The verified peer.
+    pub peer: Peer,
+    /// The bearer token of the request, to be reviewed by the source.
+    pub bearer: Option<Bearer>,
+    /// The node as it describes itself.
+    pub node: Node,
+    /// The parsed node id; `None` when it is not of Istio's form.
+    pub id: Option<NodeId>,
+    /// Whether the stream speaks delta.
+    pub delta: bool,
+}
+
+/// A bearer token; never printed.
+#[derive(Clone)]
+pub struct Bearer(pub String);
+
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bearer(redacted)")
+    }
+}
+
+/// A violation of the protocol that ends the stream. The fault is the client's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// A request without a type URL.
+    #[error("the request names no type")]
+    NoType,
+    /// The first request has no node id.
+    #[error("the first request has no node id")]
+    NoNode,
+    /// More types on one stream than a proxy can have use for.
+    #[error("more than {0} types on one stream")]
+    TooManyTypes(usize),
+    /// More names than a stream may ask for.
+    #[error("more than {limit} names asked for of type {type_url}")]
+    TooManyNames {
+        /// The type.
+        type_url: TypeUrl,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// What a source gives to a new stream.
+pub struct Opened {
+    /// The newest set for this proxy. The stream ends with `Unavailable` when the sender is dropped. A set whose
+    /// generation is 0 means "not known yet": nothing is answered before the first real one.
+    pub sets: watch::Receiver<ResourceSet>,
+    /// Is told what the proxy has acknowledged; dropped when the stream ends.
+    pub observer: Box<dyn Observer>,
+}
+
+/// Follows one stream.
+pub trait Observer: Send {
+    /// Called after each request and each push with the state of the session.
+    fn changed(&mut self, status: &SessionStatus);
+}
+
+impl Observer for () {
+    fn changed(&mut self, _: &SessionStatus) {}
+}
+
+/// Decides who may connect and what they get.
+pub trait Source: Send + Sync + 'static {
+    /// Admits a stream or refuses it with a gRPC status (`PermissionDenied`, `InvalidArgument`, …).
+    fn open(&self, hello: Hello) -> impl Future<Output = Result<Opened, tonic::Status>> + Send;
+}

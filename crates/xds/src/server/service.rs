@@ -1,0 +1,259 @@
+//! The gRPC services around the sessions: aggregated discovery, and secret discovery for a local proxy.
+//!
+//! Invariant: a stream is one future polled by its connection (no task of its own), so it ends with it; requests are
+//! read only when all earlier responses have been taken, which bounds what a slow peer can make us hold.
+
+use super::{Bearer, DeltaSession, Hello, Observer, Peer, ProtocolError, SessionStatus, SotwSession, Source};
+use crate::{Node, NodeId, ResourceSet};
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Largest request: initial versions of ten thousand resources.
+const MAX_REQUEST: usize = 8 << 20;
+/// Time for the first request after the stream was opened.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
+/// xDS services over a source.
+pub struct AdsService<S>(Arc<S>);
+
+/// The aggregated discovery service over `source`.
+pub fn ads_service<S: Source>(source: Arc<S>) -> AggregatedDiscoveryServiceServer<AdsService<S>> {
+    AggregatedDiscoveryServiceServer::new(AdsService(source)).max_decoding_message_size(MAX_REQUEST)
+}
+
+/// The secret discovery service over `source`: what an agent offers to the Envoy beside it on a Unix socket.
+pub fn sds_service<S: Source>(source: Arc<S>) -> SecretDiscoveryServiceServer<AdsService<S>> {
+    SecretDiscoveryServiceServer::new(AdsService(source)).max_decoding_message_size(MAX_REQUEST)
+}
+
+#[tonic::async_trait]
+impl<S: Source> AggregatedDiscoveryService for AdsService<S> {
+    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Ok(Response::new(drive::<S, SotwSession>(self.0.clone(), request)))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Ok(Response::new(drive::<S, DeltaSession>(self.0.clone(), request)))
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Source> SecretDiscoveryService for AdsService<S> {
+    type StreamSecretsStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
+    type DeltaSecretsStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        Ok(Response::new(drive::<S, SotwSession>(self.0.clone(), request)))
+    }
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        Ok(Response::new(drive::<S, DeltaSession>(self.0.clone(), request)))
+    }
+
+    async fn fetch_secrets(&self, _: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
+        Err(Status::unimplemented("secrets are streamed, not fetched"))
+    }
+}
+
+/// What both variants of the protocol have in common.
+trait Session: Send + Sized + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    const DELTA: bool;
+    fn start(seed: u64) -> Self;
+    fn node(request: &Self::Request) -> Option<&Node>;
+    fn request(&mut self, request: &Self::Request) -> Result<Vec<Self::Response>, ProtocolError>;
+    fn push(&mut self, set: ResourceSet) -> Vec<Self::Response>;
+    fn status(&self) -> &SessionStatus;
+}
+
+impl Session for DeltaSession {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    const DELTA: bool = true;
+
+    fn start(seed: u64) -> Self {
+        Self::new(seed)
+    }
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+    fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
+        self.on_request(request)
+    }
+    fn push(&mut self, set: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+        self.on_push(set)
+    }
+    fn status(&self) -> &SessionStatus {
+        DeltaSession::status(self)
+    }
+}
+
+impl Session for SotwSession {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    const DELTA: bool = false;
+
+    fn start(seed: u64) -> Self {
+        Self::new(seed)
+    }
+    fn node(request: &DiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+    fn request(&mut self, request: &DiscoveryRequest) -> Result<Vec<DiscoveryResponse>, ProtocolError> {
+        self.on_request(request)
+    }
+    fn push(&mut self, set: ResourceSet) -> Vec<DiscoveryResponse> {
+        self.on_push(set)
+    }
+    fn status(&self) -> &SessionStatus {
+        SotwSession::status(self)
+    }
+}
+
+/// An admitted stream.
+struct Running<K: Session> {
+    session: K,
+    requests: Streaming<K::Request>,
+    sets: watch::Receiver<ResourceSet>,
+    observer: Box<dyn Observer>,
+    /// Responses not yet taken by the connection.
+    ready: VecDeque<K::Response>,
+}
+
+impl<K: Session> Running<K> {
+    fn took_request(&mut self, request: &K::Request) -> Result<(), Status> {
+        let responses = self.session.request(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.took(responses);
+        Ok(())
+    }
+
+    fn took_set(&mut self) {
+        let set = self.sets.borrow_and_update().clone();
+        // Generation 0: the source does not know yet what this proxy is to have.
+        if set.generation() > 0 {
+            let responses = self.session.push(set);
+            self.took(responses);
+        }
+    }
+
+    fn took(&mut self, responses: Vec<K::Response>) {
+        self.ready.extend(responses);
+        self.observer.changed(self.session.status());
+    }
+
+    /// The next response; `None` when the peer is gone.
+    async fn next(&mut self) -> Result<Option<K::Response>, Status> {
+        loop {
+            if let Some(response) = self.ready.pop_front() {
+                return Ok(Some(response));
+            }
+            tokio::select! {
+                request = self.requests.message() => match request? {
+                    Some(request) => self.took_request(&request)?,
+                    None => return Ok(None),
+                },
+                changed = self.sets.changed() => match changed {
+                    Ok(()) => self.took_set(),
+                    Err(_) => return Err(Status::unavailable("the control plane is shutting down")),
+                },
+            }
+        }
+    }
+}
+
+enum State<S, K: Session> {
+    New(Arc<S>, Peer, Option<Bearer>, Streaming<K::Request>),
+    Running(Box<Running<K>>),
+    Ended,
+}
+
+/// The response stream of one call. The status of a refused stream comes as its only item, so that a client need not
+/// wait for response headers before it sends its first request.
+fn drive<S: Source, K: Session>(
+    source: Arc<S>,
+    request: Request<Streaming<K::Request>>,
+) -> BoxStream<'static, Result<K::Response, Status>> {
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+    let bearer = bearer(request.metadata());
+    stream::unfold(State::<S, K>::New(source, peer, bearer, request.into_inner()), |state| async {
+        let mut running = match state {
+            State::New(source, peer, bearer, requests) => match open(&*source, peer, bearer, requests).await {
+                Ok(Some(running)) => Box::new(running),
+                Ok(None) => return None,
+                Err(status) => return Some((Err(status), State::Ended)),
+            },
+            State::Running(running) => running,
+            State::Ended => return None,
+        };
+        match running.next().await {
+            Ok(Some(response)) => Some((Ok(response), State::Running(running))),
+            Ok(None) => None,
+            Err(status) => Some((Err(status), State::Ended)),
+        }
+    })
+    .boxed()
+}
+
+async fn open<S: Source, K: Session>(
+    source: &S,
+    peer: Peer,
+    bearer: Option<Bearer>,
+    mut requests: Streaming<K::Request>,
+) -> Result<Option<Running<K>>, Status> {
+    let first = tokio::time::timeout(FIRST_REQUEST, requests.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no request came"))??;
+    let Some(first) = first else { return Ok(None) };
+    let node = K::node(&first)
+        .filter(|node| !node.id.is_empty())
+        .cloned()
+        .ok_or_else(|| Status::invalid_argument(ProtocolError::NoNode.to_string()))?;
+    let id = node.id.parse::<NodeId>().ok();
+    let opened = source.open(Hello { peer, bearer, node, id, delta: K::DELTA }).await?;
+    let mut running = Running {
+        session: K::start(rand::random()),
+        requests,
+        sets: opened.sets,
+        observer: opened.observer,
+        ready: VecDeque::new(),
+    };
+    running.took_set();
+    running.took_request(&first)?;
+    Ok(Some(running))
+}
+
+/// The token of an `authorization: Bearer …` header.
+pub(crate) fn bearer(metadata: &tonic::metadata::MetadataMap) -> Option<Bearer> {
+    let value = metadata.get("authorization")?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| Bearer(token.trim().to_owned()))
+}
