@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -126,6 +126,10 @@ async fn answer(request: http::Request<Incoming>, peer: SocketAddr, router: &Rou
         Ok(handler) => handler,
         Err(response) => return response.into_http(),
     };
+    // A declared length is refused before anything of it is read.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Response::text(http::StatusCode::PAYLOAD_TOO_LARGE, "body too large\n").into_http();
+    }
     let body = match tokio::time::timeout(READ_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(_)) => return Response::text(http::StatusCode::PAYLOAD_TOO_LARGE, "body too large\n").into_http(),
@@ -184,7 +188,14 @@ mod tests {
             (get("/quit"), "405", ""),
             (get("/none"), "404", ""),
             ("POST /quit HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc".into(), "200", "3"),
-            (format!("POST /quit HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", MAX_BODY + 1), "413", ""),
+            (
+                format!(
+                    "POST /quit HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    MAX_BODY + 1
+                ),
+                "413",
+                "",
+            ),
             ("\u{1}\u{2} nonsense\r\n\r\n".into(), "400", ""),
         ] {
             let answer = talk(addr, &request).await;

@@ -1,0 +1,235 @@
+//! The certificate authority: one signing certificate, kept in a folder, and the rules of what it signs (spec §19).
+//!
+//! Invariant: a leaf holds exactly the names of the given [`Subject`], is never a CA, and never outlives its signer.
+//! Who may have which subject is decided by the caller.
+
+mod files;
+mod leaf;
+mod root;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use carrick_base::{SpiffeId, TrustDomain};
+use rcgen::{Issuer, KeyPair};
+use rustls_pki_types::CertificateDer;
+
+use crate::certificate::CertificateError;
+use crate::csr::{self, CertificateRequest, CsrError};
+use crate::identity::{Identity, IdentityError};
+use crate::key::{KeyAlgorithm, KeyError};
+use crate::pem::{self, PemError};
+use crate::trust::{TrustBundle, TrustError};
+
+/// How an authority is made and what it grants.
+#[derive(Clone, Debug)]
+pub struct CaOptions {
+    /// Key of a new root.
+    pub algorithm: KeyAlgorithm,
+    /// CN and O of a new root.
+    pub trust_domain: TrustDomain,
+    /// Life of a new root.
+    pub root_ttl: Duration,
+    /// Life of a leaf when the caller names none.
+    pub default_ttl: Duration,
+    /// Longest life a caller may ask for.
+    pub max_ttl: Duration,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Default for CaOptions {
+    fn default() -> Self {
+        Self {
+            algorithm: KeyAlgorithm::default(),
+            trust_domain: TrustDomain::default(),
+            root_ttl: DAY.saturating_mul(3650),
+            default_ttl: DAY,
+            max_ttl: DAY.saturating_mul(90),
+        }
+    }
+}
+
+/// Whom a leaf names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Subject {
+    /// A workload: one URI name, no subject.
+    Workload(SpiffeId),
+    /// A server of ours: DNS names and addresses.
+    Server {
+        /// DNS names.
+        dns: Vec<String>,
+        /// Addresses.
+        ips: Vec<IpAddr>,
+    },
+}
+
+/// Why nothing was signed, or why there is no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The request is at fault.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The caller asks for too long a life.
+    #[error("a certificate life of {asked:?} was asked for, at most {max:?} is given")]
+    Ttl {
+        /// What was asked for.
+        asked: Duration,
+        /// What is allowed.
+        max: Duration,
+    },
+    /// The signer has expired.
+    #[error("the signing certificate is not valid now")]
+    SignerExpired,
+    /// A name that cannot be written into a certificate.
+    #[error("{0:?} cannot be a name in a certificate")]
+    Name(String),
+    /// The library refused to sign.
+    #[error("signing failed: {0}")]
+    Sign(String),
+    /// A file of the authority cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the authority holds something else.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl CaError {
+    /// Whether the caller can mend it by asking differently.
+    pub fn is_callers_fault(&self) -> bool {
+        matches!(self, Self::Csr(_) | Self::Ttl { .. } | Self::Name(_))
+    }
+}
+
+macro_rules! file_error {
+    ($($kind:ty),*) => {$(
+        impl From<(&Path, $kind)> for CaError {
+            fn from((path, error): (&Path, $kind)) -> Self {
+                Self::File { path: path.display().to_string(), reason: error.to_string() }
+            }
+        }
+    )*};
+}
+file_error!(PemError, KeyError, TrustError, CertificateError, IdentityError);
+
+/// A signed chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedChain {
+    /// Leaf, then intermediates, one PEM each.
+    pub chain: Vec<String>,
+    /// All roots, PEM.
+    pub root_bundle: String,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+    /// The leaf's serial number, lower-case hexadecimal.
+    pub serial: String,
+}
+
+impl IssuedChain {
+    /// The list that goes over the wire: the chain, then the root bundle (spec §19.1).
+    pub fn into_wire(self) -> Vec<String> {
+        let mut list = self.chain;
+        list.push(self.root_bundle);
+        list
+    }
+}
+
+/// The authority.
+pub struct Authority {
+    options: CaOptions,
+    issuer: Issuer<'static, KeyPair>,
+    /// The signer and what leads from it towards a root, without roots.
+    intermediates: Vec<CertificateDer<'static>>,
+    roots: TrustBundle,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("options", &self.options).field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Opens the authority kept in `dir`, or makes a self-signed one there.
+    ///
+    /// Files: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, optional `cert-chain.pem`; mode 0600 in a folder of 0700.
+    ///
+    /// # Errors
+    /// Unreadable files, a key that is not the certificate's, a certificate that leads to no root.
+    pub fn load_or_create(dir: &Path, options: CaOptions, now: SystemTime) -> Result<Self, CaError> {
+        files::load_or_create(dir, options, now)
+    }
+
+    /// The roots that leaves of this authority lead to.
+    pub fn roots(&self) -> &TrustBundle {
+        &self.roots
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &CaOptions {
+        &self.options
+    }
+
+    /// End of the signer's validity.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Signs a leaf for `subject` over the key in `csr_pem`. `ttl` of `None` or zero means the default.
+    ///
+    /// # Errors
+    /// The request, the life asked for, or the names are not acceptable; the signer has expired.
+    pub fn sign(
+        &self,
+        csr_pem: &str,
+        subject: &Subject,
+        ttl: Option<Duration>,
+        now: SystemTime,
+    ) -> Result<IssuedChain, CaError> {
+        let ttl = match ttl {
+            None | Some(Duration::ZERO) => self.options.default_ttl,
+            Some(asked) if asked > self.options.max_ttl => {
+                return Err(CaError::Ttl { asked, max: self.options.max_ttl });
+            }
+            Some(asked) => asked,
+        };
+        if now < self.not_before || now >= self.not_after {
+            return Err(CaError::SignerExpired);
+        }
+        let request = CertificateRequest::from_pem(csr_pem)?;
+        let leaf = leaf::sign(&self.issuer, request.public_key(), subject, ttl, now, self.not_after)?;
+        Ok(IssuedChain {
+            chain: std::iter::once(leaf.pem)
+                .chain(self.intermediates.iter().map(|der| pem::encode_certificate(der)))
+                .collect(),
+            root_bundle: self.roots.to_pem(),
+            not_after: leaf.not_after,
+            serial: leaf.serial,
+        })
+    }
+
+    /// A new key and a certificate for it: for servers of the control plane itself.
+    ///
+    /// # Errors
+    /// As [`Authority::sign`].
+    pub fn issue(&self, subject: &Subject, ttl: Option<Duration>, now: SystemTime) -> Result<Identity, CaError> {
+        let (key, request) = csr::new(self.options.algorithm)?;
+        let issued = self.sign(&request, subject, ttl, now)?;
+        let chain = pem::certificates(issued.chain.concat().as_bytes()).map_err(|e| CaError::Sign(e.to_string()))?;
+        Identity::new(chain, key).map_err(|e| CaError::Sign(e.to_string()))
+    }
+}

@@ -1,0 +1,29 @@
+//! The self-signed root certificate (spec §19.5).
+//!
+//! Invariant: it can sign certificates and nothing else. Keeping it is `files`' work.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, SerialNumber,
+};
+
+use super::{CaError, CaOptions, leaf};
+
+/// Allowance for clocks that are behind ours.
+const BACKDATE: Duration = Duration::from_secs(120);
+
+/// The root's PEM.
+pub(super) fn self_sign(key: &KeyPair, options: &CaOptions, now: SystemTime) -> Result<String, CaError> {
+    let name = options.trust_domain.as_str();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = now.checked_sub(BACKDATE).unwrap_or(now).into();
+    params.not_after = now.checked_add(options.root_ttl).ok_or(CaError::SignerExpired)?.into();
+    params.serial_number = Some(SerialNumber::from_slice(&leaf::random_serial()?));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params.self_signed(key).map_err(|e| CaError::Sign(e.to_string()))?.pem())
+}

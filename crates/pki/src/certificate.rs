@@ -1,0 +1,141 @@
+//! What a certificate says, read out of its DER.
+//!
+//! Invariant: reading never panics and never trusts: nothing here verifies a signature. Verification is in `tls`.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{GeneralName, X509Certificate};
+
+/// Why a certificate is unreadable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Not an X.509 certificate.
+    #[error("not an X.509 certificate")]
+    Syntax,
+    /// The subject alternative names do not parse or occur twice.
+    #[error("unreadable subject alternative names")]
+    Sans,
+    /// A validity outside the range of time on this machine.
+    #[error("unreadable validity")]
+    Validity,
+}
+
+/// The parts of a certificate that are shown or compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// The subject as OpenSSL and RFC 2253 order it; empty for workloads.
+    pub subject: String,
+    /// The issuer.
+    pub issuer: String,
+    /// Lower-case hexadecimal without separators or leading zeros.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// URI names, in order.
+    pub uris: Vec<String>,
+    /// DNS names, in order.
+    pub dns: Vec<String>,
+    /// Address names, in order.
+    pub ips: Vec<IpAddr>,
+    /// Whether it may sign others.
+    pub is_ca: bool,
+}
+
+impl CertificateInfo {
+    /// Reads `der`.
+    ///
+    /// # Errors
+    /// See [`CertificateError`].
+    pub fn read(der: &CertificateDer<'_>) -> Result<Self, CertificateError> {
+        let (rest, cert) = x509_parser::parse_x509_certificate(der).map_err(|_| CertificateError::Syntax)?;
+        if !rest.is_empty() {
+            return Err(CertificateError::Syntax);
+        }
+        let mut info = Self {
+            subject: cert.subject().to_string(),
+            issuer: cert.issuer().to_string(),
+            serial: hex(&cert.serial.to_bytes_be()),
+            not_before: system_time(cert.validity().not_before.timestamp())?,
+            not_after: system_time(cert.validity().not_after.timestamp())?,
+            uris: Vec::new(),
+            dns: Vec::new(),
+            ips: Vec::new(),
+            is_ca: cert.is_ca(),
+        };
+        info.read_names(&cert)?;
+        Ok(info)
+    }
+
+    fn read_names(&mut self, cert: &X509Certificate<'_>) -> Result<(), CertificateError> {
+        let Some(names) = cert.subject_alternative_name().map_err(|_| CertificateError::Sans)? else {
+            return Ok(());
+        };
+        for name in &names.value.general_names {
+            match name {
+                GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
+                GeneralName::DNSName(dns) => self.dns.push((*dns).to_owned()),
+                GeneralName::IPAddress(bytes) => {
+                    if let Ok(v4) = <[u8; 4]>::try_from(*bytes) {
+                        self.ips.push(v4.into());
+                    } else if let Ok(v6) = <[u8; 16]>::try_from(*bytes) {
+                        self.ips.push(v6.into());
+                    } else {
+                        return Err(CertificateError::Sans);
+                    }
+                }
+                GeneralName::Invalid(..) => return Err(CertificateError::Sans),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let short = text.trim_start_matches('0');
+    if short.is_empty() { "0".to_owned() } else { short.to_owned() }
+}
+
+fn system_time(seconds: i64) -> Result<SystemTime, CertificateError> {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    };
+    time.ok_or(CertificateError::Validity)
+}
+
+/// Whether `issuer`'s key signed `certificate`; compares names too. Used for CA files only, never for peers.
+pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
+    let (Ok((_, certificate)), Ok((_, issuer))) =
+        (x509_parser::parse_x509_certificate(certificate), x509_parser::parse_x509_certificate(issuer))
+    else {
+        return false;
+    };
+    certificate.issuer().as_raw() == issuer.subject().as_raw()
+        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn junk_is_no_certificate() {
+        for bytes in [&b""[..], b"\x30", b"\x30\x03\x02\x01\x01", &[0xff; 300]] {
+            assert_eq!(CertificateInfo::read(&CertificateDer::from(bytes)), Err(CertificateError::Syntax));
+        }
+    }
+
+    #[test]
+    fn hexadecimal_serials() {
+        assert_eq!(hex(&[0, 0x0a, 0xff]), "aff");
+        assert_eq!(hex(&[0]), "0");
+    }
+}

@@ -1,0 +1,176 @@
+//! Private keys: made, read, written; never shown.
+//!
+//! Invariant: `Debug` and errors hold no key bytes; a key that exists can sign. Where a key may be stored is the
+//! caller's decision.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustls::sign::SigningKey;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::pem::{self, PemError};
+
+/// The kinds of key that are generated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum KeyAlgorithm {
+    /// NIST P-256, the default.
+    #[default]
+    EcdsaP256,
+    /// NIST P-384.
+    EcdsaP384,
+    /// RSA, 2048 bits.
+    Rsa2048,
+    /// RSA, 3072 bits.
+    Rsa3072,
+    /// RSA, 4096 bits.
+    Rsa4096,
+}
+
+impl KeyAlgorithm {
+    /// The name used in options.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EcdsaP256 => "ecdsa-p256",
+            Self::EcdsaP384 => "ecdsa-p384",
+            Self::Rsa2048 => "rsa-2048",
+            Self::Rsa3072 => "rsa-3072",
+            Self::Rsa4096 => "rsa-4096",
+        }
+    }
+}
+
+impl fmt::Display for KeyAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for KeyAlgorithm {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        match text.to_ascii_lowercase().as_str() {
+            "ecdsa-p256" | "ecdsa" | "p256" => Ok(Self::EcdsaP256),
+            "ecdsa-p384" | "p384" => Ok(Self::EcdsaP384),
+            "rsa-2048" | "rsa" => Ok(Self::Rsa2048),
+            "rsa-3072" => Ok(Self::Rsa3072),
+            "rsa-4096" => Ok(Self::Rsa4096),
+            _ => Err(KeyError::Algorithm(text.to_owned())),
+        }
+    }
+}
+
+/// Why there is no key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// An unknown algorithm name.
+    #[error("unknown key algorithm {0:?}: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096")]
+    Algorithm(String),
+    /// The text is no PEM key.
+    #[error("private key: {0}")]
+    Pem(#[from] PemError),
+    /// The bytes are no key of a supported kind.
+    #[error("private key of an unsupported kind")]
+    Unsupported,
+    /// The cryptographic library failed to make one.
+    #[error("making a key failed")]
+    Generate,
+}
+
+/// A private key.
+#[derive(Clone)]
+pub struct PrivateKey {
+    der: Arc<PrivateKeyDer<'static>>,
+    signer: Arc<dyn SigningKey>,
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(redacted)")
+    }
+}
+
+impl PrivateKey {
+    /// A new key.
+    ///
+    /// # Errors
+    /// The library has no randomness or no memory.
+    pub fn generate(algorithm: KeyAlgorithm) -> Result<Self, KeyError> {
+        let pair = generate_pair(algorithm)?;
+        Self::from_der(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der())))
+    }
+
+    /// Reads the first key of a PEM text.
+    ///
+    /// # Errors
+    /// No key in it, or one of an unsupported kind.
+    pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
+        Self::from_der(pem::private_key(text)?)
+    }
+
+    /// Takes a DER key.
+    ///
+    /// # Errors
+    /// The key is of an unsupported kind.
+    pub fn from_der(der: PrivateKeyDer<'static>) -> Result<Self, KeyError> {
+        let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(|_| KeyError::Unsupported)?;
+        Ok(Self { der: Arc::new(der), signer })
+    }
+
+    /// The key as PEM, for the one file or socket it is meant for.
+    pub fn to_pem(&self) -> String {
+        let label = match &*self.der {
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            _ => "PRIVATE KEY",
+        };
+        pem::encode(label, self.der.secret_der())
+    }
+
+    pub(crate) fn signer(&self) -> Arc<dyn SigningKey> {
+        Arc::clone(&self.signer)
+    }
+
+    pub(crate) fn key_pair(&self) -> Result<rcgen::KeyPair, KeyError> {
+        rcgen::KeyPair::try_from(&*self.der).map_err(|_| KeyError::Unsupported)
+    }
+}
+
+fn generate_pair(algorithm: KeyAlgorithm) -> Result<rcgen::KeyPair, KeyError> {
+    use rcgen::{KeyPair, RsaKeySize};
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+    match algorithm {
+        KeyAlgorithm::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+        KeyAlgorithm::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        KeyAlgorithm::Rsa2048 => rsa(RsaKeySize::_2048),
+        KeyAlgorithm::Rsa3072 => rsa(RsaKeySize::_3072),
+        KeyAlgorithm::Rsa4096 => rsa(RsaKeySize::_4096),
+    }
+    .map_err(|_| KeyError::Generate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pem_round_trip_and_redaction() {
+        for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa2048] {
+            let key = PrivateKey::generate(algorithm).unwrap();
+            let pem = key.to_pem();
+            assert_eq!(PrivateKey::from_pem(pem.as_bytes()).unwrap().to_pem(), pem);
+            assert_eq!(format!("{key:?}"), "PrivateKey(redacted)");
+            assert_eq!(algorithm.as_str().parse(), Ok(algorithm));
+        }
+    }
+
+    #[test]
+    fn a_bad_key_names_no_bytes() {
+        let text = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0LXNlY3JldA==\n-----END PRIVATE KEY-----\n";
+        let error = PrivateKey::from_pem(text).unwrap_err();
+        assert_eq!(error, KeyError::Unsupported);
+        assert!("dsa".parse::<KeyAlgorithm>().is_err());
+    }
+}

@@ -1,0 +1,80 @@
+//! Proof that a peer's certificate was verified in this connection.
+//!
+//! Invariant: a [`VerifiedPeer`] can only be made from a finished handshake of a configuration of this module that
+//! verifies; there is no other constructor. What the peer may do is decided by whoever takes the proof.
+
+use carrick_base::SpiffeId;
+use rustls::{ClientConnection, CommonState, ServerConnection};
+
+use super::ServerAuth;
+use crate::certificate::CertificateInfo;
+
+/// Who is at the other end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifiedPeer {
+    spiffe: Option<SpiffeId>,
+    sha256: [u8; 32],
+    info: CertificateInfo,
+}
+
+impl VerifiedPeer {
+    /// The client of a finished server-side handshake; `None` while shaking hands or when it showed no certificate.
+    pub fn of_client(connection: &ServerConnection) -> Option<Self> {
+        Self::read(connection)
+    }
+
+    /// The server of a finished client-side handshake; `None` while shaking hands or where `auth`, with which the
+    /// connection's configuration was made, verifies nothing.
+    pub fn of_server(connection: &ClientConnection, auth: &ServerAuth) -> Option<Self> {
+        if matches!(auth, ServerAuth::None) { None } else { Self::read(connection) }
+    }
+
+    fn read(connection: &CommonState) -> Option<Self> {
+        if connection.is_handshaking() {
+            return None;
+        }
+        let leaf = connection.peer_certificates()?.first()?;
+        let info = CertificateInfo::read(leaf).ok()?;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
+        let spiffe = match info.uris.as_slice() {
+            [uri] => uri.parse().ok(),
+            _ => None,
+        };
+        Some(Self { spiffe, sha256: digest.as_ref().try_into().ok()?, info })
+    }
+
+    /// The SPIFFE ID; always there for peers verified as SPIFFE peers.
+    pub fn spiffe(&self) -> Option<&SpiffeId> {
+        self.spiffe.as_ref()
+    }
+
+    /// SHA-256 of the leaf's DER.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
+    }
+
+    /// The same in lower-case hexadecimal, as `x-forwarded-client-cert` has it.
+    pub fn sha256_hex(&self) -> String {
+        self.sha256.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// The subject; empty for workloads.
+    pub fn subject(&self) -> &str {
+        &self.info.subject
+    }
+
+    /// URI names.
+    pub fn uris(&self) -> &[String] {
+        &self.info.uris
+    }
+
+    /// DNS names.
+    pub fn dns_names(&self) -> &[String] {
+        &self.info.dns
+    }
+
+    /// Everything else the leaf says.
+    pub fn certificate(&self) -> &CertificateInfo {
+        &self.info
+    }
+}

@@ -1,0 +1,233 @@
+//! Verifiers for rustls: webpki checks the chain, then the names are checked against the policy.
+//!
+//! Invariant: the order is chain first, names second, so that an error about names only reaches peers we would trust;
+//! every failure becomes the alert that tells the peer what to mend. DNS names are looked at only where asked for.
+
+use std::sync::Arc;
+
+use carrick_base::SpiffeId;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::PeerPolicy;
+use crate::certificate::CertificateInfo;
+
+/// Why a verified chain is still not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NameError {
+    #[error("a SPIFFE certificate has exactly one URI name, this one has {0}")]
+    UriCount(usize),
+    #[error("{0:?} is not a SPIFFE ID")]
+    NotSpiffe(String),
+    #[error("none of the accepted names matches {0:?}")]
+    NotAccepted(Vec<String>),
+}
+
+/// Chain and names of one peer.
+#[derive(Debug)]
+pub(super) struct ChainVerifier {
+    pub(super) policy: PeerPolicy,
+    pub(super) spiffe: bool,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ChainVerifier {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+        name: Option<&ServerName<'_>>,
+    ) -> Result<(), Error> {
+        let cert = EndEntityCert::try_from(leaf).map_err(tls_error)?;
+        cert.verify_for_usage(self.algorithms.all, self.policy.roots.anchors(), intermediates, now, usage, None, None)
+            .map_err(tls_error)?;
+        if let Some(name) = name {
+            cert.verify_is_valid_for_subject_name(name).map_err(tls_error)?;
+        }
+        if !self.spiffe && self.policy.sans.is_empty() {
+            return Ok(());
+        }
+        let info = CertificateInfo::read(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        check_names(&self.policy, self.spiffe, &info)
+            .map_err(|e| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e)))))
+    }
+}
+
+fn check_names(policy: &PeerPolicy, spiffe: bool, info: &CertificateInfo) -> Result<(), NameError> {
+    if spiffe {
+        match info.uris.as_slice() {
+            [uri] if uri.parse::<SpiffeId>().is_ok() => {}
+            [uri] => return Err(NameError::NotSpiffe(uri.clone())),
+            more => return Err(NameError::UriCount(more.len())),
+        }
+    }
+    if policy.accepts(info) {
+        Ok(())
+    } else {
+        Err(NameError::NotAccepted(info.uris.iter().chain(&info.dns).cloned().collect()))
+    }
+}
+
+/// What webpki says, in rustls' words, which decide the alert.
+fn tls_error(error: webpki::Error) -> Error {
+    use webpki::Error as E;
+    let reason = match error {
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        E::InvalidCertValidity => CertificateError::Expired,
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        E::CertRevoked => CertificateError::Revoked,
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        E::CertNotValidForName(context) => {
+            CertificateError::NotValidForNameContext { expected: context.expected, presented: context.presented }
+        }
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        E::UnsupportedCriticalExtension => CertificateError::UnhandledCriticalExtension,
+        E::CaUsedAsEndEntity
+        | E::EndEntityUsedAsCa
+        | E::PathLenConstraintViolated
+        | E::NameConstraintViolation
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumPathDepthExceeded
+        | E::MaximumSignatureChecksExceeded
+        | E::MaximumNameConstraintComparisonsExceeded => {
+            CertificateError::Other(OtherError(Arc::new(ChainError(error))))
+        }
+        _ => CertificateError::BadEncoding,
+    };
+    Error::InvalidCertificate(reason)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("certificate chain: {0:?}")]
+struct ChainError(webpki::Error);
+
+/// For servers: verifies clients.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: ChainVerifier,
+    mandatory: bool,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(chain: ChainVerifier, mandatory: bool) -> Self {
+        Self { chain, mandatory }
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Istio's sidecars send none either; a client then shows the one certificate it has.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.chain.verify(leaf, intermediates, now, KeyUsage::client_auth(), None)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.chain.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.chain.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.algorithms.supported_schemes()
+    }
+}
+
+/// What a client checks of a server.
+#[derive(Debug)]
+pub(super) enum ServerCheck {
+    Policy(ChainVerifier),
+    Name(ChainVerifier),
+    Nothing(WebPkiSupportedAlgorithms),
+}
+
+/// For clients: verifies servers.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    check: ServerCheck,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(check: ServerCheck) -> Self {
+        Self { check }
+    }
+
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        match &self.check {
+            ServerCheck::Policy(chain) | ServerCheck::Name(chain) => &chain.algorithms,
+            ServerCheck::Nothing(algorithms) => algorithms,
+        }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let usage = KeyUsage::server_auth();
+        match &self.check {
+            ServerCheck::Policy(chain) => chain.verify(leaf, intermediates, now, usage, None)?,
+            ServerCheck::Name(chain) => chain.verify(leaf, intermediates, now, usage, Some(server_name))?,
+            ServerCheck::Nothing(_) => {}
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, self.algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, self.algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms().supported_schemes()
+    }
+}

@@ -1,0 +1,98 @@
+//! Trust bundles: the roots a peer's chain may end in.
+//!
+//! Invariant: every certificate in a bundle parses as a trust anchor, and none is there twice. An empty bundle trusts
+//! nobody. Which bundle applies to which peer is decided elsewhere.
+
+use std::sync::Arc;
+
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+
+use crate::pem::{self, PemError};
+
+/// Why a bundle was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// The text is no list of certificates.
+    #[error("trust bundle: {0}")]
+    Pem(#[from] PemError),
+    /// One of the certificates cannot be an anchor.
+    #[error("trust bundle: certificate {0} is not usable as a root")]
+    Anchor(usize),
+}
+
+/// A set of root certificates, in order of first appearance. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct TrustBundle {
+    roots: Arc<[CertificateDer<'static>]>,
+    anchors: Arc<[TrustAnchor<'static>]>,
+}
+
+impl std::fmt::Debug for TrustBundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TrustBundle({} roots)", self.roots.len())
+    }
+}
+
+impl TrustBundle {
+    /// A bundle of these certificates.
+    ///
+    /// # Errors
+    /// One of them cannot be a trust anchor.
+    pub fn new(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Self, TrustError> {
+        let mut roots: Vec<CertificateDer<'static>> = Vec::new();
+        for certificate in certificates {
+            if !roots.contains(&certificate) {
+                roots.push(certificate);
+            }
+        }
+        let anchors = roots
+            .iter()
+            .enumerate()
+            .map(|(index, root)| {
+                webpki::anchor_from_trusted_cert(root).map(|a| a.to_owned()).map_err(|_| TrustError::Anchor(index))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { roots: roots.into(), anchors })
+    }
+
+    /// Reads a PEM list.
+    ///
+    /// # Errors
+    /// Not PEM, no certificate, or one that cannot be an anchor.
+    pub fn from_pem(text: &[u8]) -> Result<Self, TrustError> {
+        Self::new(pem::certificates(text)?)
+    }
+
+    /// The roots.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// The roots as PEM, each ending with a newline.
+    pub fn to_pem(&self) -> String {
+        pem::encode_certificates(self.roots.iter())
+    }
+
+    /// This bundle followed by what `other` has more.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let more: Vec<usize> = (0..other.roots.len())
+            .filter(|i| other.roots.get(*i).is_some_and(|root| !self.roots.contains(root)))
+            .collect();
+        let take = |i: &usize| other.roots.get(*i).cloned();
+        let anchor = |i: &usize| other.anchors.get(*i).cloned();
+        Self {
+            roots: self.roots.iter().cloned().chain(more.iter().filter_map(take)).collect(),
+            anchors: self.anchors.iter().cloned().chain(more.iter().filter_map(anchor)).collect(),
+        }
+    }
+
+    /// Whether nobody is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+}
