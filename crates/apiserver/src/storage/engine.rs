@@ -1,0 +1,231 @@
+//! The single writer: takes operations, checks preconditions, gives revisions, commits in groups, then answers.
+//!
+//! Invariant: one thread writes; a batch is made durable before any of its callers is answered and before any reader
+//! sees it. A failed commit changes nothing and fails its callers.
+//! What it leaves to others: the medium (`Storage`), the meaning of values (`store`).
+
+use super::image::{Image, Page, Retention, Tail};
+use super::{Change, ChangeKind, Expect, Key, Op, Record, Storage, StorageError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Sizes of the engine.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Kept changes of all resources together.
+    pub history_changes: usize,
+    /// Bytes they may weigh.
+    pub history_bytes: usize,
+    /// Transactions that may wait for the writer; more callers wait.
+    pub queue: usize,
+    /// Transactions made durable together at most.
+    pub group: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { history_changes: 100_000, history_bytes: 64 << 20, queue: 1024, group: 256 }
+    }
+}
+
+struct Command {
+    ops: Vec<Op>,
+    answer: oneshot::Sender<Result<Vec<Arc<Change>>, StorageError>>,
+}
+
+/// Handle to the running engine; clones share it. The writer ends when the last handle is gone.
+#[derive(Clone)]
+pub struct Engine {
+    image: Arc<RwLock<Image>>,
+    writer: mpsc::Sender<Command>,
+    healthy: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Loads `storage` and starts the writer thread.
+    ///
+    /// # Errors
+    /// What the backend says while loading, or that no thread could be started.
+    pub fn start(mut storage: impl Storage, options: EngineOptions) -> Result<Self, StorageError> {
+        let loaded = storage.load()?;
+        let image = Arc::new(RwLock::new(Image::new(loaded)));
+        let (sender, receiver) = mpsc::channel(options.queue.max(1));
+        let healthy = Arc::new(AtomicBool::new(true));
+        let writer = Writer { storage, image: image.clone(), healthy: healthy.clone(), options };
+        std::thread::Builder::new()
+            .name("api-store".into())
+            .spawn(move || writer.run(receiver))
+            .map_err(|e| StorageError::Medium(format!("cannot start the writer: {e}")))?;
+        Ok(Self { image, writer: sender, healthy })
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Image) -> T) -> T {
+        f(&self.image.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the last commit worked.
+    pub fn healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed) && !self.writer.is_closed()
+    }
+
+    /// Last visible revision.
+    pub fn revision(&self) -> u64 {
+        self.read(Image::revision)
+    }
+
+    /// The record of one key.
+    pub fn get(&self, key: &Key) -> Option<Record> {
+        self.read(|image| image.record(key).cloned())
+    }
+
+    /// How many objects a resource has.
+    pub fn count(&self, resource: &str) -> usize {
+        self.read(|image| image.len(resource))
+    }
+
+    /// A page of a list, consistent at one revision.
+    ///
+    /// # Errors
+    /// `Compacted` when `at` is older than the kept history.
+    pub fn page(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        after: Option<(&str, &str)>,
+        limit: Option<usize>,
+        at: Option<u64>,
+    ) -> Result<Page, StorageError> {
+        self.read(|image| image.page(resource, namespace, after, limit, at))
+    }
+
+    /// Changes of a resource after `since`.
+    ///
+    /// # Errors
+    /// `Compacted` when `since` is older than the kept history.
+    pub fn tail(&self, resource: &str, since: u64, limit: usize) -> Result<Tail, StorageError> {
+        self.read(|image| image.tail(resource, since, limit))
+    }
+
+    /// Tells of changes of one resource; the value is the revision of its last one.
+    pub fn subscribe(&self, resource: &str) -> watch::Receiver<u64> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner).subscribe(resource)
+    }
+
+    /// Does all of `ops` or none; returns when the outcome is durable. Once sent it happens even if the caller goes away.
+    ///
+    /// # Errors
+    /// The first failed precondition, or `Medium`/`Closed`.
+    pub async fn commit(&self, ops: Vec<Op>) -> Result<Vec<Arc<Change>>, StorageError> {
+        let (answer, answered) = oneshot::channel();
+        self.writer.send(Command { ops, answer }).await.map_err(|_| StorageError::Closed)?;
+        answered.await.map_err(|_| StorageError::Closed)?
+    }
+}
+
+struct Writer<S> {
+    storage: S,
+    image: Arc<RwLock<Image>>,
+    healthy: Arc<AtomicBool>,
+    options: EngineOptions,
+}
+
+/// Keys changed earlier in the same batch.
+type Overlay = HashMap<Key, Option<Record>>;
+
+impl<S: Storage> Writer<S> {
+    fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(first) = commands.blocking_recv() {
+            let mut group = vec![first];
+            while group.len() < self.options.group {
+                let Ok(next) = commands.try_recv() else { break };
+                group.push(next);
+            }
+            self.batch(group);
+        }
+    }
+
+    fn batch(&mut self, group: Vec<Command>) {
+        let mut changes: Vec<Arc<Change>> = Vec::new();
+        let mut answers = Vec::new();
+        let compact_through = {
+            let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+            let mut overlay = Overlay::new();
+            let mut revision = image.revision();
+            for command in group {
+                match plan(&image, &mut overlay, revision, &command.ops) {
+                    Ok(planned) => {
+                        revision = planned.last().map_or(revision, |c| c.revision);
+                        changes.extend(planned.iter().cloned());
+                        answers.push((command.answer, planned));
+                    }
+                    // The caller may have gone away; then nobody is to be told.
+                    Err(error) => drop(command.answer.send(Err(error))),
+                }
+            }
+            let keep = Retention { changes: self.options.history_changes, bytes: self.options.history_bytes };
+            image.compact_through(&changes, keep)
+        };
+        if changes.is_empty() {
+            for (answer, planned) in answers {
+                drop(answer.send(Ok(planned)));
+            }
+            return;
+        }
+        let outcome = self.storage.commit(&changes, compact_through);
+        self.healthy.store(outcome.is_ok(), Ordering::Relaxed);
+        match outcome {
+            Ok(()) => {
+                self.image.write().unwrap_or_else(PoisonError::into_inner).apply(&changes, compact_through);
+                for (answer, planned) in answers {
+                    drop(answer.send(Ok(planned)));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "a commit failed; nothing of it was acknowledged");
+                for (answer, _) in answers {
+                    drop(answer.send(Err(error.clone())));
+                }
+            }
+        }
+    }
+}
+
+/// Checks one transaction against the state and gives its changes their revisions.
+fn plan(image: &Image, overlay: &mut Overlay, mut revision: u64, ops: &[Op]) -> Result<Vec<Arc<Change>>, StorageError> {
+    let mut planned = Vec::with_capacity(ops.len());
+    let mut own = Overlay::new();
+    for op in ops {
+        let current = match own.get(&op.key).or_else(|| overlay.get(&op.key)) {
+            Some(record) => record.clone(),
+            None => image.record(&op.key).cloned(),
+        };
+        match (op.expect, &current) {
+            (Expect::Absent, Some(_)) => return Err(StorageError::Exists(op.key.clone())),
+            (Expect::Revision(_), None) => return Err(StorageError::Missing(op.key.clone())),
+            (Expect::Revision(wanted), Some(r)) if r.revision != wanted => {
+                return Err(StorageError::Changed(op.key.clone()));
+            }
+            _ => {}
+        }
+        let (kind, value) = match (&op.value, &current) {
+            (Some(value), None) => (ChangeKind::Created, value.clone()),
+            (Some(value), Some(_)) => (ChangeKind::Updated, value.clone()),
+            (None, Some(record)) => (ChangeKind::Deleted, record.value.clone()),
+            (None, None) => continue,
+        };
+        revision = revision.saturating_add(1);
+        own.insert(op.key.clone(), op.value.as_ref().map(|v| Record { revision, value: v.clone() }));
+        planned.push(Arc::new(Change {
+            revision,
+            kind,
+            key: op.key.clone(),
+            value,
+            previous: current,
+            decoded: OnceLock::new(),
+        }));
+    }
+    overlay.extend(own);
+    Ok(planned)
+}

@@ -1,0 +1,232 @@
+//! The metadata the server owns: uid, creation time, generation, generated names, and what may not change.
+//!
+//! Invariant: after `prepare_create`/`prepare_update` an object's identity is the server's, whatever the client sent.
+//! What it leaves to others: resourceVersion (the revision) and deletion (`delete`).
+
+use crate::catalog::Resource;
+use crate::error::{ApiError, ApiResult, Cause};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+/// Longest name (a DNS subdomain).
+const NAME_LIMIT: usize = 253;
+const SUFFIX: usize = 5;
+/// No vowels and no look-alikes, so that generated names spell nothing.
+const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+const SECONDS: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+
+/// Time as `metav1.Time` writes it, in whole seconds.
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.to_offset(time::UtcOffset::UTC).format(SECONDS).unwrap_or_default()
+}
+
+fn meta_str<'a>(object: &'a Value, field: &str) -> &'a str {
+    object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("")
+}
+
+/// `metadata.name`, or empty.
+pub fn name_of(object: &Value) -> &str {
+    meta_str(object, "name")
+}
+
+/// `metadata.namespace`, or empty.
+pub fn namespace_of(object: &Value) -> &str {
+    meta_str(object, "namespace")
+}
+
+/// `apiVersion`, or empty.
+pub fn api_version_of(object: &Value) -> &str {
+    object.get("apiVersion").and_then(Value::as_str).unwrap_or("")
+}
+
+/// `metadata.resourceVersion` as a number; 0 for one that is none.
+pub fn resource_version_of(object: &Value) -> Option<u64> {
+    let text = meta_str(object, "resourceVersion");
+    if text.is_empty() { None } else { Some(text.parse().unwrap_or(0)) }
+}
+
+pub(super) fn needs_name(object: &Value) -> bool {
+    name_of(object).is_empty() && !meta_str(object, "generateName").is_empty()
+}
+
+pub(super) fn clear_name(object: &mut Value) {
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.shift_remove("name");
+    }
+}
+
+fn generated(prefix: &str) -> String {
+    let keep = NAME_LIMIT.saturating_sub(SUFFIX + 1);
+    let prefix: String = prefix.chars().take(keep.min(58)).collect();
+    let suffix = (0..SUFFIX).filter_map(|_| {
+        let at = rand::random_range(0..SUFFIX_ALPHABET.len());
+        SUFFIX_ALPHABET.get(at).map(|b| char::from(*b))
+    });
+    prefix.chars().chain(suffix).collect()
+}
+
+/// Makes `metadata` a map and hands it out.
+fn metadata(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
+    let object = object.as_object_mut().ok_or_else(|| ApiError::BadRequest("the object is not a map".into()))?;
+    object
+        .entry("metadata")
+        .or_insert_with(|| Value::Object(Map::new()))
+        .as_object_mut()
+        .ok_or_else(|| ApiError::BadRequest("metadata is not a map".into()))
+}
+
+fn dns_label(name: &str, dots: bool) -> bool {
+    let limit = if dots { NAME_LIMIT } else { 63 };
+    let part_ok = |part: &str| {
+        let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let bytes = part.as_bytes();
+        bytes.first().is_some_and(|b| ok(*b))
+            && bytes.last().is_some_and(|b| ok(*b))
+            && bytes.iter().all(|b| ok(*b) || *b == b'-')
+    };
+    name.len() <= limit && if dots { name.split('.').all(part_ok) } else { part_ok(name) }
+}
+
+/// Names are DNS subdomains, except where Kubernetes only asks for a path segment.
+fn check_name(kind: &Resource, name: &str) -> Option<Cause> {
+    let value = json!(name);
+    if kind.group == "rbac.authorization.k8s.io" {
+        let bad = name == "." || name == ".." || name.contains('/') || name.contains('%');
+        return bad.then(|| Cause::invalid("metadata.name", &value, "may not be '.' or '..' or contain '/' or '%'"));
+    }
+    if kind.id.as_ref() == "namespaces" || kind.id.as_ref() == "services" {
+        let why = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+        return (!dns_label(name, false)).then(|| Cause::invalid("metadata.name", &value, why));
+    }
+    let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+    (!dns_label(name, true)).then(|| Cause::invalid("metadata.name", &value, why))
+}
+
+/// Kinds without a desired state (ConfigMap, Event) have no generation.
+fn has_generation(kind: &Resource, object: &Value) -> bool {
+    kind.group.contains('.') && object.get("spec").is_some() || kind.has_status && object.get("spec").is_some()
+}
+
+/// Fills and checks the metadata of a new object.
+pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDateTime) -> ApiResult<()> {
+    let generation = has_generation(kind, object);
+    if let Some(map) = object.as_object_mut() {
+        map.insert("apiVersion".into(), json!(kind.storage_api_version()));
+        map.insert("kind".into(), json!(kind.kind));
+    }
+    let meta = metadata(object)?;
+    if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
+        return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
+    }
+    let text =
+        |meta: &Map<String, Value>, field: &str| meta.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
+    if text(meta, "name").is_empty() {
+        let prefix = text(meta, "generateName");
+        if prefix.is_empty() {
+            let cause = Cause::required("metadata.name", "name or generateName is required");
+            return Err(ApiError::invalid(&kind.group, &kind.kind, "", vec![cause]));
+        }
+        meta.insert("name".into(), json!(generated(&prefix)));
+    }
+    let name = text(meta, "name");
+    if let Some(cause) = check_name(kind, &name) {
+        return Err(ApiError::invalid(&kind.group, &kind.kind, &name, vec![cause]));
+    }
+    if !kind.namespaced {
+        meta.shift_remove("namespace");
+    }
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"] {
+        meta.shift_remove(field);
+    }
+    meta.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+    meta.insert("creationTimestamp".into(), json!(rfc3339(now)));
+    if generation {
+        meta.insert("generation".into(), json!(1));
+    }
+    tidy(meta);
+    Ok(())
+}
+
+/// Empty maps and nulls in metadata mean absence.
+fn tidy(meta: &mut Map<String, Value>) {
+    meta.retain(|_, value| match value {
+        Value::Null => false,
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => true,
+    });
+}
+
+/// Everything outside metadata and status.
+fn desired_differs(old: &Value, new: &Value) -> bool {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
+    let outside = |key: &str| !matches!(key, "metadata" | "status" | "apiVersion" | "kind");
+    old.iter().filter(|(k, _)| outside(k)).any(|(k, v)| new.get(k) != Some(v))
+        || new.keys().any(|k| outside(k) && !old.contains_key(k))
+}
+
+/// Gives `wanted` the identity of `old`; `None` when nothing changes.
+pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) -> ApiResult<Option<Value>> {
+    let name = name_of(old).to_owned();
+    let no_meta = Map::new();
+    let old_meta = old.get("metadata").and_then(Value::as_object).unwrap_or(&no_meta);
+    if let Some(map) = wanted.as_object_mut() {
+        map.insert("apiVersion".into(), json!(kind.storage_api_version()));
+        map.insert("kind".into(), json!(kind.kind));
+    }
+    let changed = desired_differs(old, &wanted);
+    let generation = has_generation(kind, &wanted);
+    let deleting = old_meta.contains_key("deletionTimestamp");
+    let meta = metadata(&mut wanted)?;
+    let given_uid = meta.get("uid").and_then(Value::as_str).unwrap_or("");
+    let uid = old_meta.get("uid").and_then(Value::as_str).unwrap_or("");
+    if !given_uid.is_empty() && given_uid != uid {
+        return Err(ApiError::Conflict {
+            subject: crate::error::Subject::of(&kind.id, &name),
+            why: format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {uid}"),
+        });
+    }
+    if deleting {
+        let finalizers =
+            |m: &Map<String, Value>| m.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let had = finalizers(old_meta);
+        if let Some(new) = finalizers(meta).iter().find(|f| !had.contains(f)) {
+            let why = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{new}}}"
+            );
+            return Err(ApiError::invalid(
+                &kind.group,
+                &kind.kind,
+                &name,
+                vec![Cause::forbidden("metadata.finalizers", why)],
+            ));
+        }
+    }
+    let kept = [
+        "name",
+        "namespace",
+        "generateName",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+    ];
+    for field in kept {
+        // A deletion's grace may be shortened, which only `delete` does, through a mark it removes itself.
+        match old_meta.get(field) {
+            Some(value) => meta.insert(field.into(), value.clone()),
+            None => meta.shift_remove(field),
+        };
+    }
+    meta.shift_remove("selfLink");
+    meta.insert("resourceVersion".into(), old_meta.get("resourceVersion").cloned().unwrap_or(Value::Null));
+    if generation && changed {
+        let next = old_meta.get("generation").and_then(Value::as_u64).unwrap_or(0).saturating_add(1);
+        meta.insert("generation".into(), json!(next));
+    }
+    tidy(meta);
+    Ok((wanted != *old).then_some(wanted))
+}
