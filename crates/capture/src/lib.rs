@@ -5,4 +5,12 @@
 
 mod error;
 
+pub mod annotations;
+pub mod netns;
+pub mod nft;
+pub mod original_dst;
+pub mod services;
+pub mod sidecar;
+
 pub use error::CaptureError;
+pub use original_dst::original_dst;
