@@ -1,0 +1,124 @@
+//! The columns of the kinds' tables.
+//!
+//! Invariant: names, order and priorities as in Kubernetes' printers and in Istio's CRDs.
+
+/// One column of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer` or `date`.
+    pub type_: &'static str,
+    /// `name` for the name column, otherwise empty.
+    pub format: &'static str,
+    /// 0 is always shown, others with `-o wide`.
+    pub priority: i32,
+    pub description: &'static str,
+}
+
+const fn column(name: &'static str, description: &'static str) -> Column {
+    Column { name, type_: "string", format: "", priority: 0, description }
+}
+
+const fn wide(name: &'static str, description: &'static str) -> Column {
+    Column { priority: 1, ..column(name, description) }
+}
+
+const NAME: Column = Column { format: "name", ..column("Name", "Name of the object, unique within its namespace.") };
+const AGE: Column = column("Age", "Time since the object was created.");
+const CREATED_AT: Column = column("Created At", "Time at which the object was created.");
+
+pub(super) const NAME_AGE: &[Column] = &[NAME, AGE];
+pub(super) const NAME_CREATED: &[Column] = &[NAME, CREATED_AT];
+
+pub(super) const POD: &[Column] = &[
+    NAME,
+    column("Ready", "Containers that are ready, of all."),
+    column("Status", "What the pod's containers are doing, in one word."),
+    column("Restarts", "How often containers were restarted, and when last."),
+    AGE,
+    wide("IP", "Address of the pod."),
+    wide("Node", "Node that runs the pod."),
+    wide("Nominated Node", "Node that the pod is waiting for."),
+    wide("Readiness Gates", "Conditions besides the containers that the pod's readiness needs."),
+];
+
+pub(super) const SERVICE: &[Column] = &[
+    NAME,
+    column("Type", "How the service is reached."),
+    column("Cluster-IP", "Virtual address inside the cluster."),
+    column("External-IP", "Addresses from outside."),
+    column("Port(s)", "Ports, with node ports, and protocols."),
+    AGE,
+    wide("Selector", "Labels of the pods behind the service."),
+];
+
+pub(super) const NAMESPACE: &[Column] =
+    &[NAME, column("Status", "Active, or Terminating while its content is deleted."), AGE];
+pub(super) const CONFIG_MAP: &[Column] = &[NAME, column("Data", "Number of entries."), AGE];
+pub(super) const SECRET: &[Column] =
+    &[NAME, column("Type", "What the secret is for."), column("Data", "Number of entries."), AGE];
+pub(super) const SERVICE_ACCOUNT: &[Column] =
+    &[NAME, column("Secrets", "Number of secrets that pods of this account may use."), AGE];
+pub(super) const ENDPOINTS: &[Column] = &[NAME, column("Endpoints", "Addresses and ports."), AGE];
+pub(super) const ENDPOINT_SLICE: &[Column] = &[
+    NAME,
+    column("AddressType", "Family of the addresses."),
+    column("Ports", "Ports of each endpoint."),
+    column("Endpoints", "Addresses."),
+    AGE,
+];
+pub(super) const LEASE: &[Column] = &[NAME, column("Holder", "Who holds the lease."), AGE];
+
+pub(super) const NODE: &[Column] = &[
+    NAME,
+    column("Status", "Whether the node takes pods."),
+    column("Roles", "Roles given by labels."),
+    AGE,
+    column("Version", "Version of the node's agent."),
+    wide("Internal-IP", "Address inside the cluster."),
+    wide("External-IP", "Address from outside."),
+    wide("OS-Image", "Operating system."),
+    wide("Kernel-Version", "Kernel."),
+    wide("Container-Runtime", "What runs the containers."),
+];
+
+pub(super) const EVENT: &[Column] = &[
+    column("Last Seen", "Time since it last happened."),
+    column("Type", "Normal or Warning."),
+    column("Reason", "What happened, in one word."),
+    column("Object", "What it happened to."),
+    wide("Subobject", "Part of the object."),
+    wide("Source", "Who reported it."),
+    column("Message", "What happened, in a sentence."),
+    wide("First Seen", "Time since it first happened."),
+    wide("Count", "How often it happened."),
+    Column { format: "name", ..wide("Name", "Name of the event.") },
+];
+
+pub(super) const ROLE_BINDING: &[Column] = &[
+    NAME,
+    column("Role", "What is granted."),
+    AGE,
+    wide("Users", "Users it is granted to."),
+    wide("Groups", "Groups it is granted to."),
+    wide("ServiceAccounts", "Service accounts it is granted to."),
+];
+
+pub(super) const VIRTUAL_SERVICE: &[Column] = &[
+    NAME,
+    column("Gateways", "Gateways and sidecars that apply these routes."),
+    column("Hosts", "Hosts that traffic is sent to."),
+    AGE,
+];
+pub(super) const DESTINATION_RULE: &[Column] = &[NAME, column("Host", "Host that the rule is about."), AGE];
+pub(super) const SERVICE_ENTRY: &[Column] = &[
+    NAME,
+    column("Hosts", "Hosts of the entry."),
+    column("Location", "Whether it is part of the mesh."),
+    column("Resolution", "How endpoints are found."),
+    AGE,
+];
+pub(super) const WORKLOAD_ENTRY: &[Column] = &[NAME, AGE, column("Address", "Address of the workload.")];
+pub(super) const PEER_AUTHENTICATION: &[Column] = &[NAME, column("Mode", "Mutual TLS mode of the whole policy."), AGE];
+pub(super) const AUTHORIZATION_POLICY: &[Column] =
+    &[NAME, column("Action", "What the policy does when it matches."), AGE];

@@ -1,0 +1,202 @@
+//! Kubernetes' own kinds that are served.
+//!
+//! Invariant: schemas are the full ones of k8s-openapi; the review kinds are served but never stored.
+
+use std::sync::OnceLock;
+
+use k8s_openapi::api::authentication::v1 as authentication;
+use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::coordination::v1 as coordination;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::rbac::v1 as rbac;
+use serde_json::Value;
+
+use super::columns::{self, Column};
+use super::{Kind, Shape, print};
+use crate::schema::{Converted, definitions_of};
+use crate::timestamp::Timestamp;
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const AUTHENTICATION: &str = "authentication.k8s.io";
+const AUTHORIZATION: &str = "authorization.k8s.io";
+
+type Convert = fn() -> Converted;
+type Printer = (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>);
+
+pub(super) fn kinds() -> Vec<Kind> {
+    let name_age: Printer = (columns::NAME_AGE, print::name_age);
+    let created: Printer = (columns::NAME_CREATED, print::name_created);
+    let binding: Printer = (columns::ROLE_BINDING, print::role_binding);
+    let all: &[&str] = &["all"];
+    vec![
+        Kind {
+            short_names: &["cm"],
+            ..kind(
+                "",
+                "ConfigMap",
+                "configmaps",
+                definitions_of::<core::ConfigMap>,
+                (columns::CONFIG_MAP, print::config_map),
+            )
+        },
+        Kind {
+            short_names: &["ep"],
+            singular: "endpoints",
+            ..kind(
+                "",
+                "Endpoints",
+                "endpoints",
+                definitions_of::<core::Endpoints>,
+                (columns::ENDPOINTS, print::endpoints),
+            )
+        },
+        Kind {
+            short_names: &["ev"],
+            ..kind("", "Event", "events", definitions_of::<core::Event>, (columns::EVENT, print::event))
+        },
+        Kind {
+            short_names: &["ns"],
+            namespaced: false,
+            subresources: &["status", "finalize"],
+            ..kind(
+                "",
+                "Namespace",
+                "namespaces",
+                definitions_of::<core::Namespace>,
+                (columns::NAMESPACE, print::namespace),
+            )
+        },
+        Kind {
+            short_names: &["no"],
+            namespaced: false,
+            subresources: &["status"],
+            ..kind("", "Node", "nodes", definitions_of::<core::Node>, (columns::NODE, print::node))
+        },
+        Kind {
+            short_names: &["po"],
+            categories: all,
+            subresources: &["status"],
+            ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
+        },
+        kind("", "Secret", "secrets", definitions_of::<core::Secret>, (columns::SECRET, print::secret)),
+        Kind {
+            short_names: &["sa"],
+            subresources: &["token"],
+            ..kind(
+                "",
+                "ServiceAccount",
+                "serviceaccounts",
+                definitions_of::<core::ServiceAccount>,
+                (columns::SERVICE_ACCOUNT, print::service_account),
+            )
+        },
+        Kind {
+            short_names: &["svc"],
+            categories: all,
+            subresources: &["status"],
+            ..kind("", "Service", "services", definitions_of::<core::Service>, (columns::SERVICE, print::service))
+        },
+        review(
+            AUTHENTICATION,
+            "SelfSubjectReview",
+            "selfsubjectreviews",
+            definitions_of::<authentication::SelfSubjectReview>,
+            created,
+        ),
+        review(AUTHENTICATION, "TokenReview", "tokenreviews", definitions_of::<authentication::TokenReview>, created),
+        Kind {
+            namespaced: true,
+            ..review(
+                AUTHORIZATION,
+                "LocalSubjectAccessReview",
+                "localsubjectaccessreviews",
+                definitions_of::<authorization::LocalSubjectAccessReview>,
+                created,
+            )
+        },
+        review(
+            AUTHORIZATION,
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+            definitions_of::<authorization::SelfSubjectAccessReview>,
+            created,
+        ),
+        review(
+            AUTHORIZATION,
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+            definitions_of::<authorization::SelfSubjectRulesReview>,
+            created,
+        ),
+        review(
+            AUTHORIZATION,
+            "SubjectAccessReview",
+            "subjectaccessreviews",
+            definitions_of::<authorization::SubjectAccessReview>,
+            created,
+        ),
+        kind(
+            "coordination.k8s.io",
+            "Lease",
+            "leases",
+            definitions_of::<coordination::Lease>,
+            (columns::LEASE, print::lease),
+        ),
+        kind(
+            "discovery.k8s.io",
+            "EndpointSlice",
+            "endpointslices",
+            definitions_of::<discovery::EndpointSlice>,
+            (columns::ENDPOINT_SLICE, print::endpoint_slice),
+        ),
+        Kind {
+            short_names: &["ev"],
+            ..kind("events.k8s.io", "Event", "events", definitions_of::<events::Event>, (columns::EVENT, print::event))
+        },
+        Kind {
+            namespaced: false,
+            ..kind(
+                RBAC,
+                "ClusterRoleBinding",
+                "clusterrolebindings",
+                definitions_of::<rbac::ClusterRoleBinding>,
+                binding,
+            )
+        },
+        Kind {
+            namespaced: false,
+            ..kind(RBAC, "ClusterRole", "clusterroles", definitions_of::<rbac::ClusterRole>, created)
+        },
+        kind(RBAC, "RoleBinding", "rolebindings", definitions_of::<rbac::RoleBinding>, binding),
+        kind(RBAC, "Role", "roles", definitions_of::<rbac::Role>, created),
+    ]
+    .into_iter()
+    .map(|kind| if kind.columns.is_empty() { Kind { columns: name_age.0, cells: name_age.1, ..kind } } else { kind })
+    .collect()
+}
+
+fn kind(group: &'static str, kind: &'static str, plural: &'static str, convert: Convert, printer: Printer) -> Kind {
+    Kind {
+        group,
+        versions: &["v1"],
+        kind,
+        plural,
+        singular: plural.strip_suffix('s').unwrap_or(plural),
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        stored: true,
+        custom: false,
+        subresources: &[],
+        columns: printer.0,
+        shape: Shape::Kubernetes(convert),
+        cells: printer.1,
+        schemas: OnceLock::new(),
+    }
+}
+
+fn review(group: &'static str, name: &'static str, plural: &'static str, convert: Convert, printer: Printer) -> Kind {
+    Kind { namespaced: false, stored: false, ..kind(group, name, plural, convert, printer) }
+}

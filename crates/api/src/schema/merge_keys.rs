@@ -1,0 +1,59 @@
+//! Which fields identify the items of Kubernetes' lists: what a strategic merge patch and server-side apply merge by.
+//!
+//! Invariant: a list that is not in the table is replaced as a whole. Source: the `patchMergeKey` and `listMapKey` markers
+//! of the Kubernetes API, which k8s-openapi's schemas do not carry.
+
+use std::sync::Arc;
+
+use super::ListMerge;
+
+/// Definition, field, keys. No keys: a set of scalars.
+const TABLE: &[(&str, &str, &[&str])] = &[
+    ("io.k8s.api.core.v1.PodSpec", "containers", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "initContainers", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "ephemeralContainers", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "volumes", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "imagePullSecrets", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "hostAliases", &["ip"]),
+    ("io.k8s.api.core.v1.PodSpec", "topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
+    ("io.k8s.api.core.v1.PodSpec", "schedulingGates", &["name"]),
+    ("io.k8s.api.core.v1.PodSpec", "resourceClaims", &["name"]),
+    ("io.k8s.api.core.v1.PodStatus", "conditions", &["type"]),
+    ("io.k8s.api.core.v1.PodStatus", "podIPs", &["ip"]),
+    ("io.k8s.api.core.v1.PodStatus", "hostIPs", &["ip"]),
+    ("io.k8s.api.core.v1.Container", "env", &["name"]),
+    ("io.k8s.api.core.v1.Container", "ports", &["containerPort", "protocol"]),
+    ("io.k8s.api.core.v1.Container", "volumeMounts", &["mountPath"]),
+    ("io.k8s.api.core.v1.Container", "volumeDevices", &["devicePath"]),
+    ("io.k8s.api.core.v1.EphemeralContainer", "env", &["name"]),
+    ("io.k8s.api.core.v1.EphemeralContainer", "ports", &["containerPort", "protocol"]),
+    ("io.k8s.api.core.v1.EphemeralContainer", "volumeMounts", &["mountPath"]),
+    ("io.k8s.api.core.v1.EphemeralContainer", "volumeDevices", &["devicePath"]),
+    ("io.k8s.api.core.v1.ResourceRequirements", "claims", &["name"]),
+    ("io.k8s.api.core.v1.ServiceSpec", "ports", &["port", "protocol"]),
+    ("io.k8s.api.core.v1.ServiceStatus", "conditions", &["type"]),
+    ("io.k8s.api.core.v1.ServiceAccount", "secrets", &["name"]),
+    ("io.k8s.api.core.v1.NamespaceStatus", "conditions", &["type"]),
+    ("io.k8s.api.core.v1.NodeSpec", "podCIDRs", &[]),
+    ("io.k8s.api.core.v1.NodeStatus", "addresses", &["type"]),
+    ("io.k8s.api.core.v1.NodeStatus", "conditions", &["type"]),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "finalizers", &[]),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "ownerReferences", &["uid"]),
+    ("io.k8s.api.apps.v1.DeploymentStatus", "conditions", &["type"]),
+    ("io.k8s.api.apps.v1.ReplicaSetStatus", "conditions", &["type"]),
+];
+
+/// How the list in a field of a definition merges.
+pub(super) fn of(definition: &str, field: &str) -> ListMerge {
+    match TABLE.iter().find(|(d, f, _)| *d == definition && *f == field) {
+        None => ListMerge::Atomic,
+        Some((_, _, [])) => ListMerge::Set,
+        Some((_, _, keys)) => ListMerge::Map(keys.iter().map(|k| Arc::from(*k)).collect()),
+    }
+}
+
+/// All places of the table, for the test that each of them exists in the schemas.
+#[cfg(test)]
+pub(super) fn places() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE.iter().map(|(definition, field, _)| (*definition, *field))
+}
