@@ -81,13 +81,13 @@ fn tls_error(error: webpki::Error) -> Error {
         E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
         E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
         E::InvalidCertValidity => CertificateError::Expired,
-        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        // Two meshes' self-signed roots may share a name, so a chain from the other one first shows as a bad signature.
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertificateError::UnknownIssuer,
         E::CertRevoked => CertificateError::Revoked,
         E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         E::CertNotValidForName(context) => {
             CertificateError::NotValidForNameContext { expected: context.expected, presented: context.presented }
         }
-        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         E::UnsupportedCriticalExtension => CertificateError::UnhandledCriticalExtension,
         E::CaUsedAsEndEntity
         | E::EndEntityUsedAsCa

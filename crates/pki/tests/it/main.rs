@@ -1,0 +1,5 @@
+//! The crate from outside: what the authority signs, judged by OpenSSL, and who gets through a handshake.
+
+mod authority;
+mod handshake;
+mod lab;
