@@ -1,1 +1,51 @@
-fn main(){}
+//! Checks that no compiler makes, run as `cargo xtask tidy`.
+//!
+//! Invariant: a check prints every finding with its place, and the exit code is 1 when there is any. Nothing is
+//! changed in the tree.
+
+mod cycles;
+mod layers;
+mod sources;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default();
+    let mut args = std::env::args().skip(1);
+    match (args.next().as_deref(), args.next()) {
+        (Some("tidy"), None) => report(tidy(&root)),
+        _ => {
+            eprintln!("usage: cargo xtask tidy");
+            ExitCode::from(64)
+        }
+    }
+}
+
+fn tidy(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut findings = layers::check(root)?;
+    let files = sources::rust_files(root)?;
+    findings.extend(sources::check_headers(root, &files)?);
+    findings.extend(sources::check_module_files(root, &files));
+    findings.extend(cycles::check(root)?);
+    Ok(findings)
+}
+
+fn report(result: anyhow::Result<Vec<String>>) -> ExitCode {
+    match result {
+        Ok(findings) if findings.is_empty() => ExitCode::SUCCESS,
+        Ok(findings) => {
+            for finding in &findings {
+                eprintln!("{finding}");
+            }
+            eprintln!("tidy: {} findings", findings.len());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("tidy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

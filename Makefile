@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` and `make test`. Both install what the machine lacks, and say what and why.
+
+SHELL := /bin/bash
+TOOLS := $(CURDIR)/.tools
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+export PATH := $(TOOLS)/bin:$(PATH)
+export CARRICK_ENVOY := $(TOOLS)/bin/envoy
+export CARRICK_KUBECTL := $(TOOLS)/bin/kubectl
+export CARRICK_HELM := $(TOOLS)/bin/helm
+JOBS ?= 2
+
+.PHONY: help demo test build check unit e2e bench fuzz clean-tools
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## run the banknext scenario with every pair of data planes
+	@tools/install demo
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	$(TARGET)/release/carrick demo banknext
+
+test: ## every check and test; what CI runs
+	@tools/install test
+	$(MAKE) --no-print-directory check unit e2e fuzz
+
+build: ## debug binaries in target/debug
+	cargo build --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+
+check: ## formatting, lints, layers, licences
+	cargo fmt --all --check
+	cargo xtask tidy
+	cargo deny --offline check bans licenses sources
+	cargo clippy --locked -j $(JOBS) --workspace --all-targets -- -D warnings
+
+unit: ## tests of the crates; needs root for network namespaces
+	cargo test --locked -j $(JOBS) --workspace
+
+e2e: build ## the scenarios on real traffic, with native, Envoy and mixed data planes
+	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
+
+fuzz: ## run the fuzz targets over the committed corpus, and a little beyond
+	cargo xtask fuzz
+
+bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
+	@tools/install bench
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	benches/run --proxy $(TARGET)/release/carrick-proxy --out $(TARGET)/bench
+
+clean-tools:
+	rm -rf $(TOOLS)
