@@ -7,7 +7,19 @@
 //! It deliberately does not know sockets, TLS handshakes, HTTP codecs, the control plane, or how secrets arrive.
 //! One confession: protobuf field *numbers* unknown to the generated types are dropped by the decoder and cannot be rejected.
 
+pub mod balance;
+pub mod chain;
+pub mod circuit;
+pub mod facts;
+pub mod format;
+pub mod matching;
 pub mod model;
+pub mod mutate;
+pub mod outlier;
+pub mod request;
+pub mod retry;
+pub mod rewrite;
+pub mod routing;
 pub mod store;
 
 pub use model::RuntimeConfig;

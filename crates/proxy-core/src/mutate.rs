@@ -1,0 +1,151 @@
+//! Header mutations and filter state of a matched route.
+//!
+//! Invariant: weighted cluster, route, virtual host, table, in this order (so that the table has the last word), or the reverse with
+//! `most_specific_header_mutations_wins`; within a level removals come first. Values that are no legal header value are dropped.
+
+use http::header::{HeaderMap, HeaderValue};
+
+use crate::format::Values;
+use crate::model::Name;
+use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, UpstreamOverrides};
+use crate::model::headers::{AppendAction, HeaderOps};
+use crate::model::route::{PerFilter, Route, RouteTable, VirtualHost, WeightedCluster};
+
+impl HeaderOps {
+    /// Applies this level.
+    pub fn apply(&self, headers: &mut HeaderMap, values: &dyn Values) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for add in &self.add {
+            let text = add.value.text(values);
+            if text.is_empty() && !add.keep_empty {
+                continue;
+            }
+            let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) else { continue };
+            let present = headers.contains_key(&add.name);
+            match add.action {
+                AppendAction::AppendOrAdd => {
+                    headers.append(add.name.clone(), value);
+                }
+                AppendAction::AddIfAbsent if present => {}
+                AppendAction::OverwriteIfExists if !present => {}
+                AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
+                    headers.insert(add.name.clone(), value);
+                }
+            }
+        }
+    }
+}
+
+/// The levels of a matched route.
+#[derive(Debug, Clone, Copy)]
+pub struct Levels<'a> {
+    /// Route table.
+    pub table: &'a RouteTable,
+    /// Virtual host.
+    pub virtual_host: &'a VirtualHost,
+    /// Route.
+    pub route: &'a Route,
+    /// Weighted cluster, if one was chosen.
+    pub weighted: Option<&'a WeightedCluster>,
+}
+
+impl Levels<'_> {
+    /// Whether requests need no mutation at all.
+    #[must_use]
+    pub fn request_is_plain(&self) -> bool {
+        self.table.request.is_empty()
+            && self.virtual_host.request.is_empty()
+            && self.route.request.is_empty()
+            && self.weighted.is_none_or(|w| w.request.is_empty())
+    }
+
+    /// Whether responses need no mutation at all.
+    #[must_use]
+    pub fn response_is_plain(&self) -> bool {
+        self.table.response.is_empty()
+            && self.virtual_host.response.is_empty()
+            && self.route.response.is_empty()
+            && self.weighted.is_none_or(|w| w.response.is_empty())
+    }
+
+    /// Mutates a request.
+    pub fn mutate_request(&self, headers: &mut HeaderMap, values: &dyn Values) {
+        let weighted = self.weighted.map(|w| &w.request);
+        self.run(
+            [weighted, Some(&self.route.request), Some(&self.virtual_host.request), Some(&self.table.request)],
+            headers,
+            values,
+        );
+    }
+
+    /// Mutates a response.
+    pub fn mutate_response(&self, headers: &mut HeaderMap, values: &dyn Values) {
+        let weighted = self.weighted.map(|w| &w.response);
+        self.run(
+            [weighted, Some(&self.route.response), Some(&self.virtual_host.response), Some(&self.table.response)],
+            headers,
+            values,
+        );
+    }
+
+    fn run(&self, mut levels: [Option<&HeaderOps>; 4], headers: &mut HeaderMap, values: &dyn Values) {
+        if self.table.most_specific_wins {
+            levels.reverse();
+        }
+        for ops in levels.into_iter().flatten() {
+            ops.apply(headers, values);
+        }
+    }
+
+    /// Filter state of a request: each `set_filter_state` filter, its most specific configuration.
+    #[must_use]
+    pub fn upstream_overrides(&self, filters: &[HttpFilter], values: &dyn Values) -> UpstreamOverrides {
+        let mut overrides = UpstreamOverrides::default();
+        for filter in filters {
+            let HttpFilter::SetFilterState { name, on_request } = filter else { continue };
+            if self.filter_disabled(name) {
+                continue;
+            }
+            overrides.apply(self.filter_state(name).unwrap_or(on_request), values);
+        }
+        overrides
+    }
+
+    fn per_filter(&self) -> impl Iterator<Item = &PerFilter> {
+        self.weighted.map(|w| &w.per_filter).into_iter().chain([&self.route.per_filter, &self.virtual_host.per_filter])
+    }
+
+    /// Whether a filter is switched off for this route.
+    #[must_use]
+    pub fn filter_disabled(&self, name: &Name) -> bool {
+        self.per_filter().any(|p| p.disabled.contains(name))
+    }
+
+    fn filter_state(&self, name: &Name) -> Option<&[FilterStateSet]> {
+        self.per_filter()
+            .find_map(|p| p.set_filter_state.iter().find(|(n, _)| n == name).map(|(_, sets)| sets.as_slice()))
+    }
+}
+
+impl UpstreamOverrides {
+    /// Sets what `sets` say; only values shared with upstream count, except the cluster of a TCP proxy.
+    pub fn apply(&mut self, sets: &[FilterStateSet], values: &dyn Values) {
+        for set in sets {
+            let text = set.value.text(values);
+            if text.is_empty() && set.skip_if_empty {
+                continue;
+            }
+            let list = || text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Name::from).collect::<Vec<_>>();
+            match &set.key {
+                FilterStateKey::TcpCluster => self.tcp_cluster = Some(text.as_str().into()),
+                _ if !set.shared_with_upstream => {}
+                FilterStateKey::ApplicationProtocols => self.alpn = Some(list()),
+                FilterStateKey::UpstreamServerName => self.sni = Some(text.as_str().into()),
+                FilterStateKey::UpstreamSubjectAltNames => self.sans = Some(list()),
+                FilterStateKey::Text(_) => {}
+            }
+        }
+    }
+}
