@@ -76,6 +76,21 @@ pub enum ProtocolError {
     },
 }
 
+/// Types on one stream: Istio knows some ten.
+const MAX_TYPES: usize = 32;
+/// Names of one type on one stream.
+const MAX_NAMES: usize = 200_000;
+
+fn check_limits(type_url: &TypeUrl, types: usize, names: usize) -> Result<(), ProtocolError> {
+    if types > MAX_TYPES {
+        return Err(ProtocolError::TooManyTypes(MAX_TYPES));
+    }
+    if names > MAX_NAMES {
+        return Err(ProtocolError::TooManyNames { type_url: type_url.clone(), limit: MAX_NAMES });
+    }
+    Ok(())
+}
+
 /// What a source gives to a new stream.
 pub struct Opened {
     /// The newest set for this proxy. The stream ends with `Unavailable` when the sender is dropped. A set whose

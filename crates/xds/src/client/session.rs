@@ -75,8 +75,12 @@ impl ClientSession {
             requests.push(DeltaDiscoveryRequest {
                 node: (!self.node_sent).then(|| self.node.clone()),
                 type_url: type_url.as_str().to_owned(),
-                // A wildcard is told in the legacy way, by naming nothing: every server understands it.
-                resource_names_subscribe: wanted.names.iter().map(|name| name.to_string()).collect(),
+                // A wildcard is told in the legacy way where there is one, by naming nothing: every server knows that.
+                resource_names_subscribe: if wanted.wildcard && !type_url.legacy_wildcard() {
+                    vec!["*".to_owned()]
+                } else {
+                    wanted.names.iter().map(|name| name.to_string()).collect()
+                },
                 initial_resource_versions: wanted.versions(),
                 ..Default::default()
             });

@@ -1,21 +1,429 @@
-//! (being written)
-use super::{ProtocolError, SessionStatus};
-use crate::ResourceSet;
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+//! One delta (incremental) xDS stream of a proxy, as a state machine.
+//!
+//! Invariants (xDS protocol, "Incremental xDS"; spec §20.3–20.6): at most one unanswered response per type, later
+//! changes wait and merge; a resource is sent when the peer does not hold its version, asks for it again, or has to warm
+//! a cluster with it; an answer with a nonce other than the last counts for its subscriptions only. A refused response
+//! is not repeated until something of its type changes, and then goes out again whole, because the peer may have kept
+//! none of it. Which peers may see what, and time, are the business of others.
+
+use super::status::{Nack, SessionStatus, TypeStatus};
+use super::{ProtocolError, check_limits};
+use crate::{Resource, ResourceSet, TypeMap, TypeUrl};
+use envoy_types::pb::envoy::config::core::v3::ControlPlane;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// A stream and everything known of its peer.
+#[derive(Debug)]
 pub struct DeltaSession {
+    seed: u64,
+    counter: u64,
+    target: ResourceSet,
+    types: BTreeMap<TypeUrl, DeltaType>,
     status: SessionStatus,
 }
+
+/// What the peer holds under a name: a version, or the knowledge that there is no such resource.
+type Held = Option<Arc<str>>;
+
+#[derive(Debug, Default)]
+struct DeltaType {
+    wildcard: bool,
+    /// Names asked for explicitly.
+    names: BTreeSet<Arc<str>>,
+    held: BTreeMap<Arc<str>, Held>,
+    /// Names to send again although the peer holds them.
+    again: BTreeSet<Arc<str>>,
+    /// Refused when sent alone: not sent again before they change.
+    refused: BTreeSet<Arc<str>>,
+    /// Refused together with others and not tried alone: go with the next change.
+    suspects: BTreeSet<Arc<str>>,
+    /// Parts of refused responses to be tried by themselves.
+    retry: VecDeque<Vec<Arc<str>>>,
+    /// How many more such parts a change may cost.
+    retries_left: u32,
+    /// The peer waits for an answer even if it is empty.
+    must_answer: bool,
+    outstanding: Option<Outstanding>,
+    /// The resources everything was compared with when there was nothing left to send; spares comparing again.
+    settled_with: Option<Arc<TypeMap>>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    nonce: Arc<str>,
+    generation: u64,
+    /// Nothing was left out of it.
+    complete: bool,
+    names: Vec<Arc<str>>,
+}
+
+/// Responses that finding the refused resources of one change may cost: enough for a few bad ones among thousands.
+const MAX_RETRIES: u32 = 64;
+
+/// What a response would hold.
+#[derive(Debug, Default)]
+struct Difference {
+    upserts: Vec<Arc<Resource>>,
+    removed: Vec<Arc<str>>,
+    /// Removals kept back until nothing refers to the resources any more.
+    deferred: bool,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removed.is_empty()
+    }
+}
+
 impl DeltaSession {
-    pub fn new(_seed: u64) -> Self {
-        Self { status: SessionStatus::default() }
+    /// A new stream. `seed` makes its nonces differ from those of other streams.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            counter: 0,
+            target: ResourceSet::default(),
+            types: BTreeMap::new(),
+            status: SessionStatus::default(),
+        }
     }
-    pub fn on_request(&mut self, _r: &DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
-        Ok(Vec::new())
-    }
-    pub fn on_push(&mut self, _s: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
-        Vec::new()
-    }
+
+    /// What was sent, acknowledged and refused so far.
     pub fn status(&self) -> &SessionStatus {
         &self.status
+    }
+
+    /// Takes a request; gives the responses to send, in order.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] ends the stream.
+    pub fn on_request(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
+        if request.type_url.is_empty() {
+            return Err(ProtocolError::NoType);
+        }
+        let type_url = TypeUrl::parse(&request.type_url);
+        let first = !self.types.contains_key(&type_url);
+        let names = self.types.get(&type_url).map_or(0, |t| t.names.len());
+        check_limits(
+            &type_url,
+            self.types.len() + usize::from(first),
+            names + request.resource_names_subscribe.len() + request.initial_resource_versions.len(),
+        )?;
+        let state = self.types.entry(type_url.clone()).or_default();
+        let status = self.status.types.entry(type_url.clone()).or_default();
+        if !request.response_nonce.is_empty() {
+            state.answered(request, status);
+        }
+        state.subscribe(request, first && type_url.legacy_wildcard(), first);
+        status.wildcard = state.wildcard;
+        status.names = state.names.len();
+        Ok(self.pump())
+    }
+
+    /// Takes a new target; gives the responses to send, in push order.
+    pub fn on_push(&mut self, set: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+        self.target = set;
+        self.status.target = self.target.generation();
+        self.pump()
+    }
+
+    fn pump(&mut self) -> Vec<DeltaDiscoveryResponse> {
+        let mut responses = Vec::new();
+        // Generation 0: nothing is known yet, so nothing is told, least of all that something does not exist.
+        if self.target.generation() == 0 {
+            return responses;
+        }
+        // What refers to clusters comes first into force: only then do clusters and their endpoints go away.
+        let referrers_busy = self.busy(&TypeUrl::Listener) || self.busy(&TypeUrl::Route);
+        let order: Vec<TypeUrl> = self.types.keys().cloned().collect();
+        for type_url in order {
+            let defer = referrers_busy && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint);
+            if let Some((response, warming)) = self.pump_type(&type_url, defer) {
+                responses.push(response);
+                if let Some(endpoints) = self.types.get_mut(&TypeUrl::Endpoint) {
+                    endpoints.warm(warming);
+                }
+            }
+        }
+        self.status.summarize();
+        responses
+    }
+
+    /// Whether a type has something on its way to the peer, or about to be.
+    fn busy(&self, type_url: &TypeUrl) -> bool {
+        self.types.get(type_url).is_some_and(|state| {
+            state.outstanding.is_some()
+                || !state.retry.is_empty()
+                || !state.difference(self.target.of(type_url), false).is_empty()
+        })
+    }
+
+    /// The next response of a type, and the endpoints that have to follow it.
+    fn pump_type(&mut self, type_url: &TypeUrl, defer: bool) -> Option<(DeltaDiscoveryResponse, Vec<Arc<str>>)> {
+        let state = self.types.get_mut(type_url)?;
+        let status = self.status.types.entry(type_url.clone()).or_default();
+        if state.outstanding.is_some() {
+            return None;
+        }
+        let target = self.target.of(type_url);
+        let difference = state.next(target, defer);
+        if difference.is_empty() && !state.must_answer {
+            if !difference.deferred {
+                state.settled(target);
+                status.generation = self.target.generation();
+            }
+            return None;
+        }
+        self.counter = self.counter.wrapping_add(1);
+        let nonce: Arc<str> = Arc::from(format!("{:x}-{}", self.seed, self.counter));
+        let warming = if *type_url == TypeUrl::Cluster {
+            // A cluster the peer does not hold yet will be subscribed to anyway.
+            difference
+                .upserts
+                .iter()
+                .filter(|r| matches!(state.held.get(&r.name), Some(Some(_))))
+                .filter_map(|r| r.endpoints.clone())
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let response = DeltaDiscoveryResponse {
+            system_version_info: self.target.version().to_string(),
+            resources: difference.upserts.iter().map(|r| wire(r)).collect(),
+            type_url: type_url.as_str().to_owned(),
+            removed_resources: difference.removed.iter().map(|name| name.to_string()).collect(),
+            nonce: nonce.to_string(),
+            control_plane: Some(ControlPlane { identifier: IDENTIFIER.to_owned() }),
+            ..Default::default()
+        };
+        status.sent_nonce = nonce.clone();
+        status.sent_version = self.target.version().clone();
+        status.pushes = status.pushes.saturating_add(1);
+        state.sent(nonce, self.target.generation(), difference);
+        status.resources = state.held.values().filter(|held| held.is_some()).count();
+        Some((response, warming))
+    }
+}
+
+/// What we call ourselves in responses.
+pub(super) const IDENTIFIER: &str = "carrick";
+
+fn wire(resource: &Resource) -> WireResource {
+    WireResource {
+        name: resource.name.to_string(),
+        version: resource.version.to_string(),
+        resource: Some(resource.body.clone()),
+        ..Default::default()
+    }
+}
+
+impl DeltaType {
+    /// An answer to a response: counts only for the last one sent.
+    fn answered(&mut self, request: &DeltaDiscoveryRequest, status: &mut TypeStatus) {
+        let Some(outstanding) = self.outstanding.take_if(|o| *o.nonce == *request.response_nonce) else {
+            return;
+        };
+        if let Some(error) = &request.error_detail {
+            status.rejects = status.rejects.saturating_add(1);
+            status.nack = Some(Nack {
+                nonce: outstanding.nonce,
+                version: status.sent_version.clone(),
+                message: error.message.clone(),
+            });
+            self.halve(outstanding.names);
+        } else {
+            status.acked_nonce = outstanding.nonce;
+            status.acked_version = status.sent_version.clone();
+            for name in outstanding.names {
+                self.refused.remove(&name);
+                self.suspects.remove(&name);
+            }
+            // While something stays refused, people have to see why.
+            if self.refused.is_empty() && self.suspects.is_empty() && self.retry.is_empty() {
+                status.nack = None;
+            }
+        }
+        if outstanding.complete {
+            status.generation = outstanding.generation;
+        }
+    }
+
+    fn halve(&mut self, mut names: Vec<Arc<str>>) {
+        if names.len() <= 1 {
+            self.refused.extend(names);
+        } else if self.retries_left < 2 {
+            self.suspects.extend(names);
+        } else {
+            self.retries_left = self.retries_left.saturating_sub(2);
+            let second = names.split_off(names.len() / 2);
+            self.retry.push_front(second);
+            self.retry.push_front(names);
+        }
+    }
+
+    fn subscribe(&mut self, request: &DeltaDiscoveryRequest, legacy_wildcard: bool, first: bool) {
+        if first {
+            self.held = request
+                .initial_resource_versions
+                .iter()
+                .map(|(name, version)| (Arc::from(name.as_str()), Some(Arc::from(version.as_str()))))
+                .collect();
+            if legacy_wildcard && request.resource_names_subscribe.is_empty() {
+                self.wildcard = true;
+                self.must_answer = self.held.is_empty();
+            }
+        }
+        for name in &request.resource_names_subscribe {
+            self.settled_with = None;
+            if name == "*" {
+                self.must_answer |= !self.wildcard && self.held.is_empty();
+                self.wildcard = true;
+                continue;
+            }
+            let name: Arc<str> = Arc::from(name.as_str());
+            // Asking for a name again means that the peer has dropped it, unless it has just told its version.
+            if !first {
+                self.again.insert(name.clone());
+            }
+            self.names.insert(name);
+        }
+        for name in &request.resource_names_unsubscribe {
+            self.settled_with = None;
+            if name == "*" {
+                self.wildcard = false;
+                continue;
+            }
+            self.names.remove(name.as_str());
+            self.again.remove(name.as_str());
+            self.refused.remove(name.as_str());
+            self.suspects.remove(name.as_str());
+            // The peer dropped it; where everything is asked for it has to be told again.
+            let dropped = self.held.remove(name.as_str());
+            if self.wildcard && dropped.is_some() {
+                self.again.insert(Arc::from(name.as_str()));
+            }
+        }
+        if !self.wildcard {
+            let names = &self.names;
+            self.held.retain(|name, _| names.contains(name));
+            self.again.retain(|name| names.contains(name));
+            self.refused.retain(|name| names.contains(name));
+            self.suspects.retain(|name| names.contains(name));
+            self.must_answer = false;
+        }
+    }
+
+    /// Endpoints the peer needs again because it warms their clusters.
+    fn warm(&mut self, names: Vec<Arc<str>>) {
+        for name in names {
+            if matches!(self.held.get(&name), Some(Some(_))) {
+                self.settled_with = None;
+                self.again.insert(name);
+            }
+        }
+    }
+
+    fn difference(&self, target: Option<&Arc<TypeMap>>, defer: bool) -> Difference {
+        let mut out = Difference::default();
+        if let (Some(settled), Some(target)) = (&self.settled_with, target)
+            && Arc::ptr_eq(settled, target)
+        {
+            return out;
+        }
+        let empty = TypeMap::new();
+        let target = target.map_or(&empty, |target| &**target);
+        if self.wildcard {
+            for resource in target.values() {
+                self.compare(&resource.name, Some(resource), defer, &mut out);
+            }
+            for name in self.held.keys().chain(&self.names).chain(&self.again) {
+                if !target.contains_key(name) {
+                    self.compare(name, None, defer, &mut out);
+                }
+            }
+            out.removed.sort_unstable();
+            out.removed.dedup();
+        } else {
+            for name in &self.names {
+                self.compare(name, target.get(name), defer, &mut out);
+            }
+        }
+        out
+    }
+
+    fn compare(&self, name: &Arc<str>, resource: Option<&Arc<Resource>>, defer: bool, out: &mut Difference) {
+        let held = self.held.get(name);
+        match (resource, held) {
+            (Some(resource), Some(Some(version))) if *version == resource.version && !self.again.contains(name) => {}
+            (Some(resource), _) => out.upserts.push(resource.clone()),
+            (None, Some(Some(_))) if defer => out.deferred = true,
+            (None, Some(Some(_))) => out.removed.push(name.clone()),
+            (None, _) if self.again.contains(name) => out.removed.push(name.clone()),
+            (None, None) if self.names.contains(name) => out.removed.push(name.clone()),
+            (None, _) => {}
+        }
+    }
+
+    /// What to send next: a part of a refused response, or what has changed and with it the suspects.
+    fn next(&mut self, target: Option<&Arc<TypeMap>>, defer: bool) -> Difference {
+        while let Some(names) = self.retry.pop_front() {
+            let mut out = Difference::default();
+            self.add(names, target, &mut out);
+            if !out.is_empty() {
+                return out;
+            }
+        }
+        let mut out = self.difference(target, defer);
+        if !out.is_empty() {
+            self.retries_left = MAX_RETRIES;
+            let sent: BTreeSet<&Arc<str>> = out.upserts.iter().map(|r| &r.name).chain(&out.removed).collect();
+            let suspects = self.suspects.iter().filter(|name| !sent.contains(name)).cloned().collect();
+            self.add(suspects, target, &mut out);
+        }
+        out
+    }
+
+    /// Adds the present state of names the peer still asks for.
+    fn add(&self, names: Vec<Arc<str>>, target: Option<&Arc<TypeMap>>, out: &mut Difference) {
+        for name in names {
+            if !self.wildcard && !self.names.contains(&name) {
+                continue;
+            }
+            match target.and_then(|target| target.get(&name)) {
+                Some(resource) => out.upserts.push(resource.clone()),
+                None => out.removed.push(name),
+            }
+        }
+    }
+
+    fn sent(&mut self, nonce: Arc<str>, generation: u64, difference: Difference) {
+        let mut names = Vec::with_capacity(difference.upserts.len().saturating_add(difference.removed.len()));
+        for resource in &difference.upserts {
+            self.held.insert(resource.name.clone(), Some(resource.version.clone()));
+            self.again.remove(&resource.name);
+            names.push(resource.name.clone());
+        }
+        for name in difference.removed {
+            self.again.remove(&name);
+            if self.names.contains(&name) {
+                self.held.insert(name.clone(), None);
+            } else {
+                self.held.remove(&name);
+            }
+            names.push(name);
+        }
+        self.must_answer = false;
+        self.settled_with = None;
+        self.outstanding = Some(Outstanding { nonce, generation, complete: !difference.deferred, names });
+    }
+
+    fn settled(&mut self, target: Option<&Arc<TypeMap>>) {
+        self.settled_with = target.cloned();
     }
 }
