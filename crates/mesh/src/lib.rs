@@ -6,11 +6,19 @@
 //! This crate knows nothing of Envoy's resources (`carrick-render` writes them) and nothing of how objects are
 //! read or proxies connected (`carrick-control` does both).
 
+pub mod codes;
+mod derive;
+pub mod endpoints;
 pub mod input;
 pub mod model;
+pub mod names;
+pub mod peer_auth;
 pub mod proxy;
+mod read;
+pub mod rules;
 pub mod settings;
 pub mod snapshot;
+pub mod tls;
 pub mod view;
 
 pub use input::{EndpointInput, SnapshotInput};

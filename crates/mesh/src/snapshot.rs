@@ -1,33 +1,149 @@
 //! All objects at one moment, indexed for the questions views ask.
 //!
-//! Invariant: immutable and cheap to clone; two parts, of which endpoints can be replaced alone (they change most often).
+//! Invariant: immutable and cheap to clone; in parts, of which endpoints can be replaced alone (they change most often). A part that did
+//! not change stays the same `Arc`.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use carrick_base::Diagnostic;
+use carrick_base::{Diagnostic, Hostname, NamespacedName};
 
-use crate::{EndpointInput, Settings, SnapshotInput};
+use crate::{
+    EndpointInput, Settings, SnapshotInput,
+    endpoints::{EndpointPart, Facts, ServiceFacts},
+    model::{Resolution, Service, Workload},
+    peer_auth::PeerAuthIndex,
+    proxy::ProxyNode,
+    read,
+    rules::RuleIndex,
+};
 
 /// All objects at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    settings: Arc<Settings>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) facts: Arc<Facts>,
+    /// Addresses behind services without a virtual address; follows from `facts`.
+    pub(crate) headless: Arc<HashSet<IpAddr>>,
+    pub(crate) endpoints: Arc<EndpointPart>,
+}
+
+/// Everything but endpoints and pods.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub settings: Settings,
+    /// Oldest first.
+    pub services: Vec<Arc<Service>>,
+    by_host: HashMap<Hostname, Arc<Service>>,
+    by_name: HashMap<NamespacedName, Arc<Service>>,
+    by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
+    pub peer_auth: PeerAuthIndex,
+    pub rules: RuleIndex,
 }
 
 impl Snapshot {
-    /// Reads all objects. A broken one disables itself alone and is told of.
-    pub fn build(_input: &SnapshotInput) -> (Self, Vec<Diagnostic>) {
-        unimplemented!()
+    /// Reads all objects. A broken one disables itself alone, and is told of.
+    pub fn build(input: &SnapshotInput) -> (Self, Vec<Diagnostic>) {
+        let (settings, mut found) = Settings::parse(&input.mesh_config);
+        let mut services: Vec<_> =
+            input.services.iter().map(|s| Arc::new(read::service::read(s, &settings, &mut found))).collect();
+        services.sort_by(|a, b| a.origin.cmp(&b.origin));
+        let policies =
+            input.peer_authentications.iter().map(|p| read::peer_authentication::read(p, &mut found)).collect();
+        let rules = input.destination_rules.iter();
+        let rules = rules.filter_map(|r| read::destination_rule::read(r, &settings, &mut found)).collect();
+        let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
+        for service in &services {
+            by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
+        }
+        let config = Config {
+            by_host: services.iter().map(|s| (s.hostname.clone(), s.clone())).collect(),
+            by_name: services.iter().map(|s| (s.origin.name.clone(), s.clone())).collect(),
+            by_namespace,
+            services,
+            peer_auth: PeerAuthIndex::build(policies, &settings.root_namespace, &mut found),
+            rules: RuleIndex::build(rules, &settings.root_namespace, &mut found),
+            settings,
+        };
+        let endpoints = EndpointPart::build(&input.endpoints, &config.settings);
+        let facts = endpoints.facts(|name| config.is_headless(name));
+        found.sort();
+        found.dedup();
+        let headless = Arc::new(headless_addresses(&facts));
+        let snapshot =
+            Self { config: Arc::new(config), facts: Arc::new(facts), headless, endpoints: Arc::new(endpoints) };
+        (snapshot, found)
     }
 
     /// The same snapshot with other endpoints and pods.
     #[must_use]
-    pub fn with_endpoints(&self, _input: &EndpointInput) -> (Self, Vec<Diagnostic>) {
-        unimplemented!()
+    pub fn with_endpoints(&self, input: &EndpointInput) -> Self {
+        let endpoints = EndpointPart::build(input, &self.config.settings);
+        let facts = endpoints.facts(|name| self.config.is_headless(name));
+        let endpoints = Arc::new(endpoints);
+        if facts == *self.facts {
+            return Self { endpoints, ..self.clone() };
+        }
+        let headless = Arc::new(headless_addresses(&facts));
+        Self { config: self.config.clone(), facts: Arc::new(facts), headless, endpoints }
     }
 
     /// Settings of the mesh.
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.config.settings
     }
+
+    /// All services, oldest first.
+    pub fn services(&self) -> &[Arc<Service>] {
+        &self.config.services
+    }
+
+    /// The service of that full name.
+    pub fn service(&self, host: &Hostname) -> Option<&Arc<Service>> {
+        self.config.by_host.get(host)
+    }
+
+    /// Services of one namespace, oldest first.
+    pub fn services_in(&self, namespace: &str) -> &[Arc<Service>] {
+        self.config.by_namespace.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
+    /// All policies that say what servers take.
+    pub fn peer_auth(&self) -> &PeerAuthIndex {
+        &self.config.peer_auth
+    }
+
+    /// All rules for clients.
+    pub fn rules(&self) -> &RuleIndex {
+        &self.config.rules
+    }
+
+    /// Addresses and workloads.
+    pub fn endpoints(&self) -> &EndpointPart {
+        &self.endpoints
+    }
+
+    /// The workload behind a proxy: by its name, else by its addresses.
+    pub fn workload_of(&self, proxy: &ProxyNode) -> Option<&Arc<Workload>> {
+        let name = NamespacedName { namespace: proxy.namespace.clone(), name: proxy.name.clone() };
+        let at_ip = || proxy.ips.iter().find_map(|ip| self.endpoints.workload_at(*ip));
+        self.endpoints.workload(&name).or_else(at_ip).filter(|w| w.name.namespace == proxy.namespace)
+    }
+
+    pub(crate) fn facts_of(&self, service: &Service) -> Option<&ServiceFacts> {
+        self.facts.get(&service.origin.name)
+    }
+}
+
+impl Config {
+    fn is_headless(&self, name: &NamespacedName) -> bool {
+        self.by_name.get(name).is_some_and(|s| s.resolution == Resolution::Headless)
+    }
+}
+
+fn headless_addresses(facts: &Facts) -> HashSet<IpAddr> {
+    facts.values().flat_map(|s| s.ports.values()).flat_map(|p| &p.addresses).map(|(ip, _)| *ip).collect()
 }

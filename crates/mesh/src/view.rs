@@ -5,18 +5,17 @@
 //! How a part is written in Envoy's words is `carrick-render`'s.
 
 pub mod cluster;
-pub mod derive;
 pub mod inbound;
 pub mod load;
 pub mod outbound;
 
 use std::sync::Arc;
 
+pub use crate::derive::{Views, sidecar};
 pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
-pub use derive::{Views, sidecar};
 pub use inbound::{Inbound, InboundCluster, InboundPort, ModeSource, PassthroughPort, PortClass, ServerTls};
 pub use load::{Load, LoadEndpoint};
-pub use outbound::{Outbound, OutboundListener, OutboundTarget, Route, RouteTable, VirtualHost};
+pub use outbound::{Outbound, OutboundListener, OutboundTarget, Route, RouteAlpn, RouteTable, VirtualHost};
 
 /// Everything one sidecar is to be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +25,7 @@ pub struct View {
     /// What it does for connections of its workload.
     pub outbound: Arc<Outbound>,
     /// Endpoints of the EDS clusters in `outbound`, by cluster name. The one part that changes with pods alone.
-    pub loads: Vec<Arc<Load>>,
+    pub loads: Arc<[Arc<Load>]>,
 }
 
 /// Settings of the mesh that every listener carries.

@@ -112,8 +112,10 @@ pub enum MeshAlpn {
 /// TLS of a rule's own: SIMPLE or MUTUAL with files or secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UserTls {
-    /// The server name; `None` takes the request's Host (HTTP only).
+    /// The server name; absent sends none, unless `auto_sni`.
     pub sni: Option<Arc<str>>,
+    /// The server name is the request's Host.
+    pub auto_sni: bool,
     /// The server's certificate must be for the Host that was asked for (no server name, no list, verification on).
     pub auto_san: bool,
     /// Exact names of which the server must have one.

@@ -100,8 +100,17 @@ pub struct Route {
     pub cluster: Arc<str>,
     /// For telemetry: `<fqdn>:<port>/*`.
     pub operation: Arc<str>,
-    /// Whether the cluster's ALPN follows the request's protocol (its [`super::cluster::MeshAlpn`] is `ByRequest`).
-    pub alpn_by_request: bool,
+    /// The ALPN list mesh TLS offers for requests of this route, where the cluster's own list is for what is not HTTP.
+    pub alpn: Option<RouteAlpn>,
     /// The cluster hashes requests to choose endpoints, by this.
     pub hash: Option<crate::model::policy::HashKey>,
+}
+
+/// The ALPN list of mesh TLS for HTTP towards a port of undeclared protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteAlpn {
+    /// By what downstream spoke, since upstream speaks the same.
+    ByRequest,
+    /// HTTP/2 always.
+    Http2,
 }

@@ -1,0 +1,104 @@
+//! From a snapshot and a proxy to its view.
+//!
+//! Invariant: a function of snapshot and proxy; what [`Views`] remembers is only what would come out again.
+
+mod inbound;
+mod listeners;
+mod loads;
+mod outbound;
+mod routes;
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use carrick_base::Labels;
+
+use crate::{
+    proxy::{FileCerts, Interception, ProxyNode},
+    rules::Client,
+    snapshot::Snapshot,
+    view::{Load, Outbound, View, inbound::Families},
+};
+
+/// The view of one sidecar.
+pub fn sidecar(snapshot: &Snapshot, proxy: &ProxyNode) -> View {
+    Views::new(snapshot.clone()).sidecar(proxy)
+}
+
+/// What the client side of a sidecar depends on, besides the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Scope {
+    client: Client,
+    interception: Interception,
+    families: Families,
+    client_certs: Option<FileCerts>,
+    /// Own addresses that a service without a virtual address lists, which the proxy does not listen for.
+    own: Vec<IpAddr>,
+}
+
+/// The client side of all proxies of one scope.
+#[derive(Debug)]
+struct Shared {
+    outbound: Arc<Outbound>,
+    keys: Arc<[loads::LoadKey]>,
+    loads: Option<Arc<[Arc<Load>]>>,
+}
+
+/// Views over one snapshot, sharing what several proxies see alike.
+#[derive(Debug)]
+pub struct Views {
+    snapshot: Snapshot,
+    scopes: HashMap<Scope, Shared>,
+}
+
+impl Views {
+    /// Starts with an empty memory.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self { snapshot, scopes: HashMap::new() }
+    }
+
+    /// Goes on with a newer snapshot, keeping what cannot have changed.
+    pub fn update(&mut self, snapshot: Snapshot) {
+        let same_config = Arc::ptr_eq(&self.snapshot.config, &snapshot.config);
+        if !same_config || !Arc::ptr_eq(&self.snapshot.facts, &snapshot.facts) {
+            self.scopes.clear();
+        } else if !Arc::ptr_eq(&self.snapshot.endpoints, &snapshot.endpoints) {
+            self.scopes.values_mut().for_each(|shared| shared.loads = None);
+        }
+        self.snapshot = snapshot;
+    }
+
+    /// The snapshot in use.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The view of one sidecar.
+    pub fn sidecar(&mut self, proxy: &ProxyNode) -> View {
+        let snapshot = &self.snapshot;
+        let labels = labels_of(snapshot, proxy);
+        let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels));
+        let scope = Scope {
+            client: snapshot.rules().client(&proxy.namespace, &labels),
+            interception: proxy.interception,
+            families: Families::of(&proxy.ips),
+            client_certs: proxy.client_certs.clone(),
+            own: listeners::own_headless(snapshot, proxy),
+        };
+        let shared = self.scopes.entry(scope).or_insert_with_key(|scope| {
+            let (outbound, keys) = outbound::derive(snapshot, scope);
+            Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
+        });
+        let keys = shared.keys.clone();
+        let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys)).clone();
+        View { inbound, outbound: shared.outbound.clone(), loads }
+    }
+}
+
+/// Labels of the node's metadata, else those of its pod (semantics §0.6).
+fn labels_of(snapshot: &Snapshot, proxy: &ProxyNode) -> Labels {
+    if proxy.labels.is_empty() {
+        snapshot.workload_of(proxy).map(|w| w.labels.clone()).unwrap_or_default()
+    } else {
+        proxy.labels.clone()
+    }
+}

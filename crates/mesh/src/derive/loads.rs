@@ -1,0 +1,80 @@
+//! Endpoints of each cluster, with the decision which of them take mesh TLS (semantics §3.4).
+//!
+//! Invariant: an endpoint is marked only if its workload says that it speaks mesh TLS.
+
+use std::{collections::HashMap, sync::Arc};
+
+use carrick_base::{Labels, NamespacedName};
+
+use crate::{
+    model::{Endpoint, MtlsMode, TlsMode, Workload},
+    peer_auth::Effective,
+    snapshot::Snapshot,
+    view::{Load, LoadEndpoint},
+};
+
+/// What an endpoint assignment depends on, besides endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct LoadKey {
+    pub cluster: Arc<str>,
+    pub service: NamespacedName,
+    pub port_name: Arc<str>,
+    /// Labels of the subset.
+    pub labels: Labels,
+    /// What the client's rule says for all endpoints, if it has TLS; else each endpoint's policy decides.
+    pub by_rule: Option<bool>,
+}
+
+pub(super) fn derive(snapshot: &Snapshot, keys: &[LoadKey]) -> Arc<[Arc<Load>]> {
+    let mut policies: HashMap<NamespacedName, Effective> = HashMap::new();
+    keys.iter().map(|key| Arc::new(load(snapshot, key, &mut policies))).collect()
+}
+
+fn load(snapshot: &Snapshot, key: &LoadKey, policies: &mut HashMap<NamespacedName, Effective>) -> Load {
+    let all = snapshot.endpoints().of(&key.service, &key.port_name);
+    let endpoints = all
+        .iter()
+        .filter(|e| e.ready && e.carries(&key.labels))
+        .map(|e| LoadEndpoint {
+            ip: e.ip,
+            port: e.port,
+            mtls: takes_mtls(snapshot, e, key.by_rule, policies),
+            workload: e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w)),
+        })
+        .collect();
+    Load { cluster: key.cluster.clone(), endpoints }
+}
+
+fn takes_mtls(
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    by_rule: Option<bool>,
+    policies: &mut HashMap<NamespacedName, Effective>,
+) -> bool {
+    let Some(workload) = endpoint.workload.as_ref().filter(|w| w.tls_mode == TlsMode::Istio) else { return false };
+    if let Some(enabled) = by_rule {
+        return enabled;
+    }
+    if !snapshot.settings().auto_mtls {
+        return false;
+    }
+    let effective = policies
+        .entry(workload.name.clone())
+        .or_insert_with(|| snapshot.peer_auth().effective(&workload.name.namespace, &workload.labels));
+    effective.port(endpoint.port).mode != MtlsMode::Disable
+}
+
+/// `<workload>;<namespace>;<canonical name>;<canonical revision>;<cluster>`.
+fn describe(workload: &Workload) -> Arc<str> {
+    let label = |keys: &[&str]| keys.iter().find_map(|k| workload.labels.get(*k)).map(String::as_str);
+    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    format!(
+        "{};{};{};{};Kubernetes",
+        workload.workload_name,
+        workload.name.namespace,
+        name.unwrap_or(&workload.workload_name),
+        revision.unwrap_or("latest")
+    )
+    .into()
+}

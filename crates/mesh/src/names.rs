@@ -1,0 +1,45 @@
+//! Names of clusters, server names and SDS secrets, as Istio writes them (semantics §6).
+//!
+//! Invariant: two different things never get the same name.
+
+use std::sync::Arc;
+
+use carrick_base::Hostname;
+
+/// The cluster that forwards to where the client wanted to go.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
+/// The same, on the server side.
+pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+/// The cluster without endpoints.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+/// SDS: the workload's own certificate and key.
+pub const SECRET_WORKLOAD: &str = "default";
+/// SDS: the mesh's roots.
+pub const SECRET_ROOTS: &str = "ROOTCA";
+/// SDS: the operating system's roots.
+pub const SECRET_SYSTEM_ROOTS: &str = "file-root:system";
+
+/// `outbound|<port>|<subset>|<fqdn>`.
+pub fn outbound_cluster(port: u16, subset: &str, host: &Hostname) -> Arc<str> {
+    format!("outbound|{port}|{subset}|{host}").into()
+}
+
+/// `inbound|<target port>||`.
+pub fn inbound_cluster(target: u16) -> Arc<str> {
+    format!("inbound|{target}||").into()
+}
+
+/// `outbound_.<port>_.<subset>_.<fqdn>`: the server name of mesh TLS.
+pub fn server_name(port: u16, subset: &str, host: &Hostname) -> Arc<str> {
+    format!("outbound_.{port}_.{subset}_.{host}").into()
+}
+
+/// SDS: a certificate and key in files.
+pub fn file_cert(certificate: &str, key: &str) -> Arc<str> {
+    format!("file-cert:{certificate}~{key}").into()
+}
+
+/// SDS: roots in a file.
+pub fn file_root(path: &str) -> Arc<str> {
+    format!("file-root:{path}").into()
+}

@@ -1,0 +1,53 @@
+//! From typed API objects to the mesh's own types.
+//!
+//! Invariant: reading one object looks at no other; what is wrong in it is a finding about it, and leaves out as little as is safe.
+
+pub mod destination_rule;
+pub mod peer_authentication;
+pub mod pod;
+pub mod service;
+pub mod traffic;
+
+use std::sync::Arc;
+
+use carrick_api::Meta;
+use carrick_base::{Diagnostic, FieldPath, NamespacedName, Severity};
+
+use crate::model::{ExportTo, Origin};
+
+/// Where an object comes from. One that no server stored yet counts as newest.
+pub(crate) fn origin(kind: &'static str, meta: &Meta) -> Origin {
+    Origin {
+        kind,
+        name: NamespacedName::new(&meta.namespace, &meta.name),
+        created: meta.creation_timestamp.map_or(i64::MAX, carrick_api::timestamp::Timestamp::seconds),
+    }
+}
+
+/// Who may see an object (semantics §0.3): its own list, else the mesh's default.
+pub(crate) fn export_to<'a>(
+    own: impl Iterator<Item = &'a str>,
+    default: &'a [String],
+    namespace: &Arc<str>,
+) -> ExportTo {
+    let mut tokens: Vec<&str> = own.map(str::trim).filter(|t| !t.is_empty()).collect();
+    if tokens.is_empty() {
+        tokens = default.iter().map(String::as_str).collect();
+    }
+    if tokens.is_empty() || tokens.contains(&"*") {
+        return ExportTo::All;
+    }
+    let place = |token: &str| if token == "." { namespace.clone() } else { token.into() };
+    ExportTo::Namespaces(tokens.into_iter().filter(|t| *t != "~").map(place).collect())
+}
+
+/// A finding about an object.
+pub(crate) fn finding(
+    origin: &Origin,
+    code: &'static str,
+    severity: Severity,
+    field: &str,
+    message: impl Into<String>,
+) -> Diagnostic {
+    Diagnostic { code, severity, object: origin.object(), field: FieldPath::new(field), message: message.into() }
+}

@@ -1,0 +1,81 @@
+//! Kubernetes services (semantics §6.2, §22).
+//!
+//! Invariant: UDP ports are left out; an address that does not parse is left out and told of.
+
+use std::net::IpAddr;
+
+use carrick_api::{Protocol, core::IntOrString};
+use carrick_base::{Diagnostic, Hostname, Severity, SpiffeId};
+
+use super::{export_to, finding, origin};
+use crate::{
+    Settings, codes,
+    model::{Port, Resolution, Service, service::Target},
+};
+
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
+const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
+
+pub(crate) fn read(from: &carrick_api::Service, settings: &Settings, found: &mut Vec<Diagnostic>) -> Service {
+    let origin = origin("Service", &from.metadata);
+    let namespace = origin.namespace().clone();
+    let annotation = |key: &str| from.metadata.annotations.get(key).map_or("", String::as_str).split(',');
+    let mut vips: Vec<IpAddr> = Vec::new();
+    for address in from.spec.addresses() {
+        match address.parse() {
+            Ok(ip) if vips.contains(&ip) => {}
+            Ok(ip) => vips.push(ip),
+            Err(_) => {
+                let message = format!("{address:?} is no address");
+                found.push(finding(&origin, codes::UNREADABLE, Severity::Error, "spec.clusterIPs", message));
+            }
+        }
+    }
+    let resolution = match from.spec.type_.as_str() {
+        "ExternalName" => Resolution::ExternalName(Hostname::new(&from.spec.external_name)),
+        _ if from.spec.is_headless() => Resolution::Headless,
+        _ => Resolution::ClusterIp,
+    };
+    let accounts = annotation(KUBERNETES_ACCOUNTS).map(str::trim).filter(|a| !a.is_empty());
+    let identities = annotation(CANONICAL_ACCOUNTS)
+        .map(str::trim)
+        .filter(|a| !a.is_empty())
+        .map(|id| id.into())
+        .chain(accounts.map(|sa| SpiffeId::istio(&settings.trust_domain, &namespace, sa).as_str().into()))
+        .collect();
+    Service {
+        hostname: Hostname::service(&origin.name.name, &namespace, &settings.domain_suffix),
+        ports: ports(from),
+        vips,
+        resolution,
+        selector: from.spec.selector.clone(),
+        export_to: export_to(annotation(EXPORT_TO), &settings.service_export_to, &namespace),
+        identities,
+        external: false,
+        origin,
+    }
+}
+
+fn ports(from: &carrick_api::Service) -> Vec<Port> {
+    let mut out: Vec<Port> = Vec::new();
+    for port in &from.spec.ports {
+        let protocol = carrick_api::protocol::of_service_port(port);
+        if protocol == Protocol::Udp || port.port == 0 || out.iter().any(|p| p.number == port.port) {
+            continue;
+        }
+        let target = match &port.target_port {
+            None => Target::Number(port.port),
+            Some(IntOrString::Int(number)) => {
+                Target::Number(u16::try_from(*number).ok().filter(|n| *n > 0).unwrap_or(port.port))
+            }
+            Some(IntOrString::Text(text)) => match text.parse() {
+                Ok(number) => Target::Number(number),
+                Err(_) if text.is_empty() => Target::Number(port.port),
+                Err(_) => Target::Name(text.as_str().into()),
+            },
+        };
+        out.push(Port { number: port.port, name: port.name.as_str().into(), target, protocol });
+    }
+    out
+}
