@@ -261,7 +261,7 @@ fn type_name(value: &Value) -> &'static str {
 }
 
 /// Kubernetes' quantity grammar: a decimal number with a binary, decimal or exponent suffix.
-fn is_quantity(text: &str) -> bool {
+pub fn is_quantity(text: &str) -> bool {
     let text = text.strip_prefix(['+', '-']).unwrap_or(text);
     let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(number_end);

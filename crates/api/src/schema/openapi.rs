@@ -2,6 +2,8 @@
 //!
 //! Invariant: derived from the same tree that decoding uses, so the two cannot disagree.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{EnumType, ListMerge, ObjectType, Schema, Type};
@@ -10,14 +12,35 @@ use super::{EnumType, ListMerge, ObjectType, Schema, Type};
 const COMPONENTS: &str = "#/components/schemas/";
 
 impl Schema {
-    /// The OpenAPI v3 schemas of all definitions, by name. References point into `#/components/schemas/`.
+    /// The OpenAPI v3 schemas of the kind and of everything it refers to, by name. References point into
+    /// `#/components/schemas/`.
     pub fn openapi_components(&self) -> Map<String, Value> {
-        self.definitions().iter().map(|(name, ty)| (name.to_string(), schema_of(ty))).collect()
+        let mut components = BTreeMap::new();
+        let mut pending = vec![self.root_name().to_owned()];
+        while let Some(name) = pending.pop() {
+            let Some(ty) = self.definitions().get(name.as_str()) else { continue };
+            if components.contains_key(&name) {
+                continue;
+            }
+            references(ty, &mut pending);
+            components.insert(name, schema_of(ty));
+        }
+        components.into_iter().collect()
     }
 
     /// A reference to the kind's own component.
     pub fn openapi_reference(&self) -> Value {
         json!({ "$ref": format!("{COMPONENTS}{}", self.root_name()) })
+    }
+}
+
+fn references(ty: &Type, found: &mut Vec<String>) {
+    match ty {
+        Type::Ref(name) => found.push(name.to_string()),
+        Type::Object(object) => object.fields.values().for_each(|field| references(&field.ty, found)),
+        Type::Map { values, .. } => references(values, found),
+        Type::List { items, .. } => references(items, found),
+        _ => {}
     }
 }
 
