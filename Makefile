@@ -29,7 +29,7 @@ build: ## debug binaries in target/debug
 check: ## formatting, lints, layers, licences
 	cargo fmt --all --check
 	cargo xtask tidy
-	cargo deny --offline check bans licenses sources
+	cargo deny check bans licenses sources
 	cargo clippy --locked -j $(JOBS) --workspace --all-targets -- -D warnings
 
 unit: ## tests of the crates; needs root for network namespaces
@@ -44,7 +44,7 @@ fuzz: ## run the fuzz targets over the committed corpus, and a little beyond
 bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
 	@tools/install bench
 	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
-	benches/run --proxy $(TARGET)/release/carrick-proxy --out $(TARGET)/bench
+	$(TARGET)/release/carrick bench sidecars --out target/bench
 
 clean-tools:
 	rm -rf $(TOOLS)

@@ -28,7 +28,6 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/access_loggers/grpc/v3",
     "envoy/extensions/access_loggers/stream/v3",
     "envoy/extensions/access_loggers/open_telemetry/v3",
-    "envoy/extensions/clusters/dynamic_forward_proxy/v3",
     "envoy/extensions/filters/common/set_filter_state/v3",
     "envoy/extensions/filters/http/cors/v3",
     "envoy/extensions/filters/http/ext_authz/v3",

@@ -1,1 +1,59 @@
-//! (skeleton)
+//! The command line as a library: what people type, and what it does.
+//!
+//! Invariant: a command parses into plain options first (`cli`), then runs; exit codes are 0 for done, 1 for
+//! failed, 64 for a command line that cannot be read, and the command's own for `run` and `exec`. No policy, no
+//! rendering and no packet is decided here: commands call the crates that do.
+
+pub mod apply;
+pub mod bench;
+pub mod cli;
+pub mod cluster;
+pub mod demo;
+pub mod output;
+pub mod proxy_config;
+pub mod proxy_status;
+pub mod table;
+pub mod up;
+pub mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+/// Exit code for a command line that cannot be read (sysexits' EX_USAGE, as `istioctl`).
+const USAGE: u8 = 64;
+
+/// Parses the process's arguments, runs the command, tells errors on stderr.
+pub fn main() -> ExitCode {
+    let matches = match cli::Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let parsed = match cli::Cli::from_arg_matches(&matches) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(USAGE);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(parsed.dispatch());
+    // Reads of a terminal's stdin cannot be cancelled: do not wait for them.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

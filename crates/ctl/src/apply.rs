@@ -1,0 +1,120 @@
+//! `carrick apply -f`: manifests to the API by server-side apply, as any other API client does it.
+//!
+//! Invariant: every object is tried, a refused one does not stop the next, and the exit code tells whether all
+//! were taken. Nothing is interpreted here; the server decides.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use kube::{
+    Client,
+    api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective},
+    core::GroupVersionKind,
+    discovery::{Scope, pinned_kind},
+};
+use serde_json::Value;
+
+/// The name under which the server remembers who set a field.
+const FIELD_MANAGER: &str = "carrick-apply";
+
+/// Applies the objects of all files; returns 0 when every one was taken, else 1.
+///
+/// # Errors
+/// When a file cannot be read; what the server refuses is told object by object instead.
+pub async fn run(client: &Client, files: &[PathBuf], namespace: &str, dry_run: bool) -> Result<u8> {
+    let mut failed = false;
+    for (source, bytes) in read_all(files)? {
+        let objects = match carrick_api::parse::objects(&bytes) {
+            Ok(objects) => objects,
+            Err(error) => {
+                eprintln!("error: {source}: {error}");
+                failed = true;
+                continue;
+            }
+        };
+        for object in objects {
+            match apply_one(client, &object, namespace, dry_run).await {
+                Ok(line) => println!("{line}"),
+                Err(error) => {
+                    failed = true;
+                    eprintln!("error: {source}: {error:#}");
+                }
+            }
+        }
+    }
+    Ok(u8::from(failed))
+}
+
+async fn apply_one(client: &Client, object: &Value, namespace: &str, dry_run: bool) -> Result<String> {
+    let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind, name) = (field("/apiVersion"), field("/kind"), field("/metadata/name"));
+    anyhow::ensure!(!api_version.is_empty(), "apiVersion is missing");
+    anyhow::ensure!(!kind.is_empty(), "kind is missing");
+    anyhow::ensure!(!name.is_empty(), "{kind}: metadata.name is missing");
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (resource, capabilities) = pinned_kind(client, &GroupVersionKind::gvk(group, version, kind))
+        .await
+        .with_context(|| format!("{kind} {name}: the server has no {kind} in {api_version}"))?;
+    let own = field("/metadata/namespace");
+    let namespace = if own.is_empty() { namespace } else { own };
+    let api: Api<DynamicObject> = match capabilities.scope {
+        Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
+        Scope::Cluster => Api::all_with(client.clone(), &resource),
+    };
+    let mut params = PatchParams::apply(FIELD_MANAGER).force();
+    params.dry_run = dry_run;
+    params.field_validation = Some(ValidationDirective::Strict);
+    let before = api.get_opt(name).await.ok().flatten().and_then(|o| o.metadata.resource_version);
+    let after = api
+        .patch(name, &params, &Patch::Apply(object))
+        .await
+        .with_context(|| format!("{kind} {name} in namespace {namespace}"))?
+        .metadata
+        .resource_version;
+    let verb = match before {
+        None => "created",
+        Some(before) if Some(&before) == after.as_ref() => "unchanged",
+        Some(_) => "configured",
+    };
+    let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+    let dry = if dry_run { " (server dry run)" } else { "" };
+    Ok(format!("{}{group}/{name} {verb}{dry}", kind.to_ascii_lowercase()))
+}
+
+/// The content of every file, folders expanded to the manifests right in them.
+fn read_all(files: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for file in files {
+        if file.as_os_str() == "-" {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
+            found.push(("standard input".to_owned(), bytes));
+        } else if file.is_dir() {
+            let mut inside: Vec<PathBuf> = std::fs::read_dir(file)
+                .with_context(|| file.display().to_string())?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| is_manifest(path))
+                .collect();
+            inside.sort();
+            for path in inside {
+                found.push(read(&path)?);
+            }
+        } else {
+            found.push(read(file)?);
+        }
+    }
+    Ok(found)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+}
+
+fn read(path: &Path) -> Result<(String, Vec<u8>)> {
+    let shown = path.display().to_string();
+    let bytes = std::fs::read(path).with_context(|| shown.clone())?;
+    Ok((shown, bytes))
+}

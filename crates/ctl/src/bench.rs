@@ -1,0 +1,30 @@
+//! `carrick bench`: what a proxy costs, native and Envoy side by side in one run.
+//!
+//! Invariant: both data planes get the same configuration from the same control plane and the same load in
+//! turns, so that what the machine does to one it does to the other; what counts are ratios within a round.
+
+pub mod process;
+pub mod sidecars;
+pub mod summary;
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Benchmarks.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A pair of sidecars with mutual TLS between them.
+    Sidecars(sidecars::Options),
+}
+
+/// Runs a benchmark.
+///
+/// # Errors
+/// When it cannot be run, or a measured request failed.
+pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
+    match command {
+        Command::Sidecars(options) => sidecars::run(&options, data_dir).await,
+    }
+}

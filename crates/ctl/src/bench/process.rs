@@ -1,0 +1,76 @@
+//! What running processes have used so far, from /proc.
+//!
+//! Invariant: reads only; a process that ends between two reads counts with what it had.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// CPU time of a process and its threads, by the scheduler's own nanosecond count.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    let mut total = 0_u64;
+    for task in tasks(pid)? {
+        // A thread that has just ended has no schedstat any more.
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/task/{task}/schedstat")) else { continue };
+        total += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// Resident memory in bytes (`VmRSS`).
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).context("VmRSS is no number")?;
+    Ok(kib * 1024)
+}
+
+/// Binds every thread of a process to one CPU.
+///
+/// # Errors
+/// When there is no such process or CPU.
+pub fn pin(pid: u32, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    for task in tasks(pid)? {
+        // Threads that end meanwhile need no CPU.
+        let _ = sched_setaffinity(Pid::from_raw(task), &set);
+    }
+    Ok(())
+}
+
+/// All processes whose environment holds `POD_NAME=<pod>` and whose program has this name.
+///
+/// # Errors
+/// When the process table cannot be read.
+pub fn sidecars_of(pod: &str, programs: &[&str]) -> Result<Vec<u32>> {
+    let wanted = format!("POD_NAME={pod}");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        if !program.file_name().and_then(|n| n.to_str()).is_some_and(|name| programs.contains(&name)) {
+            continue;
+        }
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+fn tasks(pid: u32) -> Result<Vec<i32>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid}"))?;
+    Ok(entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect())
+}

@@ -1,0 +1,545 @@
+//! What can be typed: every command, flag and default, and the way from there to the code that does it.
+//!
+//! Invariant: a flag is defined once, here; the code behind gets plain values and never sees the command line.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::DEFAULT_DATA_DIR};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::{apply, bench, cluster, demo, output::Format, proxy_config, proxy_status, up, version};
+
+/// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
+#[derive(Debug, Parser)]
+#[command(name = "carrick", version, max_term_width = 110, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Kubeconfig to use [default: $KUBECONFIG, then DATA_DIR/kubeconfig, then ~/.kube/config].
+    #[arg(short = 'c', long, global = true, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Folder of the control plane on this machine.
+    #[arg(long, global = true, env = "CARRICK_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Namespace of the control plane.
+    #[arg(
+        short = 'i',
+        long,
+        global = true,
+        alias = "istioNamespace",
+        default_value = "istio-system",
+        value_name = "NS"
+    )]
+    istio_namespace: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the control plane and the embedded Kubernetes API, in the foreground.
+    Up(Up),
+    /// Run one process as a pod: own network namespace, address, identity and sidecar.
+    Run(Run),
+    /// Run a command inside a pod of `carrick run`.
+    Exec(Exec),
+    /// Create or update the objects of manifest files (server-side apply).
+    Apply(Apply),
+    /// Show what a proxy really runs.
+    #[command(visible_alias = "pc", subcommand)]
+    ProxyConfig(ProxyConfig),
+    /// Show which proxies are connected and whether they run the newest configuration.
+    #[command(visible_alias = "ps")]
+    ProxyStatus(ProxyStatus),
+    /// Run a whole scenario and check every row of it on real traffic.
+    Demo(Demo),
+    /// Measure what the proxies cost, native and Envoy side by side.
+    Bench(Bench),
+    /// Show the versions of this program, the control plane and the proxies.
+    Version(Version),
+    /// Print a completion script for a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    /// Port of the Kubernetes API, on 127.0.0.1.
+    #[arg(long, default_value_t = 6443, value_name = "PORT")]
+    api_port: u16,
+    /// Port of xDS and the certificate authority.
+    #[arg(long, default_value_t = 15012, value_name = "PORT")]
+    xds_port: u16,
+    /// Port of metrics and debug pages, on 127.0.0.1.
+    #[arg(long, default_value_t = 15014, value_name = "PORT")]
+    debug_port: u16,
+    /// Trust domain of all identities.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    trust_domain: String,
+    /// Key algorithm of a root made at the first start: ecdsa-p256, ecdsa-p384, rsa-2048 or rsa-4096.
+    #[arg(long, default_value = "ecdsa-p256", value_name = "ALGORITHM")]
+    ca_key_algorithm: String,
+    /// Lifetime of a workload certificate whose request names none.
+    #[arg(long, default_value = "24h", value_parser = duration, value_name = "DURATION")]
+    workload_cert_ttl: Duration,
+    /// Longest lifetime a workload may ask for.
+    #[arg(long, default_value = "2160h", value_parser = duration, value_name = "DURATION")]
+    max_workload_cert_ttl: Duration,
+    /// MeshConfig file (YAML); only what is named there differs from the defaults.
+    #[arg(long, value_name = "FILE")]
+    mesh_config: Option<PathBuf>,
+    /// Leave /etc/hosts alone: the host itself then cannot call services by name.
+    #[arg(long)]
+    no_host_names: bool,
+    /// Leave the host's network alone: no bridge, no cluster IPs; `carrick run` needs both.
+    #[arg(long)]
+    no_network: bool,
+    /// What to log: error, warn, info, debug, or tracing's directives.
+    #[arg(long, default_value = "info", env = "CARRICK_LOG", value_name = "LEVEL")]
+    log: String,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Namespace of the pod.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Name of the pod [default: made from the workload or the command].
+    #[arg(long)]
+    name: Option<String>,
+    /// Service account, and so the identity [default: the manifest's, then "default"].
+    #[arg(long, value_name = "SA")]
+    service_account: Option<String>,
+    /// Labels, over the manifest's.
+    #[arg(short, long, value_delimiter = ',', value_parser = key_value, value_name = "K=V")]
+    labels: Vec<(String, String)>,
+    /// Annotations, over the manifest's.
+    #[arg(long = "annotation", value_parser = key_value, value_name = "K=V")]
+    annotations: Vec<(String, String)>,
+    /// Ports the process listens on.
+    #[arg(long = "port", value_name = "[NAME=]PORT")]
+    ports: Vec<Port>,
+    /// The sidecar's data plane: native or envoy.
+    #[arg(long, default_value = "native", value_name = "ENGINE")]
+    engine: Engine,
+    /// Run without a sidecar, whatever the labels say.
+    #[arg(long)]
+    no_sidecar: bool,
+    /// Manifest whose pod template supplies labels, annotations, service account, ports and environment.
+    #[arg(short, long, value_name = "MANIFEST")]
+    filename: Option<PathBuf>,
+    /// Which workload of the manifest.
+    #[arg(long = "as", requires = "filename", value_name = "deployment/NAME")]
+    workload: Option<String>,
+    /// Environment of the process.
+    #[arg(short, long = "env", value_parser = key_value, value_name = "K=V")]
+    env: Vec<(String, String)>,
+    /// The carrick-proxy binary [default: beside this program, then PATH].
+    #[arg(long, env = "CARRICK_PROXY", value_name = "FILE")]
+    proxy_binary: Option<PathBuf>,
+    /// The envoy binary, for --engine envoy [default: PATH].
+    #[arg(long, env = "CARRICK_ENVOY", value_name = "FILE")]
+    envoy_binary: Option<PathBuf>,
+    /// Trust domain, as `carrick up` has it.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    trust_domain: String,
+    /// Program and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct Exec {
+    /// Name of the pod.
+    pod: String,
+    /// Its namespace.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Program and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct Apply {
+    /// Files or folders of YAML or JSON; `-` reads standard input.
+    #[arg(short, long, required = true, value_name = "FILE")]
+    filename: Vec<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Have the server check everything and keep nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Target {
+    /// The proxy: [TYPE/]NAME[.NAMESPACE].
+    #[arg(value_name = "POD[.NS]")]
+    proxy: Option<String>,
+    /// Namespace of a proxy that names none.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+    /// Read a saved config dump instead of a proxy.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "proxy")]
+    file: Option<PathBuf>,
+    /// Admin port of the proxy.
+    #[arg(long, default_value_t = 15000, value_name = "PORT")]
+    proxy_admin_port: u16,
+}
+
+#[derive(Debug, Subcommand)]
+enum ProxyConfig {
+    /// Listeners and their filter chains.
+    #[command(visible_aliases = ["listener", "l"])]
+    Listeners {
+        #[command(flatten)]
+        target: Target,
+        /// Only listeners bound to this address.
+        #[arg(long)]
+        address: Option<String>,
+        /// Only listeners bound to this port.
+        #[arg(long)]
+        port: Option<u32>,
+        /// Only listeners of this type: HTTP, TCP or HTTP+TCP.
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: Option<String>,
+        /// A row for each filter chain, with match and destination.
+        #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+        verbose: bool,
+    },
+    /// Upstream clusters.
+    #[command(visible_aliases = ["cluster", "c"])]
+    Clusters {
+        #[command(flatten)]
+        target: Target,
+        /// Only services whose full name contains this.
+        #[arg(long)]
+        fqdn: Option<String>,
+        /// Only this service port.
+        #[arg(long)]
+        port: Option<u32>,
+        /// Only inbound or outbound.
+        #[arg(long)]
+        direction: Option<String>,
+        /// Only this subset.
+        #[arg(long)]
+        subset: Option<String>,
+    },
+    /// Route configurations.
+    #[command(visible_aliases = ["route", "r"])]
+    Routes {
+        #[command(flatten)]
+        target: Target,
+        /// Only the configuration of this name.
+        #[arg(long)]
+        name: Option<String>,
+        /// A row for each route.
+        #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+        verbose: bool,
+    },
+    /// Endpoints with the health the proxy sees.
+    #[command(visible_aliases = ["endpoint", "ep"])]
+    Endpoints {
+        #[command(flatten)]
+        target: Target,
+        /// Only hosts of this address.
+        #[arg(long)]
+        address: Option<String>,
+        /// Only hosts of this port.
+        #[arg(long)]
+        port: Option<u32>,
+        /// Only this cluster (its whole name).
+        #[arg(long)]
+        cluster: Option<String>,
+        /// Only hosts in this state: healthy, unhealthy …
+        #[arg(long)]
+        status: Option<String>,
+    },
+    /// Certificates and trust bundles.
+    #[command(visible_aliases = ["secret", "s"])]
+    Secrets {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// The bootstrap configuration.
+    #[command(visible_alias = "b")]
+    Bootstrap {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Everything, section after section.
+    #[command(visible_alias = "a")]
+    All {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ProxyStatus {
+    /// Only this proxy: NAME[.NAMESPACE].
+    proxy: Option<String>,
+    /// Only proxies of this namespace.
+    #[arg(short, long, value_name = "NS")]
+    namespace: Option<String>,
+    /// 1 shows a column for each type.
+    #[arg(short, long, default_value_t = 0)]
+    verbosity: u8,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+    /// Debug port of the control plane on this machine.
+    #[arg(long, default_value_t = 15014, value_name = "PORT")]
+    debug_port: u16,
+}
+
+#[derive(Debug, Args)]
+struct Demo {
+    #[command(subcommand)]
+    command: demo::Command,
+}
+
+#[derive(Debug, Args)]
+struct Bench {
+    #[command(subcommand)]
+    command: bench::Command,
+}
+
+#[derive(Debug, Args)]
+struct Version {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+    /// Ask the control plane too.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    remote: bool,
+    /// Debug port of the control plane on this machine.
+    #[arg(long, default_value_t = 15014, value_name = "PORT")]
+    debug_port: u16,
+}
+
+impl Cli {
+    /// Runs the command and returns its exit code.
+    ///
+    /// # Errors
+    /// Whatever the command could not do.
+    pub async fn dispatch(self) -> Result<u8> {
+        let global = self.global;
+        match self.command {
+            Command::Up(options) => up::run(options.resolve(&global)).await.map(|()| 0),
+            Command::Run(options) => {
+                let code = carrick_pod::run(options.resolve(&global)?).await?;
+                Ok(exit_code(code))
+            }
+            Command::Exec(options) => {
+                let (pod, namespace) = (options.pod, options.namespace);
+                let options = ExecOptions {
+                    pod,
+                    namespace,
+                    command: options.command,
+                    env: Vec::new(),
+                    data_dir: global.data_dir,
+                };
+                Ok(exit_code(carrick_pod::exec(options).await?))
+            }
+            Command::Apply(options) => {
+                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+                let client = cluster::client(&kubeconfig).await?;
+                apply::run(&client, &options.filename, &options.namespace, options.dry_run).await
+            }
+            Command::ProxyConfig(command) => proxy_config_command(command, &global).await.map(|()| 0),
+            Command::ProxyStatus(options) => {
+                let filter = proxy_status::Filter {
+                    proxy: options.proxy,
+                    namespace: options.namespace,
+                    wide: options.verbosity > 0,
+                };
+                let answer = proxy_status::fetch(options.debug_port).await?;
+                print!("{}", proxy_status::show(&answer, &filter, options.output)?);
+                Ok(0)
+            }
+            Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
+            Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
+            Command::Version(options) => {
+                let port = options.remote.then_some(options.debug_port);
+                print!("{}", version::show(port, options.output).await?);
+                Ok(0)
+            }
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "carrick", &mut std::io::stdout());
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// A process's exit code as the shell sees it; what does not fit a byte is a failure.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(1)
+}
+
+async fn proxy_config_command(command: ProxyConfig, global: &Global) -> Result<()> {
+    use proxy_config::{Section, clusters, endpoints, listeners, routes};
+    let (target, section) = match command {
+        ProxyConfig::Listeners { target, address, port, kind, verbose } => {
+            (target, Section::Listeners(listeners::Filter { address, port, kind, verbose }))
+        }
+        ProxyConfig::Clusters { target, fqdn, port, direction, subset } => {
+            (target, Section::Clusters(clusters::Filter { fqdn, port, direction, subset }))
+        }
+        ProxyConfig::Routes { target, name, verbose } => (target, Section::Routes(routes::Filter { name, verbose })),
+        ProxyConfig::Endpoints { target, address, port, cluster, status } => {
+            (target, Section::Endpoints(endpoints::Filter { address, port, cluster, status }))
+        }
+        ProxyConfig::Secrets { target } => (target, Section::Secrets),
+        ProxyConfig::Bootstrap { target } => (target, Section::Bootstrap),
+        ProxyConfig::All { target } => (target, Section::All),
+    };
+    let dump = match (&target.file, &target.proxy) {
+        (Some(file), _) => {
+            let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+            proxy_config::dump::Dump::parse(&bytes, None)?
+        }
+        (None, Some(proxy)) => {
+            let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+            let client = cluster::client(&kubeconfig).await?;
+            let name = cluster::ProxyName::parse(proxy, &target.namespace);
+            proxy_config::dump::fetch(&client, &name, &global.data_dir, target.proxy_admin_port).await?
+        }
+        (None, None) => anyhow::bail!("name a proxy (POD[.NAMESPACE]) or a saved dump (--file)"),
+    };
+    print!("{}", proxy_config::show(&dump, &section, target.output)?);
+    Ok(())
+}
+
+impl Up {
+    fn resolve(self, global: &Global) -> up::Options {
+        up::Options {
+            data_dir: global.data_dir.clone(),
+            api_port: self.api_port,
+            xds_port: self.xds_port,
+            debug_port: self.debug_port,
+            root_namespace: global.istio_namespace.clone(),
+            trust_domain: self.trust_domain,
+            ca_key_algorithm: self.ca_key_algorithm,
+            workload_cert_ttl: self.workload_cert_ttl,
+            max_workload_cert_ttl: self.max_workload_cert_ttl,
+            mesh_config: self.mesh_config,
+            host_names: !self.no_host_names,
+            network: !self.no_network,
+            log: self.log,
+        }
+    }
+}
+
+impl Run {
+    fn resolve(self, global: &Global) -> Result<RunOptions> {
+        let mut options = RunOptions::new(self.namespace, self.command);
+        options.name = self.name;
+        options.service_account = self.service_account;
+        options.labels = self.labels.into_iter().collect();
+        options.annotations = self.annotations.into_iter().collect();
+        options.ports = self.ports;
+        options.engine = self.engine;
+        options.no_sidecar = self.no_sidecar;
+        options.manifest = self.filename.map(|path| ManifestRef { path, workload: self.workload });
+        options.env = self.env;
+        options.data_dir = global.data_dir.clone();
+        options.kubeconfig = global.kubeconfig.clone();
+        options.proxy_binary = match self.proxy_binary {
+            Some(path) => path,
+            None => beside("carrick-proxy")?,
+        };
+        options.envoy_binary = self.envoy_binary.or_else(|| on_path("envoy"));
+        options.trust_domain = self.trust_domain;
+        Ok(options)
+    }
+}
+
+/// A program beside this one, else on the search path.
+fn beside(program: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this program lies")?;
+    let sibling = own.with_file_name(program);
+    if sibling.exists() {
+        return Ok(sibling);
+    }
+    on_path(program).with_context(|| format!("{program} is neither beside {} nor on PATH", own.display()))
+}
+
+/// The first program of that name on the search path.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not KEY=VALUE")),
+    }
+}
+
+/// Go's duration syntax: `90s`, `1h30m`, `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let fail = || format!("{text:?} is not a duration such as 90s, 30m or 1h30m");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(fail)?;
+        let value: u64 = rest[..digits].parse().map_err(|_| fail())?;
+        let tail = &rest[digits..];
+        let unit_len = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let millis: u64 = match &tail[..unit_len] {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(fail()),
+        };
+        total += Duration::from_millis(value.checked_mul(millis).ok_or_else(fail)?);
+        rest = &tail[unit_len..];
+    }
+    if total.is_zero() { Err(fail()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_what_the_readme_types() {
+        let line = "carrick run -n basic --name kyc -l app=kyc,version=v1 --port http=8080 --engine envoy -- sleep 1";
+        let Command::Run(run) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("not run") };
+        assert_eq!(run.labels.len(), 2);
+        assert_eq!(run.engine, Engine::Envoy);
+        assert_eq!(run.command, ["sleep", "1"]);
+        assert!(Cli::try_parse_from(["carrick", "run", "-l", "app", "--", "x"]).is_err());
+        assert!(Cli::try_parse_from(["carrick", "run"]).is_err());
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["", "5", "h", "5d", "0s", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

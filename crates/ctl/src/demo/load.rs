@@ -1,0 +1,131 @@
+//! An open-loop HTTP/1.1 load generator: requests start on schedule whether or not earlier ones have answered.
+//!
+//! Invariant: rate, duration and connections are bounded; a request counts as failed unless it got a status
+//! below 400. Latency is counted from the time a request was due.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde_json::json;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+/// Most requests under way at once; one more fails at once instead of waiting.
+const MAX_IN_FLIGHT: usize = 2_000;
+
+/// What to send, how fast, how long.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// URLs, called in turn.
+    #[arg(long = "url", required = true, value_name = "URL")]
+    urls: Vec<http::Uri>,
+    /// Requests per second.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: u32,
+    /// How long at most, in seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    seconds: u32,
+    /// End as soon as standard input is closed.
+    #[arg(long)]
+    until_stdin_closes: bool,
+}
+
+/// Runs the load and prints one JSON line; 0 only when nothing failed.
+///
+/// # Errors
+/// None of the requests' own failures; those are counted.
+pub async fn run(options: Options) -> Result<u8> {
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+    let total = u64::from(options.rate) * u64::from(options.seconds);
+    let gap = Duration::from_secs(1) / options.rate;
+    let start = Instant::now();
+    let mut running = JoinSet::new();
+    let mut failures: Vec<String> = Vec::new();
+    let mut failed = 0_u64;
+    let mut latencies = Vec::new();
+    let mut take = |result: Result<Duration>| match result {
+        Ok(latency) => latencies.push(latency),
+        Err(error) => {
+            failed += 1;
+            if failures.len() < 5 {
+                failures.push(format!("{error:#}"));
+            }
+        }
+    };
+    let mut sent = 0_u64;
+    let mut ended = std::pin::pin!(stdin_closed(options.until_stdin_closes));
+    for (n, uri) in (0..total).zip(options.urls.iter().cycle()) {
+        let due = start + gap * u32::try_from(n).unwrap_or(u32::MAX);
+        tokio::select! {
+            () = tokio::time::sleep_until(due.into()) => {}
+            () = &mut ended => break,
+        }
+        sent += 1;
+        match slots.clone().try_acquire_owned() {
+            Ok(slot) => {
+                let (client, uri) = (client.clone(), uri.clone());
+                running.spawn(async move {
+                    let result = one(client, uri, due).await;
+                    drop(slot);
+                    result
+                });
+            }
+            Err(_) => take(Err(anyhow::anyhow!("{MAX_IN_FLIGHT} requests already under way"))),
+        }
+        while let Some(done) = running.try_join_next() {
+            take(done.context("request task").flatten());
+        }
+    }
+    while let Some(done) = running.join_next().await {
+        take(done.context("request task").flatten());
+    }
+    latencies.sort();
+    let quantile = |q: f64| {
+        let at = ((latencies.len() as f64) * q) as usize;
+        latencies.get(at.min(latencies.len().saturating_sub(1))).map_or(0, Duration::as_micros)
+    };
+    let line = json!({
+        "requests": sent, "failed": failed, "failures": failures, "seconds": start.elapsed().as_secs_f64(),
+        "p50_us": quantile(0.5), "p99_us": quantile(0.99), "max_us": quantile(1.0),
+    });
+    println!("{line}");
+    Ok(u8::from(failed > 0))
+}
+
+/// Returns when standard input ends; never, when nobody wants to know.
+async fn stdin_closed(wanted: bool) {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let reader = move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = tell.send(());
+    };
+    let started = wanted && std::thread::Builder::new().name("stdin".into()).spawn(reader).is_ok();
+    if !started || told.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn one<C>(client: Client<C, Empty<Bytes>>, uri: http::Uri, due: Instant) -> Result<Duration>
+where
+    C: hyper_util::client::legacy::connect::Connect + Clone + Send + Sync + 'static,
+{
+    let shown = uri.clone();
+    let request = Request::get(uri).body(Empty::new())?;
+    let answered = tokio::time::timeout(Duration::from_secs(15), async {
+        let response = client.request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        anyhow::ensure!(status.as_u16() < 400, "status {status}: {}", String::from_utf8_lossy(&body));
+        Ok(())
+    });
+    answered.await.context("no answer in 15 s").flatten().with_context(|| shown.to_string())?;
+    Ok(due.elapsed())
+}

@@ -1,0 +1,347 @@
+//! A mesh of its own for a scenario: `carrick up` as a child, pods as children, an API client.
+//!
+//! Invariant: everything is started by this value and ended with it; commands run as a user would type them
+//! (the same binary), so a scenario shows the product and not its insides.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use carrick_pod::Engine;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+/// How long the control plane may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a pod may take to become ready, on a machine busy with others.
+const POD_LIMIT: Duration = Duration::from_secs(90);
+/// How long a switch may take to reach every proxy before it counts as failed.
+const SWITCH_LIMIT_SECONDS: u32 = 30;
+
+/// A running control plane and its pods.
+pub struct Mesh {
+    program: PathBuf,
+    dir: PathBuf,
+    api_port: u16,
+    client: Client,
+    up: Child,
+    pods: Vec<(String, String, Child)>,
+}
+
+/// A pod to start.
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The value of its `app` label.
+    pub app: String,
+    /// More labels.
+    pub labels: Vec<(String, String)>,
+    /// Ports it listens on, as `--port` takes them.
+    pub ports: Vec<String>,
+    /// The sidecar's data plane, where it gets one.
+    pub engine: Engine,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
+impl Mesh {
+    /// Starts `carrick up` on a fresh folder and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start; what it printed is part of the error.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        let program = std::env::current_exe().context("cannot tell where this program lies")?;
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        let api_port = 6443;
+        for port in [api_port, 15012, 15014] {
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+                format!("port {port} is taken: is another `carrick up` running? The demo brings its own")
+            })?;
+        }
+        let up = spawn_up(&program, dir, api_port)?;
+        let kubeconfig = dir.join("kubeconfig");
+        let start = Instant::now();
+        let client = loop {
+            ensure!(start.elapsed() < START_LIMIT, "carrick up does not answer:\n{}", tail(&dir.join("up.log")));
+            if kubeconfig.exists() {
+                let client = crate::cluster::client(&kubeconfig).await?;
+                if client.apiserver_version().await.is_ok() && debug_ready().await {
+                    break client;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        Ok(Self { program, dir: dir.to_owned(), api_port, client, up, pods: Vec::new() })
+    }
+
+    /// A client of its API.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The admin's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// A `carrick` command against this mesh.
+    pub fn carrick(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--data-dir").arg(&self.dir).args(args).stdin(Stdio::null());
+        command.env_remove("KUBECONFIG");
+        command
+    }
+
+    /// Runs `carrick …` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started; its exit code is the caller's to judge.
+    pub async fn output(&self, args: &[&str]) -> Result<Output> {
+        self.carrick(args).output().await.with_context(|| format!("carrick {}", args.join(" ")))
+    }
+
+    /// Starts a pod; [`Mesh::ready`] waits for it.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn spawn(&mut self, spec: &PodSpec) -> Result<()> {
+        let log = std::fs::File::create(self.dir.join(format!("{}_{}.log", spec.namespace, spec.name)))?;
+        let mut labels = vec![format!("app={}", spec.app)];
+        labels.extend(spec.labels.iter().map(|(k, v)| format!("{k}={v}")));
+        let mut command = self.carrick(&["run", "-n", &spec.namespace, "--name", &spec.name]);
+        command.args(["-l", &labels.join(","), "--engine", spec.engine.as_str()]);
+        for port in &spec.ports {
+            command.args(["--port", port]);
+        }
+        command.arg("--").args(&spec.command).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        let child = command.spawn().context("carrick run")?;
+        self.pods.push((spec.namespace.clone(), spec.name.clone(), child));
+        Ok(())
+    }
+
+    /// Waits until a pod is Ready and gives its address.
+    ///
+    /// # Errors
+    /// When its runner ends or the time is up; the runner's log is part of the error.
+    pub async fn ready(&mut self, namespace: &str, name: &str) -> Result<Ipv4Addr> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let log = self.dir.join(format!("{namespace}_{name}.log"));
+        let start = Instant::now();
+        loop {
+            if let Some(pod) = api.get_opt(name).await? {
+                if let Some(address) = ready_address(&pod) {
+                    return Ok(address);
+                }
+            }
+            let runner = self.pods.iter_mut().find(|(ns, n, _)| ns == namespace && n == name);
+            if let Some((_, _, child)) = runner {
+                if let Some(status) = child.try_wait()? {
+                    bail!("pod {namespace}/{name} ended ({status}):\n{}", tail(&log));
+                }
+            }
+            ensure!(start.elapsed() < POD_LIMIT, "pod {namespace}/{name} is not ready:\n{}", tail(&log));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// curl from inside a pod: exit code and HTTP status (0 when there was none).
+    ///
+    /// # Errors
+    /// When curl could not be run there.
+    pub async fn curl(&self, namespace: &str, pod: &str, url: &str) -> Result<(i32, u16)> {
+        let args = [
+            "exec",
+            pod,
+            "-n",
+            namespace,
+            "--",
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-m",
+            "10",
+            "-w",
+            "%{http_code}",
+            url,
+        ];
+        let output = self.output(&args).await?;
+        let status = String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .parse()
+            .with_context(|| format!("curl in {namespace}/{pod}: {}", String::from_utf8_lossy(&output.stderr)))?;
+        Ok((output.status.code().unwrap_or(-1), status))
+    }
+
+    /// Applies manifests by `carrick apply`, waits until every proxy runs with them, tells how long that took.
+    ///
+    /// # Errors
+    /// When an object is refused or a proxy does not follow.
+    pub async fn apply(&self, manifests: &str) -> Result<Duration> {
+        let start = Instant::now();
+        let mut command = self.carrick(&["apply", "-f", "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            tokio::io::AsyncWriteExt::write_all(&mut stdin, manifests.as_bytes()).await?;
+        }
+        let output = child.wait_with_output().await?;
+        ensure!(output.status.success(), "carrick apply: {}", String::from_utf8_lossy(&output.stderr));
+        self.converged().await?;
+        Ok(start.elapsed())
+    }
+
+    /// Deletes the objects of manifests and waits as [`Mesh::apply`] does. What is gone already is fine.
+    ///
+    /// # Errors
+    /// When the API refuses or a proxy does not follow.
+    pub async fn delete(&self, manifests: &str) -> Result<Duration> {
+        let start = Instant::now();
+        for object in carrick_api::parse::objects(manifests.as_bytes()).map_err(|e| anyhow::anyhow!("{e}"))? {
+            let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let (group, version) = field("/apiVersion").split_once('/').unwrap_or(("", field("/apiVersion")));
+            let gvk = kube::core::GroupVersionKind::gvk(group, version, field("/kind"));
+            let (resource, _) = kube::discovery::pinned_kind(&self.client, &gvk).await?;
+            let api: Api<kube::api::DynamicObject> =
+                Api::namespaced_with(self.client.clone(), field("/metadata/namespace"), &resource);
+            match api.delete(field("/metadata/name"), &Default::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.converged().await?;
+        Ok(start.elapsed())
+    }
+
+    /// Waits until every connected proxy has acknowledged a configuration that holds all that is stored now.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub async fn converged(&self) -> Result<()> {
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
+        let newest = namespaces.list(&kube::api::ListParams::default().limit(1)).await?;
+        let version = newest.metadata.resource_version.context("the list has no resourceVersion")?;
+        let path = format!("/debug/distribution?resourceVersion={version}&wait={SWITCH_LIMIT_SECONDS}");
+        let limit = Duration::from_secs(u64::from(SWITCH_LIMIT_SECONDS) + 5);
+        let (status, body) = tokio::time::timeout(limit, crate::proxy_status::get(15014, &path)).await??;
+        ensure!(status == 200, "not every proxy followed: {}", String::from_utf8_lossy(&body));
+        Ok(())
+    }
+
+    /// The process ids of all sidecars with their names, to tell a restart.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    pub fn sidecars(&self) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let name = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if name == "carrick-proxy" || name == "envoy" {
+                found.push(pid);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Ends the control plane the hard way and starts it again on the same folder.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn kill_and_restart(&mut self) -> Result<()> {
+        self.up.kill().await?;
+        self.up = spawn_up(&self.program, &self.dir, self.api_port)?;
+        let start = Instant::now();
+        while self.client.apiserver_version().await.is_err() || !debug_ready().await {
+            ensure!(
+                start.elapsed() < START_LIMIT,
+                "carrick up does not come back:\n{}",
+                tail(&self.dir.join("up.log"))
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Ends one pod and waits for its runner.
+    ///
+    /// # Errors
+    /// When the runner cannot be waited for.
+    pub async fn end_pod(&mut self, namespace: &str, name: &str) -> Result<()> {
+        if let Some(at) = self.pods.iter().position(|(ns, n, _)| ns == namespace && n == name) {
+            let (_, _, mut child) = self.pods.swap_remove(at);
+            terminate(&child);
+            tokio::time::timeout(Duration::from_secs(40), child.wait()).await.context("the runner does not end")??;
+        }
+        Ok(())
+    }
+
+    /// Ends every pod, then the control plane.
+    ///
+    /// # Errors
+    /// When a process cannot be waited for.
+    pub async fn stop(mut self) -> Result<()> {
+        for (_, _, child) in &self.pods {
+            terminate(child);
+        }
+        for (namespace, name, mut child) in self.pods.drain(..) {
+            if tokio::time::timeout(Duration::from_secs(40), child.wait()).await.is_err() {
+                eprintln!("pod {namespace}/{name} does not end; its runner is killed");
+                child.kill().await?;
+            }
+        }
+        terminate(&self.up);
+        if tokio::time::timeout(Duration::from_secs(15), self.up.wait()).await.is_err() {
+            self.up.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+fn spawn_up(program: &Path, dir: &Path, api_port: u16) -> Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("up.log"))?;
+    Command::new(program)
+        .arg("--data-dir")
+        .arg(dir)
+        .args(["up", "--api-port", &api_port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .context("carrick up")
+}
+
+async fn debug_ready() -> bool {
+    crate::proxy_status::get(15014, "/ready").await.is_ok_and(|(status, _)| status == 200)
+}
+
+fn terminate(child: &Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+    }
+}
+
+fn ready_address(pod: &Pod) -> Option<Ipv4Addr> {
+    let status = pod.status.as_ref()?;
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    status.pod_ip.as_deref().filter(|_| ready)?.parse().ok()
+}
+
+/// The last lines of a log.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+}

@@ -1,0 +1,56 @@
+//! `carrick version`: this program, the control plane, the proxies.
+//!
+//! Invariant: without a control plane the client's own line is still printed, and the command succeeds.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::{
+    output::{self, Format},
+    proxy_status,
+};
+
+/// This program's version.
+pub const OWN: &str = env!("CARGO_PKG_VERSION");
+
+/// The versions; the control plane on this machine is asked when a debug port is given.
+///
+/// # Errors
+/// When the output cannot be written in that format.
+pub async fn show(debug_port: Option<u16>, format: Format) -> Result<String> {
+    let remote = match debug_port {
+        Some(port) => Some(proxy_status::fetch(port).await),
+        None => None,
+    };
+    let mut data_plane: BTreeMap<String, usize> = BTreeMap::new();
+    let mut control_plane = None;
+    let mut lines = vec![format!("client version: {OWN}")];
+    match &remote {
+        None => {}
+        Some(Err(_)) => lines.push("no control plane answers on this machine".to_owned()),
+        Some(Ok(answer)) => {
+            let version = answer.get("version").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+            lines.push(format!("control plane version: {version}"));
+            control_plane = Some(version);
+            for proxy in answer.get("proxies").and_then(Value::as_array).into_iter().flatten() {
+                let version = proxy.get("version").and_then(Value::as_str).unwrap_or("unknown");
+                *data_plane.entry(version.to_owned()).or_default() += 1;
+            }
+            let parts: Vec<String> = data_plane
+                .iter()
+                .map(|(version, count)| {
+                    format!("{version} ({count} {})", if *count == 1 { "proxy" } else { "proxies" })
+                })
+                .collect();
+            let parts = if parts.is_empty() { "none".to_owned() } else { parts.join(", ") };
+            lines.push(format!("data plane version: {parts}"));
+        }
+    }
+    let value = json!({"clientVersion": OWN, "controlPlaneVersion": control_plane, "dataPlaneVersions": data_plane});
+    Ok(match output::machine(&value, format)? {
+        Some(text) => text,
+        None => lines.join("\n") + "\n",
+    })
+}
