@@ -12,6 +12,7 @@ pub mod chain;
 pub mod circuit;
 pub mod facts;
 pub mod format;
+pub mod hygiene;
 pub mod matching;
 pub mod model;
 pub mod mutate;
