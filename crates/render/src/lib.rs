@@ -4,10 +4,28 @@
 //! byte-stable: equal inputs give equal bytes, and a resource's version is the hash of its bytes.
 //! This crate knows nothing of xDS sessions, and decides nothing: what a proxy may do is in the view.
 
+pub mod access_log;
+pub mod cache;
+pub mod cluster;
+pub mod endpoint;
+pub mod filters;
+pub mod inbound;
+pub mod outbound;
+pub mod route;
+pub mod tls;
+pub mod wire;
+
 use std::{collections::BTreeMap, sync::Arc};
 
-use carrick_mesh::View;
+use carrick_mesh::{
+    View,
+    view::{Inbound, Load, Outbound},
+};
 use envoy_types::pb::google::protobuf::Any;
+
+pub use cache::Cache;
+use cache::OutboundSet;
+use outbound::CatchAll;
 
 /// One rendered resource.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,16 +54,133 @@ pub struct Rendered {
     pub routes: Arc<Resources>,
 }
 
-/// What was rendered before, shared over proxies and pushes.
-#[derive(Debug, Default)]
-pub struct Cache {}
+/// A cluster that every proxy has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BuiltIn {
+    kind: BuiltInKind,
+    connect_timeout: u64,
+    v6: bool,
+}
 
-impl Cache {
-    /// Forgets what no call of [`resources`] used since the last sweep. To be called once per push round.
-    pub fn sweep(&mut self) {}
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum BuiltInKind {
+    Passthrough,
+    InboundPassthrough,
+    BlackHole,
 }
 
 /// All resources of one view.
-pub fn resources(_view: &View, _cache: &mut Cache) -> Rendered {
-    Rendered::default()
+pub fn resources(view: &View, cache: &mut Cache) -> Rendered {
+    let shared = outbound_set(&view.outbound, cache);
+    let mut clusters = (*shared.clusters).clone();
+    clusters.extend(inbound_clusters(&view.inbound, cache));
+    let mut listeners = (*shared.listeners).clone();
+    listeners.extend(inbound_listener(&view.inbound, cache));
+    Rendered {
+        clusters: Arc::new(clusters),
+        endpoints: load_set(&view.loads, cache),
+        listeners: Arc::new(listeners),
+        routes: shared.routes,
+    }
+}
+
+fn outbound_set(view: &Arc<Outbound>, cache: &mut Cache) -> OutboundSet {
+    let now = cache.generation;
+    // At the first use after a sweep the members are touched too, so that they are still known to the next set, which has most of them.
+    let known = cache.outbound_sets.get(now, view);
+    if let Some((set, true)) = known {
+        return set;
+    }
+    let mut clusters = Resources::new();
+    for input in &view.clusters {
+        let render = |c: &carrick_mesh::view::Cluster| (c.name.clone(), cluster::outbound(c));
+        add(&mut clusters, cache.clusters.get(now, input, || input.clone(), render));
+    }
+    for kind in [BuiltInKind::Passthrough, BuiltInKind::BlackHole] {
+        let input = BuiltIn { kind, connect_timeout: view.connect_timeout, v6: false };
+        add(&mut clusters, built_in(input, cache));
+    }
+    let mut listeners = Resources::new();
+    for input in &view.listeners {
+        let render = |l: &carrick_mesh::view::OutboundListener| (l.name.clone(), wire::any(&outbound::listener(l)));
+        add(&mut listeners, cache.listeners.get(now, input, || input.clone(), render));
+    }
+    if let Some(port) = view.listen_port {
+        let input =
+            CatchAll { port, families: view.families, allow_any: view.allow_any, settings: view.settings.clone() };
+        let render = |c: &CatchAll| (outbound::LISTENER.into(), wire::any(&outbound::catch_all(c)));
+        add(&mut listeners, cache.catch_all.get(now, &input, || Arc::new(input.clone()), render));
+    }
+    let mut routes = Resources::new();
+    for input in &view.routes {
+        let render = |t: &carrick_mesh::view::RouteTable| (t.name.clone(), wire::any(&route::table(t)));
+        add(&mut routes, cache.routes.get(now, input, || input.clone(), render));
+    }
+    if let Some((set, _)) = known {
+        return set;
+    }
+    let set = OutboundSet { clusters: Arc::new(clusters), listeners: Arc::new(listeners), routes: Arc::new(routes) };
+    cache.outbound_sets.insert(now, view, set.clone());
+    set
+}
+
+fn load_set(loads: &Arc<[Arc<Load>]>, cache: &mut Cache) -> Arc<Resources> {
+    let now = cache.generation;
+    let known = cache.load_sets.get(now, loads);
+    if let Some((set, true)) = known {
+        return set;
+    }
+    let mut all = Resources::new();
+    for input in loads.iter() {
+        let render = |l: &Load| (l.cluster.clone(), endpoint::assignment(l));
+        add(&mut all, cache.loads.get(now, input, || input.clone(), render));
+    }
+    if let Some((set, _)) = known {
+        return set;
+    }
+    let all = Arc::new(all);
+    cache.load_sets.insert(now, loads, all.clone());
+    all
+}
+
+fn inbound_clusters(view: &Inbound, cache: &mut Cache) -> Vec<(Arc<str>, Arc<Resource>)> {
+    let now = cache.generation;
+    let render = |c: &carrick_mesh::view::InboundCluster| (c.name.clone(), cluster::inbound(c));
+    let mut all: Vec<_> = view
+        .ports
+        .iter()
+        .map(|p| cache.inbound_clusters.get(now, &p.cluster, || Arc::new(p.cluster.clone()), render))
+        .collect();
+    let passthrough =
+        BuiltIn { kind: BuiltInKind::InboundPassthrough, connect_timeout: view.connect_timeout, v6: !view.families.v4 };
+    all.push(built_in(passthrough, cache));
+    all.into_iter().map(|r| (r.name.clone(), r)).collect()
+}
+
+fn inbound_listener(view: &Arc<Inbound>, cache: &mut Cache) -> Option<(Arc<str>, Arc<Resource>)> {
+    if view.interception == carrick_mesh::Interception::None {
+        return None;
+    }
+    let render = |v: &Inbound| {
+        let listener = inbound::listener(v).unwrap_or_default();
+        (Arc::from(inbound::LISTENER), wire::any(&listener))
+    };
+    let resource = cache.inbound.get(cache.generation, view, || view.clone(), render);
+    Some((resource.name.clone(), resource))
+}
+
+fn built_in(input: BuiltIn, cache: &mut Cache) -> Arc<Resource> {
+    let render = |b: &BuiltIn| {
+        let cluster = match b.kind {
+            BuiltInKind::Passthrough => cluster::passthrough(b.connect_timeout),
+            BuiltInKind::InboundPassthrough => cluster::inbound_passthrough(b.connect_timeout, b.v6),
+            BuiltInKind::BlackHole => cluster::black_hole(b.connect_timeout),
+        };
+        (cluster.name.as_str().into(), wire::any(&cluster))
+    };
+    cache.built_in.get(cache.generation, &input, || Arc::new(input), render)
+}
+
+fn add(all: &mut Resources, resource: Arc<Resource>) {
+    all.insert(resource.name.clone(), resource);
 }

@@ -1,0 +1,141 @@
+//! Network filters: HTTP connection managers of both sides and TCP proxies (semantics §2.11–§2.13).
+//!
+//! Invariant: only filters that a stock Envoy has. What Istio's own `istio.alpn` does is done with Envoy's filter state: a route to a
+//! cluster whose protocol follows the request sets the ALPN list of the upstream connection.
+
+use std::collections::HashMap;
+
+use carrick_mesh::view::{ListenerSettings, PathNormalization, RouteAlpn};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::SubstitutionFormatString,
+            listener::v3::{Filter, filter},
+            route::v3::RouteConfiguration,
+        },
+        extensions::filters::{
+            common::set_filter_state::v3::{FilterStateValue, filter_state_value},
+            http::{router::v3::Router, set_filter_state::v3::Config as SetFilterState},
+            network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, Rds,
+                    http_connection_manager::{
+                        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+                        SetCurrentClientCertDetails, UpgradeConfig,
+                    },
+                    http_filter,
+                },
+                tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+
+use crate::{access_log, tls, wire};
+
+/// The HTTP filter that sets the ALPN list of upstream connections; also the key of its per-route configuration.
+pub const ALPN_FILTER: &str = "carrick.alpn";
+/// The filter state that overrides the ALPN list of an upstream connection (Envoy, well-known filter state).
+const ALPN_STATE: &str = "envoy.network.application_protocols";
+
+/// The expression that gives the ALPN list by the request's protocol. One constant, so that an engine without CEL can know it by its text.
+pub fn alpn_by_request() -> String {
+    let list = |all: &[&str]| all.join(",");
+    format!(
+        "%CEL(request.protocol == 'HTTP/2' ? '{}' : request.protocol == 'HTTP/1.0' ? 'istio-http/1.0,istio,http/1.0' : '{}')%",
+        list(&tls::ALPN_HTTP2),
+        list(&tls::ALPN_HTTP1)
+    )
+}
+
+/// The per-route configuration that sets an ALPN list.
+pub fn alpn_override(alpn: Option<RouteAlpn>) -> HashMap<String, Any> {
+    let list = match alpn {
+        None => return HashMap::new(),
+        Some(RouteAlpn::ByRequest) => alpn_by_request(),
+        Some(RouteAlpn::Http2) => tls::ALPN_HTTP2.join(","),
+    };
+    let format = SubstitutionFormatString { format: Some(access_log::inline(list)), ..Default::default() };
+    let value = FilterStateValue {
+        key: Some(filter_state_value::Key::ObjectKey(ALPN_STATE.to_owned())),
+        value: Some(filter_state_value::Value::FormatString(format)),
+        ..FilterStateValue::default()
+    };
+    let config = SetFilterState { on_request_headers: vec![value], ..SetFilterState::default() };
+    HashMap::from([(ALPN_FILTER.to_owned(), wire::any(&config))])
+}
+
+/// An HTTP connection manager of the server side, with its routes inline.
+pub fn inbound_http(settings: &ListenerSettings, stat: &str, routes: RouteConfiguration) -> Filter {
+    let mut manager = manager(settings, stat);
+    manager.server_name = "istio-envoy".to_owned();
+    manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
+    manager.set_current_client_cert_details =
+        Some(SetCurrentClientCertDetails { subject: wire::flag(true), dns: true, uri: true, ..Default::default() });
+    manager.route_specifier = Some(RouteSpecifier::RouteConfig(routes));
+    manager.http_filters = vec![router()];
+    http(&manager)
+}
+
+/// An HTTP connection manager of the client side, with its routes by RDS.
+pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str) -> Filter {
+    let mut manager = manager(settings, stat);
+    manager.route_specifier =
+        Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
+    manager.http_filters = vec![http_filter(ALPN_FILTER, wire::any(&SetFilterState::default())), router()];
+    http(&manager)
+}
+
+/// A TCP proxy to a cluster.
+pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>) -> Filter {
+    let proxy = TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        access_log: access_log::all(settings.access_log.as_ref()),
+        idle_timeout: idle_timeout.and_then(wire::millis),
+        ..TcpProxy::default()
+    };
+    network("envoy.filters.network.tcp_proxy", wire::any(&proxy))
+}
+
+fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
+    let (normalize, merge, slashes) = match settings.paths {
+        PathNormalization::None => (false, false, PathWithEscapedSlashesAction::KeepUnchanged),
+        PathNormalization::Base => (true, false, PathWithEscapedSlashesAction::KeepUnchanged),
+        PathNormalization::MergeSlashes => (true, true, PathWithEscapedSlashesAction::KeepUnchanged),
+        PathNormalization::DecodeAndMergeSlashes => (true, true, PathWithEscapedSlashesAction::UnescapeAndForward),
+    };
+    HttpConnectionManager {
+        stat_prefix: stat.to_owned(),
+        stream_idle_timeout: wire::millis(0),
+        use_remote_address: wire::flag(false),
+        normalize_path: wire::flag(normalize),
+        merge_slashes: merge,
+        path_with_escaped_slashes_action: slashes.into(),
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
+        access_log: access_log::all(settings.access_log.as_ref()),
+        proxy_100_continue: true,
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn router() -> HttpFilter {
+    http_filter("envoy.filters.http.router", wire::any(&Router::default()))
+}
+
+fn http_filter(name: &str, config: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
+}
+
+fn http(manager: &HttpConnectionManager) -> Filter {
+    network("envoy.filters.network.http_connection_manager", wire::any(manager))
+}
+
+fn network(name: &str, config: Any) -> Filter {
+    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
+}
