@@ -1,1 +1,33 @@
-//! (skeleton)
+//! The native engine's IO: listeners, TLS, HTTP/1, HTTP/2, TCP, pools and counters, driven by a
+//! [`carrick_proxy_core::RuntimeConfig`].
+//!
+//! Invariant: a connection lives and dies on one worker thread; no lock is taken and no other core woken on the path of
+//! a byte; every decision (which chain, route, endpoint, retry) is `proxy-core`'s. A missing certificate or
+//! configuration means refusal, never plaintext.
+//!
+//! It deliberately does not know the control plane, xDS, or how secrets arrive.
+//!
+//! A connection's way: [`engine`] binds → `worker` accepts → `connection` asks the original destination, finds the
+//! listener, inspects the first bytes, finds the chain, makes the handshake → `http` or `tcp` → `upstream`.
+
+pub mod inspect;
+pub mod io;
+
+mod connection;
+mod engine;
+mod http;
+mod lifecycle;
+mod log;
+mod names;
+mod options;
+mod secrets;
+mod stats;
+mod tcp;
+mod tls;
+mod upstream;
+mod worker;
+
+pub use engine::{BindError, Engine};
+pub use options::{EngineOptions, OriginalDst, OriginalDstFn, Workload};
+pub use secrets::{Secret, Secrets};
+pub use stats::Stats;

@@ -1,0 +1,188 @@
+//! HTTP connections from clients: which codec, its limits, and how a connection ends.
+//!
+//! Invariant: hyper frames messages, `proxy-core` decides; here they meet. A connection that is to leave is told so in
+//! its protocol's way (`connection: close`, GOAWAY) and never cut while a request is under way before the deadline.
+
+pub mod body;
+mod connection;
+pub mod exchange;
+pub mod exec;
+mod forward;
+mod reply;
+mod service;
+mod upgrade;
+
+use crate::connection::Info;
+use crate::io::stream::Stream;
+use crate::lifecycle::{Lease, Phase};
+use crate::upstream::pool::{CONNECTION_WINDOW, WINDOW};
+use crate::worker::Worker;
+use carrick_proxy_core::model::hcm::{Codec, HeaderCase, HttpConnectionManager};
+use connection::HttpConn;
+use exec::LocalExec;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Sleep;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection of an HTTP chain to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>, lease: Lease) {
+    let carrick_proxy_core::model::listener::ChainKind::Http(hcm) = &info.chain.kind else { return };
+    let h2 = {
+        let choice = Box::pin(is_h2(hcm, &info, &mut stream));
+        tokio::select! {
+            h2 = choice => h2,
+            () = lease.reached(Phase::Closing) => None,
+        }
+    };
+    let Some(h2) = h2 else { return };
+    let stats = worker.stats.http(&hcm.stat_prefix);
+    let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, h2));
+    let io = TokioIo::new(stream);
+    let service = {
+        let conn = Rc::clone(&conn);
+        service_fn(move |request| service::answer(Rc::clone(&conn), request))
+    };
+    let result = if h2 {
+        let connection = pin!(http2_builder(hcm).serve_connection(io, service));
+        drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
+    } else {
+        let connection = pin!(http1_builder(hcm).serve_connection(io, service).with_upgrades());
+        drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
+    };
+    if let Err(e) = result
+        && (e.is_parse() || e.is_parse_too_large())
+    {
+        conn.stats.downstream_cx_protocol_error.inc();
+        tracing::debug!(peer = %info.peer, "protocol error: {e}");
+    }
+}
+
+/// By the chain's codec; else by ALPN; else by the first bytes. `None`: the client left before that.
+async fn is_h2(hcm: &HttpConnectionManager, info: &Info, stream: &mut Stream) -> Option<bool> {
+    match hcm.codec {
+        Codec::Http1 => return Some(false),
+        Codec::Http2 => return Some(true),
+        Codec::Auto => {}
+    }
+    if let Some(alpn) = info.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
+        return Some(alpn == b"h2");
+    }
+    let look = stream.inspect(PREFACE.len(), |seen| {
+        if seen.starts_with(PREFACE) {
+            Some(true)
+        } else if PREFACE.starts_with(seen) {
+            None
+        } else {
+            Some(false)
+        }
+    });
+    let limit = hcm.request_headers_timeout.or(hcm.idle_timeout).unwrap_or(Duration::from_secs(3600));
+    match tokio::time::timeout(limit, look).await {
+        Ok(Ok(Some(h2))) => Some(h2),
+        _ => None,
+    }
+}
+
+/// Polls a connection while its lease allows: leaving, closing and cutting as phases come, and closing when idle.
+async fn drive<C>(conn: &Rc<HttpConn>, hcm: &HttpConnectionManager, mut connection: Pin<&mut C>, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut seen = Phase::Serving;
+    let mut idle = Timer::new(hcm.idle_timeout);
+    let mut age = Timer::new(hcm.max_connection_duration);
+    let mut served = 0;
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(phase) = conn.lease.poll_past(cx, seen) {
+            seen = phase;
+            match phase {
+                Phase::Cut => return Poll::Ready(Ok(())),
+                Phase::Closing => leave(connection.as_mut()),
+                // HTTP/2 says goodbye without a race. HTTP/1 is told on its next response: closing an idle
+                // connection now could cross a request on its way.
+                Phase::Draining if conn.h2 => leave(connection.as_mut()),
+                _ => {}
+            }
+            conn.stats.downstream_cx_drain_close.inc();
+        }
+        if idle.is_over(cx) {
+            if conn.active.get() == 0 && conn.served.get() == served {
+                conn.stats.downstream_cx_idle_timeout.inc();
+                leave(connection.as_mut());
+            }
+            served = conn.served.get();
+        }
+        if age.is_over(cx) {
+            leave(connection.as_mut());
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// A repeating timer that costs little while it does not fire.
+struct Timer(Option<(Duration, Pin<Box<Sleep>>)>);
+
+impl Timer {
+    fn new(limit: Option<Duration>) -> Self {
+        Timer(limit.map(|d| (d, Box::pin(tokio::time::sleep(d)))))
+    }
+
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((limit, sleep)) = &mut self.0 else { return false };
+        if sleep.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        sleep.as_mut().reset(tokio::time::Instant::now() + *limit);
+        // Registered again; if the time is that short it fires on the next poll.
+        let _ = sleep.as_mut().poll(cx);
+        true
+    }
+}
+
+fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
+    let mut b = http1::Builder::new();
+    b.timer(TokioTimer::new())
+        // hyper's timer for this runs on idle connections too; the idle timeout is ours.
+        .header_read_timeout(hcm.request_headers_timeout)
+        .max_headers(usize::try_from(hcm.max_headers_count).unwrap_or(100))
+        .max_buf_size(usize::try_from(hcm.max_request_headers_bytes).unwrap_or(60 * 1024).max(8192))
+        .title_case_headers(hcm.http1.header_case == HeaderCase::ProperWords);
+    b
+}
+
+fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExec> {
+    let o = &hcm.http2;
+    let mut b = http2::Builder::new(LocalExec);
+    b.timer(TokioTimer::new())
+        .max_concurrent_streams(o.max_concurrent_streams)
+        .initial_stream_window_size(o.initial_stream_window.min(WINDOW))
+        .initial_connection_window_size(o.initial_connection_window.min(CONNECTION_WINDOW))
+        .header_table_size(o.hpack_table_size)
+        .max_header_list_size(hcm.max_request_headers_bytes)
+        .max_send_buf_size(256 * 1024);
+    if let Some(interval) = o.keepalive_interval {
+        b.keep_alive_interval(interval).keep_alive_timeout(o.keepalive_timeout);
+    }
+    if o.allow_connect || hcm.upgrades.iter().any(|u| u.enabled && &*u.kind == "websocket") {
+        b.enable_connect_protocol();
+    }
+    b
+}
+
+/// As the log writes it.
+fn protocol_name(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}

@@ -1,0 +1,135 @@
+//! A downstream HTTP connection: what its requests share.
+//!
+//! Invariant: lives on one worker; its configuration (connection manager) is that of its chain for as long as it lives,
+//! while routes, clusters and endpoints are those of the moment.
+
+use crate::connection::Info;
+use crate::lifecycle::{Lease, Phase};
+use crate::stats::HttpStats;
+use crate::worker::Worker;
+use carrick_proxy_core::hygiene::xfcc::{self, PeerCert, XFCC};
+use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::hcm::{HttpConnectionManager, XfccMode};
+use carrick_proxy_core::model::listener::{ChainKind, Direction};
+use http::{HeaderMap, HeaderValue};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// See the module.
+pub struct HttpConn {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) info: Rc<Info>,
+    pub(crate) stats: Arc<HttpStats>,
+    pub(super) lease: Lease,
+    /// HTTP/2.
+    pub(super) h2: bool,
+    pub(super) outbound: bool,
+    /// Stands for the cluster of requests that found none.
+    pub(super) no_cluster: Arc<str>,
+    /// Our element for requests without the header.
+    xfcc: OnceCell<Option<HeaderValue>>,
+    /// Requests under way, and all so far.
+    pub(super) active: Cell<u32>,
+    pub(super) served: Cell<u32>,
+    /// Overrides of the last route, where they do not depend on the request.
+    pub(super) last_overrides: RefCell<Option<(usize, Rc<UpstreamOverrides>)>>,
+    pub(super) plain_overrides: Rc<UpstreamOverrides>,
+}
+
+impl HttpConn {
+    pub(super) fn new(worker: Rc<Worker>, info: Rc<Info>, stats: Arc<HttpStats>, lease: Lease, h2: bool) -> Self {
+        let outbound = match info.listener.direction {
+            Direction::Outbound => true,
+            Direction::Inbound => false,
+            Direction::Unspecified => info.tls.is_none(),
+        };
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        if h2 { &stats.downstream_cx_http2_total } else { &stats.downstream_cx_http1_total }.inc();
+        if info.tls.is_some() {
+            stats.downstream_cx_ssl_total.inc();
+        }
+        HttpConn {
+            worker,
+            info,
+            stats,
+            lease,
+            h2,
+            outbound,
+            no_cluster: Arc::from("unknown"),
+            xfcc: OnceCell::new(),
+            active: Cell::new(0),
+            served: Cell::new(0),
+            last_overrides: RefCell::new(None),
+            plain_overrides: Rc::default(),
+        }
+    }
+
+    /// The chain's connection manager.
+    pub fn hcm(&self) -> Option<&HttpConnectionManager> {
+        match &self.info.chain.kind {
+            ChainKind::Http(hcm) => Some(hcm),
+            ChainKind::Tcp(_) => None,
+        }
+    }
+
+    pub(super) fn begin(&self, _protocol: http::Version) {
+        self.active.set(self.active.get().saturating_add(1));
+        self.served.set(self.served.get().saturating_add(1));
+        self.stats.downstream_rq_total.inc();
+        self.stats.rq_total.inc();
+        self.stats.downstream_rq_active.inc();
+    }
+
+    pub(super) fn end(&self) {
+        self.active.set(self.active.get().saturating_sub(1));
+        self.stats.downstream_rq_active.dec();
+    }
+
+    /// Whether the client is to be told to leave after this response.
+    pub(super) fn is_leaving(&self, hcm: &HttpConnectionManager) -> bool {
+        self.lease.phase() >= Phase::Draining || hcm.max_requests_per_connection.is_some_and(|m| self.served.get() >= m)
+    }
+
+    /// Writes `x-forwarded-client-cert` as configured.
+    pub(super) fn forward_client_cert(&self, hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
+        let settings = &hcm.xfcc;
+        let appends = matches!(settings.mode, XfccMode::AppendForward | XfccMode::SanitizeSet);
+        // Usually there is nothing before ours, and ours is the same for all requests.
+        if appends && (settings.mode == XfccMode::SanitizeSet || !headers.contains_key(XFCC)) {
+            match self.xfcc.get_or_init(|| self.with_peer(|p| HeaderValue::from_str(&xfcc::element(settings, p)).ok()).flatten()) {
+                Some(value) => {
+                    headers.insert(XFCC, value.clone());
+                }
+                None => {
+                    headers.remove(XFCC);
+                }
+            }
+            return;
+        }
+        if self.with_peer(|p| xfcc::apply(settings, Some(p), headers)).is_none() {
+            xfcc::apply(settings, None, headers);
+        }
+    }
+
+    fn with_peer<R>(&self, f: impl FnOnce(&PeerCert<'_>) -> R) -> Option<R> {
+        let tls = self.info.tls.as_ref()?;
+        let peer = tls.peer.as_ref()?;
+        let hash = peer.sha256_hex();
+        Some(f(&PeerCert {
+            local_uri: tls.local.as_deref(),
+            hash: &hash,
+            subject: peer.subject(),
+            uris: peer.uris(),
+            dns: peer.dns_names(),
+            ..PeerCert::default()
+        }))
+    }
+}
+
+impl Drop for HttpConn {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+    }
+}

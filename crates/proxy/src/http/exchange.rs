@@ -1,0 +1,288 @@
+//! One request's record from its arrival to the end of its response: counters, log line, and what it holds upstream.
+//!
+//! Invariant: recorded exactly once, at the drop, whatever ended it; a connection goes back to its pool only when the
+//! response ended in order.
+
+use super::connection::HttpConn;
+use crate::names::flag;
+use crate::stats::RequestKey;
+use crate::upstream::ClusterState;
+use crate::upstream::cluster::ActiveRequest;
+use crate::upstream::pool::{Home, Http1, StreamGuard};
+use bytes::Bytes;
+use carrick_proxy_core::facts::Facts;
+use carrick_proxy_core::model::EndpointSet;
+use carrick_proxy_core::model::route::Route;
+use carrick_proxy_core::request::RequestHead;
+use http::{HeaderMap, Method};
+use http_body::Frame;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// What a request holds upstream until its response has ended.
+pub enum Checkout {
+    /// A whole connection.
+    Http1(Http1, Home),
+    /// A stream.
+    Http2(StreamGuard),
+}
+
+/// The request as the access log shows it.
+#[derive(Debug)]
+pub struct Logged {
+    /// Method.
+    pub method: Method,
+    /// Path with query.
+    pub path: String,
+    /// Host.
+    pub authority: String,
+    /// Headers, as they were routed.
+    pub headers: HeaderMap,
+    /// Response headers.
+    pub response: HeaderMap,
+}
+
+/// See the module.
+pub struct Exchange {
+    pub(super) conn: Rc<HttpConn>,
+    pub(super) started: Instant,
+    /// Body bytes from the client; the request body counts them.
+    pub(super) received: Rc<Cell<u64>>,
+    pub(super) sent: u64,
+    pub(super) status: u16,
+    pub(super) flags: &'static str,
+    pub(super) details: &'static str,
+    pub(super) failure: Option<String>,
+    pub(super) cluster: Option<Rc<ClusterState>>,
+    pub(super) route: Option<Arc<Route>>,
+    pub(super) endpoint: Option<(Arc<EndpointSet>, usize)>,
+    pub(super) upstream: Option<SocketAddr>,
+    pub(super) upstream_local: Option<SocketAddr>,
+    pub(super) attempts: u32,
+    pub(super) responded: Option<Duration>,
+    pub(super) is_grpc: bool,
+    pub(super) grpc_status: Option<i32>,
+    pub(super) protocol: http::Version,
+    pub(super) active: Option<ActiveRequest>,
+    pub(super) checkout: Option<Checkout>,
+    pub(super) logged: Option<Box<Logged>>,
+    pub(super) idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+}
+
+impl Exchange {
+    /// A request that has just come.
+    pub(super) fn new(conn: Rc<HttpConn>, protocol: http::Version) -> Box<Exchange> {
+        conn.begin(protocol);
+        Box::new(Exchange {
+            conn,
+            started: Instant::now(),
+            received: Rc::default(),
+            sent: 0,
+            status: 0,
+            flags: flag::NONE,
+            details: "",
+            failure: None,
+            cluster: None,
+            route: None,
+            endpoint: None,
+            upstream: None,
+            upstream_local: None,
+            attempts: 0,
+            responded: None,
+            is_grpc: false,
+            grpc_status: None,
+            protocol,
+            active: None,
+            checkout: None,
+            logged: None,
+            idle: None,
+            deadline: None,
+            ended: false,
+        })
+    }
+
+    /// A piece of the response body went by.
+    pub fn passed(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.sent = self.sent.saturating_add(data.len() as u64);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.note_grpc(trailers);
+        }
+        if let Some((limit, sleep)) = &mut self.idle {
+            let next = tokio::time::Instant::now() + *limit;
+            sleep.as_mut().reset(next);
+        }
+    }
+
+    /// Reads the gRPC status of headers or trailers.
+    pub fn note_grpc(&mut self, headers: &HeaderMap) {
+        if self.is_grpc {
+            let status = headers.get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+            self.grpc_status = status.or(self.grpc_status);
+        }
+    }
+
+    /// Ready when the response has paused for too long or taken too long altogether.
+    pub fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(sleep) = &mut self.deadline
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            self.flags = flag::UPSTREAM_TIMEOUT;
+            return Poll::Ready(());
+        }
+        if let Some((_, sleep)) = &mut self.idle
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            self.flags = flag::STREAM_IDLE;
+            self.conn.stats.downstream_rq_idle_timeout.inc();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// The response ended in order.
+    pub fn finished(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.active = None;
+        match self.checkout.take() {
+            Some(Checkout::Http1(connection, home)) => home.give_back(&self.conn.worker, connection),
+            Some(Checkout::Http2(stream)) => drop(stream),
+            None => {}
+        }
+    }
+
+    /// The upstream broke off in the middle of the response.
+    pub fn failed(&mut self) {
+        self.ended = true;
+        self.checkout = None;
+        if self.flags == flag::NONE {
+            self.flags = flag::UPSTREAM_CLOSED;
+        }
+    }
+
+    fn record(&mut self) {
+        let conn = &self.conn;
+        if !self.ended && self.flags == flag::NONE {
+            self.flags = flag::DOWNSTREAM_CLOSED;
+        }
+        let class = |two: &crate::stats::Counter, three: &crate::stats::Counter, four: &crate::stats::Counter, five: &crate::stats::Counter| {
+            match self.status / 100 {
+                2 => two.inc(),
+                3 => three.inc(),
+                4 => four.inc(),
+                5 => five.inc(),
+                _ => {}
+            }
+        };
+        let s = &conn.stats;
+        class(&s.downstream_rq_2xx, &s.downstream_rq_3xx, &s.downstream_rq_4xx, &s.downstream_rq_5xx);
+        let none: Arc<str>;
+        let name = match &self.cluster {
+            Some(state) => {
+                let c = &state.stats;
+                if self.attempts > 0 && self.status > 0 {
+                    c.upstream_rq_completed.inc();
+                    class(&c.upstream_rq_2xx, &c.upstream_rq_3xx, &c.upstream_rq_4xx, &c.upstream_rq_5xx);
+                }
+                &state.cluster.name
+            }
+            None => {
+                none = Arc::clone(&conn.no_cluster);
+                &none
+            }
+        };
+        let took = self.started.elapsed();
+        let key = RequestKey {
+            outbound: conn.outbound,
+            cluster: Arc::clone(name),
+            code: self.status,
+            flags: self.flags,
+            grpc: self.grpc_status,
+            is_grpc: self.is_grpc,
+            peer: conn.info.tls.as_ref().and_then(|t| t.principal.clone()),
+            mutual: conn.info.mutual(),
+        };
+        conn.worker.stats.request(key, took, self.received.get(), self.sent);
+        if self.logged.is_some() {
+            self.log(took);
+        }
+        conn.end();
+    }
+
+    fn log(&self, took: Duration) {
+        let Some(l) = self.logged.as_deref() else { return };
+        let Some(hcm) = self.conn.hcm() else { return };
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let info = &self.conn.info;
+        let tls = info.tls.as_ref();
+        let peer = tls.and_then(|t| t.peer.as_ref());
+        let fingerprint = peer.map(carrick_pki::tls::VerifiedPeer::sha256_hex);
+        let start = crate::log::timestamp(took);
+        let metadata = self.endpoint.as_ref().and_then(|(set, i)| set.endpoints.get(*i)).map(|e| &e.metadata);
+        let facts = Facts {
+            request: Some(RequestHead {
+                method: l.method.as_str(),
+                path: &l.path,
+                authority: &l.authority,
+                scheme: if tls.is_some() { "https" } else { "http" },
+                headers: &l.headers,
+            }),
+            status: Some(self.status),
+            response: Some(&l.response),
+            protocol: Some(super::protocol_name(self.protocol)),
+            local: Some(info.local),
+            remote: Some(info.peer),
+            direct_remote: Some(info.peer),
+            peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
+            local_uri_san: tls.and_then(|t| t.local.as_deref()),
+            peer_subject: peer.map(carrick_pki::tls::VerifiedPeer::subject),
+            peer_fingerprint: fingerprint.as_deref(),
+            tls_version: tls.map(|t| t.version),
+            tls_cipher: tls.map(|t| t.cipher.as_str()),
+            server_name: info.server_name.as_deref(),
+            upstream: self.upstream,
+            upstream_local: self.upstream_local,
+            cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
+            route: self.route.as_ref().map(|r| &*r.name),
+            chain: Some(&info.chain.name),
+            route_metadata: self.route.as_ref().map(|r| &r.metadata),
+            cluster_metadata: self.cluster.as_ref().map(|c| &c.cluster.metadata),
+            endpoint_metadata: metadata,
+            start_time: Some(&start),
+            duration_ms: Some(millis(took)),
+            response_ms: self.responded.map(millis),
+            bytes_received: self.received.get(),
+            bytes_sent: self.sent,
+            flags: (self.flags != flag::NONE).then_some(self.flags),
+            code_details: Some(self.details),
+            upstream_failure: self.failure.as_deref(),
+            attempts: Some(self.attempts),
+            connection_id: Some(info.id),
+            grpc_status: self.grpc_status.and_then(|g| u16::try_from(g).ok()),
+            ..Facts::default()
+        };
+        self.conn.worker.log.write(&hcm.access_logs, &facts, self.status, took, self.flags);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.record();
+    }
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").field("status", &self.status).finish_non_exhaustive()
+    }
+}

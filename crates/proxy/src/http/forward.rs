@@ -1,0 +1,479 @@
+//! Sending a request upstream: endpoint, connection, attempt, retry.
+//!
+//! Invariant: a request is sent again only if its route's policy says so, or if the upstream has provably seen nothing of
+//! it, or if it was a safe request (RFC 9110 §9.2.1) without body on a reused connection that ended before a byte of
+//! response; and never once a response has begun to reach the client.
+
+use super::body::{Replay, RequestBody, Source};
+use super::connection::HttpConn;
+use super::exchange::{Checkout, Exchange};
+use super::reply::Failure;
+use super::service::{Head, Routed};
+use crate::upstream::choose::{self, Wish};
+use crate::upstream::cluster::ClusterState;
+use crate::upstream::connect::{ConnectError, Target};
+use crate::upstream::pool::{self, PoolKey, Taken};
+use crate::worker::Live;
+use carrick_proxy_core::balance::hash_request;
+use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::route::RouteAction;
+use carrick_proxy_core::outlier::Outcome;
+use carrick_proxy_core::retry::{Reset, RetryDecision, RetryState};
+use carrick_proxy_core::rewrite;
+use carrick_proxy_core::routing::ClusterChoice;
+use http::header::{COOKIE, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use std::error::Error as _;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// Where a request goes.
+pub(super) struct Forward<'a> {
+    pub conn: &'a Rc<HttpConn>,
+    pub live: &'a Live,
+    pub routed: &'a Routed,
+    pub action: &'a RouteAction,
+    pub cluster: &'a str,
+    pub overrides: Rc<UpstreamOverrides>,
+    pub upgrade: Option<&'a str>,
+}
+
+/// The body of a request, as attempts draw on it.
+enum Supply {
+    Empty,
+    /// Once only.
+    Once(Option<Source>),
+    /// Again, as long as it fits.
+    Again(Replay),
+}
+
+impl Supply {
+    fn next(&mut self) -> Option<RequestBody> {
+        match self {
+            Supply::Empty => Some(RequestBody::Empty),
+            Supply::Once(source) => source.take().map(RequestBody::Streamed),
+            Supply::Again(replay) => replay.again().map(RequestBody::Replayable),
+        }
+    }
+
+    fn can_restart(&self) -> bool {
+        match self {
+            Supply::Empty => true,
+            Supply::Once(source) => source.is_some(),
+            Supply::Again(replay) => replay.can_restart(),
+        }
+    }
+}
+
+enum Attempt {
+    Response(Response<Incoming>, Checkout),
+    /// Nothing of the request has reached the upstream; here it is again.
+    Unsent(Box<Request<RequestBody>>),
+    /// `seen`: the upstream may have seen some of it. `reused`: on a connection that had served before.
+    Failed { failure: Failure, reset: Reset, seen: bool, reused: bool },
+}
+
+/// Runs attempts until there is a response or a reason to give up; the flag says that retries were used up.
+pub(super) async fn run(plan: &Forward<'_>, head: Head, body: Incoming, exchange: &mut Exchange) -> Result<Response<Incoming>, (Failure, bool)> {
+    let worker = &plan.conn.worker;
+    let Some(state) = worker.upstreams.get(worker, &plan.live.config, plan.cluster) else {
+        return Err((Failure::NoCluster(plan.action.cluster_not_found), false));
+    };
+    exchange.cluster = Some(Rc::clone(&state));
+    let policy = plan.action.retry.as_deref().or(plan.routed.virtual_host.retry.as_deref());
+    // RetryState reads the head once; it keeps the policy only.
+    let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
+    let per_try = policy.and_then(|p| p.per_try_timeout);
+    let limit = time_limit(plan.action, &head.parts.headers, exchange.is_grpc);
+    let supply = if plan.upgrade.is_some() || body.is_end_stream() {
+        Supply::Empty
+    } else {
+        let source = Source::new(body, Rc::clone(&exchange.received));
+        if retry.is_some() { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
+    };
+    let tries = attempts(plan, &state, head, supply, &mut retry, per_try, limit, exchange);
+    let response = match limit {
+        None => tries.await?,
+        Some(limit) => {
+            let deadline = tokio::time::Instant::from_std(exchange_start(plan, limit));
+            let done = tokio::time::timeout_at(deadline, Box::pin(tries)).await;
+            match done {
+                Ok(r) => {
+                    let r = r?;
+                    exchange.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
+                    r
+                }
+                Err(_) => {
+                    state.stats.upstream_rq_timeout.inc();
+                    plan.conn.stats.downstream_rq_timeout.inc();
+                    return Err((Failure::Timeout, false));
+                }
+            }
+        }
+    };
+    let idle = plan.action.idle_timeout.unwrap_or_else(|| plan.conn.hcm().and_then(|h| h.stream_idle_timeout));
+    if let Some(idle) = idle {
+        exchange.idle = Some((idle, Box::pin(tokio::time::sleep(idle))));
+    }
+    Ok(response)
+}
+
+fn exchange_start(_plan: &Forward<'_>, limit: Duration) -> Instant {
+    Instant::now() + limit
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn attempts(
+    plan: &Forward<'_>,
+    state: &Rc<ClusterState>,
+    head: Head,
+    mut supply: Supply,
+    retry: &mut Option<RetryState<'_>>,
+    per_try: Option<Duration>,
+    limit: Option<Duration>,
+    exchange: &mut Exchange,
+) -> Result<Response<Incoming>, (Failure, bool)> {
+    let worker = &plan.conn.worker;
+    let high = plan.action.high_priority;
+    let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2) && plan.upgrade.is_none();
+    let hash = if plan.action.hash.is_empty() {
+        None
+    } else {
+        hash_request(&plan.action.hash, &head.view(), Some(plan.conn.info.peer.ip()), worker.random()).0
+    };
+    let mut head = head;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut fresh = false;
+    let mut resent = false;
+    let mut retrying = None;
+    let mut unsent: Option<Box<Request<RequestBody>>> = None;
+    loop {
+        let wish = Wish {
+            restored: plan.conn.info.restored,
+            from_header: original_dst_header(state, &head.parts.headers),
+            tried: &tried,
+            reselections: retry.as_ref().map_or(0, RetryState::reselections),
+            hash,
+            overrides: &plan.overrides,
+            auto_sni: auto_sni(state, &head),
+        };
+        let Some(chosen) = choose::choose(worker, plan.live, state, wish).await else {
+            state.stats.upstream_cx_none_healthy.inc();
+            return Err((Failure::NoHealthy, false));
+        };
+        let address = chosen.target.address;
+        exchange.upstream = Some(address);
+        exchange.endpoint = chosen.endpoint;
+        let Some(active) = state.begin(address, high) else { return Err((Failure::Overflow, false)) };
+        exchange.active = Some(active);
+        let again = retry.is_some() || is_safe(&head.parts.method);
+        let request = match unsent.take() {
+            Some(r) => r,
+            None => {
+                let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
+                exchange.attempts = exchange.attempts.saturating_add(1);
+                Box::new(build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target))
+            }
+        };
+        let key = PoolKey {
+            address,
+            transport: Arc::clone(&chosen.target.transport),
+            overrides: Rc::clone(&plan.overrides),
+            auto_sni: chosen.target.auto_sni.clone(),
+            h2,
+            downstream: state.cluster.pool_per_downstream.then_some(plan.conn.info.id),
+        };
+        let one = attempt(plan, state, &key, &chosen.target, *request, fresh, high, exchange);
+        let outcome = match per_try {
+            None => one.await,
+            Some(limit) => tokio::time::timeout(limit, Box::pin(one)).await.unwrap_or_else(|_| {
+                state.stats.upstream_rq_per_try_timeout.inc();
+                Attempt::Failed { failure: Failure::PerTryTimeout, reset: Reset::PerTryTimeout, seen: true, reused: false }
+            }),
+        };
+        let now = || Instant::now();
+        let (failure, reset, seen) = match outcome {
+            Attempt::Response(response, checkout) => {
+                let status = response.status().as_u16();
+                if state.cluster.outlier.is_some() {
+                    state.outcome(worker, address, Outcome::Status(status), now());
+                }
+                if let Some(r) = retry
+                    && supply.can_restart()
+                    && let RetryDecision::After(pause) =
+                        r.on_response(status, response.headers(), state.retry_allowed(high), worker.random())
+                {
+                    drop(response);
+                    drop(checkout);
+                    exchange.active = None;
+                    tried.push(address);
+                    retrying = Some(state.retry());
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                if retrying.is_some() && status < 500 {
+                    state.stats.upstream_rq_retry_success.inc();
+                }
+                exchange.checkout = Some(checkout);
+                return Ok(response);
+            }
+            Attempt::Unsent(request) => {
+                exchange.active = None;
+                if !resent {
+                    // The connection had ended before anything was written: that is no attempt yet.
+                    (resent, fresh) = (true, true);
+                    state.stats.upstream_rq_resent_unseen.inc();
+                    unsent = Some(request);
+                    continue;
+                }
+                (Failure::Terminated, Reset::ConnectFailure, false)
+            }
+            Attempt::Failed { failure, reset, seen, reused } => {
+                exchange.active = None;
+                let safe = is_safe(&head.parts.method) && matches!(supply, Supply::Empty) && reset == Reset::Remote;
+                let refused = reset == Reset::Refused && supply.can_restart();
+                if reused && !resent && plan.upgrade.is_none() && (safe || refused) {
+                    (resent, fresh) = (true, true);
+                    state.stats.upstream_rq_resent_unseen.inc();
+                    continue;
+                }
+                (failure, reset, seen)
+            }
+        };
+        if matches!(reset, Reset::Remote | Reset::Refused) {
+            state.stats.upstream_rq_rx_reset.inc();
+        }
+        if state.cluster.outlier.is_some() && reset != Reset::Overflow {
+            state.outcome(worker, address, Outcome::LocalFailure, now());
+        }
+        let decision = match retry {
+            Some(r) if supply.can_restart() => r.on_reset(reset, seen, state.retry_allowed(high), worker.random()),
+            _ => RetryDecision::No,
+        };
+        match decision {
+            RetryDecision::After(pause) => {
+                tried.push(address);
+                retrying = Some(state.retry());
+                fresh = false;
+                tokio::time::sleep(pause).await;
+            }
+            RetryDecision::LimitExceeded => {
+                state.stats.upstream_rq_retry_limit_exceeded.inc();
+                return Err((failure, true));
+            }
+            RetryDecision::No | RetryDecision::Overflow => return Err((failure, exchange.attempts > 1)),
+        }
+    }
+}
+
+/// Methods that change nothing, so that asking twice is asking once.
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn attempt(
+    plan: &Forward<'_>,
+    state: &Rc<ClusterState>,
+    key: &PoolKey,
+    target: &Target,
+    request: Request<RequestBody>,
+    fresh: bool,
+    high: bool,
+    exchange: &mut Exchange,
+) -> Attempt {
+    let worker = &plan.conn.worker;
+    let taken = match pool::take(worker, state, key, target, fresh, high).await {
+        Ok(t) => t,
+        Err(ConnectError::Overflow) => {
+            return Attempt::Failed { failure: Failure::Overflow, reset: Reset::Overflow, seen: false, reused: false };
+        }
+        Err(e) => {
+            return Attempt::Failed { failure: Failure::Connect(e), reset: Reset::ConnectFailure, seen: false, reused: false };
+        }
+    };
+    let (result, checkout, reused) = match taken {
+        Taken::Http1 { mut connection, home, reused } => {
+            exchange.upstream_local = connection.local;
+            let result = connection.send(request).await;
+            (result, Checkout::Http1(connection, home), reused)
+        }
+        Taken::Http2 { mut sender, local, stream, reused } => {
+            exchange.upstream_local = local;
+            (sender.try_send_request(request).await, Checkout::Http2(stream), reused)
+        }
+    };
+    match result {
+        Ok(response) => Attempt::Response(response, checkout),
+        Err(mut e) => match e.take_message() {
+            Some(request) => Attempt::Unsent(Box::new(request)),
+            None => {
+                let (failure, reset) = judge(e.error());
+                Attempt::Failed { failure, reset, seen: reset != Reset::Refused, reused }
+            }
+        },
+    }
+}
+
+/// What an error before the response means.
+fn judge(e: &hyper::Error) -> (Failure, Reset) {
+    let mut source = e.source();
+    while let Some(s) = source {
+        if let Some(h2) = s.downcast_ref::<h2::Error>() {
+            if h2.reason() == Some(h2::Reason::REFUSED_STREAM) || (h2.is_go_away() && h2.is_remote()) {
+                return (Failure::Reset("remote refused stream reset".into()), Reset::Refused);
+            }
+            if h2.is_reset() && h2.is_remote() {
+                return (Failure::Reset("remote reset".into()), Reset::Remote);
+            }
+        }
+        source = s.source();
+    }
+    if e.is_parse() || e.is_parse_too_large() {
+        return (Failure::Reset("protocol error".into()), Reset::ProtocolError);
+    }
+    (Failure::Terminated, Reset::Remote)
+}
+
+/// The request of one attempt. The head is kept only where it may be needed again.
+#[allow(clippy::too_many_arguments)]
+fn build(
+    plan: &Forward<'_>,
+    head: &mut Head,
+    h2: bool,
+    body: RequestBody,
+    again: bool,
+    number: u32,
+    limit: Option<Duration>,
+    target: &Target,
+) -> Request<RequestBody> {
+    let mut headers = if again { head.parts.headers.clone() } else { std::mem::take(&mut head.parts.headers) };
+    let uri = if again { head.parts.uri.clone() } else { std::mem::take(&mut head.parts.uri) };
+    let mut method = head.parts.method.clone();
+    let rewritten = plan.action.host_rewrite.is_some() || matches!(plan.action.target, carrick_proxy_core::model::route::Target::Weighted(_));
+    let mut authority = head.authority.clone();
+    if rewritten {
+        let choice = ClusterChoice { name: plan.cluster, weighted: weighted(plan) };
+        let host = (!target.hostname.is_empty()).then_some(&*target.hostname);
+        if let Some(new) = rewrite::host(plan.action, &choice, &head.view(), host).and_then(|h| HeaderValue::from_str(&h).ok()) {
+            if plan.action.append_x_forwarded_host {
+                headers.append(HeaderName::from_static("x-forwarded-host"), authority.clone());
+            }
+            authority = new;
+        }
+    }
+    if plan.routed.virtual_host.include_request_attempt_count {
+        headers.insert(ATTEMPTS, HeaderValue::from(number));
+    }
+    if let Some(limit) = limit {
+        headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
+    }
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let (uri, version) = if h2 {
+        headers.remove(HOST);
+        (absolute(head.scheme, &authority, path), Version::HTTP_2)
+    } else {
+        if plan.conn.h2 {
+            join_cookies(&mut headers);
+            if let Some(kind) = plan.upgrade.filter(|k| *k != "connect") {
+                // Extended CONNECT (RFC 8441) becomes an HTTP/1 upgrade.
+                method = Method::GET;
+                if let Ok(kind) = HeaderValue::from_str(kind) {
+                    headers.insert(UPGRADE, kind);
+                    headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+                }
+                headers.entry("sec-websocket-key").or_insert(HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+            }
+        }
+        let uri = if uri.authority().is_some() && method != Method::CONNECT { Uri::from(path) } else { uri };
+        headers.insert(HOST, authority);
+        (uri, Version::HTTP_11)
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.version_mut() = version;
+    *request.headers_mut() = headers;
+    request
+}
+
+fn weighted<'a>(plan: &Forward<'a>) -> Option<&'a carrick_proxy_core::model::route::WeightedCluster> {
+    match &plan.action.target {
+        carrick_proxy_core::model::route::Target::Weighted(w) => w.clusters.iter().find(|c| &*c.name == plan.cluster),
+        _ => None,
+    }
+}
+
+fn absolute(scheme: &str, authority: &HeaderValue, path: PathAndQuery) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(if scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = Authority::try_from(authority.as_bytes()).ok().or_else(|| Authority::try_from("unknown").ok());
+    parts.path_and_query = Some(path.clone());
+    Uri::from_parts(parts).unwrap_or_else(|_| Uri::from(path))
+}
+
+/// HTTP/1 has one cookie header (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+fn original_dst_header(state: &ClusterState, headers: &HeaderMap) -> Option<SocketAddr> {
+    let name = state.cluster.original_dst.header.as_ref()?;
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+fn auto_sni(state: &ClusterState, head: &Head) -> Option<Arc<str>> {
+    if !state.cluster.auto_sni {
+        return None;
+    }
+    let text = match &state.cluster.auto_sni_header {
+        Some(name) => head.parts.headers.get(name).and_then(|v| v.to_str().ok()),
+        None => head.authority.to_str().ok(),
+    }?;
+    Some(Arc::from(carrick_proxy_core::routing::without_port(text)))
+}
+
+/// The time a request may take in all.
+fn time_limit(action: &RouteAction, headers: &HeaderMap, grpc: bool) -> Option<Duration> {
+    let asked = || headers.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(grpc_timeout);
+    match &action.grpc_timeout {
+        Some(g) if grpc => {
+            let asked = asked().map(|d| d.saturating_sub(g.offset)).filter(|d| !d.is_zero());
+            match (asked, g.max) {
+                (Some(a), Some(m)) => Some(a.min(m)),
+                (Some(a), None) => Some(a),
+                (None, max) => max,
+            }
+        }
+        _ => action.timeout,
+    }
+}
+
+/// `grpc-timeout`: digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let n: u64 = text.strip_suffix(unit)?.parse().ok().filter(|_| text.len() <= 9)?;
+    Some(match unit {
+        'H' => Duration::from_secs(n.saturating_mul(3600)),
+        'M' => Duration::from_secs(n.saturating_mul(60)),
+        'S' => Duration::from_secs(n),
+        'm' => Duration::from_millis(n),
+        'u' => Duration::from_micros(n),
+        'n' => Duration::from_nanos(n),
+        _ => return None,
+    })
+}

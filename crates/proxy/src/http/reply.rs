@@ -1,0 +1,189 @@
+//! Answers that the engine gives itself, and what each failure looks like from outside.
+//!
+//! Invariant: one place maps a failure to status, body, flag and details (Envoy's texts); gRPC requests are answered in
+//! gRPC: HTTP status 200, `grpc-status` in the headers.
+
+use super::body::ResponseBody;
+use super::exchange::Exchange;
+use crate::names::{details, flag};
+use crate::upstream::connect::ConnectError;
+use bytes::Bytes;
+use carrick_proxy_core::hygiene::LocalReply;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
+use http::{Response, StatusCode};
+
+/// Why a request is answered here.
+#[derive(Debug)]
+pub enum Failure {
+    /// Refused before routing.
+    Refused(LocalReply),
+    /// No route.
+    NoRoute,
+    /// The route's cluster is not known.
+    NoCluster(StatusCode),
+    /// No endpoint may take it.
+    NoHealthy,
+    /// Circuit limits.
+    Overflow,
+    /// No connection.
+    Connect(ConnectError),
+    /// The connection broke before a response.
+    Terminated,
+    /// The upstream reset the stream before a response.
+    Reset(String),
+    /// The route's time is over.
+    Timeout,
+    /// One attempt's time is over.
+    PerTryTimeout,
+    /// An upgrade that is not allowed.
+    UpgradeRefused,
+    /// The route answers itself.
+    Direct(StatusCode, Bytes),
+    /// The route redirects.
+    Redirect(StatusCode, String),
+}
+
+const BEFORE: &str = "upstream connect error or disconnect/reset before headers. ";
+
+impl Failure {
+    fn status(&self) -> StatusCode {
+        match self {
+            Failure::Refused(LocalReply::Status(s, _)) => StatusCode::from_u16(*s).unwrap_or(StatusCode::BAD_REQUEST),
+            Failure::Refused(LocalReply::Redirect(_)) => StatusCode::TEMPORARY_REDIRECT,
+            Failure::NoRoute => StatusCode::NOT_FOUND,
+            Failure::NoCluster(s) | Failure::Direct(s, _) | Failure::Redirect(s, _) => *s,
+            Failure::Timeout | Failure::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Failure::UpgradeRefused => StatusCode::FORBIDDEN,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn flag(&self, retried: bool) -> &'static str {
+        match (self, retried) {
+            (Failure::NoRoute, _) => flag::NO_ROUTE,
+            (Failure::NoCluster(_), _) => flag::NO_CLUSTER,
+            (Failure::NoHealthy, _) => flag::NO_HEALTHY,
+            (Failure::Overflow, _) => flag::OVERFLOW,
+            (Failure::Connect(ConnectError::Overflow), _) => flag::OVERFLOW,
+            (Failure::Connect(_), false) => flag::CONNECT_FAILED,
+            (Failure::Connect(_), true) => flag::CONNECT_FAILED_RETRIES,
+            (Failure::Terminated, false) => flag::UPSTREAM_CLOSED,
+            (Failure::Terminated, true) => flag::UPSTREAM_CLOSED_RETRIES,
+            (Failure::Reset(_), false) => flag::UPSTREAM_RESET,
+            (Failure::Reset(_), true) => flag::UPSTREAM_RESET_RETRIES,
+            (Failure::Timeout | Failure::PerTryTimeout, _) => flag::UPSTREAM_TIMEOUT,
+            _ => flag::NONE,
+        }
+    }
+
+    fn details(&self) -> &'static str {
+        match self {
+            Failure::Refused(LocalReply::Status(_, d)) => d,
+            Failure::Refused(LocalReply::Redirect(_)) => details::BAD_PATH,
+            Failure::NoRoute => details::ROUTE_NOT_FOUND,
+            Failure::NoCluster(_) => details::CLUSTER_NOT_FOUND,
+            Failure::NoHealthy => details::NO_HEALTHY,
+            Failure::Overflow | Failure::Connect(ConnectError::Overflow) => details::OVERLOAD,
+            Failure::Connect(ConnectError::Timeout) => details::CONNECT_TIMEOUT,
+            Failure::Connect(_) => details::CONNECT_FAILED,
+            Failure::Terminated => details::TERMINATED,
+            Failure::Reset(_) => details::REMOTE_RESET,
+            Failure::Timeout => details::RESPONSE_TIMEOUT,
+            Failure::PerTryTimeout => details::PER_TRY_TIMEOUT,
+            Failure::UpgradeRefused => details::UPGRADE_FAILED,
+            Failure::Direct(..) | Failure::Redirect(..) => details::DIRECT,
+        }
+    }
+
+    fn text(&self, retried: bool) -> Bytes {
+        let latest = if retried { "retried and the latest reset reason" } else { "reset reason" };
+        match self {
+            Failure::Direct(_, body) => body.clone(),
+            Failure::NoHealthy => Bytes::from_static(b"no healthy upstream"),
+            Failure::Timeout => Bytes::from_static(b"upstream request timeout"),
+            Failure::PerTryTimeout => Bytes::from_static(b"upstream request timeout"),
+            Failure::Overflow | Failure::Connect(ConnectError::Overflow) => {
+                Bytes::from(format!("{BEFORE}reset reason: overflow"))
+            }
+            Failure::Connect(ConnectError::Timeout) => Bytes::from(format!("{BEFORE}{latest}: connection timeout")),
+            Failure::Connect(e) => {
+                Bytes::from(format!("{BEFORE}{latest}: remote connection failure, transport failure reason: {e}"))
+            }
+            Failure::Terminated => Bytes::from(format!("{BEFORE}{latest}: connection termination")),
+            Failure::Reset(why) => Bytes::from(format!("{BEFORE}{latest}: {why}")),
+            _ => Bytes::new(),
+        }
+    }
+}
+
+/// The response for a failure, noted in the exchange. `retried`: the request was retried and no retry is left.
+pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Response<ResponseBody> {
+    let status = failure.status();
+    let text = failure.text(retried);
+    exchange.flags = failure.flag(retried);
+    exchange.details = failure.details();
+    if let Failure::Connect(e) = failure {
+        exchange.failure = Some(e.to_string());
+    }
+    let stats = &exchange.conn.stats;
+    match failure {
+        Failure::NoRoute => stats.no_route.inc(),
+        Failure::NoCluster(_) => stats.no_cluster.inc(),
+        _ => {}
+    }
+    let mut response = Response::new(ResponseBody::Empty);
+    let redirect = match failure {
+        Failure::Redirect(_, to) | Failure::Refused(LocalReply::Redirect(to)) => HeaderValue::from_str(to).ok(),
+        _ => None,
+    };
+    if exchange.is_grpc && redirect.is_none() {
+        grpc(&mut response, status, &text);
+        exchange.grpc_status = Some(i32::from(grpc_code(status)));
+        return response;
+    }
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Some(to) = redirect {
+        headers.insert(LOCATION, to);
+    }
+    if matches!(failure, Failure::Overflow | Failure::Connect(ConnectError::Overflow)) {
+        headers.insert(HeaderName::from_static("x-envoy-overloaded"), HeaderValue::from_static("true"));
+    }
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if !text.is_empty() {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        *response.body_mut() = ResponseBody::Full(Some(text));
+    }
+    response
+}
+
+fn grpc(response: &mut Response<ResponseBody>, status: StatusCode, text: &[u8]) {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(grpc_code(status)));
+    // Percent-encoded as the gRPC protocol wants it.
+    let mut message = String::with_capacity(text.len());
+    for b in text {
+        match b {
+            b' '..=b'~' if *b != b'%' => message.push(char::from(*b)),
+            other => message.push_str(&format!("%{other:02X}")),
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&message)
+        && !message.is_empty()
+    {
+        headers.insert(HeaderName::from_static("grpc-message"), value);
+    }
+}
+
+/// gRPC's own mapping of HTTP statuses.
+fn grpc_code(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}

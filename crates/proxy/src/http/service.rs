@@ -1,0 +1,463 @@
+//! One request: refuse, clean, route, hand to `forward`, finish the response.
+//!
+//! Invariant: the order of phases is Envoy's connection manager's; each decision is `proxy-core`'s. Whatever happens, the
+//! exchange records it and the client gets an answer.
+
+use super::body::ResponseBody;
+use super::connection::HttpConn;
+use super::exchange::{Exchange, Logged};
+use super::forward::{self, Forward};
+use super::reply::{self, Failure};
+use super::upgrade;
+use crate::names::details;
+use carrick_proxy_core::facts::Facts;
+use carrick_proxy_core::hygiene::address::{self, Arrival};
+use carrick_proxy_core::hygiene::reject::{self, Version};
+use carrick_proxy_core::hygiene::{hop, path};
+use carrick_proxy_core::model::filter::{FilterStateSet, HttpFilter, UpstreamOverrides};
+use carrick_proxy_core::model::format::{Operator, Part, Plain};
+use carrick_proxy_core::model::hcm::{HttpConnectionManager, Upgrade};
+use carrick_proxy_core::model::route::{Action, Route, RouteTable, VirtualHost};
+use carrick_proxy_core::mutate::Levels;
+use carrick_proxy_core::request::{RequestHead, is_grpc};
+use carrick_proxy_core::rewrite;
+use carrick_proxy_core::routing::{ClusterChoice, RouteFacts, RouteLookup};
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request's head after hygiene, with what does not stand in its parts.
+pub(super) struct Head {
+    pub parts: Parts,
+    /// Host as routed.
+    pub authority: HeaderValue,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The client, as far as it is trusted.
+    pub client: std::net::SocketAddr,
+    pub internal: bool,
+    /// Asked for: lower-case protocol, `connect` for plain CONNECT.
+    pub upgrade: Option<String>,
+}
+
+impl Head {
+    /// As the decisions see it.
+    pub fn view(&self) -> RequestHead<'_> {
+        RequestHead {
+            method: self.parts.method.as_str(),
+            path: self.parts.uri.path_and_query().map_or("", PathAndQuery::as_str),
+            authority: self.authority.to_str().unwrap_or_default(),
+            scheme: self.scheme,
+            headers: &self.parts.headers,
+        }
+    }
+}
+
+/// The route of a request, owned, so that it outlives a change of configuration.
+pub(super) struct Routed {
+    pub table: Arc<RouteTable>,
+    pub virtual_host: Arc<VirtualHost>,
+    pub route: Arc<Route>,
+}
+
+/// The service of a connection.
+pub(super) async fn answer(conn: Rc<HttpConn>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+    let mut exchange = Exchange::new(Rc::clone(&conn), request.version());
+    let Some(hcm) = conn.hcm() else { return Ok(Response::new(ResponseBody::Empty)) };
+    let id = request.headers().get(REQUEST_ID).cloned();
+    let (mut response, passed_on) = match handle(&conn, hcm, request, &mut exchange).await {
+        Ok(response) => (response, true),
+        Err((failure, retried)) => (reply::respond(&failure, retried, &mut exchange), false),
+    };
+    let headers = response.headers_mut();
+    if !passed_on {
+        exchange.conn.worker.log.own(headers);
+    }
+    finish(&conn, hcm, headers, passed_on);
+    if hcm.request_id.always_set_in_response
+        && let Some(id) = id
+    {
+        headers.insert(REQUEST_ID, id);
+    }
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if !conn.h2 && !switching && (conn.is_leaving(hcm) || (exchange.protocol == http::Version::HTTP_10 && !passed_on)) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.status = response.status().as_u16();
+    exchange.responded = Some(exchange.started.elapsed());
+    if let Some(l) = &mut exchange.logged {
+        l.response = response.headers().clone();
+    }
+    Ok(attach(response, exchange))
+}
+
+/// Gives the exchange to the body, so that it ends with it.
+fn attach(mut response: Response<ResponseBody>, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
+    match std::mem::replace(response.body_mut(), ResponseBody::Empty) {
+        ResponseBody::Upstream { body, exchange: None } => {
+            if http_body::Body::is_end_stream(&body) {
+                exchange.note_grpc(response.headers());
+                exchange.finished();
+            }
+            *response.body_mut() = ResponseBody::Upstream { body, exchange: Some(exchange) };
+        }
+        ResponseBody::Full(Some(text)) => {
+            exchange.sent = text.len() as u64;
+            exchange.finished();
+            *response.body_mut() = ResponseBody::Full(Some(text));
+        }
+        ResponseBody::Upgraded(start) => start.begin(exchange),
+        other => {
+            exchange.finished();
+            *response.body_mut() = other;
+        }
+    }
+    response
+}
+
+/// Headers of every response.
+fn finish(_conn: &HttpConn, hcm: &HttpConnectionManager, headers: &mut http::HeaderMap, passed_on: bool) {
+    if passed_on {
+        hop::finish_response(hcm, headers);
+    } else if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
+        // Our own answers carry our name in every mode.
+        headers.insert(http::header::SERVER, name);
+        hop::append_via(hcm, headers);
+    }
+}
+
+type Failed = (Failure, bool);
+
+fn here(f: Failure) -> Failed {
+    (f, false)
+}
+
+async fn handle(
+    conn: &Rc<HttpConn>,
+    hcm: &HttpConnectionManager,
+    mut request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Response<ResponseBody>, Failed> {
+    exchange.is_grpc = is_grpc(request.headers());
+    let on_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let mut head = prepare(conn, hcm, parts).map_err(here)?;
+    let live = conn.worker.live();
+    let Some(table) = live.config.route_table(&hcm.routes).map(Arc::clone) else { return Err(here(Failure::NoRoute)) };
+    if !head.internal && head.parts.headers.keys().any(|k| k.as_str().starts_with("x-envoy-") || table.internal_only_headers.contains(k)) {
+        hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, &table.internal_only_headers);
+    }
+    if !hcm.access_logs.is_empty() {
+        note(&head, exchange);
+    }
+    let facts = RouteFacts {
+        random: conn.worker.random(),
+        tls_presented: conn.info.mutual(),
+        tls_validated: conn.info.mutual(),
+        internal: head.internal,
+    };
+    let routed = match table.find(&head.view(), &facts) {
+        RouteLookup::Found { virtual_host, route } => {
+            Routed { virtual_host: Arc::clone(virtual_host), route: Arc::clone(route), table: Arc::clone(&table) }
+        }
+        RouteLookup::RequiresTls { .. } => {
+            let to = rewrite::https_location(&head.view());
+            return Err(here(Failure::Redirect(StatusCode::MOVED_PERMANENTLY, to)));
+        }
+        RouteLookup::NotFound => return Err(here(Failure::NoRoute)),
+    };
+    exchange.route = Some(Arc::clone(&routed.route));
+    let action = match &routed.route.action {
+        Action::Forward(action) => action,
+        Action::Direct(direct) => return direct_response(exchange, hcm, &head, &routed, direct),
+        Action::Redirect(redirect) => {
+            let (status, to) = rewrite::redirect(redirect, &routed.route.matching.path, &head.view());
+            return Err(here(Failure::Redirect(status, to)));
+        }
+    };
+    let upgrade = match head.upgrade.take() {
+        Some(kind) if allows(&action.upgrades, &kind).or_else(|| allows(&hcm.upgrades, &kind)).unwrap_or(false) => Some(kind),
+        // A client that offers HTTP/2 is not refused for it (RFC 9113 §3.1 has no such upgrade any more).
+        Some(kind) if kind == "h2c" => None,
+        Some(_) => return Err(here(Failure::UpgradeRefused)),
+        None => None,
+    };
+    let view = head.view();
+    let Some(choice) = action.choose_cluster(&view, facts.random) else {
+        return Err(here(Failure::NoCluster(action.cluster_not_found)));
+    };
+    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: choice.weighted };
+    let overrides = overrides(conn, hcm, &levels, &choice, &view);
+    let cluster = choice.name.to_string();
+    let (mutated, new_path) = (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
+    let original_path = new_path.as_ref().map(|_| view.path.to_string());
+    if mutated {
+        let mut headers = head.parts.headers.clone();
+        levels.mutate_request(&mut headers, &request_facts(conn, exchange, &view));
+        head.parts.headers = headers;
+    }
+    if let (Some(new), Some(old)) = (new_path, original_path) {
+        set_path(&mut head.parts, &new).map_err(here)?;
+        if let Ok(old) = HeaderValue::from_str(&old) {
+            head.parts.headers.insert(HeaderName::from_static("x-envoy-original-path"), old);
+        }
+    }
+    hop::strip_request(&mut head.parts.headers, upgrade.is_some() && !conn.h2);
+    conn.forward_client_cert(hcm, &mut head.parts.headers);
+    let plan = Forward {
+        conn,
+        live: &live,
+        routed: &routed,
+        action,
+        cluster: &cluster,
+        overrides,
+        upgrade: upgrade.as_deref(),
+    };
+    let mut response = forward::run(&plan, head, body, exchange).await?;
+    exchange.note_grpc(response.headers());
+    exchange.details = details::VIA_UPSTREAM;
+    let switched = match &upgrade {
+        Some(kind) => upgrade::has_switched(kind, conn.h2, response.status()),
+        None => false,
+    };
+    let took = exchange.started.elapsed().as_millis();
+    let on_response = switched.then(|| hyper::upgrade::on(&mut response));
+    let (mut parts, body) = response.into_parts();
+    hop::strip_response(&mut parts.headers, switched);
+    let Some(choice) = weighted_again(action, &routed, &cluster) else { return Err(here(Failure::NoRoute)) };
+    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: choice };
+    if !levels.response_is_plain() {
+        let before = parts.headers.clone();
+        let facts = Facts { status: Some(parts.status.as_u16()), response: Some(&before), ..Facts::default() };
+        levels.mutate_response(&mut parts.headers, &facts);
+    }
+    if !suppressed(hcm) {
+        parts.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
+    }
+    if routed.virtual_host.include_attempt_count_in_response {
+        parts.headers.insert(ATTEMPTS, HeaderValue::from(exchange.attempts));
+    }
+    let body = match (on_response, on_upgrade) {
+        (Some(up), Some(down)) => {
+            upgrade::translate(&mut parts, conn.h2);
+            ResponseBody::Upgraded(upgrade::Start { down, up })
+        }
+        _ => ResponseBody::Upstream { body, exchange: None },
+    };
+    Ok(Response::from_parts(parts, body))
+}
+
+fn suppressed(hcm: &HttpConnectionManager) -> bool {
+    hcm.filters.iter().any(|f| matches!(f, HttpFilter::Router(r) if r.suppress_envoy_headers))
+}
+
+/// The weighted entry that was chosen, by the cluster's name.
+fn weighted_again<'a>(
+    action: &'a carrick_proxy_core::model::route::RouteAction,
+    _routed: &Routed,
+    cluster: &str,
+) -> Option<Option<&'a carrick_proxy_core::model::route::WeightedCluster>> {
+    match &action.target {
+        carrick_proxy_core::model::route::Target::Weighted(w) => Some(w.clusters.iter().find(|c| &*c.name == cluster)),
+        _ => Some(None),
+    }
+}
+
+fn wants_upgrade(request: &Request<Incoming>) -> bool {
+    request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE)
+}
+
+fn allows(list: &[Upgrade], kind: &str) -> Option<bool> {
+    list.iter().find(|u| &*u.kind == kind).map(|u| u.enabled)
+}
+
+/// Refusals and hygiene, up to the point where the request can be routed.
+fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: Parts) -> Result<Head, Failure> {
+    let version = match parts.version {
+        http::Version::HTTP_10 => Version::Http10,
+        http::Version::HTTP_2 => Version::Http2,
+        _ => Version::Http11,
+    };
+    // Absolute-form and :authority go before Host (RFC 9112 §3.2.2).
+    let authority = match parts.uri.authority() {
+        Some(a) => HeaderValue::from_str(a.as_str()).ok(),
+        None => parts.headers.get(HOST).cloned(),
+    };
+    let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let text = authority.as_ref().and_then(|a| a.to_str().ok());
+    reject::head(hcm, version, parts.method.as_str(), path, text, &parts.headers).map_err(Failure::Refused)?;
+    let mut authority = authority
+        .or_else(|| HeaderValue::from_str(&hcm.http1.default_host_for_http_10).ok())
+        .unwrap_or_else(|| HeaderValue::from_static(""));
+    if let Some(new) = authority.to_str().ok().and_then(|a| reject::clean_authority(hcm, a, conn.info.local.port()))
+        && let Ok(new) = HeaderValue::from_str(&new)
+    {
+        authority = new;
+    }
+    let upgrade = if parts.method == Method::CONNECT {
+        let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
+        Some(protocol.unwrap_or_else(|| "connect".into()))
+    } else if conn.h2 {
+        None
+    } else {
+        hop::requested_upgrade(&parts.headers)
+    };
+    let o = &hcm.path;
+    if (o.normalize || o.merge_slashes || o.escaped_slashes != Default::default()) && !path.is_empty() && path != "*" {
+        match path::normalize(path, o, is_grpc(&parts.headers)).map_err(Failure::Refused)? {
+            std::borrow::Cow::Owned(new) if new != path => set_path(&mut parts, &new)?,
+            _ => {}
+        }
+    }
+    if hcm.underscores == carrick_proxy_core::model::hcm::Underscores::Drop {
+        let bad: Vec<HeaderName> = parts.headers.keys().filter(|k| k.as_str().contains('_')).cloned().collect();
+        for name in bad {
+            parts.headers.remove(name);
+        }
+    }
+    // We answer expectations ourselves (hyper does, when the body is first asked for).
+    if !hcm.proxy_100_continue {
+        parts.headers.remove(http::header::EXPECT);
+    }
+    let arrival = Arrival { remote: conn.info.peer, local_port: conn.info.local.port(), tls: conn.info.tls.is_some() };
+    let client = address::apply(hcm, &arrival, &mut parts.headers, || request_id(conn.worker.random(), conn.worker.random()));
+    let scheme = match hcm.scheme_overwrite.as_deref() {
+        Some("https") => "https",
+        Some("http") => "http",
+        _ => client.scheme,
+    };
+    Ok(Head { parts, authority, scheme, client: client.address, internal: client.internal, upgrade })
+}
+
+fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
+    let bad = || Failure::Refused(carrick_proxy_core::hygiene::LocalReply::Status(400, details::BAD_PATH));
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(PathAndQuery::try_from(new).map_err(|_| bad())?);
+    parts.uri = Uri::from_parts(uri).map_err(|_| bad())?;
+    Ok(())
+}
+
+/// A version 4 UUID's text.
+fn request_id(a: u64, b: u64) -> String {
+    let a = (a & 0xffff_ffff_ffff_0fff) | 0x4000;
+    let b = (b & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
+    format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", a >> 32, (a >> 16) & 0xffff, a & 0xffff, b >> 48, b & 0xffff_ffff_ffff)
+}
+
+fn note(head: &Head, exchange: &mut Exchange) {
+    let view = head.view();
+    exchange.logged = Some(Box::new(Logged {
+        method: head.parts.method.clone(),
+        path: view.path.to_string(),
+        authority: view.authority.to_string(),
+        headers: head.parts.headers.clone(),
+        response: http::HeaderMap::new(),
+    }));
+}
+
+fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead<'a>) -> Facts<'a> {
+    let tls = conn.info.tls.as_ref();
+    Facts {
+        request: Some(*view),
+        protocol: Some(super::protocol_name(exchange.protocol)),
+        local: Some(conn.info.local),
+        remote: Some(conn.info.peer),
+        direct_remote: Some(conn.info.peer),
+        peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
+        local_uri_san: tls.and_then(|t| t.local.as_deref()),
+        tls_version: tls.map(|t| t.version),
+        server_name: conn.info.server_name.as_deref(),
+        chain: Some(&conn.info.chain.name),
+        connection_id: Some(conn.info.id),
+        ..Facts::default()
+    }
+}
+
+/// What filter state asks of the upstream connection. Kept per connection for a route whose values cannot differ between
+/// its requests.
+fn overrides(
+    conn: &HttpConn,
+    hcm: &HttpConnectionManager,
+    levels: &Levels<'_>,
+    choice: &ClusterChoice<'_>,
+    view: &RequestHead<'_>,
+) -> Rc<UpstreamOverrides> {
+    let chain = &conn.info.chain.on_new_connection;
+    if chain.is_empty() && !hcm.filters.iter().any(|f| matches!(f, HttpFilter::SetFilterState { .. })) {
+        return Rc::clone(&conn.plain_overrides);
+    }
+    let key = std::ptr::from_ref(levels.route) as usize ^ choice.weighted.map_or(0, |w| std::ptr::from_ref(w) as usize);
+    if let Some((of, kept)) = &*conn.last_overrides.borrow()
+        && *of == key
+    {
+        return Rc::clone(kept);
+    }
+    let tls = conn.info.tls.as_ref();
+    let facts = Facts {
+        request: Some(*view),
+        protocol: Some(if conn.h2 { "HTTP/2" } else { "HTTP/1.1" }),
+        local: Some(conn.info.local),
+        remote: Some(conn.info.peer),
+        peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
+        server_name: conn.info.server_name.as_deref(),
+        route: Some(&levels.route.name),
+        ..Facts::default()
+    };
+    let mut made = UpstreamOverrides::default();
+    made.apply(chain, &facts);
+    let of_request = levels.upstream_overrides(&hcm.filters, &facts);
+    made.alpn = of_request.alpn.or(made.alpn);
+    made.sni = of_request.sni.or(made.sni);
+    made.sans = of_request.sans.or(made.sans);
+    let made = Rc::new(made);
+    let levels_sets = [&levels.route.per_filter, &levels.virtual_host.per_filter].into_iter().chain(levels.weighted.map(|w| &w.per_filter));
+    let fixed = hcm.filters.iter().all(|f| match f {
+        HttpFilter::SetFilterState { on_request, .. } => is_fixed(on_request),
+        HttpFilter::Router(_) => true,
+    }) && is_fixed(chain)
+        && levels_sets.flat_map(|p| &p.set_filter_state).all(|(_, sets)| is_fixed(sets));
+    if fixed {
+        *conn.last_overrides.borrow_mut() = Some((key, Rc::clone(&made)));
+    }
+    made
+}
+
+/// Whether values depend on nothing but the connection.
+fn is_fixed(sets: &[FilterStateSet]) -> bool {
+    let fixed = |p: &Part| match p {
+        Part::Literal(_) => true,
+        Part::Value { op, .. } => matches!(op, Operator::Plain(Plain::Protocol | Plain::DownstreamPeerUriSan | Plain::RequestedServerName)),
+    };
+    sets.iter().all(|s| s.value.parts.iter().all(fixed))
+}
+
+fn direct_response(
+    exchange: &mut Exchange,
+    hcm: &HttpConnectionManager,
+    head: &Head,
+    routed: &Routed,
+    direct: &carrick_proxy_core::model::route::DirectResponse,
+) -> Result<Response<ResponseBody>, Failed> {
+    let text = match &direct.format {
+        Some(f) => bytes::Bytes::from(f.text(&Facts { request: Some(head.view()), ..Facts::default() })),
+        None => direct.body.clone(),
+    };
+    let mut response = reply::respond(&Failure::Direct(direct.status, text), false, exchange);
+    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: None };
+    if !levels.response_is_plain() {
+        levels.mutate_response(response.headers_mut(), &Facts { request: Some(head.view()), ..Facts::default() });
+    }
+    if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
+        response.headers_mut().insert(http::header::SERVER, name);
+    }
+    Ok(response)
+}

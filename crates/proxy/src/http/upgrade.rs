@@ -1,0 +1,74 @@
+//! Requests that turn their connection into a byte stream: WebSocket and other upgrades, CONNECT.
+//!
+//! Invariant: bytes go through the one duplex engine, and the exchange ends with them.
+
+use super::exchange::Exchange;
+use crate::io::duplex::{Duplex, End};
+use crate::lifecycle::Phase;
+use crate::names::flag;
+use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::{StatusCode, response::Parts};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use std::future::poll_fn;
+use std::task::Poll;
+
+/// Both halves of an upgrade that both sides agreed to.
+#[derive(Debug)]
+pub struct Start {
+    pub(super) down: OnUpgrade,
+    pub(super) up: OnUpgrade,
+}
+
+/// Whether a response says that the upstream switched.
+pub(super) fn has_switched(kind: &str, _h2: bool, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || (kind == "connect" && status.is_success())
+}
+
+/// Turns the response of an HTTP/1 upstream into what an HTTP/2 client expects (RFC 8441 §5).
+pub(super) fn translate(parts: &mut Parts, h2: bool) {
+    if h2 && parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        parts.status = StatusCode::OK;
+        for name in [CONNECTION, UPGRADE, HeaderName::from_static("sec-websocket-accept")] {
+            parts.headers.remove(name);
+        }
+    }
+}
+
+impl Start {
+    /// Copies until both ends are done; the exchange is recorded then.
+    pub(super) fn begin(self, mut exchange: Box<Exchange>) {
+        let conn = std::rc::Rc::clone(&exchange.conn);
+        let worker = std::rc::Rc::clone(&conn.worker);
+        let idle = conn.hcm().and_then(|h| h.stream_idle_timeout);
+        worker.spawn(async move {
+            // The connection to the upstream is no longer HTTP, so it does not go back to its pool.
+            exchange.checkout = None;
+            let Ok((down, up)) = tokio::try_join!(self.down, self.up) else {
+                exchange.flags = flag::UPSTREAM_CLOSED;
+                return;
+            };
+            conn.stats.downstream_cx_upgrades_total.inc();
+            conn.stats.downstream_cx_upgrades_active.inc();
+            let mut duplex = Duplex::new(TokioIo::new(down), TokioIo::new(up), idle);
+            let end = poll_fn(|cx| {
+                if conn.lease.poll_past(cx, Phase::Closing).is_ready() {
+                    return Poll::Ready(None);
+                }
+                duplex.poll(cx).map(Some)
+            })
+            .await;
+            let moved = duplex.moved();
+            exchange.received.set(moved.up);
+            exchange.sent = moved.down;
+            exchange.flags = match end {
+                Some(End::Finished) => flag::NONE,
+                Some(End::Idle) => flag::STREAM_IDLE,
+                Some(End::UpstreamFailed) => flag::UPSTREAM_CLOSED,
+                Some(End::DownstreamFailed) | None => flag::DOWNSTREAM_CLOSED,
+            };
+            exchange.finished();
+            conn.stats.downstream_cx_upgrades_active.dec();
+        });
+    }
+}

@@ -1,0 +1,284 @@
+//! The one engine that copies bytes both ways: TCP proxying, passthrough, WebSocket and CONNECT.
+//!
+//! Invariant: each direction ends on its own (half-close is passed on after everything read has been written); an
+//! error on either side ends both; an idle connection holds no buffer, since reads go through one scratch buffer per
+//! thread and only what the peer could not take yet is kept.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static SCRATCH_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// Why copying ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both sides ended in order.
+    Finished,
+    /// Nothing moved for the idle time.
+    Idle,
+    /// The side that came to us failed.
+    DownstreamFailed,
+    /// The side that we connected to failed.
+    UpstreamFailed,
+}
+
+/// Bytes that went through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// From downstream to upstream.
+    pub up: u64,
+    /// From upstream to downstream.
+    pub down: u64,
+}
+
+/// A copy under way. Poll it to the end with [`run`], or read [`Duplex::moved`] when giving up early.
+pub struct Duplex<A, B> {
+    down: A,
+    up: B,
+    to_up: Half,
+    to_down: Half,
+    moved: Moved,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    stirred: bool,
+}
+
+/// One direction: what is held back, and how far its end has come.
+#[derive(Default)]
+struct Half {
+    held: Vec<u8>,
+    at: usize,
+    stage: Stage,
+    flush: bool,
+}
+
+#[derive(Default, PartialEq, Eq, Clone, Copy)]
+enum Stage {
+    #[default]
+    Copying,
+    Ending,
+    Ended,
+}
+
+enum Failed {
+    Reading,
+    Writing,
+}
+
+impl<A, B> Duplex<A, B>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Copies between `down` (who came to us) and `up` (whom we called). `idle`: longest time in which nothing moves.
+    pub fn new(down: A, up: B, idle: Option<Duration>) -> Self {
+        let idle = idle.map(|d| (d, Box::pin(tokio::time::sleep(d))));
+        Duplex { down, up, to_up: Half::default(), to_down: Half::default(), moved: Moved::default(), idle, stirred: false }
+    }
+
+    /// Bytes so far.
+    pub fn moved(&self) -> Moved {
+        self.moved
+    }
+
+    /// Both streams, for closing them as the end demands.
+    pub fn streams(&self) -> (&A, &B) {
+        (&self.down, &self.up)
+    }
+
+    /// Drives both directions.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let before = self.moved;
+        let to_up = self.to_up.poll(cx, &mut self.down, &mut self.up, &mut self.moved.up);
+        let to_down = self.to_down.poll(cx, &mut self.up, &mut self.down, &mut self.moved.down);
+        self.stirred |= before != self.moved;
+        match (to_up, to_down) {
+            (Poll::Ready(Err(Failed::Reading)), _) | (_, Poll::Ready(Err(Failed::Writing))) => {
+                return Poll::Ready(End::DownstreamFailed);
+            }
+            (Poll::Ready(Err(Failed::Writing)), _) | (_, Poll::Ready(Err(Failed::Reading))) => {
+                return Poll::Ready(End::UpstreamFailed);
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Finished),
+            _ => {}
+        }
+        if let Some((limit, sleep)) = &mut self.idle {
+            // Re-armed only when it fires, so that traffic costs no timer work.
+            while sleep.as_mut().poll(cx).is_ready() {
+                if !std::mem::take(&mut self.stirred) {
+                    return Poll::Ready(End::Idle);
+                }
+                sleep.as_mut().reset(Instant::now() + *limit);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// Copies to the end.
+pub async fn run<A, B>(duplex: &mut Duplex<A, B>) -> End
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    std::future::poll_fn(|cx| duplex.poll(cx)).await
+}
+
+impl Half {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, moved: &mut u64) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.stage == Stage::Copying {
+            let mut scratch = SCRATCH_BUFFER.take().unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
+            let done = self.copy(cx, from, to, moved, &mut scratch);
+            SCRATCH_BUFFER.set(Some(scratch));
+            ready!(done)?;
+            self.stage = Stage::Ending;
+        }
+        if self.stage == Stage::Ending {
+            match ready!(Pin::new(to).poll_shutdown(cx)) {
+                // The peer may be gone already: then its own direction says so.
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => {}
+                Err(_) => return Poll::Ready(Err(Failed::Writing)),
+            }
+            self.stage = Stage::Ended;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when `from` has ended and everything is written.
+    fn copy<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        moved: &mut u64,
+        scratch: &mut [u8],
+    ) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            while let Some(rest) = self.held.get(self.at..).filter(|r| !r.is_empty()) {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, rest)).map_err(|_| Failed::Writing)?;
+                if n == 0 {
+                    return Poll::Ready(Err(Failed::Writing));
+                }
+                self.at = self.at.saturating_add(n);
+                self.flush = true;
+            }
+            if !self.held.is_empty() {
+                self.held = Vec::new();
+                self.at = 0;
+            }
+            let mut buf = ReadBuf::new(scratch);
+            match Pin::new(&mut *from).poll_read(cx, &mut buf) {
+                Poll::Pending => {
+                    if self.flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Failed::Writing)?;
+                        self.flush = false;
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => {}
+                // A TLS peer that closes without close_notify: for opaque bytes that is an end like TCP's own.
+                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return self.finish(cx, to),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Reading)),
+            }
+            let read = buf.filled();
+            if read.is_empty() {
+                return self.finish(cx, to);
+            }
+            *moved = moved.saturating_add(read.len() as u64);
+            let mut rest = read;
+            while !rest.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Writing)),
+                    Poll::Ready(Ok(n)) => {
+                        self.flush = true;
+                        rest = rest.get(n..).unwrap_or_default();
+                    }
+                    Poll::Pending => {
+                        self.held = rest.to_vec();
+                        self.at = 0;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Failed>> {
+        // poll_shutdown flushes as well; nothing is held here.
+        let _ = (cx, to);
+        self.flush = false;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn both_ways_with_half_close() {
+        let (mut client, down) = duplex(16);
+        let (up, mut server) = duplex(16);
+        let copy = tokio::spawn(async move {
+            let mut d = Duplex::new(down, up, None);
+            let end = run(&mut d).await;
+            (end, d.moved())
+        });
+        let request = vec![7u8; 5000];
+        let sent = request.clone();
+        let writer = tokio::spawn(async move {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, request, "the server sees the end of the request");
+        server.write_all(b"answer after the end").await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(writer.await.unwrap(), b"answer after the end");
+        assert_eq!(copy.await.unwrap(), (End::Finished, Moved { up: 5000, down: 20 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_counts_from_the_last_byte() {
+        let (mut client, down) = duplex(16);
+        let (up, _server) = duplex(16);
+        let start = Instant::now();
+        let copy = tokio::spawn(async move { run(&mut Duplex::new(down, up, Some(Duration::from_secs(10)))).await });
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(copy.await.unwrap(), End::Idle);
+        assert!(start.elapsed() >= Duration::from_secs(17), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_vanishes_is_its_own_fault() {
+        let (mut client, down) = duplex(16);
+        let (up, server) = duplex(16);
+        drop(server);
+        let copy = tokio::spawn(async move { run(&mut Duplex::new(down, up, None)).await });
+        client.write_all(b"hello").await.unwrap();
+        assert_eq!(copy.await.unwrap(), End::UpstreamFailed);
+    }
+}

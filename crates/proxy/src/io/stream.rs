@@ -1,0 +1,139 @@
+//! A connection as the rest of the engine sees it: plain, or TLS from either side.
+//!
+//! Invariant: one concrete type, so that nothing above needs generics or boxes per read; `Send`, so that HTTP upgrades
+//! can hand it over.
+
+use super::socket::Socket;
+use super::sys;
+use bytes::{Buf, Bytes, BytesMut};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio_rustls::{client, server};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stream {
+    kind: Kind,
+    /// Bytes read ahead, given again first.
+    prefix: Bytes,
+}
+
+/// Plain, or TLS from either side.
+#[derive(Debug)]
+pub enum Kind {
+    /// No TLS.
+    Plain(Socket),
+    /// We are the server.
+    Server(Box<server::TlsStream<Socket>>),
+    /// We are the client.
+    Client(Box<client::TlsStream<Socket>>),
+}
+
+macro_rules! inner {
+    ($self:expr, $s:ident => $e:expr) => {
+        match &mut $self.get_mut().kind {
+            Kind::Plain($s) => {
+                let $s = Pin::new($s);
+                $e
+            }
+            Kind::Server($s) => {
+                let $s = Pin::new($s.as_mut());
+                $e
+            }
+            Kind::Client($s) => {
+                let $s = Pin::new($s.as_mut());
+                $e
+            }
+        }
+    };
+}
+
+impl From<Kind> for Stream {
+    fn from(kind: Kind) -> Self {
+        Stream { kind, prefix: Bytes::new() }
+    }
+}
+
+impl Stream {
+    /// Reads until `decide` gives an answer for the bytes so far, or the peer ends; the bytes stay readable.
+    ///
+    /// # Errors
+    /// What reading gives. Not cancel safe: the stream is to be dropped then.
+    pub async fn inspect<T>(&mut self, limit: usize, mut decide: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
+        let mut seen = BytesMut::with_capacity(1024);
+        let decided = loop {
+            if self.read_buf(&mut seen).await? == 0 {
+                break None;
+            }
+            match decide(&seen) {
+                None if seen.len() < limit => {}
+                other => break other,
+            }
+        };
+        self.prefix = seen.freeze();
+        Ok(decided)
+    }
+
+    /// Server name that a client connection asked for, and so on, are asked of the TLS library.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The socket underneath.
+    pub fn socket(&self) -> &Socket {
+        match &self.kind {
+            Kind::Plain(s) => s,
+            Kind::Server(s) => s.get_ref().0,
+            Kind::Client(s) => s.get_ref().0,
+        }
+    }
+
+    /// Descriptor number, for [`sys::idle_state`].
+    pub fn raw_fd(&self) -> RawFd {
+        self.socket().tcp().as_raw_fd()
+    }
+
+    /// Ends the connection by a reset when it is dropped.
+    pub fn reset_on_drop(&self) {
+        sys::reset_on_close(self.socket().tcp());
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.has_remaining() {
+            let n = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix.split_to(n));
+            if self.prefix.is_empty() {
+                self.prefix = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        inner!(self, s => s.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        inner!(self, s => s.poll_write(cx, buf))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        inner!(self, s => s.poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        inner!(self, s => s.poll_shutdown(cx))
+    }
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        inner!(self, s => s.poll_write_vectored(cx, bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        match &self.kind {
+            Kind::Plain(s) => s.is_write_vectored(),
+            Kind::Server(s) => s.is_write_vectored(),
+            Kind::Client(s) => s.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The few system calls that the standard library lacks. The only `unsafe` of this crate.
+//!
+//! Invariant: each function takes a descriptor that its caller keeps open for the length of the call.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+/// Where a redirected connection wanted to go (`SO_ORIGINAL_DST`), before NAT.
+///
+/// # Errors
+/// The kernel knows no translation for this connection (it was not redirected).
+pub fn original_dst(fd: &impl AsFd, v6: bool) -> io::Result<SocketAddr> {
+    let sock = socket2::SockRef::from(fd);
+    let addr = if v6 { sock.original_dst_v6()? } else { sock.original_dst_v4()? };
+    addr.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Makes the close of `fd` send a reset instead of an orderly end, dropping what is unsent.
+pub fn reset_on_close(fd: &impl AsFd) {
+    let _ = socket2::SockRef::from(fd).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// The state of an idle connection as the kernel knows it, without waiting for the event loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Open, and nothing to read.
+    Quiet,
+    /// The peer sent something unasked, ended or reset the connection.
+    Stirred,
+}
+
+/// Looks at an idle socket. `fd` must be open: the caller proves it by holding the connection that owns it.
+pub fn idle_state(fd: RawFd) -> Idle {
+    if fd < 0 {
+        return Idle::Quiet;
+    }
+    // SAFETY: the caller holds the owner of `fd`, on the same thread, for the length of this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut byte = [std::mem::MaybeUninit::<u8>::uninit(); 1];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    match socket2::SockRef::from(&fd).recv_with_flags(&mut byte, flags) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Idle::Quiet,
+        _ => Idle::Stirred,
+    }
+}
+
+/// Sets an integer socket option by numbers.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_option(fd: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(std::mem::size_of::<i32>()).unwrap_or(4);
+    // SAFETY: `value` lives through the call and `size` is its size; the descriptor is open, `fd` is borrowed.
+    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets a bind to port 0 choose the port at connect (`IP_BIND_ADDRESS_NO_PORT`), where the kernel can.
+pub fn bind_without_port(fd: &impl std::os::fd::AsRawFd) {
+    let _ = set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+}

@@ -1,0 +1,183 @@
+//! Access logs: lines are made on the worker and written by one thread of their own.
+//!
+//! Invariant: a slow or stuck log never stops traffic; lines that do not fit the queue are dropped and counted.
+
+use carrick_proxy_core::facts::Facts;
+use carrick_proxy_core::model::access_log::{AccessLog, Compare, LogFilter, LogFormat, LogSink};
+use carrick_proxy_core::model::listener::Listener;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const QUEUE: usize = 16 * 1024;
+
+static WRITER: OnceLock<Option<SyncSender<(LogSink, String)>>> = OnceLock::new();
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// One worker's access to the writer.
+#[derive(Debug, Default)]
+pub struct Log;
+
+impl Log {
+    /// Writes a record to each log whose filter takes it.
+    pub fn write(&self, logs: &[AccessLog], facts: &Facts<'_>, status: u16, took: Duration, flags: &str) {
+        for log in logs {
+            if log.filter.as_ref().is_some_and(|f| !takes(f, facts, status, took, flags)) {
+                continue;
+            }
+            let mut line = String::with_capacity(320);
+            match &log.format {
+                LogFormat::Text(f) => f.render(facts, "-", &mut line),
+                LogFormat::Json(node) => {
+                    node.render(facts, &mut line);
+                    line.push('\n');
+                }
+            }
+            send(log.sink.clone(), line);
+        }
+    }
+
+    /// Records a connection that found no chain.
+    pub fn no_chain(&self, listener: &Listener, local: SocketAddr, peer: SocketAddr, sni: Option<&str>) {
+        if listener.access_logs.is_empty() {
+            return;
+        }
+        let start = timestamp(Duration::ZERO);
+        let facts = Facts {
+            local: Some(local),
+            remote: Some(peer),
+            direct_remote: Some(peer),
+            server_name: sni,
+            flags: Some("NR"),
+            code_details: Some("filter_chain_not_found"),
+            start_time: Some(&start),
+            duration_ms: Some(0),
+            ..Facts::default()
+        };
+        self.write(&listener.access_logs, &facts, 0, Duration::ZERO, "NR");
+    }
+
+    /// A place for headers of our own answers that depend on the log's settings; none so far.
+    pub fn own(&self, _headers: &mut http::HeaderMap) {}
+}
+
+/// Lines lost since the start.
+pub fn dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+fn takes(filter: &LogFilter, facts: &Facts<'_>, status: u16, took: Duration, flags: &str) -> bool {
+    let compare = |c: &Compare, a: u64, b: u32| match c {
+        Compare::Eq => a == u64::from(b),
+        Compare::Ge => a >= u64::from(b),
+        Compare::Le => a <= u64::from(b),
+        Compare::Ne => a != u64::from(b),
+    };
+    match filter {
+        LogFilter::Status(c, v) => compare(c, u64::from(status), *v),
+        LogFilter::Duration(c, v) => compare(c, u64::try_from(took.as_millis()).unwrap_or(u64::MAX), *v),
+        LogFilter::Flags(list) if list.is_empty() => flags != "-",
+        LogFilter::Flags(list) => flags.split(',').any(|f| list.iter().any(|l| &**l == f)),
+        LogFilter::Grpc(list, not) => facts.grpc_status.is_some_and(|g| list.contains(&i32::from(g))) != *not,
+        LogFilter::Header(m) => facts.request.as_ref().is_some_and(|r| m.matches(r)),
+        LogFilter::And(all) => all.iter().all(|f| takes(f, facts, status, took, flags)),
+        LogFilter::Or(any) => any.iter().any(|f| takes(f, facts, status, took, flags)),
+        LogFilter::NotHealthCheck => true,
+    }
+}
+
+fn send(sink: LogSink, line: String) {
+    let writer = WRITER.get_or_init(|| {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || drain(&receiver));
+        thread.ok().map(|_| sender)
+    });
+    let sent = writer.as_ref().is_some_and(|w| w.try_send((sink, line)).is_ok());
+    if !sent {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn drain(lines: &Receiver<(LogSink, String)>) {
+    let mut files: HashMap<std::sync::Arc<str>, Option<File>> = HashMap::new();
+    while let Ok((sink, mut text)) = lines.recv() {
+        // What has gathered for the same place is written at once.
+        let mut other = None;
+        while text.len() < 32 * 1024 {
+            match lines.try_recv() {
+                Ok((s, t)) if s == sink => text.push_str(&t),
+                Ok(next) => {
+                    other = Some(next);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        put(&mut files, &sink, &text);
+        if let Some((sink, text)) = other {
+            put(&mut files, &sink, &text);
+        }
+    }
+}
+
+fn put(files: &mut HashMap<std::sync::Arc<str>, Option<File>>, sink: &LogSink, text: &str) {
+    let path = match sink {
+        LogSink::Stdout => "/dev/stdout",
+        LogSink::Stderr => "/dev/stderr",
+        LogSink::File(path) => path,
+    };
+    let result = match path {
+        "/dev/stdout" => std::io::stdout().lock().write_all(text.as_bytes()),
+        "/dev/stderr" => std::io::stderr().lock().write_all(text.as_bytes()),
+        path => {
+            let file = files
+                .entry(path.into())
+                .or_insert_with(|| OpenOptions::new().create(true).append(true).open(path).ok());
+            match file {
+                Some(f) => f.write_all(text.as_bytes()),
+                None => Err(std::io::ErrorKind::NotFound.into()),
+            }
+        }
+    };
+    if result.is_err() {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The wall-clock time `ago`, ISO 8601 in UTC with milliseconds.
+pub fn timestamp(ago: Duration) -> String {
+    let at = SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, secs) = (at.as_secs() / 86_400, at.as_secs() % 86_400);
+    let (y, m, d) = civil(i64::try_from(days).unwrap_or(0));
+    format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}.{:03}Z", secs / 3600, secs % 3600 / 60, secs % 60, at.subsec_millis())
+}
+
+/// Year, month, day of a day number since 1970 (Gregorian, by 400-year eras).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let day = z.rem_euclid(146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let mp = (5 * of_year + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (year + era * 400 + i64::from(month <= 2), month, of_year - (153 * mp + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(19_782), (2024, 2, 29));
+        assert_eq!(civil(20_779), (2026, 11, 22));
+        assert_eq!(timestamp(Duration::ZERO).len(), 24);
+    }
+}

@@ -1,0 +1,237 @@
+//! Byte streams: one connection in, one connection out, and the duplex engine between.
+//!
+//! Invariant: nothing is read from the client before the upstream stands, except what inspection needed; a failed
+//! upstream resets the client. Connection counts and bytes are recorded once, when the connection ends.
+
+use crate::connection::Info;
+use crate::io::duplex::{Duplex, End};
+use crate::io::stream::Stream;
+use crate::lifecycle::{Lease, Phase};
+use crate::names::flag;
+use crate::stats::TcpKey;
+use crate::upstream::choose::{self, Wish};
+use crate::upstream::cluster::{ActiveConnection, ActiveRequest, ClusterState};
+use crate::upstream::connect;
+use crate::worker::Worker;
+use carrick_proxy_core::balance::xxh64;
+use carrick_proxy_core::facts::Facts;
+use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::listener::{ChainKind, Direction, TcpProxy};
+use carrick_proxy_core::outlier::Outcome;
+use carrick_proxy_core::routing::choose_tcp_cluster;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// Attempts to connect are spaced by this much.
+const PAUSE: Duration = Duration::from_millis(50);
+
+struct Upstream {
+    stream: Stream,
+    address: SocketAddr,
+    _counted: (ActiveConnection, ActiveRequest),
+}
+
+/// Serves a connection of a TCP chain to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease: Lease) {
+    let ChainKind::Tcp(proxy) = &info.chain.kind else { return };
+    let started = Instant::now();
+    let stats = worker.stats.tcp(&proxy.stat_prefix);
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_active.inc();
+    let mut record = Record { worker: &worker, info: &info, proxy, started, flags: flag::NONE, up: 0, down: 0, cluster: None, upstream: None, failure: None, key: None };
+    let upstream = {
+        let open = Box::pin(open(&worker, &info, proxy, &mut record));
+        tokio::select! {
+            u = open => u,
+            () = lease.reached(Phase::Cut) => None,
+        }
+    };
+    let Some(upstream) = upstream else {
+        stats.downstream_cx_no_route.inc();
+        stats.downstream_cx_active.dec();
+        stream.reset_on_drop();
+        return;
+    };
+    record.opened();
+    let age = proxy.max_connection_duration;
+    let mut end_of_age = age.map(|d| Box::pin(tokio::time::sleep(d)));
+    let mut duplex = Duplex::new(stream, upstream.stream, proxy.idle_timeout);
+    let end = poll_fn(|cx| {
+        if lease.poll_past(cx, Phase::Closing).is_ready() {
+            return Poll::Ready(None);
+        }
+        if let Some(sleep) = &mut end_of_age
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        duplex.poll(cx).map(Some)
+    })
+    .await;
+    let moved = duplex.moved();
+    (record.up, record.down) = (moved.up, moved.down);
+    stats.downstream_cx_rx_bytes_total.add(moved.up);
+    stats.downstream_cx_tx_bytes_total.add(moved.down);
+    match end {
+        Some(End::Finished) | None => {}
+        Some(End::Idle) => {
+            stats.idle_timeout.inc();
+            record.flags = flag::STREAM_IDLE;
+        }
+        // A side that broke off breaks the other one off too, so that no end looks orderly that was not.
+        Some(End::UpstreamFailed) => {
+            record.flags = flag::UPSTREAM_CLOSED;
+            duplex.streams().0.reset_on_drop();
+        }
+        Some(End::DownstreamFailed) => {
+            record.flags = flag::DOWNSTREAM_CLOSED;
+            duplex.streams().1.reset_on_drop();
+        }
+    }
+    stats.downstream_cx_active.dec();
+}
+
+async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut Record<'_>) -> Option<Upstream> {
+    let live = worker.live();
+    let mut overrides = UpstreamOverrides::default();
+    if !info.chain.on_new_connection.is_empty() {
+        let facts = Facts {
+            local: Some(info.local),
+            remote: Some(info.peer),
+            direct_remote: Some(info.peer),
+            server_name: info.server_name.as_deref(),
+            peer_uri_san: info.tls.as_ref().and_then(|t| t.principal.as_deref()),
+            ..Facts::default()
+        };
+        overrides.apply(&info.chain.on_new_connection, &facts);
+    }
+    let name = match &overrides.tcp_cluster {
+        Some(name) => Arc::clone(name),
+        None => Arc::clone(choose_tcp_cluster(&proxy.cluster, worker.random())?),
+    };
+    overrides.tcp_cluster = None;
+    let Some(state) = worker.upstreams.get(worker, &live.config, &name) else {
+        record.flags = flag::NO_CLUSTER;
+        return None;
+    };
+    record.cluster = Some(Rc::clone(&state));
+    let overrides = Rc::new(overrides);
+    let hash = proxy.hash_source_ip.then(|| xxh64(info.peer.ip().to_string().as_bytes(), 0));
+    let mut tried = Vec::new();
+    for attempt in 0..proxy.max_connect_attempts.max(1) {
+        if attempt > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let wish = Wish {
+            restored: info.restored,
+            from_header: None,
+            tried: &tried,
+            reselections: u32::from(attempt > 0),
+            hash,
+            overrides: &overrides,
+            auto_sni: None,
+        };
+        let Some(chosen) = choose::choose(worker, &live, &state, wish).await else {
+            state.stats.upstream_cx_none_healthy.inc();
+            record.flags = flag::NO_HEALTHY;
+            return None;
+        };
+        let address = chosen.target.address;
+        record.upstream = Some(address);
+        let (Some(counted), Some(request)) = (state.connection(false), state.begin(address, false)) else {
+            record.flags = flag::OVERFLOW;
+            return None;
+        };
+        match connect::connect(worker, &state.cluster, &state.stats, &chosen.target).await {
+            Ok(stream) => {
+                state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
+                return Some(Upstream { stream, address, _counted: (counted, request) });
+            }
+            Err(e) => {
+                record.flags = e.flag();
+                record.failure = Some(e.to_string());
+                state.outcome(worker, address, Outcome::LocalFailure, Instant::now());
+                tracing::debug!(cluster = %name, %address, "connect failed: {e}");
+                tried.push(address);
+            }
+        }
+    }
+    None
+}
+
+/// What a connection was, written when it ends.
+struct Record<'a> {
+    worker: &'a Worker,
+    info: &'a Info,
+    proxy: &'a TcpProxy,
+    started: Instant,
+    flags: &'static str,
+    up: u64,
+    down: u64,
+    cluster: Option<Rc<ClusterState>>,
+    upstream: Option<SocketAddr>,
+    failure: Option<String>,
+    key: Option<TcpKey>,
+}
+
+impl Record<'_> {
+    fn opened(&mut self) {
+        let outbound = match self.info.listener.direction {
+            Direction::Outbound => true,
+            Direction::Inbound => false,
+            Direction::Unspecified => self.info.tls.is_none(),
+        };
+        let key = TcpKey {
+            outbound,
+            cluster: self.cluster.as_ref().map_or_else(|| Arc::from("unknown"), |c| Arc::clone(&c.cluster.name)),
+            flags: flag::NONE,
+            peer: self.info.tls.as_ref().and_then(|t| t.principal.clone()),
+            mutual: self.info.mutual(),
+        };
+        self.worker.stats.opened(key.clone());
+        self.key = Some(key);
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.worker.stats.closed(key, self.up, self.down);
+        }
+        if let Some(c) = &self.cluster {
+            c.stats.upstream_cx_tx_bytes_total.add(self.up);
+            c.stats.upstream_cx_rx_bytes_total.add(self.down);
+        }
+        if self.proxy.access_logs.is_empty() {
+            return;
+        }
+        let took = self.started.elapsed();
+        let start = crate::log::timestamp(took);
+        let tls = self.info.tls.as_ref();
+        let facts = Facts {
+            local: Some(self.info.local),
+            remote: Some(self.info.peer),
+            direct_remote: Some(self.info.peer),
+            peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
+            local_uri_san: tls.and_then(|t| t.local.as_deref()),
+            tls_version: tls.map(|t| t.version),
+            server_name: self.info.server_name.as_deref(),
+            upstream: self.upstream,
+            cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
+            chain: Some(&self.info.chain.name),
+            start_time: Some(&start),
+            duration_ms: Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            bytes_received: self.up,
+            bytes_sent: self.down,
+            flags: (self.flags != flag::NONE).then_some(self.flags),
+            upstream_failure: self.failure.as_deref(),
+            connection_id: Some(self.info.id),
+            ..Facts::default()
+        };
+        self.worker.log.write(&self.proxy.access_logs, &facts, 0, took, self.flags);
+    }
+}

@@ -1,0 +1,156 @@
+//! A new connection to an endpoint: socket options, source address, TCP, TLS, within the cluster's connect time.
+//!
+//! Invariant: an endpoint whose transport is TLS gets TLS or nothing. Pooling is `pool`'s.
+
+use crate::io::socket::Socket;
+use crate::io::stream::{Kind, Stream};
+use crate::names::flag;
+use crate::stats::ClusterStats;
+use crate::tls::{self, Refused};
+use crate::worker::Worker;
+use carrick_proxy_core::model::cluster::{Cluster, TcpKeepalive, TransportSocket};
+use carrick_proxy_core::model::filter::UpstreamOverrides;
+use rustls::pki_types::ServerName;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Where and how to connect.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Address.
+    pub address: SocketAddr,
+    /// Host name of the endpoint, or empty.
+    pub hostname: Arc<str>,
+    /// Transport.
+    pub transport: Arc<TransportSocket>,
+    /// From filter state.
+    pub overrides: Rc<UpstreamOverrides>,
+    /// Host of the request, where the cluster takes the SNI from it.
+    pub auto_sni: Option<Arc<str>>,
+}
+
+/// Why there is no connection. Nothing of the request has been sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Took longer than the cluster allows.
+    #[error("connection timeout")]
+    Timeout,
+    /// The socket says.
+    #[error("delayed connect error: {}", plain(.0))]
+    Tcp(io::Error),
+    /// The TLS library says.
+    #[error("{0}")]
+    Tls(String),
+    /// We have no configuration for it.
+    #[error("TLS_error:{0}")]
+    Refused(#[from] Refused),
+    /// The HTTP connection could not be set up.
+    #[error("{0}")]
+    Http(hyper::Error),
+    /// The cluster allows no more.
+    #[error("overflow")]
+    Overflow,
+}
+
+/// The system's words without the number that std adds.
+fn plain(e: &io::Error) -> String {
+    let text = e.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_string()
+}
+
+impl ConnectError {
+    /// Response flag.
+    pub fn flag(&self) -> &'static str {
+        if matches!(self, ConnectError::Overflow) { flag::OVERFLOW } else { flag::CONNECT_FAILED }
+    }
+}
+
+/// Connects, all within the cluster's connect timeout.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub(crate) async fn connect(worker: &Worker, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
+    let all = Box::pin(steps(worker, cluster, stats, to));
+    let result = match tokio::time::timeout(cluster.connect_timeout.max(Duration::from_millis(1)), all).await {
+        Ok(r) => r,
+        Err(_) => {
+            stats.upstream_cx_connect_timeout.inc();
+            Err(ConnectError::Timeout)
+        }
+    };
+    if result.is_err() {
+        stats.upstream_cx_connect_fail.inc();
+    }
+    result
+}
+
+async fn steps(worker: &Worker, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
+    stats.upstream_cx_total.inc();
+    let tcp = dial(cluster, to.address).await.map_err(ConnectError::Tcp)?;
+    let socket = Socket::new(tcp);
+    match &*to.transport {
+        TransportSocket::Raw => Ok(Kind::Plain(socket).into()),
+        TransportSocket::Tls(settings) => {
+            let config = worker.tls.client(&to.transport, settings, &to.overrides)?;
+            let name = to
+                .overrides
+                .sni
+                .as_deref()
+                .or(settings.sni.as_deref())
+                .or(if settings.auto_host_sni && !to.hostname.is_empty() { Some(&*to.hostname) } else { None })
+                .or(to.auto_sni.as_deref())
+                .and_then(|n| ServerName::try_from(n.to_string()).ok())
+                // rustls sends no SNI for an address.
+                .unwrap_or(ServerName::IpAddress(to.address.ip().into()));
+            match tls::connect(config, name, socket).await {
+                Ok(stream) => {
+                    stats.ssl_handshake.inc();
+                    Ok(stream)
+                }
+                Err(e) => {
+                    stats.ssl_connection_error.inc();
+                    Err(ConnectError::Tls(tls::describe(&e)))
+                }
+            }
+        }
+    }
+}
+
+async fn dial(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    for (level, name, value) in &cluster.socket_options {
+        crate::io::sys::set_option(&socket, *level, *name, *value)?;
+    }
+    if let Some(local) = cluster.bind_for(address.ip()) {
+        if local.port() == 0 {
+            // The port is chosen at connect, per destination, so that it does not run out.
+            crate::io::sys::bind_without_port(&socket);
+        }
+        socket.bind(local)?;
+    }
+    let _ = socket.set_nodelay(true);
+    let tcp = socket.connect(address).await?;
+    if let Some(k) = &cluster.tcp_keepalive {
+        keepalive(&tcp, k);
+    }
+    Ok(tcp)
+}
+
+/// Switches keep-alive on. The kernel's own values where none are given.
+pub fn keepalive(tcp: &TcpStream, k: &TcpKeepalive) {
+    let mut settings = socket2::TcpKeepalive::new();
+    if let Some(t) = k.time {
+        settings = settings.with_time(Duration::from_secs(u64::from(t)));
+    }
+    if let Some(i) = k.interval {
+        settings = settings.with_interval(Duration::from_secs(u64::from(i)));
+    }
+    if let Some(p) = k.probes {
+        settings = settings.with_retries(p);
+    }
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&settings);
+}

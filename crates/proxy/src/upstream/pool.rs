@@ -1,0 +1,392 @@
+//! Pooled HTTP connections of one worker to one endpoint.
+//!
+//! Invariant: an HTTP/1 connection is in the pool only while nothing is under way on it, and is looked at (also in the
+//! kernel) before it is used again, so that one that its peer has closed is not; it comes back only after its response
+//! ended in order. HTTP/2 connections are shared up to the number of streams.
+
+use super::cluster::{ActiveConnection, ClusterState};
+use super::connect::{ConnectError, Target, connect};
+use crate::http::body::RequestBody;
+use crate::http::exec::LocalExec;
+use crate::io::stream::Stream;
+use crate::io::sys::{self, Idle};
+use crate::worker::Worker;
+use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
+use carrick_proxy_core::model::filter::UpstreamOverrides;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::{Cell, RefCell};
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An idle connection is looked at in the kernel when it was last used longer ago than this: before, the event loop
+/// has just seen it.
+const TRUSTED: Duration = Duration::from_micros(500);
+/// Idle HTTP/1 connections kept per endpoint.
+const MAX_IDLE: usize = 512;
+/// Streams per HTTP/2 connection before another one is opened, where the cluster allows more. Peers commonly allow 100.
+const MAX_STREAMS: u32 = 100;
+
+/// What makes two connections interchangeable.
+#[derive(Clone)]
+pub struct PoolKey {
+    /// Endpoint.
+    pub address: SocketAddr,
+    /// Its transport; compared by identity.
+    pub transport: Arc<TransportSocket>,
+    /// From filter state.
+    pub overrides: Rc<UpstreamOverrides>,
+    /// SNI taken from the request.
+    pub auto_sni: Option<Arc<str>>,
+    /// HTTP/2.
+    pub h2: bool,
+    /// Only for this downstream connection.
+    pub downstream: Option<u64>,
+}
+
+impl PartialEq for PoolKey {
+    fn eq(&self, o: &Self) -> bool {
+        self.address == o.address
+            && Arc::ptr_eq(&self.transport, &o.transport)
+            && self.h2 == o.h2
+            && self.downstream == o.downstream
+            && self.auto_sni == o.auto_sni
+            && (Rc::ptr_eq(&self.overrides, &o.overrides) || self.overrides == o.overrides)
+    }
+}
+impl Eq for PoolKey {}
+impl Hash for PoolKey {
+    fn hash<H: Hasher>(&self, h: &mut H) {
+        self.address.hash(h);
+        (Arc::as_ptr(&self.transport) as usize).hash(h);
+        self.h2.hash(h);
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<Vec<Http1>>,
+    shared: RefCell<Vec<Http2>>,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// An HTTP/1 connection.
+pub struct Http1 {
+    sender: http1::SendRequest<RequestBody>,
+    fd: RawFd,
+    /// Local and remote address, for the log.
+    pub local: Option<SocketAddr>,
+    since: Instant,
+    made: Instant,
+    served: u32,
+}
+
+/// An HTTP/2 connection.
+#[derive(Clone)]
+struct Http2 {
+    sender: http2::SendRequest<RequestBody>,
+    local: Option<SocketAddr>,
+    streams: Rc<Cell<u32>>,
+    served: Rc<Cell<u32>>,
+    since: Rc<Cell<Instant>>,
+    made: Instant,
+}
+
+/// A connection taken for one request.
+pub enum Taken {
+    /// All of it.
+    Http1 {
+        /// The connection.
+        connection: Http1,
+        /// Where it goes back to.
+        home: Home,
+        /// It has served before.
+        reused: bool,
+    },
+    /// One stream of it.
+    Http2 {
+        /// Sends the request.
+        sender: http2::SendRequest<RequestBody>,
+        /// Our address.
+        local: Option<SocketAddr>,
+        /// Counts the stream.
+        stream: StreamGuard,
+        /// It has served before.
+        reused: bool,
+    },
+}
+
+/// Where an HTTP/1 connection belongs.
+#[derive(Clone)]
+pub struct Home {
+    state: Rc<ClusterState>,
+    pool: Rc<Pool>,
+}
+
+/// A stream in use on an HTTP/2 connection.
+pub struct StreamGuard {
+    streams: Rc<Cell<u32>>,
+    since: Rc<Cell<Instant>>,
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.streams.set(self.streams.get().saturating_sub(1));
+        self.since.set(Instant::now());
+    }
+}
+
+impl Pool {
+    /// Nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+    }
+
+    /// Lets all connections go; those in use end with their requests.
+    pub fn close(&self) {
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+    }
+
+    /// Lets connections go that have been idle for `idle`, or open for `age`.
+    pub fn sweep(&self, now: Instant, idle: Option<Duration>, age: Option<Duration>) {
+        let old = |since: Instant, made: Instant| {
+            idle.is_some_and(|d| now.duration_since(since) >= d) || age.is_some_and(|d| now.duration_since(made) >= d)
+        };
+        self.idle.borrow_mut().retain(|c| !c.sender.is_closed() && !old(c.since, c.made));
+        self.shared.borrow_mut().retain(|c| !c.sender.is_closed() && (c.streams.get() > 0 || !old(c.since.get(), c.made)));
+    }
+
+    fn take_idle(&self) -> Option<Http1> {
+        let mut idle = self.idle.borrow_mut();
+        // The most recently used first: the others grow old and go.
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            let Some(c) = idle.get(at) else { break };
+            if c.sender.is_closed() {
+                idle.swap_remove(at);
+                continue;
+            }
+            if !c.sender.is_ready() {
+                continue;
+            }
+            let mut c = idle.remove(at);
+            if c.since.elapsed() > TRUSTED && sys::idle_state(c.fd) == Idle::Stirred {
+                // Closed, or about to say something unasked: not for a new request.
+                continue;
+            }
+            c.served = c.served.saturating_add(1);
+            return Some(c);
+        }
+        None
+    }
+
+    fn take_stream(&self, most: u32, most_served: Option<u32>) -> Option<(Http2, StreamGuard)> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|c| !c.sender.is_closed() && most_served.is_none_or(|m| c.served.get() < m));
+        let c = shared.iter().find(|c| c.streams.get() < most)?.clone();
+        c.streams.set(c.streams.get().saturating_add(1));
+        c.served.set(c.served.get().saturating_add(1));
+        let guard = StreamGuard { streams: Rc::clone(&c.streams), since: Rc::clone(&c.since) };
+        Some((c, guard))
+    }
+}
+
+impl Home {
+    /// Takes a connection back once its response has ended.
+    pub fn give_back(self, worker: &Worker, mut connection: Http1) {
+        let limit = self.state.cluster.max_requests_per_connection;
+        let spent = limit.is_some_and(|m| connection.served >= m);
+        if self.state.is_retired() || spent || connection.sender.is_closed() {
+            return;
+        }
+        connection.since = Instant::now();
+        if connection.sender.is_ready() {
+            self.put(connection);
+        } else {
+            worker.spawn(async move {
+                if connection.sender.ready().await.is_ok() && !self.state.is_retired() {
+                    self.put(connection);
+                }
+            });
+        }
+    }
+
+    fn put(&self, connection: Http1) {
+        let mut idle = self.pool.idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            idle.push(connection);
+        }
+        drop(idle);
+        self.state.freed.notify_one();
+    }
+}
+
+impl Http1 {
+    /// Sends a request; gives it back if nothing of it was written.
+    pub async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<hyper::body::Incoming>, hyper::client::conn::TrySendError<http::Request<RequestBody>>> {
+        self.sender.try_send_request(request).await
+    }
+}
+
+/// A connection for one request: an idle one, a stream of a shared one, or a new one.
+///
+/// # Errors
+/// No connection could be made, or the circuit limits forbid it. Nothing has been sent.
+pub(crate) async fn take(
+    worker: &Rc<Worker>,
+    state: &Rc<ClusterState>,
+    key: &PoolKey,
+    target: &Target,
+    fresh: bool,
+    high: bool,
+) -> Result<Taken, ConnectError> {
+    let pool = state.pool(key);
+    if key.h2 { stream(worker, state, pool, target, fresh, high).await } else { exclusive(worker, state, pool, target, fresh, high).await }
+}
+
+async fn exclusive(
+    worker: &Rc<Worker>,
+    state: &Rc<ClusterState>,
+    pool: Rc<Pool>,
+    target: &Target,
+    fresh: bool,
+    high: bool,
+) -> Result<Taken, ConnectError> {
+    let home = Home { state: Rc::clone(state), pool };
+    if !fresh && let Some(connection) = home.pool.take_idle() {
+        return Ok(Taken::Http1 { connection, home, reused: true });
+    }
+    let pending = state.pending(high).ok_or(ConnectError::Overflow)?;
+    let counted = loop {
+        // Registered before looking, so that no connection that comes free between is missed.
+        let freed = state.freed.notified();
+        if let Some(c) = state.connection(high) {
+            break c;
+        }
+        freed.await;
+        if let Some(connection) = home.pool.take_idle() {
+            return Ok(Taken::Http1 { connection, home, reused: true });
+        }
+    };
+    let stream = connect(worker, &state.cluster, &state.stats, target).await?;
+    drop(pending);
+    state.stats.upstream_cx_http1_total.inc();
+    let (fd, local) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
+    let sender = http1(worker, state, stream, counted).await?;
+    let now = Instant::now();
+    let connection = Http1 { sender, fd, local, since: now, made: now, served: 1 };
+    Ok(Taken::Http1 { connection, home, reused: false })
+}
+
+async fn http1(
+    worker: &Worker,
+    state: &ClusterState,
+    stream: Stream,
+    counted: ActiveConnection,
+) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(BUFFER);
+    builder.max_headers(MAX_RESPONSE_HEADERS);
+    builder.title_case_headers(matches!(
+        state.cluster.http1.header_case,
+        carrick_proxy_core::model::hcm::HeaderCase::ProperWords
+    ));
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
+    worker.spawn(async move {
+        // Its outcome is seen by the request on it; an idle one only ends.
+        let _ = connection.with_upgrades().await;
+        drop(counted);
+    });
+    Ok(sender)
+}
+
+async fn stream(
+    worker: &Rc<Worker>,
+    state: &Rc<ClusterState>,
+    pool: Rc<Pool>,
+    target: &Target,
+    fresh: bool,
+    high: bool,
+) -> Result<Taken, ConnectError> {
+    let options = &state.cluster.http2;
+    let most = options.max_concurrent_streams.clamp(1, MAX_STREAMS);
+    let served = state.cluster.max_requests_per_connection;
+    let taken = |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 { sender: c.sender, local: c.local, stream, reused };
+    if fresh {
+        pool.shared.borrow_mut().retain(|c| !c.sender.is_closed());
+    } else if let Some(t) = pool.take_stream(most, served) {
+        return Ok(taken(t, true));
+    }
+    let pending = state.pending(high).ok_or(ConnectError::Overflow)?;
+    // One connects, the others wait for its result.
+    let _one = pool.connecting.lock().await;
+    if !fresh && let Some(t) = pool.take_stream(most, served) {
+        return Ok(taken(t, true));
+    }
+    let counted = state.connection(high).ok_or(ConnectError::Overflow)?;
+    let stream = connect(worker, &state.cluster, &state.stats, target).await?;
+    drop(pending);
+    state.stats.upstream_cx_http2_total.inc();
+    let local = stream.socket().tcp().local_addr().ok();
+    let mut builder = http2::Builder::new(LocalExec);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(options.initial_stream_window.min(WINDOW))
+        .initial_connection_window_size(options.initial_connection_window.min(CONNECTION_WINDOW))
+        .header_table_size(options.hpack_table_size)
+        .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
+        .max_frame_size(16 * 1024);
+    if let Some(interval) = options.keepalive_interval {
+        builder.keep_alive_interval(interval).keep_alive_timeout(options.keepalive_timeout);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
+    worker.spawn(async move {
+        let _ = connection.await;
+        drop(counted);
+    });
+    let now = Instant::now();
+    let made = Http2 {
+        sender,
+        local,
+        streams: Rc::new(Cell::new(0)),
+        served: Rc::new(Cell::new(0)),
+        since: Rc::new(Cell::new(now)),
+        made: now,
+    };
+    if !state.is_retired() {
+        pool.shared.borrow_mut().push(made.clone());
+    }
+    made.streams.set(1);
+    made.served.set(1);
+    let guard = StreamGuard { streams: Rc::clone(&made.streams), since: Rc::clone(&made.since) };
+    Ok(taken((made, guard), false))
+}
+
+/// Buffer per HTTP/1 connection; also bounds response headers.
+const BUFFER: usize = 64 * 1024;
+const MAX_RESPONSE_HEADERS: usize = 100;
+const MAX_RESPONSE_HEADER_BYTES: u32 = 60 * 1024;
+/// Windows: enough for a fast stream, without letting one slow reader hold Envoy's 16 MiB.
+pub(crate) const WINDOW: u32 = 1024 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Whether a cluster is spoken to in HTTP/2 for a request that came in HTTP/2 or not.
+pub fn speaks_h2(protocol: HttpProtocol, downstream_h2: bool) -> bool {
+    match protocol {
+        HttpProtocol::Http2 => true,
+        HttpProtocol::Http1 => false,
+        // By ALPN means trying h2 first on TLS; without a common protocol HTTP/1.1 is what every peer speaks.
+        HttpProtocol::Auto => false,
+        HttpProtocol::UseDownstream => downstream_h2,
+    }
+}
