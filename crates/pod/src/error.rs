@@ -52,6 +52,21 @@ pub enum PodError {
     /// Packet rules or namespaces.
     #[error(transparent)]
     Capture(#[from] carrick_capture::CaptureError),
+    /// The command cannot be started.
+    #[error("{program}: {source}")]
+    Command {
+        /// What was to be run.
+        program: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A signal came before the command was started.
+    #[error("stopped by {} before the command was started", signal.as_str())]
+    Interrupted {
+        /// Which.
+        signal: nix::sys::signal::Signal,
+    },
     /// The sidecar did not become ready.
     #[error("the sidecar of {pod} is not ready after {seconds} s; its last words ({}):\n{tail}", log.display())]
     Sidecar {
@@ -67,6 +82,16 @@ pub enum PodError {
 }
 
 impl PodError {
+    /// What a shell would make of it: 127 for a command that is not there, 126 for one that cannot be run, 128+n for a signal, else 1.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            PodError::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 127,
+            PodError::Command { .. } => 126,
+            PodError::Interrupted { signal } => (*signal as i32).saturating_add(128),
+            _ => 1,
+        }
+    }
+
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> PodError {
         let doing = doing.into();
         move |source| PodError::Io { doing, source }

@@ -6,11 +6,21 @@
 pub mod host;
 pub mod options;
 
+mod api;
+mod child;
+mod cluster;
+mod dns;
 mod error;
 mod exec;
+mod injection;
 mod inside;
+mod network;
+mod object;
 mod run;
+mod sandbox;
+mod state;
 mod sweep;
+mod template;
 
 pub use error::PodError;
 pub use exec::exec;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub struct HostOptions {
     pub hosts_file: Option<PathBuf>,
     /// Name of the Node object; `None` registers none.
     pub node_name: Option<String>,
+    /// Where the API listens; becomes the one endpoint of `default/kubernetes`, loopback included. `None` takes the endpoints of the slices.
+    pub api_address: Option<SocketAddrV4>,
     /// Let pods reach addresses outside of the pod network through the host's own address.
     pub masquerade_egress: bool,
 }
@@ -73,6 +75,7 @@ impl HostOptions {
             network: Network::default(),
             hosts_file: Some(PathBuf::from("/etc/hosts")),
             node_name: Some(host_name()),
+            api_address: None,
             masquerade_egress: true,
         }
     }
@@ -126,7 +129,9 @@ impl std::str::FromStr for Port {
             None => (None, text),
         };
         let number: u16 = match number.parse() {
-            Ok(0) | Err(_) => return Err(format!("{text:?} is no port: write PORT or NAME=PORT, PORT from 1 to 65535")),
+            Ok(0) | Err(_) => {
+                return Err(format!("{text:?} is no port: write PORT or NAME=PORT, PORT from 1 to 65535"));
+            }
             Ok(number) => number,
         };
         if let Some(name) = name {

@@ -1,13 +1,117 @@
 //! One process as a pod, from its address to its removal.
+//!
+//! Invariant: whatever is made is recorded first, so that it can be taken apart whether the run ends well, ends early or is killed. The order
+//! on the way up: address and object, namespaces, names, sidecar, capture, command; on the way down: endpoints, command, object, sidecar, rest.
 
-use crate::{PodError, RunOptions};
+mod attend;
+mod credentials;
+mod files;
+mod life;
+mod readiness;
+mod sidecar;
+pub(crate) mod signals;
+mod status;
 
-/// Runs `options.command` as a pod and returns its exit code (128+n after signal n, 127 when the program is not found).
-/// Signals that reach this process are passed on. Needs a multi-thread runtime.
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::options::Engine;
+use crate::{PodError, RunOptions, api, injection, network, sweep, template};
+use life::Life;
+use signals::Signals;
+
+/// What is decided before anything is made.
+pub(crate) struct Plan {
+    pub(crate) options: RunOptions,
+    pub(crate) template: template::Template,
+    pub(crate) connection: api::Connection,
+    pub(crate) sidecar: Option<SidecarPlan>,
+}
+
+/// What a pod with a sidecar needs besides.
+pub(crate) struct SidecarPlan {
+    pub(crate) program: PathBuf,
+    pub(crate) envoy: Option<PathBuf>,
+    pub(crate) capture: carrick_capture::sidecar::SidecarCapture,
+}
+
+/// Runs `options.command` as a pod and returns its exit code (128+n after signal n). Signals that reach this process are passed on; `SIGTERM`
+/// first takes the pod out of its services.
 ///
 /// # Errors
-/// Whatever kept the command from starting; once it has started, its exit code is the answer.
+/// Whatever kept the command from starting, with [`PodError::exit_code`]; once it has started, its exit code is the answer.
 pub async fn run(options: RunOptions) -> Result<i32, PodError> {
-    let _ = options;
-    Err(PodError::Request("not built yet".into()))
+    require_root("carrick run")?;
+    let mut signals = Signals::listen()?;
+    let plan = tokio::select! {
+        plan = plan(options) => plan?,
+        signal = signals.next_stop() => return Err(PodError::Interrupted { signal }),
+    };
+    let mut life = Life::allocate(&plan)?;
+    let started = tokio::select! {
+        started = life.start(&plan) => started,
+        signal = signals.next_stop() => Err(PodError::Interrupted { signal }),
+    };
+    let outcome = match started {
+        Ok(app) => Ok(attend::attend(&mut life, app, &mut signals).await),
+        Err(error) => Err(error),
+    };
+    life.end().await;
+    outcome
+}
+
+async fn plan(options: RunOptions) -> Result<Plan, PodError> {
+    let template = template::build(&options)?;
+    let connection = api::connect(&options.kubeconfig_path()).await?;
+    let namespace = api::namespace(&connection, &options.namespace).await?;
+    let labels = namespace.metadata.labels.unwrap_or_default();
+    let injected = !options.no_sidecar
+        && !template.host_network
+        && injection::decide(&options.namespace, &labels, &template.labels, &template.annotations);
+    let sidecar = if injected { Some(sidecar_plan(&options, &template)?) } else { None };
+    // What others left behind is no reason not to run.
+    if let Err(error) = sweep(&options.data_dir, &options.network, Some(&connection.client)).await {
+        tracing::warn!(%error, "dead pods not swept");
+    }
+    network::Netlink::open()?.ensure_bridge(&options.network).await?;
+    network::settings_of_host(&options.network.bridge)?;
+    Ok(Plan { options, template, connection, sidecar })
+}
+
+fn sidecar_plan(options: &RunOptions, template: &template::Template) -> Result<SidecarPlan, PodError> {
+    let capture = carrick_capture::annotations::parse(&template.annotations)?;
+    let program = find(&options.proxy_binary)
+        .ok_or_else(|| PodError::Request(format!("no sidecar program {}", options.proxy_binary.display())))?;
+    let envoy = match (&options.engine, &options.envoy_binary) {
+        (Engine::Native, _) => None,
+        (Engine::Envoy, Some(envoy)) => {
+            Some(find(envoy).ok_or_else(|| PodError::Request(format!("no Envoy at {}", envoy.display())))?)
+        }
+        (Engine::Envoy, None) => {
+            return Err(PodError::Request(
+                "the envoy engine needs the envoy binary: set CARRICK_ENVOY or put envoy in PATH".into(),
+            ));
+        }
+    };
+    Ok(SidecarPlan { program, envoy, capture })
+}
+
+/// A program by its path, or by its name along `PATH`.
+fn find(program: &Path) -> Option<PathBuf> {
+    let candidates: Vec<PathBuf> = if program.components().count() > 1 {
+        vec![program.to_owned()]
+    } else {
+        std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).collect()
+    };
+    candidates.into_iter().find_map(|path| std::fs::canonicalize(path).ok().filter(|path| path.is_file()))
+}
+
+pub(crate) fn require_root(what: &'static str) -> Result<(), PodError> {
+    if nix::unistd::Uid::effective().is_root() { Ok(()) } else { Err(PodError::NotRoot { what }) }
+}
+
+/// Whether a signal asks the pod as a whole to go.
+pub(crate) fn asks_to_end(signal: Signal) -> bool {
+    signal == Signal::SIGTERM
 }

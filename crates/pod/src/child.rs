@@ -1,0 +1,113 @@
+//! Processes started in a pod: the only unsafe code of the crate, all of it between fork and exec.
+//!
+//! Invariant: what runs between fork and exec makes plain system calls on values prepared before; it neither allocates nor locks. A child
+//! never outlives the thread that started it, which is why that thread lives as long as the runner.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::{Pid, getpid, getppid, setpgid, tcsetpgrp};
+use tokio::process::Command;
+
+/// The child dies with this process, leads a process group of its own, and has the terminal if this process has it.
+pub(crate) fn as_app(command: &mut Command, terminal: bool) {
+    let parent = getpid();
+    // SAFETY: system calls on plain values only.
+    unsafe {
+        command.pre_exec(move || {
+            die_with(parent)?;
+            lead(terminal)
+        });
+    }
+}
+
+/// The child dies with this process, leads a process group of its own, and can never gain a privilege.
+pub(crate) fn as_sidecar(command: &mut Command) {
+    let parent = getpid();
+    // SAFETY: system calls on plain values only.
+    unsafe {
+        command.pre_exec(move || {
+            die_with(parent)?;
+            lead(false)?;
+            nix::sys::prctl::set_no_new_privs().map_err(io::Error::from)
+        });
+    }
+}
+
+/// The child enters these namespaces, then `cwd` in them; it dies with this process.
+pub(crate) fn as_guest(
+    command: &mut Command,
+    namespaces: Vec<(File, CloneFlags)>,
+    cwd: std::ffi::CString,
+    terminal: bool,
+) {
+    let parent = getpid();
+    // SAFETY: system calls on values prepared above only; the files stay open in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            for (file, kind) in &namespaces {
+                setns(file.as_fd(), *kind)?;
+            }
+            if nix::unistd::chdir(cwd.as_c_str()).is_err() {
+                nix::unistd::chdir(c"/")?;
+            }
+            die_with(parent)?;
+            lead(terminal)
+        });
+    }
+}
+
+/// Gives the terminal back to this process's own group, after a child had it.
+pub(crate) fn take_terminal_back(stdin: RawFd) {
+    // A background process that takes the terminal is stopped, unless it ignores the signal for that.
+    // SAFETY: no handler runs; the former disposition is put back.
+    unsafe {
+        if let Ok(before) = signal(Signal::SIGTTOU, SigHandler::SigIgn) {
+            let _ = tcsetpgrp(BorrowedFd::borrow_raw(stdin), nix::unistd::getpgrp());
+            let _ = signal(Signal::SIGTTOU, before);
+        }
+    }
+}
+
+/// Whether this process owns the terminal on its stdin.
+pub(crate) fn has_terminal() -> bool {
+    let stdin = io::stdin();
+    nix::unistd::isatty(stdin.as_fd()).unwrap_or(false)
+        && nix::unistd::tcgetpgrp(stdin.as_fd()).is_ok_and(|group| group == nix::unistd::getpgrp())
+}
+
+/// The thread's number, as `/proc` has it.
+pub(crate) fn thread_id() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
+/// The stdin descriptor.
+pub(crate) fn stdin_fd() -> RawFd {
+    io::stdin().as_raw_fd()
+}
+
+fn die_with(parent: Pid) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The parent may have died before the line above.
+    if getppid() != parent {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+fn lead(terminal: bool) -> io::Result<()> {
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    if terminal {
+        // SAFETY: dispositions only, in a process with one thread.
+        unsafe {
+            signal(Signal::SIGTTOU, SigHandler::SigIgn)?;
+            let taken = tcsetpgrp(BorrowedFd::borrow_raw(0), getpid());
+            signal(Signal::SIGTTOU, SigHandler::SigDfl)?;
+            taken?;
+        }
+    }
+    Ok(())
+}

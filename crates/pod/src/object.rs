@@ -1,0 +1,201 @@
+//! The Pod object and its status, from what the runner observes.
+//!
+//! Invariant: pure, and honest: a container counts as ready only while its process runs and its check holds, and a pod that is going down is
+//! not ready.
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use crate::options::{Engine, RunOptions};
+use crate::template::Template;
+
+/// The sidecar's container.
+pub(crate) const PROXY: &str = "istio-proxy";
+
+/// One container as the runner sees it. Times are RFC 3339.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct ContainerView {
+    pub(crate) started_at: Option<String>,
+    pub(crate) running: bool,
+    pub(crate) ready: bool,
+    pub(crate) restarts: u32,
+}
+
+/// The pod as the runner sees it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Observed {
+    pub(crate) ip: String,
+    pub(crate) host_ip: String,
+    pub(crate) app_container: String,
+    pub(crate) created_at: String,
+    pub(crate) app: ContainerView,
+    pub(crate) proxy: Option<ContainerView>,
+    pub(crate) terminating: bool,
+}
+
+impl Observed {
+    /// Whether traffic may be sent to it.
+    pub(crate) fn ready(&self) -> bool {
+        !self.terminating && self.app.ready && self.proxy.as_ref().is_none_or(|proxy| proxy.ready)
+    }
+}
+
+/// The object to create.
+pub(crate) fn pod(
+    options: &RunOptions,
+    template: &Template,
+    name: &str,
+    node: &str,
+    injected: bool,
+) -> Result<Pod, serde_json::Error> {
+    let (mut labels, mut annotations) = (template.labels.clone(), template.annotations.clone());
+    let command: Vec<String> = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let ports: Vec<Value> = template
+        .ports
+        .iter()
+        .map(|port| match &port.name {
+            Some(name) => json!({"name": name, "containerPort": port.number, "protocol": "TCP"}),
+            None => json!({"containerPort": port.number, "protocol": "TCP"}),
+        })
+        .collect();
+    let env: Vec<Value> = template.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let mut app = json!({
+        "name": template.container,
+        "image": format!("localhost/{}", template.container),
+        "command": command,
+    });
+    if !ports.is_empty() {
+        app["ports"] = ports.into();
+    }
+    if !env.is_empty() {
+        app["env"] = env.into();
+    }
+    let mut containers = vec![app];
+    if injected {
+        crate::injection::add_labels(&mut labels, &template.workload);
+        crate::injection::add_annotations(&mut annotations, &template.container);
+        containers.push(sidecar(options.engine));
+    }
+    let mut spec = json!({
+        "serviceAccountName": template.service_account,
+        "nodeName": node,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": template.grace.as_secs(),
+        "containers": containers,
+    });
+    for (key, value) in [("hostname", &template.host_name), ("subdomain", &template.subdomain)] {
+        if let Some(value) = value {
+            spec[key] = json!(value);
+        }
+    }
+    let mut metadata = json!({"name": name, "namespace": options.namespace});
+    for (key, map) in [("labels", &labels), ("annotations", &annotations)] {
+        if !map.is_empty() {
+            metadata[key] = json!(map);
+        }
+    }
+    serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+}
+
+fn sidecar(engine: Engine) -> Value {
+    json!({
+        "name": PROXY,
+        "image": format!("localhost/carrick-proxy:{}", engine.as_str()),
+        "args": ["sidecar"],
+        "ports": [{"name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP"}],
+        "env": [{"name": "CARRICK_ENGINE", "value": engine.as_str()}],
+        "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": 15021}},
+        "securityContext": {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": true, "allowPrivilegeEscalation": false},
+    })
+}
+
+/// The status as a merge patch. `now` stamps changes of conditions.
+pub(crate) fn status(observed: &Observed, now: &str) -> Value {
+    let started = observed.app.running;
+    let containers_ready = observed.app.ready && observed.proxy.as_ref().is_none_or(|proxy| proxy.ready);
+    let condition = |kind: &str, holds: bool| json!({"type": kind, "status": if holds { "True" } else { "False" }, "lastTransitionTime": now});
+    let mut containers = vec![container(&observed.app_container, &observed.app, observed)];
+    if let Some(proxy) = &observed.proxy {
+        containers.push(container(PROXY, proxy, observed));
+    }
+    json!({"status": {
+        "phase": if started { "Running" } else { "Pending" },
+        "hostIP": observed.host_ip,
+        "podIP": observed.ip,
+        "podIPs": [{"ip": observed.ip}],
+        "startTime": observed.created_at,
+        "qosClass": "BestEffort",
+        "conditions": [
+            condition("PodScheduled", true),
+            condition("Initialized", true),
+            condition("ContainersReady", containers_ready),
+            condition("Ready", observed.ready()),
+        ],
+        "containerStatuses": containers,
+    }})
+}
+
+fn container(name: &str, view: &ContainerView, observed: &Observed) -> Value {
+    let state = match (&view.started_at, view.running) {
+        (Some(at), true) => json!({"running": {"startedAt": at}}),
+        (Some(_), false) => json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+        (None, _) => json!({"waiting": {"reason": "PodInitializing"}}),
+    };
+    json!({
+        "name": name,
+        "image": format!("localhost/{}", if name == PROXY { "carrick-proxy" } else { &observed.app_container }),
+        "imageID": "",
+        "containerID": format!("carrick://{}/{name}", observed.ip),
+        "ready": view.ready,
+        "started": view.running,
+        "restartCount": view.restarts,
+        "state": state,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(app_ready: bool, proxy: Option<bool>) -> Observed {
+        let view = |ready| ContainerView { started_at: Some("t0".into()), running: true, ready, restarts: 0 };
+        Observed { app_container: "app".into(), app: view(app_ready), proxy: proxy.map(view), ..Observed::default() }
+    }
+
+    fn ready(observed: &Observed) -> String {
+        let status = status(observed, "now");
+        let conditions = status["status"]["conditions"].as_array().unwrap();
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
+        ready["status"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn ready_means_every_container() {
+        assert_eq!(ready(&observed(true, None)), "True");
+        assert_eq!(ready(&observed(true, Some(true))), "True");
+        assert_eq!(ready(&observed(true, Some(false))), "False");
+        assert_eq!(ready(&observed(false, Some(true))), "False");
+        assert_eq!(ready(&Observed { terminating: true, ..observed(true, Some(true)) }), "False");
+    }
+
+    #[test]
+    fn a_pod_without_a_running_app_is_pending() {
+        let mut pending = observed(false, Some(true));
+        pending.app.running = false;
+        assert_eq!(status(&pending, "now")["status"]["phase"], "Pending");
+        assert_eq!(status(&observed(false, None), "now")["status"]["phase"], "Running");
+    }
+
+    #[test]
+    fn an_injected_pod_has_two_containers_and_the_meshs_labels() {
+        let options = RunOptions::new("basic", vec!["server".into()]);
+        let template = crate::template::build(&options).unwrap();
+        let pod = pod(&options, &template, "server-x", "node", true).unwrap();
+        let names: Vec<String> = pod.spec.unwrap().containers.into_iter().map(|container| container.name).collect();
+        assert_eq!(names, ["server", PROXY]);
+        let labels = pod.metadata.labels.unwrap();
+        assert_eq!(labels["security.istio.io/tlsMode"], "istio");
+        assert_eq!(labels["service.istio.io/canonical-name"], "server");
+        assert!(pod.metadata.annotations.unwrap().contains_key("sidecar.istio.io/status"));
+    }
+}

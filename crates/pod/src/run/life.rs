@@ -1,0 +1,327 @@
+//! Everything that exists because of one run, put together and taken apart.
+//!
+//! Invariant: [`Life::end`] removes what [`Life::start`] made, however far it came; what cannot be removed because the API is away is left
+//! recorded for the next sweep.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrick_capture::netns::NetNs;
+use carrick_capture::nft::{self, Table};
+use carrick_runtime::backoff::Backoff;
+use carrick_runtime::tasks::TaskSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::PostParams;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::Credentials;
+use super::files::{PodFiles, SidecarPaths};
+use super::sidecar::{Sidecar, tail};
+use super::status::{self, now};
+use super::{Plan, readiness};
+use crate::dns::server::{Responder, Sockets, serve};
+use crate::dns::table::{self, TableFile};
+use crate::dns::upstream::Upstream;
+use crate::network::Netlink;
+use crate::object::{self, ContainerView, Observed};
+use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, host_name, run_dir};
+use crate::sandbox::Sandbox;
+use crate::state::{self, PodFolder};
+use crate::sweep::{delete_object, dismantle};
+use crate::{PodError, child};
+
+/// Letters of generated names, without those that make words or are mistaken.
+const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+/// How long the API may take to forget the pod before that is left to a sweep.
+const FORGET: Duration = Duration::from_secs(3);
+
+/// The pod as far as it exists.
+pub(crate) struct Life {
+    pub(crate) folder: PodFolder,
+    pub(crate) pods: Api<Pod>,
+    pub(crate) client: kube::Client,
+    pub(crate) observed: watch::Sender<Observed>,
+    pub(crate) grace: Duration,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) terminal: bool,
+    network: crate::Network,
+    sandbox: Option<Sandbox>,
+    inside: Vec<JoinHandle<()>>,
+    tasks: TaskSet,
+    stop_sidecar: CancellationToken,
+    sidecar: Option<JoinHandle<()>>,
+    log: PathBuf,
+    keep_log: bool,
+}
+
+impl Life {
+    /// Claims an address.
+    pub(crate) fn allocate(plan: &Plan) -> Result<Life, PodError> {
+        let options = &plan.options;
+        let folder = state::allocate(&options.data_dir, &options.network)?;
+        let ip = folder.state.ip.map(|ip| ip.to_string()).unwrap_or_default();
+        let observed = Observed {
+            ip,
+            host_ip: options.network.gateway.to_string(),
+            app_container: plan.template.container.clone(),
+            created_at: now(),
+            proxy: plan.sidecar.as_ref().map(|_| ContainerView::default()),
+            ..Observed::default()
+        };
+        Ok(Life {
+            folder,
+            pods: Api::namespaced(plan.connection.client.clone(), &options.namespace),
+            client: plan.connection.client.clone(),
+            observed: watch::Sender::new(observed),
+            grace: plan.template.grace,
+            name: String::new(),
+            uid: String::new(),
+            terminal: false,
+            network: options.network.clone(),
+            sandbox: None,
+            inside: Vec::new(),
+            tasks: TaskSet::new(),
+            stop_sidecar: CancellationToken::new(),
+            sidecar: None,
+            log: PathBuf::new(),
+            keep_log: options.sidecar_log.is_some(),
+        })
+    }
+
+    /// Makes the pod and starts the command in it.
+    pub(crate) async fn start(&mut self, plan: &Plan) -> Result<Child, PodError> {
+        let options = &plan.options;
+        self.register(plan).await?;
+        let namespace = NetNs::create(&self.folder.state.netns)?;
+        Netlink::open()?.attach(&self.network, &self.folder.state.link, &namespace).await?;
+        let files = PodFiles::create(&self.folder)?;
+        let host_name = plan.template.host_name.clone().unwrap_or_else(|| self.name.clone());
+        let ip = self.folder.state.ip.ok_or_else(|| PodError::Request("the pod has no address".into()))?;
+        let mut view = files.view(&options.namespace, &host_name, &ip.to_string())?;
+        let paths = match &plan.sidecar {
+            Some(sidecar) => Some(files.sidecar(&mut view, &sidecar.program, sidecar.envoy.as_deref())?),
+            None => None,
+        };
+        let credentials = Credentials {
+            client: self.client.clone(),
+            files,
+            namespace: options.namespace.clone(),
+            service_account: plan.template.service_account.clone(),
+            pod: (self.name.clone(), self.uid.clone()),
+            injected: plan.sidecar.is_some(),
+        };
+        let (inside, fetched) =
+            tokio::join!(self.go_inside(namespace.clone(), view, ip), credentials.fetch(&plan.connection.ca_pem));
+        inside?;
+        fetched?;
+        self.tasks.spawn("credentials", credentials.keep());
+        self.serve_dns(plan).await?;
+        if let (Some(sidecar), Some(paths)) = (&plan.sidecar, paths) {
+            self.start_sidecar(plan, paths).await?;
+            let text = carrick_capture::sidecar::ruleset(&sidecar.capture);
+            let table = sidecar.capture.table.clone();
+            let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
+            tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
+        }
+        self.start_app(plan, ip).await
+    }
+
+    /// The Pod object, and everything that keeps it true.
+    async fn register(&mut self, plan: &Plan) -> Result<(), PodError> {
+        let (options, template) = (&plan.options, &plan.template);
+        let created = loop {
+            let name = if template.exact_name {
+                template.base_name.clone()
+            } else {
+                format!("{}-{}", template.base_name, random_word(5))
+            };
+            let pod = object::pod(options, template, &name, &host_name(), plan.sidecar.is_some())
+                .map_err(|error| PodError::Request(format!("the pod's object: {error}")))?;
+            // Recorded before it exists: a pod that was created in the last moment before a kill is found by its name.
+            self.folder.state.namespace.clone_from(&options.namespace);
+            self.folder.state.name.clone_from(&name);
+            self.folder.save()?;
+            match self.pods.create(&PostParams::default(), &pod).await {
+                Err(kube::Error::Api(status)) if status.is_already_exists() && !template.exact_name => continue,
+                Err(error) => {
+                    // Somebody else's pod of that name is not ours to delete.
+                    self.folder.state.name.clear();
+                    self.folder.save()?;
+                    return Err(PodError::api(format!("create pod {name} in namespace {}", options.namespace))(error));
+                }
+                Ok(created) => break created,
+            }
+        };
+        self.name.clone_from(&self.folder.state.name);
+        self.uid = created.metadata.uid.unwrap_or_default();
+        self.folder.state.uid.clone_from(&self.uid);
+        self.folder.state.engine = plan.sidecar.as_ref().map(|_| options.engine.as_str().to_owned());
+        self.folder.save()?;
+        self.log = match &options.sidecar_log {
+            Some(log) => log.clone(),
+            None => {
+                let folder = run_dir(&options.data_dir).join("logs");
+                std::fs::create_dir_all(&folder).map_err(PodError::io(format!("create {}", folder.display())))?;
+                folder.join(format!("{}_{}_{}.log", options.namespace, self.name, object::PROXY))
+            }
+        };
+        let publish = status::publish(self.pods.clone(), self.name.clone(), self.observed.subscribe());
+        self.tasks.spawn("status", publish);
+        Ok(())
+    }
+
+    /// The thread inside, with addresses and routes.
+    async fn go_inside(
+        &mut self,
+        namespace: NetNs,
+        view: crate::sandbox::View,
+        ip: std::net::Ipv4Addr,
+    ) -> Result<(), PodError> {
+        let sandbox = Sandbox::start(namespace, view).await?;
+        let gateway = self.network.gateway;
+        let configured =
+            sandbox.run(async move { Netlink::open()?.configure_inside(ip, gateway, DNS_ADDRESS).await }).await;
+        self.folder.state.thread = sandbox.thread();
+        self.sandbox = Some(sandbox);
+        configured??;
+        self.folder.save()
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, PodError> {
+        self.sandbox.as_ref().ok_or_else(|| PodError::Request("the pod has no inside yet".into()))
+    }
+
+    async fn serve_dns(&mut self, plan: &Plan) -> Result<(), PodError> {
+        let responder = Arc::new(Responder {
+            table: TableFile::new(table::path(&plan.options.data_dir)),
+            domain: CLUSTER_DOMAIN.into(),
+            upstream: Upstream::new("/etc/resolv.conf"),
+            host: tokio::runtime::Handle::current(),
+        });
+        let sandbox = self.sandbox()?;
+        let sockets = sandbox.run(Sockets::bind(DNS_ADDRESS, 53)).await?.map_err(PodError::io("bind the pod's DNS"))?;
+        let serving = sandbox.handle().spawn(serve(sockets, responder));
+        self.inside.push(serving);
+        Ok(())
+    }
+
+    async fn start_sidecar(&mut self, plan: &Plan, paths: SidecarPaths) -> Result<(), PodError> {
+        let sidecar = Sidecar {
+            env: super::attend::sidecar_env(plan, &paths, &self.folder.state),
+            program: paths.program,
+            folder: paths.folder,
+            log: self.log.clone(),
+        };
+        // The log folder is on the host; it is opened as root by a thread that still sees it.
+        let view = watch::Sender::new(ContainerView::default());
+        let mut changes = view.subscribe();
+        let supervised = self.sandbox()?.handle().spawn(sidecar.supervise(view, self.stop_sidecar.clone()));
+        self.sidecar = Some(supervised);
+        let observed = self.observed.clone();
+        self.tasks.spawn("sidecar status", {
+            let mut changes = changes.clone();
+            async move {
+                while changes.changed().await.is_ok() {
+                    let view = changes.borrow_and_update().clone();
+                    observed.send_modify(|observed| observed.proxy = Some(view));
+                }
+            }
+        });
+        let limit = plan.options.sidecar_timeout;
+        match tokio::time::timeout(limit, changes.wait_for(|view| view.ready)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(PodError::Sidecar {
+                pod: self.name.clone(),
+                seconds: limit.as_secs(),
+                log: self.log.clone(),
+                tail: tail(&self.log),
+            }),
+        }
+    }
+
+    async fn start_app(&mut self, plan: &Plan, ip: std::net::Ipv4Addr) -> Result<Child, PodError> {
+        let options = &plan.options;
+        let (program, arguments) =
+            options.command.split_first().ok_or_else(|| PodError::Request("nothing to run".into()))?;
+        let env = super::attend::app_env(plan, &self.name);
+        self.folder.state.env =
+            std::env::vars().filter(|(key, _)| !env.iter().any(|(own, _)| own == key)).chain(env.clone()).collect();
+        self.folder.state.cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        self.folder.save()?;
+        self.terminal = child::has_terminal();
+        let mut command = Command::new(program);
+        command.args(arguments).envs(env).kill_on_drop(true);
+        child::as_app(&mut command, self.terminal);
+        let spawned = self.sandbox()?.run(async move { command.spawn() }).await?;
+        let child =
+            spawned.map_err(|source| PodError::Command { program: program.to_string_lossy().into_owned(), source })?;
+        self.observed.send_modify(|observed| {
+            observed.app.started_at = Some(now());
+            observed.app.running = true;
+        });
+        let observed = self.observed.clone();
+        let report = move |ready: bool| {
+            observed.send_if_modified(|observed| {
+                let changed = observed.app.ready != ready;
+                observed.app.ready = ready;
+                changed
+            });
+        };
+        let watching = readiness::watch_app(ip, plan.template.ports.clone(), plan.template.readiness.clone(), report);
+        let watching = self.sandbox()?.handle().spawn(watching);
+        self.inside.push(watching);
+        Ok(child)
+    }
+
+    /// Takes everything apart.
+    pub(crate) async fn end(mut self) {
+        if self.terminal {
+            child::take_terminal_back(child::stdin_fd());
+        }
+        std::mem::take(&mut self.tasks).abort().await;
+        let forgotten = self.folder.state.name.is_empty() || self.forget().await;
+        self.stop_sidecar.cancel();
+        if let Some(sidecar) = self.sidecar.take() {
+            let _ = sidecar.await;
+        }
+        self.inside.iter().for_each(JoinHandle::abort);
+        drop(self.sandbox.take());
+        if let Err(error) = dismantle(&self.folder.state).await {
+            tracing::error!(%error, pod = %self.name, "not everything removed");
+            return;
+        }
+        if !forgotten {
+            tracing::warn!(pod = %self.name, "the API is away: the Pod object goes with the next sweep");
+            return;
+        }
+        if !self.keep_log && !self.log.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.log);
+        }
+        if let Err(error) = self.folder.remove() {
+            tracing::error!(%error, "not everything removed");
+        }
+    }
+
+    async fn forget(&self) -> bool {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        let until_gone = async {
+            while let Err(error) = delete_object(&self.client, &self.folder.state).await {
+                tracing::debug!(%error, "pod not deleted");
+                backoff.wait().await;
+            }
+        };
+        tokio::time::timeout(FORGET, until_gone).await.is_ok()
+    }
+}
+
+fn random_word(length: usize) -> String {
+    (0..length)
+        .filter_map(|_| LETTERS.get(rand::random_range(0..LETTERS.len())).map(|byte| char::from(*byte)))
+        .collect()
+}

@@ -1,0 +1,325 @@
+//! The pod to be: options of the caller over the template of a manifest.
+//!
+//! Invariant: pure once the file is read; what the caller says wins, what neither says is Kubernetes' default. Images, volumes and further
+//! containers of a template are not run here and not taken over.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, PodTemplateSpec, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
+
+use crate::PodError;
+use crate::options::{ManifestRef, Port, RunOptions};
+
+/// What the pod will be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Template {
+    /// Pod name, or what it begins with.
+    pub(crate) base_name: String,
+    /// Whether `base_name` is the whole name.
+    pub(crate) exact_name: bool,
+    /// The app container's name.
+    pub(crate) container: String,
+    /// Name of the workload that the pod is of.
+    pub(crate) workload: String,
+    pub(crate) service_account: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) ports: Vec<Port>,
+    /// Only what the manifest and the caller set.
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) readiness: Option<ReadinessProbe>,
+    pub(crate) grace: Duration,
+    pub(crate) host_name: Option<String>,
+    pub(crate) subdomain: Option<String>,
+    pub(crate) host_network: bool,
+}
+
+/// How the app says that it is ready.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ReadinessProbe {
+    pub(crate) port: u16,
+    /// HTTP path; `None` for a plain connection.
+    pub(crate) path: Option<String>,
+    pub(crate) initial_delay: Duration,
+    pub(crate) period: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) failures: u32,
+}
+
+/// Builds it; reads the manifest if there is one.
+pub(crate) fn build(options: &RunOptions) -> Result<Template, PodError> {
+    let (kind, workload, spec) = match &options.manifest {
+        Some(manifest) => read(manifest)?,
+        None => (None, None, PodTemplateSpec::default()),
+    };
+    from_template(options, kind, workload, spec)
+}
+
+fn from_template(
+    options: &RunOptions,
+    kind: Option<String>,
+    workload: Option<String>,
+    template: PodTemplateSpec,
+) -> Result<Template, PodError> {
+    let metadata = template.metadata.unwrap_or_default();
+    let spec = template.spec.unwrap_or_default();
+    let program = options
+        .command
+        .first()
+        .map(|program| std::path::Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned())
+        .ok_or_else(|| PodError::Request("nothing to run: give a command after --".into()))?;
+    let fallback = label(&program);
+    let container = spec.containers.iter().find(|container| container.name != "istio-proxy").cloned();
+    // A pod has its own name; pods of workloads get one each.
+    let exact = options.name.clone().or_else(|| workload.clone().filter(|_| kind.as_deref() == Some("Pod")));
+    let base_name = exact.clone().or_else(|| workload.clone()).unwrap_or_else(|| fallback.clone());
+    if !is_name(&base_name) {
+        return Err(PodError::Request(format!("{base_name:?} is no pod name: lower case letters, digits, - and .")));
+    }
+    let ports = if options.ports.is_empty() { container_ports(container.as_ref())? } else { options.ports.clone() };
+    let mut env = container_env(container.as_ref());
+    env.extend(options.env.iter().cloned());
+    let grace = spec.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let account = options.service_account.clone().or(spec.service_account_name).or(spec.service_account);
+    let mut template = Template {
+        container: container
+            .as_ref()
+            .map_or_else(|| workload.clone().unwrap_or_else(|| base_name.clone()), |c| c.name.clone()),
+        workload: workload.unwrap_or_else(|| base_name.clone()),
+        exact_name: exact.is_some(),
+        base_name,
+        service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into()),
+        labels: metadata.labels.unwrap_or_default(),
+        annotations: metadata.annotations.unwrap_or_default(),
+        readiness: None,
+        ports,
+        env,
+        grace: options.grace.or(grace.map(Duration::from_secs)).unwrap_or(Duration::from_secs(30)),
+        host_name: spec.hostname,
+        subdomain: spec.subdomain,
+        host_network: spec.host_network.unwrap_or(false),
+    };
+    template.container = label(&template.container);
+    template.labels.extend(options.labels.clone());
+    template.annotations.extend(options.annotations.clone());
+    template.readiness = container.and_then(|c| c.readiness_probe).and_then(|probe| readiness(&probe, &template.ports));
+    Ok(template)
+}
+
+/// Kind, name and pod template of the workload.
+fn read(manifest: &ManifestRef) -> Result<(Option<String>, Option<String>, PodTemplateSpec), PodError> {
+    let path = manifest.path.display();
+    let text = std::fs::read(&manifest.path).map_err(PodError::io(format!("read {path}")))?;
+    let objects = carrick_api::parse::objects(&text).map_err(|error| PodError::Request(format!("{path}: {error}")))?;
+    choose(&objects, manifest.workload.as_deref()).map_err(|reason| PodError::Request(format!("{path}: {reason}")))
+}
+
+fn choose(
+    objects: &[Value],
+    wanted: Option<&str>,
+) -> Result<(Option<String>, Option<String>, PodTemplateSpec), String> {
+    let workloads: Vec<(&str, &str, Value)> = objects
+        .iter()
+        .filter_map(|object| {
+            let kind = object.get("kind")?.as_str()?;
+            let name = object.pointer("/metadata/name")?.as_str()?;
+            let template = match kind {
+                "Pod" => object.clone(),
+                "CronJob" => object.pointer("/spec/jobTemplate/spec/template")?.clone(),
+                _ => object.pointer("/spec/template")?.clone(),
+            };
+            Some((kind, name, template))
+        })
+        .collect();
+    let names = || {
+        workloads.iter().map(|(kind, name, _)| format!("{}/{name}", kind.to_lowercase())).collect::<Vec<_>>().join(", ")
+    };
+    let found = match wanted {
+        Some(wanted) => {
+            let (kind, name) = wanted.split_once('/').unwrap_or(("deployment", wanted));
+            let kind = match kind.to_lowercase().as_str() {
+                "deploy" | "deployments" => "deployment".to_owned(),
+                "sts" | "statefulsets" => "statefulset".to_owned(),
+                "ds" | "daemonsets" => "daemonset".to_owned(),
+                "po" | "pods" => "pod".to_owned(),
+                other => other.to_owned(),
+            };
+            workloads.iter().find(|(k, n, _)| k.to_lowercase() == kind && *n == name).ok_or_else(|| {
+                let known = names();
+                format!(
+                    "no {kind}/{name} in it{}",
+                    if known.is_empty() { String::new() } else { format!("; it has {known}") }
+                )
+            })?
+        }
+        None => match workloads.as_slice() {
+            [only] => only,
+            [] => return Err("no workload in it".into()),
+            _ => return Err(format!("say which workload: it has {}", names())),
+        },
+    };
+    let (kind, name, template) = found;
+    let spec = serde_json::from_value(template.clone()).map_err(|error| format!("{kind}/{name}: {error}"))?;
+    Ok((Some((*kind).to_owned()), Some((*name).to_owned()), spec))
+}
+
+fn container_ports(container: Option<&Container>) -> Result<Vec<Port>, PodError> {
+    let ports = container.and_then(|container| container.ports.clone()).unwrap_or_default();
+    ports
+        .into_iter()
+        .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
+        .map(|port| match u16::try_from(port.container_port) {
+            Ok(number) if number != 0 => Ok(Port { name: port.name, number }),
+            _ => Err(PodError::Request(format!("containerPort {} is not from 1 to 65535", port.container_port))),
+        })
+        .collect()
+}
+
+/// Values only; what refers to other objects has no meaning without a kubelet.
+fn container_env(container: Option<&Container>) -> Vec<(String, String)> {
+    let env = container.and_then(|container| container.env.clone()).unwrap_or_default();
+    env.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+}
+
+fn readiness(probe: &Probe, ports: &[Port]) -> Option<ReadinessProbe> {
+    let number = |port: &IntOrString| match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(name) => {
+            ports.iter().find(|port| port.name.as_deref() == Some(name)).map(|port| port.number).or(name.parse().ok())
+        }
+    };
+    let (port, path) = match (&probe.http_get, &probe.tcp_socket) {
+        (Some(http), _) if http.scheme.as_deref().unwrap_or("HTTP") == "HTTP" => {
+            (number(&http.port)?, Some(http.path.clone().unwrap_or_else(|| "/".into())))
+        }
+        // An HTTPS probe checks no certificate; that the port accepts is what is left of it here.
+        (Some(http), _) => (number(&http.port)?, None),
+        (None, Some(tcp)) => (number(&tcp.port)?, None),
+        (None, None) => return None,
+    };
+    let seconds = |value: Option<i32>, default: u64| {
+        Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(default))
+    };
+    Some(ReadinessProbe {
+        port,
+        path,
+        initial_delay: seconds(probe.initial_delay_seconds, 0),
+        period: seconds(probe.period_seconds, 10),
+        timeout: seconds(probe.timeout_seconds, 1),
+        failures: probe.failure_threshold.and_then(|value| u32::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(3),
+    })
+}
+
+/// A DNS label made of any word.
+fn label(word: &str) -> String {
+    let text: String =
+        word.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    let text = text.trim_matches('-');
+    if text.is_empty() { "app".into() } else { text.to_owned() }
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() <= 200
+        && name.split('.').all(|label| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: kyc}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: kyc}
+spec:
+  selector: {matchLabels: {app: kyc}}
+  template:
+    metadata:
+      labels: {app: kyc, version: v1}
+      annotations: {sidecar.istio.io/inject: "true"}
+    spec:
+      serviceAccountName: kyc-sa
+      terminationGracePeriodSeconds: 5
+      containers:
+      - name: main
+        image: x
+        ports: [{containerPort: 8080, name: http}, {containerPort: 53, protocol: UDP}]
+        env: [{name: A, value: "1"}, {name: B, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
+        readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 2}
+"#;
+
+    fn options() -> RunOptions {
+        RunOptions::new("basic", vec!["/usr/bin/python3".into(), "-m".into()])
+    }
+
+    fn template(options: &RunOptions) -> Template {
+        let objects = carrick_api::parse::objects(MANIFEST.as_bytes()).unwrap();
+        let (kind, name, spec) = choose(&objects, None).unwrap();
+        from_template(options, kind, name, spec).unwrap()
+    }
+
+    #[test]
+    fn a_deployment_supplies_its_pod_template() {
+        let template = template(&options());
+        assert_eq!((template.base_name.as_str(), template.exact_name), ("kyc", false));
+        assert_eq!((template.container.as_str(), template.service_account.as_str()), ("main", "kyc-sa"));
+        assert_eq!(template.labels["version"], "v1");
+        assert_eq!(template.ports, [Port { name: Some("http".into()), number: 8080 }]);
+        assert_eq!(template.env, [("A".to_owned(), "1".to_owned())]);
+        assert_eq!(template.grace, Duration::from_secs(5));
+        let probe = template.readiness.unwrap();
+        assert_eq!((probe.port, probe.path.as_deref(), probe.period), (8080, Some("/ready"), Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn the_caller_wins() {
+        let options = RunOptions {
+            name: Some("mine".into()),
+            service_account: Some("other".into()),
+            labels: BTreeMap::from([("version".into(), "v2".into())]),
+            ports: vec!["9000".parse().unwrap()],
+            ..options()
+        };
+        let template = template(&options);
+        assert_eq!((template.base_name.as_str(), template.exact_name), ("mine", true));
+        assert_eq!(template.workload, "kyc");
+        assert_eq!(template.service_account, "other");
+        assert_eq!((template.labels["app"].as_str(), template.labels["version"].as_str()), ("kyc", "v2"));
+        assert_eq!(template.ports[0].number, 9000);
+        assert_eq!(template.readiness, None, "the probe's port is not there any more");
+    }
+
+    #[test]
+    fn without_a_manifest_the_program_gives_the_name() {
+        let template = build(&options()).unwrap();
+        assert_eq!((template.base_name.as_str(), template.container.as_str()), ("python3", "python3"));
+        assert_eq!(template.service_account, "default");
+    }
+
+    #[test]
+    fn which_workload_is_not_guessed() {
+        let objects = carrick_api::parse::objects(MANIFEST.as_bytes()).unwrap();
+        assert!(choose(&objects, Some("deployment/kyc")).is_ok());
+        assert!(choose(&objects, Some("deploy/kyc")).is_ok());
+        assert_eq!(
+            choose(&objects, Some("deployment/nope")).unwrap_err(),
+            "no deployment/nope in it; it has deployment/kyc"
+        );
+        let twice: Vec<Value> = objects.iter().chain(&objects).cloned().collect();
+        assert!(choose(&twice, None).unwrap_err().starts_with("say which workload"));
+        assert_eq!(choose(&objects[..1], None).unwrap_err(), "no workload in it");
+    }
+}
