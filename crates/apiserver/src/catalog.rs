@@ -4,27 +4,11 @@
 //! (storage) version. The content comes from `carrick-api`'s registry; nothing per kind is written here.
 //! What it leaves to others: what objects mean.
 
+use carrick_api::kinds::{Kind, Registry};
+use carrick_api::timestamp::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// One printed column.
-#[derive(Clone)]
-pub struct Column {
-    /// Heading as Kubernetes gives it, `Ready`.
-    pub name: String,
-    /// `string`, `integer`, `date`, …
-    pub kind: String,
-    /// `name` for the name column, else empty.
-    pub format: String,
-    /// Shown by `describe`-like clients.
-    pub description: String,
-    /// 0 = always, 1 = with `-o wide`.
-    pub priority: i32,
-}
-
-/// Computes the cells of one object, one per column; the time is for ages.
-pub type Cells = Arc<dyn Fn(&Value, std::time::SystemTime) -> Vec<Value> + Send + Sync>;
 
 /// One served resource.
 #[derive(Clone)]
@@ -49,15 +33,44 @@ pub struct Resource {
     pub namespaced: bool,
     /// Whether `/status` is a subresource, so that status and the rest are written apart.
     pub has_status: bool,
-    /// Columns of the table.
-    pub columns: Vec<Column>,
-    /// Cells of the table.
-    pub cells: Cells,
-    /// Field tree for strict decoding and OpenAPI.
-    pub schema: Arc<()>,
+    /// Whether objects are kept; reviews are answered and forgotten.
+    pub stored: bool,
+    /// Subresources without the resource's name.
+    pub subresources: Vec<String>,
+    /// Columns, cells and schema.
+    pub shape: &'static Kind,
 }
 
 impl Resource {
+    fn of(kind: &'static Kind) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let id = if kind.group.is_empty() { kind.plural.to_owned() } else { format!("{}.{}", kind.plural, kind.group) };
+        Self {
+            id: id.into(),
+            group: kind.group.into(),
+            versions: owned(kind.versions),
+            kind: kind.kind.into(),
+            plural: kind.plural.into(),
+            singular: kind.singular.into(),
+            short_names: owned(kind.short_names),
+            categories: owned(kind.categories),
+            namespaced: kind.namespaced,
+            has_status: kind.has_status(),
+            stored: kind.stored,
+            subresources: owned(kind.subresources),
+            shape: kind,
+        }
+    }
+
+    /// The cells of an object's table row.
+    pub fn cells(&self, object: &Value, now: std::time::SystemTime) -> Vec<Value> {
+        self.shape.cells(object, Timestamp::from_system(now))
+    }
+
+    /// Name of the list kind.
+    pub fn list_kind(&self) -> String {
+        format!("{}List", self.kind)
+    }
     /// `v1` or `group/version` of the stored form.
     pub fn storage_api_version(&self) -> String {
         self.api_version(self.versions.first().map_or("v1", String::as_str))
@@ -68,14 +81,10 @@ impl Resource {
         if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) }
     }
 
-    /// Whether kubectl and clients know this kind's Go type, so that strategic merge is the patch they send.
-    pub fn builtin(&self) -> bool {
-        !self.group.contains('.') || self.group.ends_with(".k8s.io")
-    }
-
     /// Verbs every stored resource has.
-    pub const VERBS: [&'static str; 8] =
-        ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+    pub fn verbs(&self) -> &'static [&'static str] {
+        self.shape.verbs()
+    }
 }
 
 /// All resources.
@@ -86,6 +95,11 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Everything in `carrick-api`'s registry.
+    pub fn of(registry: &'static Registry) -> Self {
+        Self::new(registry.iter().map(Resource::of).collect())
+    }
+
     /// A catalog of `resources`, in the order they are to be listed.
     pub fn new(resources: Vec<Resource>) -> Self {
         let order: Vec<Arc<Resource>> = resources.into_iter().map(Arc::new).collect();
@@ -112,23 +126,7 @@ impl Catalog {
 
     /// Groups with their versions, preferred first, in listing order; core is the empty group.
     pub fn groups(&self) -> Vec<(String, Vec<String>)> {
-        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
-        for resource in self.order.iter() {
-            let index = match groups.iter().position(|(g, _)| *g == resource.group) {
-                Some(index) => index,
-                None => {
-                    groups.push((resource.group.clone(), Vec::new()));
-                    groups.len().saturating_sub(1)
-                }
-            };
-            if let Some((_, versions)) = groups.get_mut(index) {
-                for version in &resource.versions {
-                    if !versions.contains(version) {
-                        versions.push(version.clone());
-                    }
-                }
-            }
-        }
-        groups
+        let owned = |versions: Vec<&str>| versions.into_iter().map(str::to_owned).collect();
+        carrick_api::kinds::registry().groups().into_iter().map(|(g, v)| (g.to_owned(), owned(v))).collect()
     }
 }

@@ -14,16 +14,22 @@
 //! `store` (Kubernetes object semantics) → `storage` (durable revisions).
 
 pub mod admission;
+mod auth;
 pub mod authorize;
 pub mod catalog;
 pub mod controllers;
 pub mod error;
+mod metrics;
 pub mod rbac;
+mod rest;
+mod serve;
+mod server;
 pub mod storage;
 pub mod store;
 
 pub use admission::{AdmitContext, Operation};
 pub use authorize::{Attributes, Authorizer, Decision, Rule, User};
-pub use catalog::{Catalog, Column, Resource};
+pub use catalog::{Catalog, Resource};
 pub use error::{ApiError, ApiResult, Cause, Subject};
+pub use server::{ApiOptions, ApiServer, StartError};
 pub use store::{DeleteOptions, Event, EventType, List, Store, Watch};

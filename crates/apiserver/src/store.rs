@@ -193,7 +193,7 @@ impl Store {
     }
 
     /// Read–modify–write: `change` gets the current object (if any) and says what to store; it runs again when somebody
-    /// else was faster, unless the object it returned named a `resourceVersion`. Creating through it is allowed.
+    /// else was faster. An object it returns with a `resourceVersion` other than the current one is a conflict. Creating through it is allowed.
     /// An object left without finalizers after its deletion was asked for is removed. A change to the same content
     /// stores nothing.
     ///
@@ -229,7 +229,6 @@ impl Store {
                     Err(error) => return Err(error),
                 }
             };
-            let conditional = resource_version_of(&wanted).is_some();
             if resource_version_of(&wanted).is_some_and(|v| v != record.revision) {
                 return Err(ApiError::modified(resource, name));
             }
@@ -246,7 +245,8 @@ impl Store {
                 Ok(changes) => {
                     return Ok(Written { object: with_revision(object, revision_of(&changes)), created: false });
                 }
-                Err(StorageError::Changed(_) | StorageError::Missing(_)) if !conditional => {}
+                // Read again: a `resourceVersion` of its own makes `change` fail then.
+                Err(StorageError::Changed(_) | StorageError::Missing(_)) => {}
                 Err(error) => return Err(storage_error(resource, name, error)),
             }
         }
@@ -268,7 +268,10 @@ impl Store {
     }
 
     /// Namespaced objects need a namespace that is there and is not going away.
-    fn check_namespace(&self, kind: &Resource, namespace: &str, name: &str) -> ApiResult<()> {
+    ///
+    /// # Errors
+    /// `NotFound` or `Forbidden` for the namespace.
+    pub fn check_namespace(&self, kind: &Resource, namespace: &str, name: &str) -> ApiResult<()> {
         if !kind.namespaced {
             return Ok(());
         }

@@ -215,7 +215,7 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
         "generation",
     ];
     for field in kept {
-        // A deletion's grace may be shortened, which only `delete` does, through a mark it removes itself.
+        // Deletion marks are set and shortened by `delete` only.
         match old_meta.get(field) {
             Some(value) => meta.insert(field.into(), value.clone()),
             None => meta.shift_remove(field),

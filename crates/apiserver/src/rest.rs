@@ -1,0 +1,366 @@
+//! HTTP: from a request to an answer.
+//!
+//! Invariant: the order is fixed: parse the path, find out who calls, ask the authorizer, only then read the body. Every
+//! failure is a `Status`; nothing a client sends makes this panic or grow without bound.
+//! What it leaves to others: connections (`serve`), rules (`rbac`, `controllers`), objects (`store`).
+
+mod apply;
+mod continuation;
+mod decode;
+mod discovery;
+mod negotiate;
+mod objects;
+mod openapi;
+mod patch;
+mod request;
+mod respond;
+mod reviews;
+mod selector;
+mod table;
+pub mod version;
+mod watch;
+
+pub use respond::Answer;
+
+use crate::auth;
+use crate::auth::tokens::Tokens;
+use crate::authorize::{Attributes, Authorizer, Decision, User};
+use crate::catalog::Resource;
+use crate::controllers::Admission;
+use crate::error::{ApiError, ApiResult, Subject};
+use crate::metrics::{self, Metrics};
+use crate::store::Store;
+use bytes::Bytes;
+use carrick_runtime::drain::Drain;
+use http::header::{ACCEPT, USER_AGENT};
+use http::{HeaderMap, Method, Request};
+use objects::Call;
+use openapi::OpenApi;
+use request::{Query, ResourcePath, Target};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Watches open at once.
+const WATCHES: usize = 8192;
+/// Requests other than watches take no longer.
+const REQUEST_TIME: Duration = Duration::from_secs(60);
+/// Paths that tell nothing and are for everybody.
+const OPEN_PATHS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
+
+/// Everything a request needs.
+pub struct Api {
+    /// Objects.
+    pub store: Store,
+    /// Rules of who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Rules of what is good.
+    pub admission: Admission,
+    /// Service-account tokens.
+    pub tokens: Tokens,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Ends watches when the server goes.
+    pub drain: Drain,
+    ready: AtomicBool,
+    watchers: Arc<Semaphore>,
+    openapi: OpenApi,
+}
+
+impl Api {
+    /// A server's state; not ready until told so.
+    pub fn new(
+        store: Store,
+        authorizer: Arc<dyn Authorizer>,
+        admission: Admission,
+        tokens: Tokens,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            store,
+            authorizer,
+            admission,
+            tokens,
+            metrics: Metrics::default(),
+            drain,
+            ready: AtomicBool::new(false),
+            watchers: Arc::new(Semaphore::new(WATCHES)),
+            openapi: OpenApi::default(),
+        }
+    }
+
+    /// `/readyz` says yes from now on.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Prometheus text.
+    pub fn metrics_text(&self) -> String {
+        let watches = WATCHES.saturating_sub(self.watchers.available_permits());
+        let objects = self.store.catalog().iter().map(|r| self.store.engine().count(&r.id)).sum::<usize>();
+        self.metrics.text(&[
+            (metrics::WATCHES, watches as u64),
+            (metrics::REVISION, self.store.revision()),
+            (metrics::OBJECTS, objects as u64),
+        ])
+    }
+
+    /// Answers one request; `peer` is the user of the connection's client certificate.
+    pub async fn handle<B>(self: &Arc<Self>, request: Request<B>, peer: Option<&User>) -> Answer
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let started = self.store.clock().monotonic();
+        let mut audit = Audit::default();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let answer = match tokio::time::timeout(REQUEST_TIME, self.route(request, peer, &mut audit)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => respond::error(&error),
+            Err(_) => {
+                let message = "Timeout: request did not complete within the allotted timeout".to_owned();
+                respond::error(&ApiError::Timeout { message, cause: None })
+            }
+        };
+        let took = self.store.clock().monotonic().saturating_sub(started);
+        let code = answer.status().as_u16();
+        self.metrics.record(audit.verb, &audit.resource, code, took);
+        tracing::debug!(user = %audit.user, verb = audit.verb, %method, %path, code, ?took, "request");
+        answer
+    }
+
+    async fn route<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        peer: Option<&User>,
+        audit: &mut Audit,
+    ) -> ApiResult<Answer>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let query = Query::parse(head.uri.query().unwrap_or(""));
+        audit.verb = path_verb(&head.method);
+        let target = request::target(head.uri.path());
+        let user = auth::authenticate(&head.headers, peer, &self.tokens)?;
+        let user = self.impersonated(&head.headers, user)?;
+        audit.user.clone_from(&user.name);
+        let path = match target {
+            Target::Path(path) => return self.bare(&head.method, &path, &head.headers, &user).await,
+            Target::Resource(path) => path,
+        };
+        let resource = self.store.catalog().find(&path.group, &path.version, &path.resource);
+        let verb = request::verb(&head.method, &path, &query)?;
+        audit.verb = verb;
+        if let Some(resource) = resource {
+            audit.resource = resource.id.to_string();
+        }
+        self.authorize(&user, &path.attributes(verb))?;
+        let resource = resource.ok_or(ApiError::NoSuchPath)?.clone();
+        check_scope(&resource, &path, verb)?;
+        let call = Call {
+            api: self,
+            resource,
+            path,
+            query,
+            user,
+            accept: header(&head.headers, ACCEPT).to_owned(),
+            agent: agent(&head.headers),
+            content_type: decode::content_type(&head.headers).to_owned(),
+        };
+        if matches!(verb, "get" | "list" | "watch") {
+            return match verb {
+                "get" => call.get(),
+                "list" => call.list().await,
+                _ => call.watch().await,
+            };
+        }
+        let body = decode::read(body).await?;
+        if !call.resource.stored || call.path.subresource == "token" {
+            return reviews::answer(&call, &body);
+        }
+        match verb {
+            "create" => call.create(&body).await,
+            "update" => call.update(&body).await,
+            "patch" => call.patch(&body).await,
+            "delete" => call.delete(&body).await,
+            _ => call.delete_collection(&body).await,
+        }
+    }
+
+    /// Asks the authorizer; the error says who may not do what.
+    fn authorize(&self, user: &User, attributes: &Attributes) -> ApiResult<()> {
+        match self.authorizer.authorize(user, attributes) {
+            Decision::Allow { .. } => Ok(()),
+            Decision::Deny { reason } => Err(forbidden(user, attributes, &reason)),
+        }
+    }
+
+    /// `Impersonate-User` and `Impersonate-Group`, for those who may.
+    fn impersonated(&self, headers: &HeaderMap, user: User) -> ApiResult<User> {
+        let all = |name: &str| {
+            headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (names, groups) = (all("impersonate-user"), all("impersonate-group"));
+        let Some(name) = names.into_iter().next().filter(|n| !n.is_empty()) else {
+            if groups.is_empty() {
+                return Ok(user);
+            }
+            return Err(ApiError::BadRequest("requested groups to impersonate, but no user".into()));
+        };
+        let may = |resource: &str, namespace: &str, name: &str| {
+            let attributes = Attributes {
+                verb: "impersonate".into(),
+                resource: resource.into(),
+                namespace: namespace.into(),
+                name: name.into(),
+                version: "v1".into(),
+                ..Attributes::default()
+            };
+            self.authorize(&user, &attributes)
+        };
+        let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+        match account {
+            Some((namespace, account)) => may("serviceaccounts", namespace, account)?,
+            None => may("users", "", &name)?,
+        }
+        for group in &groups {
+            may("groups", "", group)?;
+        }
+        let mut groups = groups;
+        if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
+            groups.extend(["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]);
+        }
+        if name != "system:anonymous" && !groups.iter().any(|g| g == auth::AUTHENTICATED) {
+            groups.push(auth::AUTHENTICATED.into());
+        }
+        Ok(User { name, groups, ..User::default() })
+    }
+
+    /// Everything that is not an object.
+    async fn bare(
+        self: &Arc<Self>,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        user: &User,
+    ) -> ApiResult<Answer> {
+        let open = OPEN_PATHS.iter().any(|p| path == *p || path.strip_prefix(p).is_some_and(|r| r.starts_with('/')));
+        if !open {
+            let attributes =
+                Attributes { verb: path_verb(method).into(), path: path.to_owned(), ..Attributes::default() };
+            self.authorize(user, &attributes)?;
+        }
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Err(if open { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
+        }
+        let health = |ok: bool| {
+            if ok { respond::text(200, "ok") } else { respond::text(500, "[-]storage failed: see the server's log\n") }
+        };
+        match path {
+            "/livez" | "/livez/ping" => Ok(respond::text(200, "ok")),
+            "/healthz" | "/healthz/ping" => Ok(health(self.store.healthy())),
+            "/readyz" => {
+                let ready = self.ready.load(Ordering::Relaxed) && !self.drain.is_draining();
+                Ok(health(ready && self.store.healthy()))
+            }
+            "/version" => Ok(respond::json(200, &version::value())),
+            "/metrics" => Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text())),
+            "/openid/v1/jwks" => Ok(respond::json(200, &self.tokens.key_set())),
+            "/.well-known/openid-configuration" => Ok(respond::json(200, &Tokens::discovery())),
+            "" => Ok(respond::json(200, &serde_json::json!({"paths": ["/api", "/apis", "/openapi/v3", "/version"]}))),
+            _ if path == "/openapi/v3" || path.starts_with("/openapi/v3/") => {
+                let (api, path) = (self.clone(), path.to_owned());
+                // The first call builds every document.
+                let answer = tokio::task::spawn_blocking(move || api.openapi.answer(api.store.catalog(), &path)).await;
+                answer.map_err(|e| ApiError::Internal(e.to_string()))?.ok_or(ApiError::NoSuchPath)
+            }
+            _ => discovery::answer(self.store.catalog(), path, header(headers, ACCEPT)).ok_or(ApiError::NoSuchPath),
+        }
+    }
+}
+
+/// What is known of a request for the log and the counters.
+#[derive(Default)]
+struct Audit {
+    verb: &'static str,
+    resource: String,
+    user: String,
+}
+
+fn path_verb(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "get",
+        Method::HEAD => "head",
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        Method::OPTIONS => "options",
+        _ => "other",
+    }
+}
+
+fn header(headers: &HeaderMap, name: http::HeaderName) -> &str {
+    headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+}
+
+/// `kubectl` of `kubectl/v1.35.0 (linux/amd64)`.
+fn agent(headers: &HeaderMap) -> String {
+    let first = header(headers, USER_AGENT).split('/').next().unwrap_or("");
+    let clean: String = first.chars().filter(|c| !c.is_control()).take(128).collect();
+    if clean.is_empty() { "unknown".into() } else { clean }
+}
+
+/// Whether the path fits the resource's scope and what it serves.
+fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> ApiResult<()> {
+    if !resource.namespaced && !path.namespace.is_empty() {
+        return Err(ApiError::NoSuchPath);
+    }
+    let across = path.namespace.is_empty() && resource.namespaced;
+    if across && (!path.name.is_empty() || !matches!(verb, "list" | "watch" | "deletecollection")) {
+        return Err(if path.name.is_empty() { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
+    }
+    let sub = path.subresource.as_str();
+    if !sub.is_empty() && !resource.subresources.iter().any(|s| s == sub) {
+        return Err(ApiError::NoSuchPath);
+    }
+    let allowed = match (sub, verb) {
+        ("", _) => resource.verbs().contains(&verb),
+        ("token" | "eviction", verb) => verb == "create",
+        ("finalize", verb) => verb == "update",
+        (_, verb) => matches!(verb, "get" | "update" | "patch"),
+    };
+    let named = match verb {
+        "create" => path.name.is_empty() || !sub.is_empty(),
+        "update" | "patch" => !path.name.is_empty(),
+        _ => true,
+    };
+    if allowed && named { Ok(()) } else { Err(ApiError::MethodNotAllowed) }
+}
+
+/// The 403, as Kubernetes words it.
+fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> ApiError {
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    if !attributes.is_resource() {
+        let message =
+            format!("forbidden: User {:?} cannot {} path {:?}{why}", user.name, attributes.verb, attributes.path);
+        return ApiError::Forbidden { subject: Subject::default(), message, cause: None };
+    }
+    let Attributes { verb, group, resource, subresource, namespace, name, .. } = attributes;
+    let qualified = if group.is_empty() { resource.clone() } else { format!("{resource}.{group}") };
+    let full = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
+    let place = if namespace.is_empty() {
+        "at the cluster scope".to_owned()
+    } else {
+        format!("in the namespace {namespace:?}")
+    };
+    let object = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+    let message = format!(
+        "{qualified}{object} is forbidden: User {:?} cannot {verb} resource {full:?} in API group {group:?} {place}{why}",
+        user.name,
+    );
+    ApiError::Forbidden { subject: Subject::of(&qualified, name), message, cause: None }
+}

@@ -1,0 +1,547 @@
+//! The verbs on objects: get, list, watch, create, update, patch, delete.
+//!
+//! Invariant: every write goes decode → field validation → admission → store, and again from the object as it is now
+//! when somebody else was faster. Status and the rest of an object are written apart where the kind says so.
+//! What it leaves to others: who may (before), durability (`store`), per-kind rules (`controllers::Admission`).
+
+use super::apply;
+use super::decode::{self, Strictness};
+use super::negotiate::{self, Form};
+use super::patch::Patch;
+use super::request::{Query, ResourcePath};
+use super::respond::{self, Answer};
+use super::selector::Selectors;
+use super::table::{ListMeta, Shape};
+use super::watch::{self, WatchRequest};
+use super::{Api, continuation};
+use crate::admission::{AdmitContext, Operation};
+use crate::authorize::User;
+use crate::catalog::Resource;
+use crate::error::{ApiError, ApiResult, Cause};
+use crate::storage::Page;
+use crate::store::{DeleteOptions, Deleted, Intent, WriteOptions, decode_record, name_of, namespace_of};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One request for objects, authorized.
+pub struct Call<'a> {
+    /// The server.
+    pub api: &'a Api,
+    /// The resource.
+    pub resource: Arc<Resource>,
+    /// Parts of the path.
+    pub path: ResourcePath,
+    /// Parameters.
+    pub query: Query,
+    /// The caller.
+    pub user: User,
+    /// `Accept`.
+    pub accept: String,
+    /// First word of `User-Agent`, the field manager of those who name none.
+    pub agent: String,
+    /// `Content-Type` of the body.
+    pub content_type: String,
+}
+
+impl Call<'_> {
+    fn id(&self) -> &str {
+        &self.resource.id
+    }
+
+    fn form(&self) -> ApiResult<Form> {
+        negotiate::form(&self.accept)
+    }
+
+    fn shape(&self, form: Form) -> Shape<'_> {
+        Shape {
+            resource: &self.resource,
+            version: &self.path.version,
+            form,
+            include: self.query.get("includeObject"),
+            now: self.api.store.clock().now(),
+        }
+    }
+
+    fn show(&self, code: u16, object: Value, warnings: &[String]) -> ApiResult<Answer> {
+        let form = self.form()?;
+        let mut answer = respond::json(code, &self.shape(form).one(object, true));
+        respond::warn(&mut answer, warnings);
+        Ok(answer)
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        (!self.path.namespace.is_empty()).then_some(self.path.namespace.as_str())
+    }
+
+    fn selectors(&self) -> ApiResult<Selectors> {
+        Selectors::parse(self.id(), self.query.get("labelSelector"), self.query.get("fieldSelector"))
+    }
+
+    /// Who the written fields belong to.
+    pub fn manager(&self) -> &str {
+        self.query.get("fieldManager").unwrap_or(&self.agent)
+    }
+
+    /// GET of one object.
+    pub fn get(&self) -> ApiResult<Answer> {
+        let object = self.api.store.get(self.id(), &self.path.namespace, &self.path.name);
+        let object = object.ok_or_else(|| ApiError::not_found(self.id(), &self.path.name))?;
+        self.show(200, object, &[])
+    }
+
+    /// Waits until the store has reached the revision a client has seen elsewhere.
+    async fn reach(&self, revision: u64) -> ApiResult<()> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(3);
+        while self.api.store.revision() < revision {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(watch::too_large(revision, self.api.store.revision()));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    fn revision_parameter(&self) -> ApiResult<Option<u64>> {
+        let Some(text) = self.query.get("resourceVersion") else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| {
+            ApiError::BadRequest(format!(
+                "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+            ))
+        })
+    }
+
+    /// GET of a collection.
+    pub async fn list(&self) -> ApiResult<Answer> {
+        let form = self.form()?;
+        let selectors = self.selectors()?;
+        let limit: Option<usize> = self.query.number("limit")?.filter(|l| *l > 0);
+        let asked = self.revision_parameter()?;
+        let (after, at) = match self.query.get("continue") {
+            Some(token) => {
+                let place = continuation::decode(token)?;
+                (Some((place.namespace, place.name)), Some(place.revision))
+            }
+            None => {
+                let exact = self.query.get("resourceVersionMatch") == Some("Exact");
+                (None, asked.filter(|_| exact))
+            }
+        };
+        if let Some(revision) = at.or(asked) {
+            self.reach(revision).await?;
+        }
+        let after = after.as_ref().map(|(ns, name)| (ns.as_str(), name.as_str()));
+        let engine = self.api.store.engine();
+        let want = if selectors.is_empty() { limit } else { None };
+        let page = engine.page(self.id(), self.namespace(), after, want, at);
+        let page = page.map_err(|error| self.list_error(error))?;
+        let (objects, meta) = select(page, &selectors, limit);
+        Ok(respond::json(200, &self.shape(form).list(objects, &meta)))
+    }
+
+    fn list_error(&self, error: crate::storage::StorageError) -> ApiError {
+        match error {
+            crate::storage::StorageError::Compacted { .. } if self.query.get("continue").is_some() => {
+                ApiError::Expired(
+                    "The provided continue parameter is too old to display a consistent list result. \
+                 You must start a new list without the continue parameter."
+                        .into(),
+                )
+            }
+            other => crate::store::storage_error(self.id(), "", other),
+        }
+    }
+
+    /// GET with `watch`.
+    pub async fn watch(&self) -> ApiResult<Answer> {
+        let form = self.form()?;
+        let mut selectors = self.selectors()?;
+        if !self.path.name.is_empty() {
+            selectors.fields.add_name(&self.path.name);
+        }
+        let asked = self.revision_parameter()?.filter(|r| *r != 0);
+        let initial = self.query.get("sendInitialEvents");
+        let exact = self.query.get("resourceVersionMatch");
+        let refused = |field: &str, why: &str| {
+            let cause = Cause::forbidden(field, why);
+            ApiError::invalid("meta.k8s.io", "ListOptions", "", vec![cause])
+        };
+        match (initial, exact) {
+            (Some(_), Some("NotOlderThan")) | (None, None) => {}
+            (Some(_), _) => {
+                let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+                return Err(refused("resourceVersionMatch", why));
+            }
+            (None, Some(_)) => {
+                let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                return Err(refused("resourceVersionMatch", why));
+            }
+        }
+        let bookmarks = self.query.flag("allowWatchBookmarks");
+        if let Some(revision) = asked {
+            self.reach(revision).await?;
+        }
+        let since = match initial {
+            Some("true") => None,
+            Some(_) => Some(asked.unwrap_or_else(|| self.api.store.revision())),
+            None => asked,
+        };
+        let seconds: Option<u64> = self.query.number("timeoutSeconds")?.filter(|s| *s > 0);
+        // Streams end after half an hour to an hour, not all at once.
+        let life = seconds.unwrap_or_else(|| rand::random_range(1800..3600)).min(24 * 3600);
+        let permit = self
+            .api
+            .watchers
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ApiError::TooManyRequests("too many watches are open, please try again later".into()))?;
+        let request = WatchRequest {
+            resource: self.resource.clone(),
+            version: self.path.version.clone(),
+            namespace: self.namespace().map(str::to_owned),
+            selectors,
+            form,
+            include: self.query.get("includeObject").map(str::to_owned),
+            since,
+            bookmarks,
+            mark_initial_end: initial == Some("true") && bookmarks,
+            timeout: Duration::from_secs(life),
+        };
+        watch::start(&self.api.store, request, self.api.drain.clone(), permit)
+    }
+
+    /// Checks that a decoded object is what the URL says, and gives it the storage version.
+    fn fit(&self, object: &mut Value) -> ApiResult<()> {
+        let expected = self.resource.api_version(&self.path.version);
+        let map = object.as_object_mut().ok_or_else(|| ApiError::BadRequest("the body is not an object".into()))?;
+        let given = |map: &serde_json::Map<String, Value>, key: &str| {
+            map.get(key).and_then(Value::as_str).unwrap_or("").to_owned()
+        };
+        let (kind, version) = (given(map, "kind"), given(map, "apiVersion"));
+        if !version.is_empty() && version != expected {
+            return Err(ApiError::BadRequest(format!(
+                "the API version in the data ({version}) does not match the expected API version ({expected})"
+            )));
+        }
+        if !kind.is_empty() && kind != self.resource.kind {
+            return Err(ApiError::BadRequest(format!(
+                "{kind} in version {:?} cannot be handled as a {}: the object provided is of another kind",
+                self.path.version, self.resource.kind
+            )));
+        }
+        map.insert("apiVersion".into(), json!(self.resource.storage_api_version()));
+        map.insert("kind".into(), json!(self.resource.kind));
+        let meta = map.entry("metadata").or_insert_with(|| json!({}));
+        let meta = meta.as_object_mut().ok_or_else(|| ApiError::BadRequest("metadata is not a map".into()))?;
+        if self.resource.namespaced {
+            let namespace = meta.get("namespace").and_then(Value::as_str).unwrap_or("").to_owned();
+            if namespace.is_empty() {
+                meta.insert("namespace".into(), json!(self.path.namespace));
+            } else if namespace != self.path.namespace {
+                return Err(ApiError::BadRequest(
+                    "the namespace of the provided object does not match the namespace sent on the request".into(),
+                ));
+            }
+        }
+        if !self.path.name.is_empty() {
+            let name = meta.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
+            if name.is_empty() {
+                meta.insert("name".into(), json!(self.path.name));
+            } else if name != self.path.name {
+                return Err(ApiError::BadRequest(format!(
+                    "the name of the object ({name}) does not match the name on the URL ({})",
+                    self.path.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes and checks a body that is one object of this resource.
+    pub fn body(&self, body: &Bytes) -> ApiResult<(Value, Vec<String>)> {
+        let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
+        let document = decode::document(&self.content_type, body)?;
+        let mut object = document.value;
+        self.fit(&mut object)?;
+        let version = &self.path.version;
+        let warnings = decode::check(&self.resource, version, &mut object, &document.duplicates, strictness)?;
+        Ok((object, warnings))
+    }
+
+    fn admit(&self, object: &mut Value, operation: Operation, old: Option<&Value>) -> ApiResult<Vec<String>> {
+        let context = AdmitContext {
+            store: &self.api.store,
+            resource: &self.resource.id,
+            kind: &self.resource.kind,
+            subresource: &self.path.subresource,
+            namespace: &self.path.namespace,
+            user: &self.user,
+            old,
+            dry_run: self.query.dry_run()?,
+        };
+        self.api.admission.admit(object, operation, &context)
+    }
+
+    fn options(&self) -> ApiResult<WriteOptions> {
+        Ok(WriteOptions { dry_run: self.query.dry_run()? })
+    }
+
+    /// POST of an object.
+    pub async fn create(&self, body: &Bytes) -> ApiResult<Answer> {
+        let (object, mut warnings) = self.body(body)?;
+        let (created, more) = self.create_object(object).await?;
+        warnings.extend(more);
+        self.show(201, created, &warnings)
+    }
+
+    async fn create_object(&self, mut object: Value) -> ApiResult<(Value, Vec<String>)> {
+        self.api.store.check_namespace(&self.resource, &self.path.namespace, name_of(&object))?;
+        if self.resource.has_status
+            && let Some(map) = object.as_object_mut()
+        {
+            map.shift_remove("status");
+        }
+        let warnings = self.admit(&mut object, Operation::Create, None)?;
+        let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
+        Ok((created, warnings))
+    }
+
+    /// Puts together what is stored from what was and what was sent, by subresource.
+    fn compose(&self, old: &Value, mut sent: Value) -> ApiResult<Value> {
+        let part = |from: &Value, key: &str| from.get(key).cloned();
+        let put = |into: &mut Value, key: &str, value: Option<Value>| {
+            if let Some(map) = into.as_object_mut() {
+                match value {
+                    Some(value) => map.insert(key.to_owned(), value),
+                    None => map.shift_remove(key),
+                };
+            }
+        };
+        match self.path.subresource.as_str() {
+            "" => {
+                if self.resource.has_status {
+                    put(&mut sent, "status", part(old, "status"));
+                }
+                Ok(sent)
+            }
+            "status" => {
+                let mut new = old.clone();
+                put(&mut new, "status", part(&sent, "status"));
+                carry_version(&sent, &mut new);
+                Ok(new)
+            }
+            "finalize" => {
+                let mut new = old.clone();
+                put(&mut new, "spec", part(&sent, "spec"));
+                carry_version(&sent, &mut new);
+                Ok(new)
+            }
+            _ => Err(ApiError::NoSuchPath),
+        }
+    }
+
+    /// PUT of an object.
+    pub async fn update(&self, body: &Bytes) -> ApiResult<Answer> {
+        let (sent, mut warnings) = self.body(body)?;
+        let name = &self.path.name;
+        let manager = self.manager();
+        let mut more = Vec::new();
+        let change = |old: Option<&Value>| {
+            let old = old.ok_or_else(|| ApiError::not_found(self.id(), name))?;
+            let mut new = self.compose(old, sent.clone())?;
+            more = self.admit(&mut new, Operation::Update, Some(old))?;
+            apply::track(&self.resource, &self.path, manager, old, &mut new, self.api.store.now());
+            Ok(Intent::Put(new))
+        };
+        let written = self.api.store.modify(self.id(), &self.path.namespace, name, self.options()?, change).await?;
+        warnings.append(&mut more);
+        self.show(200, written.object, &warnings)
+    }
+
+    /// PATCH of an object.
+    pub async fn patch(&self, body: &Bytes) -> ApiResult<Answer> {
+        let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
+        let patch = Patch::parse(&self.resource, &self.content_type, body)?;
+        let name = &self.path.name;
+        let mut warnings = Vec::new();
+        let change = |old: Option<&Value>| {
+            warnings.clear();
+            let mut new = match (&patch, old) {
+                (Patch::Apply(config, duplicates), old) => {
+                    let mut config = config.clone();
+                    self.fit(&mut config)?;
+                    let version = &self.path.version;
+                    warnings = decode::check(&self.resource, version, &mut config, duplicates, strictness)?;
+                    let options = apply::Options {
+                        manager: self.query.get("fieldManager"),
+                        force: self.query.flag("force"),
+                        now: self.api.store.now(),
+                    };
+                    apply::apply(&self.resource, &self.path, old, config, &options)?
+                }
+                (_, None) => return Err(ApiError::not_found(self.id(), name)),
+                (patch, Some(old)) => self.patched(patch, old, strictness, &mut warnings)?,
+            };
+            let Some(old) = old else {
+                self.api.store.check_namespace(&self.resource, &self.path.namespace, name)?;
+                if self.resource.has_status
+                    && let Some(map) = new.as_object_mut()
+                {
+                    map.shift_remove("status");
+                }
+                warnings.extend(self.admit(&mut new, Operation::Create, None)?);
+                return Ok(Intent::Put(new));
+            };
+            let mut new = self.compose(old, new)?;
+            warnings.extend(self.admit(&mut new, Operation::Update, Some(old))?);
+            if !matches!(patch, Patch::Apply(..)) {
+                apply::track(&self.resource, &self.path, self.manager(), old, &mut new, self.api.store.now());
+            }
+            Ok(Intent::Put(new))
+        };
+        let written = self.api.store.modify(self.id(), &self.path.namespace, name, self.options()?, change).await?;
+        self.show(if written.created { 201 } else { 200 }, written.object, &warnings)
+    }
+
+    /// The object after a patch, in the version of the URL while it is patched.
+    fn patched(
+        &self,
+        patch: &Patch,
+        old: &Value,
+        strictness: Strictness,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<Value> {
+        let versioned = self.shape(Form::Plain).versioned(old.clone());
+        let mut new = patch.run(&self.resource, &self.path.version, &versioned)?;
+        if name_of(&new) != self.path.name || namespace_of(&new) != namespace_of(old) {
+            let cause = Cause::invalid("metadata.name", &json!(name_of(&new)), "field is immutable");
+            return Err(ApiError::invalid(&self.resource.group, &self.resource.kind, &self.path.name, vec![cause]));
+        }
+        self.fit(&mut new)?;
+        let findings = decode::inspect(&self.resource, &self.path.version, &mut new, &[]);
+        decode::refuse_wrong(&self.resource, &self.path.version, &new, findings.wrong)?;
+        match strictness {
+            Strictness::Strict if !findings.strict.is_empty() => {
+                // Kubernetes words it so for patches; kubectl leaves the empty subject out.
+                let why = format!("strict decoding error: {}", findings.strict.join(", "));
+                let cause = Cause::invalid("patch", &shown(patch), why);
+                return Err(ApiError::invalid("", "", "", vec![cause]));
+            }
+            Strictness::Warn => warnings.extend(findings.strict),
+            _ => {}
+        }
+        Ok(new)
+    }
+
+    /// DELETE of an object.
+    pub async fn delete(&self, body: &Bytes) -> ApiResult<Answer> {
+        let options = self.delete_options(body)?;
+        let store = &self.api.store;
+        if let Some(mut object) = store.get(self.id(), &self.path.namespace, &self.path.name) {
+            let old = object.clone();
+            self.admit(&mut object, Operation::Delete, Some(&old))?;
+        }
+        match store.delete(self.id(), &self.path.namespace, &self.path.name, &options).await? {
+            Deleted::Pending(object) => self.show(200, object, &[]),
+            Deleted::Gone(object) => {
+                let details = json!({
+                    "name": self.path.name, "group": self.resource.group, "kind": self.resource.plural,
+                    "uid": object.pointer("/metadata/uid"),
+                });
+                Ok(respond::json(
+                    200,
+                    &json!({
+                        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+                    }),
+                ))
+            }
+        }
+    }
+
+    /// DELETE of a collection.
+    pub async fn delete_collection(&self, body: &Bytes) -> ApiResult<Answer> {
+        let options = self.delete_options(body)?;
+        let selectors = self.selectors()?;
+        let list = self.api.store.list(self.id(), self.namespace());
+        let mut gone = Vec::new();
+        for mut object in list.items.into_iter().filter(|o| selectors.matches(o)) {
+            let old = object.clone();
+            self.admit(&mut object, Operation::Delete, Some(&old))?;
+            let (namespace, name) = (namespace_of(&old), name_of(&old));
+            match self.api.store.delete(self.id(), namespace, name, &options).await {
+                Ok(Deleted::Gone(object) | Deleted::Pending(object)) => gone.push(object),
+                Err(ApiError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let meta = ListMeta { revision: self.api.store.revision(), ..ListMeta::default() };
+        let form = self.form()?;
+        Ok(respond::json(200, &self.shape(form).list(gone, &meta)))
+    }
+
+    fn delete_options(&self, body: &Bytes) -> ApiResult<DeleteOptions> {
+        let sent = if body.iter().all(u8::is_ascii_whitespace) {
+            json!({})
+        } else {
+            decode::document(&self.content_type, body)?.value
+        };
+        let text = |pointer: &str| sent.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let policy = text("/propagationPolicy").or_else(|| self.query.get("propagationPolicy").map(str::to_owned));
+        match policy.as_deref() {
+            // Dependents go by their owner references, after the owner.
+            None | Some("Background" | "Foreground" | "Orphan") => {}
+            Some(other) => {
+                let why = format!("invalid propagationPolicy {other:?}");
+                return Err(ApiError::BadRequest(why));
+            }
+        }
+        let listed = sent.pointer("/dryRun").and_then(Value::as_array).is_some_and(|l| l.iter().any(|v| v == "All"));
+        Ok(DeleteOptions {
+            grace_period_seconds: match sent.pointer("/gracePeriodSeconds").and_then(Value::as_i64) {
+                Some(seconds) => Some(seconds),
+                None => self.query.number("gracePeriodSeconds")?,
+            },
+            uid: text("/preconditions/uid"),
+            resource_version: text("/preconditions/resourceVersion"),
+            finalizer: None,
+            dry_run: listed || self.query.dry_run()?,
+        })
+    }
+}
+
+/// The resourceVersion a client sent stays the condition of the write.
+fn carry_version(sent: &Value, new: &mut Value) {
+    let version = sent.pointer("/metadata/resourceVersion").cloned();
+    if let Some(meta) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+        match version {
+            Some(version) => meta.insert("resourceVersion".into(), version),
+            None => meta.shift_remove("resourceVersion"),
+        };
+    }
+}
+
+fn shown(patch: &Patch) -> Value {
+    match patch {
+        Patch::Json(patch) => json!(serde_json::to_string(patch).unwrap_or_default()),
+        Patch::Merge(value) | Patch::Strategic(value) | Patch::Apply(value, _) => json!(value.to_string()),
+    }
+}
+
+/// Filters a page and cuts it to `limit`.
+fn select(page: Page, selectors: &Selectors, limit: Option<usize>) -> (Vec<Value>, ListMeta) {
+    let limit = limit.unwrap_or(usize::MAX);
+    let (mut objects, mut last) = (Vec::new(), None);
+    let mut meta = ListMeta { revision: page.revision, next: None, remaining: page.remaining };
+    for (key, record) in page.items {
+        let Some(object) = decode_record(&record).filter(|o| selectors.matches(o)) else { continue };
+        if objects.len() >= limit {
+            meta.next = last.map(|(ns, name): (Arc<str>, Arc<str>)| continuation::encode(page.revision, &ns, &name));
+            return (objects, meta);
+        }
+        last = Some((key.namespace, key.name));
+        objects.push(object);
+    }
+    meta.next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name));
+    (objects, meta)
+}

@@ -1,0 +1,249 @@
+//! The watch stream: initial state where asked for, then every change, with bookmarks.
+//!
+//! Invariant: a stream holds at most one frame of bytes; the client's reading pulls the next. It ends at its time-out,
+//! at a drain, or with an `ERROR` 410 event when history has gone on without it.
+//! What it leaves to others: history (`store::Watch`).
+
+use super::respond::{self, Answer, Body};
+use super::selector::Selectors;
+use super::table::Shape;
+use crate::catalog::Resource;
+use crate::error::{ApiError, ApiResult};
+use crate::rest::negotiate::Form;
+use crate::store::{Event, EventType, Store, Watch, decode_record};
+use bytes::Bytes;
+use carrick_runtime::drain::Drain;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+/// Events are packed into frames of about this size.
+const FRAME: usize = 64 << 10;
+/// How often an idle watcher is told the revision.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
+
+/// What a watch is to show.
+pub struct WatchRequest {
+    /// The resource.
+    pub resource: Arc<Resource>,
+    /// Version of the objects.
+    pub version: String,
+    /// One namespace, or all.
+    pub namespace: Option<String>,
+    /// Filters.
+    pub selectors: Selectors,
+    /// Form of the objects.
+    pub form: Form,
+    /// `includeObject`.
+    pub include: Option<String>,
+    /// Changes after this revision; `None` = begin with what is there.
+    pub since: Option<u64>,
+    /// Whether bookmarks are wanted.
+    pub bookmarks: bool,
+    /// Whether the end of the initial state is to be marked.
+    pub mark_initial_end: bool,
+    /// Life of the stream.
+    pub timeout: Duration,
+}
+
+struct Stream {
+    request: WatchRequest,
+    store: Store,
+    watch: Watch,
+    drain: Drain,
+    initial: VecDeque<Value>,
+    initial_revision: Option<u64>,
+    first: bool,
+    ends: Instant,
+    next_bookmark: Instant,
+    done: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Starts a watch.
+///
+/// # Errors
+/// `Expired` when the history does not reach back far enough.
+pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSemaphorePermit) -> ApiResult<Answer> {
+    let id = request.resource.id.clone();
+    let (since, initial, initial_revision) = match request.since {
+        Some(since) => (since, VecDeque::new(), None),
+        None => {
+            let page = store.engine().page(&id, request.namespace.as_deref(), None, None, None);
+            let page = page.map_err(|e| crate::store::storage_error(&id, "", e))?;
+            let objects = page.items.iter().filter_map(|(_, r)| decode_record(r));
+            let objects = objects.filter(|o| request.selectors.matches(o)).collect();
+            (page.revision, objects, Some(page.revision))
+        }
+    };
+    let watch = store.watch(&id, since)?;
+    let now = Instant::now();
+    let stream = Stream {
+        ends: now + request.timeout,
+        next_bookmark: now + BOOKMARK_EVERY,
+        request,
+        store: store.clone(),
+        watch,
+        drain,
+        initial,
+        initial_revision,
+        first: true,
+        done: false,
+        _permit: permit,
+    };
+    let frames = futures_util::stream::unfold(stream, |mut stream| async move {
+        let bytes = stream.frame().await?;
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), stream))
+    });
+    let body: Body = StreamBody::new(frames).boxed_unsync();
+    let mut answer = respond::raw(200, "application/json", Bytes::new());
+    *answer.body_mut() = body;
+    Ok(answer)
+}
+
+impl Stream {
+    /// The next bytes, or `None` at the end. Never empty.
+    async fn frame(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        while !self.done {
+            self.fill(&mut out);
+            if !out.is_empty() {
+                return Some(Bytes::from(out));
+            }
+            if self.done {
+                break;
+            }
+            let drain = self.drain.clone();
+            tokio::select! {
+                event = self.watch.next() => self.take(event, &mut out),
+                () = tokio::time::sleep_until(self.ends.min(self.next_bookmark)) => self.timers(&mut out),
+                () = drain.graceful() => self.done = true,
+            }
+            if !out.is_empty() {
+                // What else is there goes into the same frame.
+                self.fill(&mut out);
+                return Some(Bytes::from(out));
+            }
+        }
+        None
+    }
+
+    /// Appends everything that can be had without waiting, up to a frame.
+    fn fill(&mut self, out: &mut Vec<u8>) {
+        while out.len() < FRAME {
+            if let Some(object) = self.initial.pop_front() {
+                self.emit(EventType::Added.as_str(), object, out);
+                continue;
+            }
+            if let Some(revision) = self.initial_revision.take() {
+                if self.request.mark_initial_end {
+                    self.bookmark(revision, true, out);
+                }
+                continue;
+            }
+            match self.watch.ready() {
+                Ok(Some(event)) => self.take(Ok(event), out),
+                Ok(None) => return,
+                Err(error) => return self.take(Err(error), out),
+            }
+            if self.done {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, event: ApiResult<Event>, out: &mut Vec<u8>) {
+        match event {
+            Ok(event) => {
+                if let Some((kind, object)) = self.seen(&event) {
+                    self.emit(kind.as_str(), object, out);
+                }
+            }
+            Err(error) => {
+                out.extend(respond::line(&json!({"type": "ERROR", "object": error.to_status()})));
+                self.done = true;
+            }
+        }
+    }
+
+    /// What a change looks like through the selectors.
+    fn seen(&self, event: &Event) -> Option<(EventType, Value)> {
+        if self.request.namespace.as_deref().is_some_and(|ns| ns != event.namespace()) {
+            return None;
+        }
+        let selectors = &self.request.selectors;
+        if selectors.is_empty() {
+            return Some((event.kind, (*event.object).clone()));
+        }
+        let now = event.kind != EventType::Deleted && selectors.matches(&event.object);
+        let before = event.previous().filter(|old| selectors.matches(old));
+        match (before, now) {
+            (None, true) => Some((EventType::Added, (*event.object).clone())),
+            (Some(_), true) => Some((EventType::Modified, (*event.object).clone())),
+            // The last form that the watcher could see, at the revision of the change.
+            (Some(mut old), false) => {
+                if let Some(meta) = old.get_mut("metadata").and_then(Value::as_object_mut) {
+                    meta.insert("resourceVersion".into(), json!(event.revision().to_string()));
+                }
+                Some((EventType::Deleted, old))
+            }
+            (None, false) => None,
+        }
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        Shape {
+            resource: &self.request.resource,
+            version: &self.request.version,
+            form: self.request.form,
+            include: self.request.include.as_deref(),
+            now: self.store.clock().now(),
+        }
+    }
+
+    fn emit(&mut self, kind: &str, object: Value, out: &mut Vec<u8>) {
+        let shown = self.shape().one(object, self.first);
+        self.first = false;
+        out.extend(respond::line(&json!({"type": kind, "object": shown})));
+    }
+
+    fn bookmark(&self, revision: u64, initial_end: bool, out: &mut Vec<u8>) {
+        let shown = self.shape().bookmark(revision, initial_end);
+        out.extend(respond::line(&json!({"type": "BOOKMARK", "object": shown})));
+    }
+
+    fn timers(&mut self, out: &mut Vec<u8>) {
+        let now = Instant::now();
+        if now >= self.next_bookmark || now >= self.ends {
+            self.next_bookmark = now + BOOKMARK_EVERY;
+            // Looks at the history once more, so that the bookmark is fresh.
+            self.fill(out);
+            if self.request.bookmarks
+                && let Some(revision) = self.watch.caught_up()
+            {
+                self.bookmark(revision, false, out);
+            }
+        }
+        if now >= self.ends {
+            self.done = true;
+        }
+    }
+}
+
+/// The error of a list or watch that asks for the future.
+pub fn too_large(asked: u64, current: u64) -> ApiError {
+    ApiError::Timeout {
+        message: format!("Too large resource version: {asked}, current: {current}"),
+        cause: Some(crate::error::Cause {
+            reason: "ResourceVersionTooLarge",
+            message: "Too large resource version".into(),
+            field: String::new(),
+        }),
+    }
+}
