@@ -1,1 +1,42 @@
-fn main(){}
+//! `carrick-proxy`: what runs beside a workload. Reads the command line, runs the agent; links no control plane.
+
+use std::process::ExitCode;
+
+use carrick_agent::config::{Command, Process, parse};
+use carrick_runtime::telemetry;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = match std::env::args_os().skip(1).map(std::ffi::OsString::into_string).collect() {
+        Ok(arguments) => arguments,
+        Err(argument) => return fail(&format!("argument {argument:?} is not UTF-8")),
+    };
+    match parse(&arguments, &Process) {
+        Ok(Command::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Sidecar(config)) => {
+            let logs = match telemetry::init(&config.log_level, config.log_json) {
+                Ok(logs) => logs,
+                Err(error) => return fail(&error.to_string()),
+            };
+            // One thread for control; the engine's workers have their own.
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return fail(&error.to_string()),
+            };
+            match runtime.block_on(carrick_agent::run(*config, Some(logs))) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string()),
+            }
+        }
+        Err(errors) => fail(&errors.to_string()),
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    for line in text.lines() {
+        eprintln!("carrick-proxy: {line}");
+    }
+    ExitCode::from(2)
+}

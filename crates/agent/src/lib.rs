@@ -1,1 +1,26 @@
-//! (skeleton)
+//! What runs beside a workload: its identity, its secrets, its health, and the engine that carries its traffic.
+//!
+//! Invariants: the workload's key is made here and leaves only towards the engine of the same pod (memory, or a socket
+//! that only its user may open); without an identity the engine gets no secrets and refuses, it never falls back to
+//! plaintext; nothing that comes from the network makes it panic. It knows no Kubernetes and none of the control
+//! plane's code: the two meet in xDS and in the certificate service.
+
+pub mod config;
+pub mod identity;
+pub mod node;
+pub mod secrets;
+
+mod admin;
+mod envoy;
+mod http_client;
+mod metrics;
+mod names;
+mod native;
+mod readiness;
+mod run;
+mod sds;
+mod status;
+
+pub use config::{AgentConfig, Command, ConfigErrors, EngineKind};
+pub use run::{AgentError, Running, run, start};
+pub use sds::secret_service;

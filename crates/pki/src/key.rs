@@ -92,6 +92,15 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+impl PartialEq for PrivateKey {
+    /// Whether both are the same bytes; not for comparing with a peer's claim.
+    fn eq(&self, other: &Self) -> bool {
+        self.der.secret_der() == other.der.secret_der()
+    }
+}
+
+impl Eq for PrivateKey {}
+
 impl PrivateKey {
     /// A new key.
     ///

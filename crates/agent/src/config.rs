@@ -1,0 +1,201 @@
+//! What an agent is started with: flags, environment, files of the pod — read once, every mistake reported at once.
+//!
+//! Invariant: an [`AgentConfig`] is usable as it is; whoever holds one reads no environment. The table of options is in
+//! `options`, and is the only place that knows their names.
+
+mod options;
+mod value;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use carrick_base::TrustDomain;
+use carrick_pki::KeyAlgorithm;
+
+pub use options::help;
+
+/// Everything an agent needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentConfig {
+    /// Who the workload is.
+    pub node: NodeConfig,
+    /// What carries its traffic.
+    pub engine: EngineKind,
+    /// Worker threads of the engine.
+    pub concurrency: usize,
+    /// Where the control plane is.
+    pub control_plane: ControlPlane,
+    /// How the certificate is asked for and renewed.
+    pub identity: IdentityConfig,
+    /// Sockets and the bootstrap are written here.
+    pub state_dir: PathBuf,
+    /// How it ends.
+    pub drain: DrainConfig,
+    /// Ports of its own.
+    pub ports: Ports,
+    /// Log level, `info` or `warn,carrick_xds=debug`.
+    pub log_level: String,
+    /// Log as JSON.
+    pub log_json: bool,
+}
+
+/// Who the workload is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeConfig {
+    /// Pod name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Addresses; never empty.
+    pub ips: Vec<IpAddr>,
+    /// Domain of the cluster, `cluster.local`.
+    pub cluster_domain: String,
+    /// Trust domain of the mesh.
+    pub trust_domain: TrustDomain,
+    /// The pod's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The pod's annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// More metadata, from `ISTIO_META_*` and `ISTIO_METAJSON_*`.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+}
+
+/// The data planes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Our own, in this process.
+    Native,
+    /// Envoy, as a child.
+    Envoy {
+        /// Its binary.
+        binary: PathBuf,
+        /// Its log level.
+        log_level: String,
+    },
+}
+
+/// Where the control plane is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlane {
+    /// `host:port` of xDS.
+    pub discovery_address: String,
+    /// `host:port` of the certificate service.
+    pub ca_address: String,
+    /// The name its certificate must have.
+    pub server_name: String,
+    /// The mesh roots, PEM.
+    pub root_file: PathBuf,
+}
+
+/// How the certificate is asked for and renewed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityConfig {
+    /// Service account token, read anew for each request.
+    pub token_file: PathBuf,
+    /// Life asked for.
+    pub ttl: Duration,
+    /// Share of the life that is left when it is renewed.
+    pub grace_ratio: f64,
+    /// Random change of that share, up or down.
+    pub grace_jitter: f64,
+    /// Kind of key.
+    pub algorithm: KeyAlgorithm,
+}
+
+/// How an agent ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// Longest time from TERM to the end.
+    pub duration: Duration,
+    /// Shortest, where connections are waited for.
+    pub minimum: Duration,
+    /// End as soon as no connection is open.
+    pub exit_on_zero: bool,
+}
+
+/// The agent's own ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Where status, health and metrics listen.
+    pub bind: IpAddr,
+    /// Admin, on 127.0.0.1.
+    pub admin: u16,
+    /// Status and merged metrics.
+    pub status: u16,
+    /// Health.
+    pub health: u16,
+    /// Metrics of the engine.
+    pub prometheus: u16,
+}
+
+impl AgentConfig {
+    /// The socket on which Envoy is given secrets.
+    pub fn sds_socket(&self) -> PathBuf {
+        self.state_dir.join("SDS")
+    }
+
+    /// The socket on which Envoy reaches the control plane.
+    pub fn xds_socket(&self) -> PathBuf {
+        self.state_dir.join("XDS")
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Run beside a workload.
+    Sidecar(Box<AgentConfig>),
+    /// Print this text and end.
+    Print(String),
+}
+
+/// Everything that is wrong with flags, environment and files.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+/// Outside input of [`parse`]: the environment and the files it names.
+pub trait Surroundings {
+    /// All environment variables.
+    fn environment(&self) -> BTreeMap<String, String>;
+    /// A file's text; `None` when there is none.
+    fn read(&self, path: &Path) -> Option<String>;
+    /// A program by name in PATH, or the path itself when it is one and exists.
+    fn find_program(&self, name: &str) -> Option<PathBuf>;
+}
+
+/// The process's own surroundings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process;
+
+impl Surroundings for Process {
+    fn environment(&self) -> BTreeMap<String, String> {
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+    }
+
+    fn read(&self, path: &Path) -> Option<String> {
+        std::fs::read_to_string(path).ok()
+    }
+
+    fn find_program(&self, name: &str) -> Option<PathBuf> {
+        if name.contains('/') {
+            return Some(PathBuf::from(name)).filter(|p| p.is_file());
+        }
+        std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|p| p.is_file())
+    }
+}
+
+/// Reads the command line (without the program's name) and its surroundings.
+///
+/// # Errors
+/// Every mistake, one line each.
+pub fn parse(arguments: &[String], surroundings: &impl Surroundings) -> Result<Command, ConfigErrors> {
+    options::parse(arguments, surroundings)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,366 @@
+//! The table of options, and the one pass over it.
+//!
+//! Invariant: an option is defined once, with flag, variables, default and help; a flag beats a variable, a variable the
+//! file it may also stand in (`PROXY_CONFIG`), that the default.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use carrick_base::TrustDomain;
+use carrick_pki::KeyAlgorithm;
+use serde_json::Value;
+
+use super::value;
+use super::{
+    AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, NodeConfig, Ports,
+    Surroundings,
+};
+
+struct Opt {
+    flag: &'static str,
+    /// The first one set counts.
+    vars: &'static [&'static str],
+    /// Key in the JSON of `PROXY_CONFIG`.
+    proxy_config: Option<&'static str>,
+    /// Empty: required or derived, as the help says.
+    default: &'static str,
+    help: &'static str,
+}
+
+macro_rules! options {
+    ($($flag:literal $vars:tt $default:literal $help:literal $(in $key:literal)?;)*) => {
+        &[$(Opt { flag: $flag, vars: &$vars, proxy_config: options!(@key $($key)?), default: $default, help: $help }),*]
+    };
+    (@key) => { None };
+    (@key $key:literal) => { Some($key) };
+}
+
+const OPTIONS: &[Opt] = options![
+    "engine" ["CARRICK_ENGINE"] "native" "data plane: native or envoy";
+    "pod-name" ["POD_NAME"] "" "name of the pod (required)";
+    "pod-namespace" ["POD_NAMESPACE"] "" "its namespace (required)";
+    "instance-ip" ["INSTANCE_IP", "INSTANCE_IPS"] "" "its addresses, separated by commas (required)";
+    "service-account" ["SERVICE_ACCOUNT"] "default" "its service account" ;
+    "trust-domain" ["TRUST_DOMAIN"] "cluster.local" "trust domain of the mesh";
+    "cluster-domain" ["CLUSTER_DOMAIN"] "cluster.local" "DNS domain of the cluster";
+    "labels-file" ["POD_LABELS_FILE"] "./etc/istio/pod/labels" "the pod's labels, one key=\"value\" a line; may be absent";
+    "annotations-file" ["POD_ANNOTATIONS_FILE"] "./etc/istio/pod/annotations" "its annotations, in the same form";
+    "discovery-address" ["DISCOVERY_ADDRESS"] "istiod.istio-system.svc:15012" "host:port of the control plane" in "discoveryAddress";
+    "ca-address" ["CA_ADDR"] "" "host:port of the certificate authority [the discovery address]";
+    "control-plane-name" ["ISTIOD_SAN"] "istiod.istio-system.svc" "name in the control plane's certificate";
+    "root-file" ["CA_ROOT_CA", "XDS_ROOT_CA"] "./var/run/secrets/istio/root-cert.pem" "roots of the mesh, PEM";
+    "token-file" ["CARRICK_TOKEN_FILE"] "./var/run/secrets/tokens/istio-token" "service account token, audience istio-ca";
+    "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
+    "secret-ttl" ["SECRET_TTL"] "24h" "life of a certificate to ask for";
+    "secret-grace-ratio" ["SECRET_GRACE_PERIOD_RATIO"] "0.5" "share of its life that is left when it is renewed";
+    "secret-grace-jitter" ["SECRET_GRACE_PERIOD_RATIO_JITTER"] "0.01" "random change of that share";
+    "key-algorithm" ["CARRICK_KEY_ALGORITHM"] "ecdsa-p256" "key of the workload: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096";
+    "envoy" ["CARRICK_ENVOY"] "envoy" "Envoy's binary, for --engine envoy" in "binaryPath";
+    "envoy-log-level" ["PROXY_LOG_LEVEL"] "warning" "Envoy's log level";
+    "concurrency" ["PROXY_CONCURRENCY", "ISTIO_CPU_LIMIT"] "2" "worker threads of the engine" in "concurrency";
+    "drain-duration" ["TERMINATION_DRAIN_DURATION"] "5s" "longest time for open connections after TERM" in "terminationDrainDuration";
+    "minimum-drain-duration" ["MINIMUM_DRAIN_DURATION"] "0s" "shortest time from TERM to the end";
+    "exit-on-zero-connections" ["EXIT_ON_ZERO_ACTIVE_CONNECTIONS"] "true" "end as soon as no connection is open";
+    "bind-address" ["CARRICK_BIND_ADDRESS"] "0.0.0.0" "address of the status, health and metrics ports";
+    "admin-port" ["CARRICK_ADMIN_PORT"] "15000" "admin port, on 127.0.0.1" in "proxyAdminPort";
+    "status-port" ["CARRICK_STATUS_PORT"] "15020" "status and merged metrics" in "statusPort";
+    "health-port" ["CARRICK_HEALTH_PORT"] "15021" "health";
+    "prometheus-port" ["CARRICK_PROMETHEUS_PORT"] "15090" "metrics of the engine";
+    "log-level" ["CARRICK_LOG"] "info" "log level: error, warn, info, debug, or target=level,…";
+    "log-json" ["CARRICK_LOG_JSON"] "false" "log as JSON";
+];
+
+/// Longest path of a Unix socket (`sun_path`, with its final zero).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The help text.
+pub fn help() -> String {
+    let mut text = String::from(
+        "Runs beside a workload: gets its certificate, and carries its traffic.\n\n\
+         Usage: carrick-proxy sidecar [--FLAG VALUE]...\n\
+         \x20      carrick-proxy version\n\nOptions (flag, environment, [default]):\n",
+    );
+    for option in OPTIONS {
+        text.push_str(&format!("  --{:<26} {}", option.flag, option.help));
+        text.push_str(&format!(" [env: {}]", option.vars.join(", ")));
+        if !option.default.is_empty() {
+            text.push_str(&format!(" [{}]", option.default));
+        }
+        text.push('\n');
+    }
+    text.push_str(
+        "\nMore environment: PROXY_CONFIG (JSON of the mesh's proxyConfig), ISTIO_META_<KEY> and ISTIO_METAJSON_<KEY>\n\
+         (metadata of the node that the control plane sees).\n",
+    );
+    text
+}
+
+struct Reader<'a, S> {
+    given: BTreeMap<&'static str, String>,
+    env: BTreeMap<String, String>,
+    proxy_config: serde_json::Map<String, Value>,
+    surroundings: &'a S,
+    errors: Vec<String>,
+}
+
+pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> Result<Command, ConfigErrors> {
+    let mut arguments = arguments.iter();
+    match arguments.next().map(String::as_str) {
+        Some("sidecar") => {}
+        Some("version" | "--version" | "-V") => {
+            return Ok(Command::Print(format!("carrick-proxy {}\n", env!("CARGO_PKG_VERSION"))));
+        }
+        Some("help" | "--help" | "-h") => return Ok(Command::Print(help())),
+        Some(other) => return Err(ConfigErrors(vec![format!("unknown command {other:?}: sidecar, version or help")])),
+        None => return Err(ConfigErrors(vec!["a command is missing: sidecar, version or help".to_owned()])),
+    }
+    let mut reader = Reader {
+        given: BTreeMap::new(),
+        env: surroundings.environment(),
+        proxy_config: serde_json::Map::new(),
+        surroundings,
+        errors: Vec::new(),
+    };
+    while let Some(argument) = arguments.next() {
+        if matches!(argument.as_str(), "--help" | "-h") {
+            return Ok(Command::Print(help()));
+        }
+        let (flag, inline) = match argument.split_once('=') {
+            Some((flag, value)) => (flag, Some(value.to_owned())),
+            None => (argument.as_str(), None),
+        };
+        let Some(option) = OPTIONS.iter().find(|o| flag.strip_prefix("--") == Some(o.flag)) else {
+            reader.errors.push(format!("unknown argument {argument:?}"));
+            continue;
+        };
+        match inline.or_else(|| arguments.next().cloned()) {
+            Some(value) => {
+                if reader.given.insert(option.flag, value).is_some() {
+                    reader.errors.push(format!("--{} is given twice", option.flag));
+                }
+            }
+            None => reader.errors.push(format!("--{} needs a value", option.flag)),
+        }
+    }
+    reader.read_proxy_config();
+    let config = reader.config();
+    match config {
+        Some(config) if reader.errors.is_empty() => Ok(Command::Sidecar(Box::new(config))),
+        _ => Err(ConfigErrors(reader.errors)),
+    }
+}
+
+impl<S: Surroundings> Reader<'_, S> {
+    fn read_proxy_config(&mut self) {
+        let Some(text) = self.env.get("PROXY_CONFIG").filter(|t| !t.trim().is_empty()) else { return };
+        match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => {
+                if let Some(Value::Object(extra)) = map.get("proxyMetadata") {
+                    for (key, value) in extra {
+                        if let Some(value) = value.as_str() {
+                            self.env.entry(key.clone()).or_insert_with(|| value.to_owned());
+                        }
+                    }
+                }
+                self.proxy_config = map;
+            }
+            Ok(_) => self.errors.push("PROXY_CONFIG: not a JSON object".to_owned()),
+            Err(e) => self.errors.push(format!("PROXY_CONFIG: {e}")),
+        }
+    }
+
+    /// The text of an option and where it came from.
+    fn text(&self, flag: &str) -> (String, String) {
+        let Some(option) = OPTIONS.iter().find(|o| o.flag == flag) else { return (String::new(), flag.to_owned()) };
+        if let Some(value) = self.given.get(flag) {
+            return (value.clone(), format!("--{flag}"));
+        }
+        for var in option.vars {
+            if let Some(value) = self.env.get(*var).filter(|v| !v.is_empty()) {
+                return (value.clone(), (*var).to_owned());
+            }
+        }
+        match option.proxy_config.and_then(|key| Some((key, self.proxy_config.get(key)?))) {
+            Some((key, Value::String(value))) => (value.clone(), format!("PROXY_CONFIG {key}")),
+            Some((key, value @ Value::Number(_))) => (value.to_string(), format!("PROXY_CONFIG {key}")),
+            _ => (option.default.to_owned(), format!("--{flag} (or {})", option.vars.join(", "))),
+        }
+    }
+
+    fn take<T>(&mut self, flag: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let (text, source) = self.text(flag);
+        let required = OPTIONS.iter().any(|o| o.flag == flag && o.help.ends_with("(required)"));
+        if text.is_empty() && required {
+            self.errors.push(format!("{source} is missing"));
+            return None;
+        }
+        match read(&text) {
+            Ok(value) => Some(value),
+            Err(reason) => {
+                self.errors.push(format!("{source}: {reason}"));
+                None
+            }
+        }
+    }
+
+    fn path(&self, flag: &str) -> PathBuf {
+        PathBuf::from(self.text(flag).0)
+    }
+
+    fn port(&mut self, flag: &str) -> Option<u16> {
+        self.take(flag, |t| t.parse().map_err(|_| format!("{t:?} is no port")))
+    }
+
+    fn map_file(&mut self, flag: &str) -> BTreeMap<String, String> {
+        let (path, source) = self.text(flag);
+        let Some(text) = self.surroundings.read(path.as_ref()) else { return BTreeMap::new() };
+        value::downward_map(&text).unwrap_or_else(|reason| {
+            self.errors.push(format!("{source}: {path}: {reason}"));
+            BTreeMap::new()
+        })
+    }
+
+    fn metadata(&mut self) -> BTreeMap<String, Value> {
+        let mut metadata = BTreeMap::new();
+        for (key, text) in &self.env {
+            if let Some(key) = key.strip_prefix("ISTIO_META_") {
+                metadata.insert(key.to_owned(), Value::String(text.clone()));
+            } else if let Some(key) = key.strip_prefix("ISTIO_METAJSON_") {
+                match serde_json::from_str(text) {
+                    Ok(value) => {
+                        metadata.insert(key.to_owned(), value);
+                    }
+                    Err(e) => self.errors.push(format!("ISTIO_METAJSON_{key}: {e}")),
+                }
+            }
+        }
+        if !self.proxy_config.is_empty() {
+            metadata.insert("PROXY_CONFIG".to_owned(), Value::Object(self.proxy_config.clone()));
+        }
+        metadata
+    }
+
+    fn engine(&mut self) -> Option<EngineKind> {
+        match self.text("engine") {
+            (text, _) if text == "native" => Some(EngineKind::Native),
+            (text, _) if text == "envoy" => {
+                let (name, source) = self.text("envoy");
+                let (log_level, _) = self.text("envoy-log-level");
+                match self.surroundings.find_program(&name) {
+                    Some(binary) => Some(EngineKind::Envoy { binary, log_level }),
+                    None => {
+                        self.errors.push(format!("{source}: there is no program {name:?}"));
+                        None
+                    }
+                }
+            }
+            (text, source) => {
+                self.errors.push(format!("{source}: {text:?} is neither native nor envoy"));
+                None
+            }
+        }
+    }
+
+    fn node(&mut self) -> Option<NodeConfig> {
+        let name = self.take("pod-name", value::name);
+        let namespace = self.take("pod-namespace", value::name);
+        let service_account = self.take("service-account", value::name);
+        let ips = self.take("instance-ip", value::addresses);
+        let cluster_domain = self.take("cluster-domain", value::name);
+        let trust_domain = self.take("trust-domain", |t| TrustDomain::new(t).map_err(|e| e.to_string()));
+        let labels = self.map_file("labels-file");
+        let annotations = self.map_file("annotations-file");
+        let metadata = self.metadata();
+        Some(NodeConfig {
+            name: name?,
+            namespace: namespace?,
+            service_account: service_account?,
+            ips: ips?,
+            cluster_domain: cluster_domain?,
+            trust_domain: trust_domain?,
+            labels,
+            annotations,
+            metadata,
+        })
+    }
+
+    fn control_plane(&mut self) -> Option<ControlPlane> {
+        let discovery_address = self.take("discovery-address", value::host_port);
+        let ca_address = match self.text("ca-address").0.is_empty() {
+            true => discovery_address.clone(),
+            false => self.take("ca-address", value::host_port),
+        };
+        let server_name = self.take("control-plane-name", value::name);
+        let root_file = self.path("root-file");
+        Some(ControlPlane {
+            discovery_address: discovery_address?,
+            ca_address: ca_address?,
+            server_name: server_name?,
+            root_file,
+        })
+    }
+
+    fn identity(&mut self) -> Option<IdentityConfig> {
+        let ttl = self.take("secret-ttl", |t| {
+            value::duration(t).and_then(|d| if d.as_secs() > 0 { Ok(d) } else { Err("less than a second".to_owned()) })
+        });
+        let grace_ratio = self.take("secret-grace-ratio", value::ratio);
+        let grace_jitter = self.take("secret-grace-jitter", value::ratio);
+        let algorithm = self.take("key-algorithm", |t| t.parse::<KeyAlgorithm>().map_err(|e| e.to_string()));
+        Some(IdentityConfig {
+            token_file: self.path("token-file"),
+            ttl: ttl?,
+            grace_ratio: grace_ratio?,
+            grace_jitter: grace_jitter?,
+            algorithm: algorithm?,
+        })
+    }
+
+    fn drain(&mut self) -> Option<DrainConfig> {
+        let duration = self.take("drain-duration", value::duration);
+        let minimum = self.take("minimum-drain-duration", value::duration);
+        let exit_on_zero = self.take("exit-on-zero-connections", value::boolean);
+        Some(DrainConfig { duration: duration?, minimum: minimum?, exit_on_zero: exit_on_zero? })
+    }
+
+    fn ports(&mut self) -> Option<Ports> {
+        let bind = self.take("bind-address", |t| t.parse().map_err(|_| format!("{t:?} is no IP address")));
+        let [admin, status, health, prometheus] =
+            ["admin-port", "status-port", "health-port", "prometheus-port"].map(|flag| self.port(flag));
+        let ports = Ports { bind: bind?, admin: admin?, status: status?, health: health?, prometheus: prometheus? };
+        let mut all = [ports.admin, ports.status, ports.health, ports.prometheus];
+        all.sort_unstable();
+        if all.windows(2).any(|pair| matches!(pair, [a, b] if a == b && *a != 0)) {
+            self.errors.push("the admin, status, health and prometheus ports must differ".to_owned());
+        }
+        Some(ports)
+    }
+
+    fn config(&mut self) -> Option<AgentConfig> {
+        let node = self.node();
+        let engine = self.engine();
+        let concurrency = self.take("concurrency", value::count);
+        let control_plane = self.control_plane();
+        let identity = self.identity();
+        let drain = self.drain();
+        let ports = self.ports();
+        let log_json = self.take("log-json", value::boolean);
+        let state_dir = self.path("state-dir");
+        if state_dir.join("SDS").as_os_str().len() > MAX_SOCKET_PATH {
+            let source = self.text("state-dir").1;
+            self.errors.push(format!("{source}: the path is too long for a socket in it"));
+        }
+        Some(AgentConfig {
+            node: node?,
+            engine: engine?,
+            concurrency: concurrency?,
+            control_plane: control_plane?,
+            identity: identity?,
+            state_dir,
+            drain: drain?,
+            ports: ports?,
+            log_level: self.text("log-level").0,
+            log_json: log_json?,
+        })
+    }
+}

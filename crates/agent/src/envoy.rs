@@ -1,0 +1,211 @@
+//! Envoy as the engine: its bootstrap, its two sockets, its process.
+//!
+//! Invariant: Envoy reaches the control plane and its secrets only through this agent's sockets, which only the agent's
+//! user may open; it dies with the agent, and is started again when it dies alone. What it does with the configuration
+//! is its own affair.
+
+mod bootstrap;
+mod process;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carrick_runtime::drain::Drain;
+use carrick_runtime::tasks::TaskSet;
+use carrick_xds::client::Connector;
+use carrick_xds::relay::{RelayEvent, RelayObserver, relay_service};
+use carrick_xds::server::{ListenOptions, serve_unix};
+use carrick_xds::{Node, TypeUrl};
+use http::Method;
+use tokio::net::UnixListener;
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use crate::config::{AgentConfig, DrainConfig};
+use crate::http_client;
+use crate::metrics::AgentMetrics;
+use crate::readiness::Readiness;
+use crate::sds::secret_service;
+use crate::secrets::SecretStore;
+
+pub use process::Supervisor;
+
+/// `^(cluster_manager\.cds|listener_manager\.lds)\.update_(success|rejected)$|^server\.state$`
+const READY_STATS: &str = "/stats?filter=%5E(cluster_manager%5C.cds%7Clistener_manager%5C.lds)%5C.update_(success%7Crejected)%24%7C%5Eserver%5C.state%24";
+/// `^listener\..*downstream_cx_active$`
+const OPEN_STATS: &str = "/stats?filter=%5Elistener%5C..*downstream_cx_active%24";
+/// How often open connections are counted while draining.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Envoy beside this workload.
+#[derive(Debug)]
+pub struct EnvoyEngine {
+    admin: SocketAddr,
+    readiness: Arc<Readiness>,
+}
+
+impl EnvoyEngine {
+    /// Starts the sockets and, once there is an identity, Envoy. Everything runs in `tasks` until `drain`.
+    pub fn start(
+        config: &AgentConfig,
+        node: &Node,
+        connector: Connector,
+        store: &Arc<SecretStore>,
+        readiness: &Arc<Readiness>,
+        metrics: &Arc<AgentMetrics>,
+        tasks: &mut TaskSet,
+        drain: &Drain,
+    ) -> io::Result<Arc<Self>> {
+        let crate::config::EngineKind::Envoy { binary, log_level } = &config.engine else {
+            return Err(io::Error::other("the engine is not Envoy"));
+        };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir)?;
+        let (sds, xds) = (socket(&config.sds_socket())?, socket(&config.xds_socket())?);
+        let relay = relay_service(connector, None, observer(Arc::clone(metrics)));
+        let options = ListenOptions { max_connections: 4096, max_streams: 4096, ..ListenOptions::default() };
+        tasks.spawn("ads-relay", serve_unix(xds, Routes::new(relay), options.clone(), drain.clone()));
+        tasks.spawn("sds", serve_unix(sds, Routes::new(secret_service(Arc::clone(store))), options, drain.clone()));
+
+        let bootstrap = config.state_dir.join("envoy.json");
+        std::fs::write(&bootstrap, bootstrap::bootstrap(config, node)?)?;
+        let supervisor = Supervisor {
+            binary: binary.clone(),
+            log_level: log_level.clone(),
+            bootstrap,
+            concurrency: config.concurrency,
+            metrics: Arc::clone(metrics),
+        };
+        let mut secrets = store.subscribe();
+        let drain = drain.clone();
+        tasks.spawn("envoy", async move {
+            let first = secrets.wait_for(|s| s.identity(crate::names::DEFAULT_SECRET).is_some());
+            tokio::select! {
+                () = drain.graceful() => return,
+                _ = first => {}
+            }
+            supervisor.run(drain).await;
+        });
+        let admin = ([127, 0, 0, 1], config.ports.admin).into();
+        Ok(Arc::new(Self { admin, readiness: Arc::clone(readiness) }))
+    }
+
+    /// What keeps it from being ready (spec §18.3).
+    pub async fn not_ready(&self) -> Vec<String> {
+        let state = self.readiness.state();
+        if state.draining {
+            return vec!["shutting down".to_owned()];
+        }
+        if !state.identity {
+            return vec!["no certificate yet".to_owned()];
+        }
+        let text = match http_client::get(self.admin, READY_STATS).await {
+            Ok((_, body)) => String::from_utf8_lossy(&body).into_owned(),
+            Err(error) => return vec![format!("Envoy does not answer: {error}")],
+        };
+        let sum =
+            |prefix: &str| numbers(&text).filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
+        let live = numbers(&text).any(|(name, value)| name == "server.state" && value == 0);
+        [
+            (sum("cluster_manager.cds") == 0, "no clusters (CDS) received yet"),
+            (sum("listener_manager.lds") == 0, "no listeners (LDS) received yet"),
+            (!live, "Envoy is not live yet"),
+        ]
+        .into_iter()
+        .filter_map(|(missing, reason)| missing.then(|| reason.to_owned()))
+        .collect()
+    }
+
+    /// Envoy's metrics; empty while it does not answer.
+    pub async fn prometheus(&self) -> Vec<u8> {
+        match http_client::get(self.admin, "/stats/prometheus").await {
+            Ok((_, body)) => body.to_vec(),
+            Err(error) => {
+                warn!(%error, "Envoy's metrics");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Asks Envoy to let inbound connections end.
+    pub async fn start_drain(&self) {
+        if let Err(error) = http_client::send(self.admin, Method::POST, "/drain_listeners?inboundonly&graceful").await {
+            warn!(%error, "Envoy was not asked to drain");
+        }
+    }
+
+    /// Lets connections end, within the limits of `config`. Ending Envoy itself is the supervisor's work.
+    pub async fn drain(&self, config: &DrainConfig) {
+        let start = Instant::now();
+        self.start_drain().await;
+        while start.elapsed() < config.duration.max(config.minimum) {
+            if config.exit_on_zero && start.elapsed() >= config.minimum && self.open_connections().await == Some(0) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// `None` while Envoy does not answer.
+    async fn open_connections(&self) -> Option<u64> {
+        let (_, body) = http_client::get(self.admin, OPEN_STATS).await.ok()?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let own = |name: &str| name.starts_with("listener.admin");
+        // A listener also counts per worker; the sum of both is zero exactly when there is none.
+        Some(numbers(&text).filter(|(name, _)| !own(name)).map(|(_, n)| n).sum())
+    }
+}
+
+/// The `name: number` lines of Envoy's `/stats`.
+fn numbers(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (name, value) = line.rsplit_once(": ")?;
+        Some((name, value.trim().parse().ok()?))
+    })
+}
+
+/// A fresh socket that only this user may open.
+fn socket(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn observer(metrics: Arc<AgentMetrics>) -> RelayObserver {
+    Arc::new(move |event| match event {
+        RelayEvent::Connected => info!("connected to the control plane"),
+        RelayEvent::Failed(reason) => {
+            AgentMetrics::add(&metrics.xds_failures);
+            warn!(reason, "no connection to the control plane; Envoy keeps its configuration");
+        }
+        RelayEvent::Response(type_url) => {
+            tracing::debug!(kind = TypeUrl::parse(&type_url).short(), "configuration passed on to Envoy");
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn envoys_numbers() {
+        let text = "cluster_manager.cds.update_success: 2\nserver.state: 0\nx: No recorded values\nlistener.0.0.0.0_15006.downstream_cx_active: 3\n";
+        let all: Vec<_> = numbers(text).collect();
+        assert_eq!(
+            all,
+            [
+                ("cluster_manager.cds.update_success", 2),
+                ("server.state", 0),
+                ("listener.0.0.0.0_15006.downstream_cx_active", 3)
+            ]
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! The workload's certificate: obtained, and renewed before it ends.
+//!
+//! Invariant: each certificate has a new key, made here and never written to disk; the old one stays in force until the
+//! new one is there. What is done with it is decided by whoever reads the store.
+
+mod request;
+mod schedule;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrick_pki::Identity;
+use carrick_runtime::backoff::Backoff;
+use carrick_runtime::clock::SharedClock;
+use carrick_runtime::drain::Drain;
+use tracing::{error, info, warn};
+
+use crate::config::AgentConfig;
+use crate::metrics::AgentMetrics;
+use crate::secrets::SecretStore;
+
+pub use request::{FetchError, Requester};
+pub use schedule::renew_after;
+
+/// First and longest pause after a failure while there is no certificate yet: the workload waits.
+const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The same while there is one.
+const LATER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Keeps the store's identity valid.
+#[derive(Debug)]
+pub struct IdentityKeeper {
+    requester: Requester,
+    store: Arc<SecretStore>,
+    clock: SharedClock,
+    metrics: Arc<AgentMetrics>,
+    ratio: f64,
+    jitter: f64,
+}
+
+impl IdentityKeeper {
+    pub(crate) fn new(
+        config: &AgentConfig,
+        store: Arc<SecretStore>,
+        clock: SharedClock,
+        metrics: Arc<AgentMetrics>,
+    ) -> Self {
+        let requester = Requester::new(config, Arc::clone(&store));
+        Self {
+            requester,
+            store,
+            clock,
+            metrics,
+            ratio: config.identity.grace_ratio,
+            jitter: config.identity.grace_jitter,
+        }
+    }
+
+    /// Obtains and renews until drained.
+    pub async fn run(self, drain: Drain) {
+        tokio::select! {
+            () = drain.graceful() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(&self) {
+        loop {
+            let identity = self.obtain().await;
+            let received = self.clock.now();
+            let wait =
+                renew_after(received, identity.not_after, self.ratio, self.jitter, rand::random_range(-1.0..=1.0));
+            info!(
+                serial = %identity.serial,
+                spiffe = identity.spiffe.as_ref().map_or("", |s| s.as_str()),
+                renew_in_seconds = wait.as_secs(),
+                "certificate obtained"
+            );
+            self.clock.sleep(wait).await;
+        }
+    }
+
+    /// Asks until it is given.
+    async fn obtain(&self) -> Arc<Identity> {
+        let current = self.store.identity();
+        let (first, longest) = if current.is_some() { LATER } else { FIRST };
+        let mut backoff = Backoff::new(first, longest);
+        let mut told = String::new();
+        loop {
+            match self.requester.obtain(current.as_deref()).await {
+                Ok((identity, roots)) => {
+                    let identity = Arc::new(identity);
+                    AgentMetrics::add(&self.metrics.certificates);
+                    self.metrics.certificate_until(identity.not_after);
+                    self.store.set_identity(Arc::clone(&identity), roots);
+                    return identity;
+                }
+                Err(reason) => {
+                    AgentMetrics::add(&self.metrics.certificate_failures);
+                    let ended = current.as_ref().is_some_and(|i| i.not_after <= self.clock.now());
+                    let text = reason.to_string();
+                    match (ended, text == told) {
+                        (true, _) => error!(error = %text, "the certificate has ended and cannot be renewed"),
+                        (false, false) => warn!(error = %text, "no certificate"),
+                        (false, true) => tracing::debug!(error = %text, "no certificate"),
+                    }
+                    told = text;
+                }
+            }
+            self.clock.sleep(backoff.next_delay()).await;
+        }
+    }
+}

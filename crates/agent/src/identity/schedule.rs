@@ -1,0 +1,42 @@
+//! When a certificate is renewed (spec §19.4).
+//!
+//! Invariant: before it ends, whatever the ratio; randomness is an argument.
+
+use std::time::{Duration, SystemTime};
+
+/// The shortest wait, so that a certificate that ends at once does not become a busy loop.
+const MIN: Duration = Duration::from_secs(1);
+
+/// How long to wait after `received` with a certificate that ends at `not_after`: until `ratio ± jitter` of its life is
+/// left. `random` is from −1 to 1.
+pub fn renew_after(received: SystemTime, not_after: SystemTime, ratio: f64, jitter: f64, random: f64) -> Duration {
+    let life = not_after.duration_since(received).unwrap_or_default();
+    let left = (ratio + jitter * random.clamp(-1.0, 1.0)).clamp(0.0, 1.0);
+    life.mul_f64(1.0 - left).max(MIN.min(life)).max(if life.is_zero() { MIN } else { Duration::ZERO })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_life_with_jitter() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let day = Duration::from_secs(86_400);
+        let at = |random| renew_after(start, start + day, 0.5, 0.01, random).as_secs();
+        assert_eq!(at(0.0), 43_200);
+        assert_eq!((at(1.0), at(-1.0)), (42_336, 44_064));
+        assert_eq!(at(100.0), at(1.0), "out of range is clamped");
+    }
+
+    #[test]
+    fn odd_lives() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let after = |life: u64, ratio| renew_after(start, start + Duration::from_secs(life), ratio, 0.0, 0.0);
+        assert_eq!(after(0, 0.5), Duration::from_secs(1), "ended already: no busy loop");
+        assert_eq!(renew_after(start, start - Duration::from_secs(5), 0.5, 0.0, 0.0), Duration::from_secs(1));
+        assert_eq!(after(10, 1.0), Duration::from_secs(1));
+        assert_eq!(after(10, 0.0), Duration::from_secs(10));
+        assert_eq!(after(1, 0.5), Duration::from_secs(1));
+    }
+}

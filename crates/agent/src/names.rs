@@ -1,0 +1,27 @@
+//! Names that leave this crate: secrets, metrics, readiness words.
+//!
+//! Invariant: a name that others depend on is spelled here and nowhere else.
+
+/// The workload's own certificate and key.
+pub const DEFAULT_SECRET: &str = "default";
+/// The mesh roots.
+pub const ROOT_SECRET: &str = "ROOTCA";
+/// Prefix of a certificate and key in files: `file-cert:<cert>~<key>`.
+pub const FILE_CERT: &str = "file-cert:";
+/// Prefix of roots in a file: `file-root:<path>`.
+pub const FILE_ROOT: &str = "file-root:";
+/// The operating system's roots.
+pub const SYSTEM_ROOTS: &str = "file-root:system";
+
+/// Seconds until the workload's certificate ends.
+pub const CERT_EXPIRY: &str = "istio_agent_cert_expiry_seconds";
+/// Certificates obtained.
+pub const CERTS: &str = "istio_agent_num_outgoing_requests";
+/// Requests for a certificate that failed.
+pub const CERT_FAILURES: &str = "istio_agent_num_failed_outgoing_requests";
+/// Streams to the control plane that ended.
+pub const XDS_ENDS: &str = "istio_agent_istiod_connection_terminations";
+/// Streams to the control plane that could not be opened.
+pub const XDS_FAILURES: &str = "istio_agent_istiod_connection_failures";
+/// Starts of the engine's process.
+pub const ENGINE_STARTS: &str = "istio_agent_proxy_starts_total";

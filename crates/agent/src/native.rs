@@ -1,0 +1,192 @@
+//! The native engine, fed by the control plane: delta ADS → `proxy-core` → `proxy`.
+//!
+//! Invariant: what is refused is refused to the control plane by resource and field, and the rest is in force; when the
+//! control plane is away, the last configuration stays. What is dumped is what was taken over, with its time.
+
+mod book;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use carrick_pki::tls::{self, ServerAuth, TlsOptions};
+use carrick_proxy::{Engine, EngineOptions, Workload};
+use carrick_runtime::clock::SharedClock;
+use carrick_runtime::drain::Drain;
+use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, TlsProvider, Update};
+use carrick_xds::{Node, TypeUrl};
+use rustls::pki_types::ServerName;
+use tracing::{debug, info, warn};
+
+use crate::config::{AgentConfig, DrainConfig};
+use crate::metrics::AgentMetrics;
+use crate::node::metadata_text;
+use crate::readiness::Readiness;
+use crate::secrets::SecretStore;
+
+pub use book::{Book, Entry};
+
+/// Where captured packets arrive.
+const OUTBOUND_PORT: u16 = 15001;
+const INBOUND_PORT: u16 = 15006;
+
+/// The engine with what it was told.
+#[derive(Debug)]
+pub struct NativeEngine {
+    pub engine: Engine,
+    pub node: Node,
+    pub store: Arc<SecretStore>,
+    pub readiness: Arc<Readiness>,
+    pub started: SystemTime,
+    pub clock: SharedClock,
+    pub concurrency: usize,
+    metrics: Arc<AgentMetrics>,
+    book: Mutex<Book>,
+}
+
+impl NativeEngine {
+    /// Starts the workers, without configuration.
+    pub fn start(
+        config: &AgentConfig,
+        node: Node,
+        store: Arc<SecretStore>,
+        readiness: Arc<Readiness>,
+        metrics: Arc<AgentMetrics>,
+        clock: SharedClock,
+    ) -> std::io::Result<Arc<Self>> {
+        let label = |key: &str| config.node.labels.get(key).cloned().unwrap_or_default();
+        let name = metadata_text(&node, "WORKLOAD_NAME").unwrap_or_default();
+        let first = |keys: [&str; 3]| keys.into_iter().map(label).find(|v| !v.is_empty());
+        let canonical =
+            first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| name.clone());
+        let revision = first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+        let options = EngineOptions {
+            workers: config.concurrency,
+            workload: Workload {
+                name,
+                namespace: config.node.namespace.clone(),
+                app: label("app"),
+                version: label("version"),
+                canonical_service: canonical,
+                canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
+                cluster: metadata_text(&node, "CLUSTER_ID").unwrap_or_default(),
+            },
+            ..EngineOptions::default()
+        };
+        let engine = Engine::start(options, store.subscribe())?;
+        Ok(Arc::new(Self {
+            engine,
+            node,
+            store,
+            readiness,
+            started: clock.now(),
+            clock,
+            concurrency: config.concurrency,
+            metrics,
+            book: Mutex::default(),
+        }))
+    }
+
+    /// Follows the control plane until drained.
+    pub async fn follow(self: Arc<Self>, connector: Connector, drain: Drain) {
+        let options = ClientOptions::new(connector, self.node.clone());
+        carrick_xds::client::run(options, Follower { native: self, last_reason: String::new() }, drain).await;
+    }
+
+    /// Looks at what was taken over.
+    pub fn book<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
+        look(&self.book.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets connections end, within the limits of `config`.
+    pub async fn drain(&self, config: &DrainConfig) {
+        let drained = self.engine.drain(config.duration);
+        if config.exit_on_zero {
+            tokio::join!(drained, tokio::time::sleep(config.minimum));
+        } else {
+            tokio::join!(drained, tokio::time::sleep(config.duration.max(config.minimum)));
+        }
+    }
+
+    fn apply(&self, update: Update) -> Result<(), Nack> {
+        let now = self.clock.now();
+        let type_url = update.type_url.clone();
+        let (runtime, secrets, mut complaints) = {
+            let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+            let complaints = book.take(update, now);
+            (book.config.runtime(), book.config.interests().secrets, complaints)
+        };
+        self.store.want(secrets.iter().map(AsRef::as_ref));
+        if let Err(errors) = self.engine.apply(Arc::clone(&runtime)) {
+            // Told with the update that brought the listener; other types cannot mend it.
+            if type_url == TypeUrl::Listener {
+                complaints.extend(errors.iter().map(ToString::to_string));
+            }
+            for error in &errors {
+                warn!(%error, "listener");
+            }
+        }
+        let listens = |port| runtime.listeners.by_name.values().any(|l| l.bind_to_port && l.address.port() == port);
+        let (outbound, inbound) = (listens(OUTBOUND_PORT), listens(INBOUND_PORT));
+        self.readiness.update(|state| {
+            state.clusters |= type_url == TypeUrl::Cluster;
+            state.listeners |= type_url == TypeUrl::Listener;
+            (state.outbound, state.inbound) = (outbound, inbound);
+        });
+        debug!(kind = type_url.short(), generation = runtime.generation, "configuration applied");
+        if complaints.is_empty() { Ok(()) } else { Err(Nack { message: complaints.join("; ") }) }
+    }
+}
+
+/// Takes updates over; lives in the task of the client.
+struct Follower {
+    native: Arc<NativeEngine>,
+    last_reason: String,
+}
+
+impl Handler for Follower {
+    fn interests(&self) -> Vec<(TypeUrl, Interest)> {
+        let interests = self.native.book(|book| book.config.interests());
+        vec![
+            (TypeUrl::Cluster, Interest::Wildcard),
+            (TypeUrl::Endpoint, Interest::Names(interests.endpoints)),
+            (TypeUrl::Listener, Interest::Wildcard),
+            (TypeUrl::Route, Interest::Names(interests.routes)),
+        ]
+    }
+
+    fn apply(&mut self, update: Update) -> Result<(), Nack> {
+        let result = self.native.apply(update);
+        if let Err(nack) = &result {
+            warn!(message = %nack.message, "configuration refused");
+        }
+        result
+    }
+
+    fn connected(&mut self) {
+        self.last_reason.clear();
+        info!("connected to the control plane");
+    }
+
+    fn disconnected(&mut self, reason: &str) {
+        AgentMetrics::add(&self.native.metrics.xds_ends);
+        if self.last_reason == reason {
+            debug!(reason, "no connection to the control plane");
+        } else {
+            warn!(reason, "no connection to the control plane; the last configuration stays in force");
+            reason.clone_into(&mut self.last_reason);
+        }
+    }
+}
+
+/// The way to the control plane with the pod's own certificate, made anew for each connection.
+pub fn connector(config: &AgentConfig, store: &Arc<SecretStore>) -> Result<Connector, String> {
+    let server_name = ServerName::try_from(config.control_plane.server_name.clone())
+        .map_err(|_| format!("{:?} cannot be a server's name", config.control_plane.server_name))?;
+    let store = Arc::clone(store);
+    let provider: TlsProvider = Arc::new(move || {
+        let identity = store.identity().ok_or_else(|| "no certificate yet".to_owned())?;
+        let auth = ServerAuth::Dns { roots: store.roots() };
+        tls::client_config(Some(&identity), auth, &["h2"], &TlsOptions::default()).map_err(|e| e.to_string())
+    });
+    Ok(Connector::Tls { address: config.control_plane.discovery_address.clone(), server_name, config: provider })
+}

@@ -1,0 +1,241 @@
+//! Start-up, life and end of an agent, in order.
+//!
+//! Invariant: what others look at (status, health) is there from the first moment; the engine ends before what feeds it,
+//! so that connections finish with certificates and configuration in place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrick_runtime::clock::{SharedClock, SystemClock};
+use carrick_runtime::drain::{self, DrainTrigger};
+use carrick_runtime::tasks::{Ended, TaskSet};
+use carrick_runtime::telemetry::LogHandle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tracing::info;
+
+use crate::admin;
+use crate::config::{AgentConfig, DrainConfig, EngineKind};
+use crate::envoy::EnvoyEngine;
+use crate::identity::IdentityKeeper;
+use crate::metrics::AgentMetrics;
+use crate::names::DEFAULT_SECRET;
+use crate::native::{self, NativeEngine};
+use crate::node;
+use crate::readiness::Readiness;
+use crate::secrets::SecretStore;
+use crate::status::{Status, StatusServers};
+
+/// Time for what is not the engine to end.
+const REST: Duration = Duration::from_secs(5);
+
+/// Why an agent could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A port, socket or thread could not be had.
+    #[error("{what}: {source}")]
+    Io {
+        /// For what.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A configured value cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// A part of it panicked; the process must end.
+    #[error("the task {0} failed")]
+    Task(String),
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
+    move |source| AgentError::Io { what, source }
+}
+
+/// The engine, whichever it is.
+#[derive(Clone, Debug)]
+pub(crate) enum EngineHandle {
+    Native(Arc<NativeEngine>),
+    Envoy(Arc<EnvoyEngine>),
+}
+
+impl EngineHandle {
+    pub async fn not_ready(&self) -> Vec<String> {
+        match self {
+            Self::Native(native) => native.readiness.missing().into_iter().map(str::to_owned).collect(),
+            Self::Envoy(envoy) => envoy.not_ready().await,
+        }
+    }
+
+    pub async fn prometheus(&self) -> Vec<u8> {
+        match self {
+            Self::Native(native) => native.engine.stats().prometheus().into_bytes(),
+            Self::Envoy(envoy) => envoy.prometheus().await,
+        }
+    }
+
+    pub async fn start_drain(&self) {
+        match self {
+            Self::Native(native) => {
+                native.readiness.update(|state| state.draining = true);
+                let native = Arc::clone(native);
+                tokio::spawn(async move { native.engine.drain(Duration::from_secs(45)).await });
+            }
+            Self::Envoy(envoy) => envoy.start_drain().await,
+        }
+    }
+
+    async fn drain(&self, config: &DrainConfig) {
+        match self {
+            Self::Native(native) => native.drain(config).await,
+            Self::Envoy(envoy) => envoy.drain(config).await,
+        }
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Running {
+    engine: EngineHandle,
+    readiness: Arc<Readiness>,
+    tasks: TaskSet,
+    trigger: DrainTrigger,
+    quit: Arc<Notify>,
+    drain: DrainConfig,
+    addresses: [std::net::SocketAddr; 3],
+}
+
+/// Starts everything; readiness is seen on the health port.
+///
+/// # Errors
+/// A port, socket or thread could not be had.
+pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHandle>) -> Result<Running, AgentError> {
+    let (trigger, drain) = drain::channel();
+    let mut tasks = TaskSet::new();
+    let metrics = Arc::new(AgentMetrics::default());
+    let readiness = Arc::new(Readiness::default());
+    let quit = Arc::new(Notify::new());
+    let store = SecretStore::new(config.control_plane.root_file.clone());
+    let node = node::node(&config);
+    let connector = native::connector(&config, &store).map_err(AgentError::Config)?;
+
+    let mut admin_server = None;
+    let engine = match &config.engine {
+        EngineKind::Native => {
+            let native = NativeEngine::start(
+                &config,
+                node.clone(),
+                Arc::clone(&store),
+                Arc::clone(&readiness),
+                Arc::clone(&metrics),
+                Arc::clone(&clock),
+            )
+            .map_err(io("native engine"))?;
+            admin_server = Some(admin::bind(config.ports.admin, &native, logs, &quit).await.map_err(io("admin port"))?);
+            let (following, until) = (Arc::clone(&native), drain.clone());
+            let mut secrets = store.subscribe();
+            tasks.spawn("xds", async move {
+                // Without a certificate the control plane would only refuse.
+                let first = secrets.wait_for(|s| s.identity(DEFAULT_SECRET).is_some());
+                tokio::select! {
+                    () = until.graceful() => return,
+                    _ = first => {}
+                }
+                following.follow(connector, until).await;
+            });
+            EngineHandle::Native(native)
+        }
+        EngineKind::Envoy { .. } => EngineHandle::Envoy(
+            EnvoyEngine::start(&config, &node, connector, &store, &readiness, &metrics, &mut tasks, &drain)
+                .map_err(io("Envoy"))?,
+        ),
+    };
+
+    let status =
+        Status { engine: engine.clone(), metrics: Arc::clone(&metrics), clock: Arc::clone(&clock), quit: quit.clone() };
+    let servers = StatusServers::bind(&config.ports, &status).await.map_err(io("status ports"))?;
+    let addresses = [servers.status.local_addr(), servers.health.local_addr(), servers.prometheus.local_addr()];
+    tasks.spawn("status", servers.status.run(drain.clone()));
+    tasks.spawn("health", servers.health.run(drain.clone()));
+    tasks.spawn("metrics", servers.prometheus.run(drain.clone()));
+    if let Some(server) = admin_server {
+        tasks.spawn("admin", server.run(drain.clone()));
+    }
+    let (mut secrets, ready, until) = (store.subscribe(), Arc::clone(&readiness), drain.clone());
+    tasks.spawn("readiness", async move {
+        tokio::select! {
+            () = until.graceful() => {}
+            found = secrets.wait_for(|s| s.identity(DEFAULT_SECRET).is_some()) => {
+                if found.is_ok() {
+                    ready.update(|state| state.identity = true);
+                }
+            }
+        }
+    });
+    tasks.spawn("files", Arc::clone(&store).watch_files(drain.clone()));
+    tasks.spawn("identity", IdentityKeeper::new(&config, store, clock, metrics).run(drain.clone()));
+    drop(drain);
+    Ok(Running { engine, readiness, tasks, trigger, quit, drain: config.drain, addresses })
+}
+
+impl Running {
+    /// Resolves when somebody asks for the end through `/quitquitquit`.
+    ///
+    /// # Errors
+    /// A part of the agent panicked.
+    pub async fn ended(&mut self) -> Result<(), AgentError> {
+        loop {
+            tokio::select! {
+                () = self.quit.notified() => return Ok(()),
+                ended = self.tasks.join_next() => match ended {
+                    Some((name, Ended::Panicked)) => return Err(AgentError::Task(name)),
+                    // The wait for the first identity ends by itself; others only when draining.
+                    Some(_) => {}
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// What keeps it from being ready; empty when nothing does.
+    pub async fn not_ready(&self) -> Vec<String> {
+        self.engine.not_ready().await
+    }
+
+    /// Addresses of the status, health and metrics ports.
+    pub fn addresses(&self) -> [std::net::SocketAddr; 3] {
+        self.addresses
+    }
+
+    /// Drains and ends.
+    pub async fn shut_down(self) {
+        self.readiness.update(|state| state.draining = true);
+        self.engine.drain(&self.drain).await;
+        let (tasks, trigger) = (self.tasks, self.trigger);
+        trigger.drain(REST).await;
+        tasks.finish(REST).await;
+    }
+}
+
+/// Runs until TERM, INT or `/quitquitquit`, then drains; a second signal ends at once.
+///
+/// # Errors
+/// As [`start`]; or a part of it panicked.
+pub async fn run(config: AgentConfig, logs: Option<LogHandle>) -> Result<(), AgentError> {
+    let mut term = signal(SignalKind::terminate()).map_err(io("signals"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(io("signals"))?;
+    let mut running = start(config, SystemClock::shared(), logs).await?;
+    let result = tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+        ended = running.ended() => ended,
+    };
+    info!("draining");
+    tokio::select! {
+        () = running.shut_down() => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    info!("ended");
+    result
+}

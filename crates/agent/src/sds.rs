@@ -1,0 +1,271 @@
+//! Hands the pod's secrets to Envoy: secret discovery, state of the world and delta, on a Unix socket (spec §6.5, §18.4).
+//!
+//! Invariant: only names of this pod are answered; a name that has no secret is left open, so that Envoy waits and
+//! serves nothing with it; a rotated secret is pushed, an unchanged one is not. Who may connect is decided by the
+//! socket's folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use carrick_proxy::{Secret, Secrets};
+use carrick_xds::TypeUrl;
+use carrick_xds::resource::content_version;
+use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
+use envoy_types::pb::google::protobuf::Any;
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
+use crate::secrets::{FileSecret, SecretStore};
+
+/// Names one stream may ask for.
+const MAX_NAMES: usize = 1024;
+
+/// The service over `store`.
+pub fn secret_service(store: Arc<SecretStore>) -> SecretDiscoveryServiceServer<SecretService> {
+    SecretDiscoveryServiceServer::new(SecretService { store })
+}
+
+/// Answers from one store.
+#[derive(Debug)]
+pub struct SecretService {
+    store: Arc<SecretStore>,
+}
+
+/// A secret as Envoy takes it. The key is in it.
+pub(crate) fn to_envoy(name: &str, secret: &Secret) -> tls::Secret {
+    let bytes = |text: String| DataSource {
+        specifier: Some(Specifier::InlineBytes(text.into_bytes())),
+        ..DataSource::default()
+    };
+    let r#type = match secret {
+        Secret::Identity(identity) => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
+            certificate_chain: Some(bytes(identity.chain_pem())),
+            private_key: Some(bytes(identity.key.to_pem())),
+            ..tls::TlsCertificate::default()
+        }),
+        Secret::Trust(roots) => tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
+            trusted_ca: Some(bytes(roots.to_pem())),
+            ..tls::CertificateValidationContext::default()
+        }),
+    };
+    tls::Secret { name: name.to_owned(), r#type: Some(r#type) }
+}
+
+fn to_any(name: &str, secret: &Secret) -> Any {
+    Any { type_url: TypeUrl::Secret.as_str().to_owned(), value: to_envoy(name, secret).encode_to_vec() }
+}
+
+/// What one stream asked for and was given; both protocols use it.
+#[derive(Debug, Default)]
+struct Subscriptions {
+    names: BTreeSet<String>,
+    /// Versions sent, by name.
+    sent: BTreeMap<String, Arc<str>>,
+    nonce: u64,
+}
+
+impl Subscriptions {
+    fn add(&mut self, store: &SecretStore, names: impl IntoIterator<Item = String>) -> Result<(), Status> {
+        for name in names {
+            if self.names.len() >= MAX_NAMES {
+                return Err(Status::resource_exhausted("too many secrets"));
+            }
+            if name != DEFAULT_SECRET && name != ROOT_SECRET && FileSecret::parse(&name).is_none() {
+                warn!(secret = %name, "Envoy asks for a secret that is not provided here");
+            }
+            store.want([name.as_str()]);
+            self.names.insert(name);
+        }
+        Ok(())
+    }
+
+    /// What the peer does not have yet.
+    fn due(&mut self, secrets: &Secrets) -> Vec<(String, Arc<str>, Any)> {
+        let mut due = Vec::new();
+        for name in &self.names {
+            let Some(secret) = secrets.by_name.get(name) else { continue };
+            let any = to_any(name, secret);
+            let version = content_version(&any);
+            if self.sent.get(name) != Some(&version) {
+                self.sent.insert(name.clone(), Arc::clone(&version));
+                due.push((name.clone(), version, any));
+            }
+        }
+        due
+    }
+
+    fn next_nonce(&mut self) -> String {
+        self.nonce = self.nonce.wrapping_add(1);
+        self.nonce.to_string()
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// One stream: its requests, the secrets, and how the two become answers.
+struct Conversation<Q> {
+    requests: Streaming<Q>,
+    secrets: watch::Receiver<Arc<Secrets>>,
+    store: Arc<SecretStore>,
+    subscriptions: Subscriptions,
+}
+
+/// How a protocol reads requests and writes answers.
+trait Protocol: Send + 'static {
+    type Answer: Send + 'static;
+    /// Takes a request over.
+    fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status>;
+    /// The answer with what is due.
+    fn answer(due: Vec<(String, Arc<str>, Any)>, nonce: String) -> Self::Answer;
+}
+
+impl Protocol for DiscoveryRequest {
+    type Answer = DiscoveryResponse;
+
+    fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status> {
+        if let Some(error) = self.error_detail {
+            warn!(names = ?self.resource_names, error = %error.message, "Envoy refused a secret");
+        }
+        if !self.response_nonce.is_empty() && self.response_nonce != subscriptions.nonce.to_string() {
+            return Ok(());
+        }
+        let names: BTreeSet<String> = self.resource_names.into_iter().collect();
+        subscriptions.names.retain(|name| names.contains(name));
+        subscriptions.sent.retain(|name, _| names.contains(name));
+        subscriptions.add(store, names)
+    }
+
+    fn answer(due: Vec<(String, Arc<str>, Any)>, nonce: String) -> DiscoveryResponse {
+        // With one secret a stream, as Envoy asks, the version of the response is that of the secret.
+        let version_info = due.iter().map(|(_, version, _)| version.as_ref()).collect::<Vec<_>>().join("-");
+        DiscoveryResponse {
+            version_info,
+            resources: due.into_iter().map(|(_, _, any)| any).collect(),
+            type_url: TypeUrl::Secret.as_str().to_owned(),
+            nonce,
+            ..DiscoveryResponse::default()
+        }
+    }
+}
+
+impl Protocol for DeltaDiscoveryRequest {
+    type Answer = DeltaDiscoveryResponse;
+
+    fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status> {
+        if let Some(error) = self.error_detail {
+            warn!(error = %error.message, "Envoy refused a secret");
+        }
+        for name in self.resource_names_unsubscribe {
+            subscriptions.names.remove(&name);
+            subscriptions.sent.remove(&name);
+        }
+        for (name, version) in self.initial_resource_versions {
+            subscriptions.sent.insert(name, version.into());
+        }
+        for name in &self.resource_names_subscribe {
+            // Asking again is asking to be sent it again.
+            if subscriptions.names.contains(name) {
+                subscriptions.sent.remove(name);
+            }
+        }
+        subscriptions.add(store, self.resource_names_subscribe)
+    }
+
+    fn answer(due: Vec<(String, Arc<str>, Any)>, nonce: String) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            resources: due
+                .into_iter()
+                .map(|(name, version, any)| Resource {
+                    name,
+                    version: version.to_string(),
+                    resource: Some(any),
+                    ..Resource::default()
+                })
+                .collect(),
+            type_url: TypeUrl::Secret.as_str().to_owned(),
+            nonce,
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+}
+
+fn converse<Q: Protocol>(store: &Arc<SecretStore>, requests: Streaming<Q>) -> Answers<Q::Answer> {
+    let conversation = Conversation {
+        requests,
+        secrets: store.subscribe(),
+        store: Arc::clone(store),
+        subscriptions: Subscriptions::default(),
+    };
+    Box::pin(futures_util::stream::unfold(Some(conversation), |conversation| async move {
+        let mut conversation = conversation?;
+        match conversation.next().await {
+            Some(Ok(answer)) => Some((Ok(answer), Some(conversation))),
+            Some(Err(status)) => Some((Err(status), None)),
+            None => None,
+        }
+    }))
+}
+
+impl<Q: Protocol> Conversation<Q> {
+    async fn next(&mut self) -> Option<Result<Q::Answer, Status>> {
+        loop {
+            let secrets = Arc::clone(&self.secrets.borrow_and_update());
+            let due = self.subscriptions.due(&secrets);
+            if !due.is_empty() {
+                let nonce = self.subscriptions.next_nonce();
+                debug!(names = ?due.iter().map(|(name, ..)| name).collect::<Vec<_>>(), "secrets sent");
+                return Some(Ok(Q::answer(due, nonce)));
+            }
+            tokio::select! {
+                request = self.requests.next() => match request? {
+                    Ok(request) => {
+                        if let Err(status) = request.read(&mut self.subscriptions, &self.store) {
+                            return Some(Err(status));
+                        }
+                    }
+                    Err(_) => return None,
+                },
+                changed = self.secrets.changed() => changed.ok()?,
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for SecretService {
+    type StreamSecretsStream = Answers<DiscoveryResponse>;
+    type DeltaSecretsStream = Answers<DeltaDiscoveryResponse>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        Ok(Response::new(converse(&self.store, request.into_inner())))
+    }
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        Ok(Response::new(converse(&self.store, request.into_inner())))
+    }
+
+    async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
+        let mut subscriptions = Subscriptions::default();
+        request.into_inner().read(&mut subscriptions, &self.store)?;
+        let secrets = self.store.subscribe().borrow().clone();
+        Ok(Response::new(DiscoveryRequest::answer(subscriptions.due(&secrets), "0".to_owned())))
+    }
+}

@@ -1,0 +1,186 @@
+//! All secrets of this pod by SDS name, as one value that changes.
+//!
+//! Invariant: a name without a usable secret is absent, which makes the engine refuse; a file that becomes unreadable
+//! leaves the last good content in force. Asking the authority is `identity`'s work, handing out is `sds`'s and the
+//! engine's.
+
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use carrick_pki::{Identity, TrustBundle};
+use carrick_proxy::{Secret, Secrets};
+use carrick_runtime::drain::Drain;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
+pub use files::{FileSecret, FileSecretError};
+
+/// How often watched files are read again.
+const POLL: Duration = Duration::from_secs(2);
+
+/// The secrets of one pod.
+#[derive(Debug)]
+pub struct SecretStore {
+    published: watch::Sender<Arc<Secrets>>,
+    root_file: PathBuf,
+    inner: Mutex<Inner>,
+    wanted_more: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    identity: Option<Arc<Identity>>,
+    /// Roots the authority told with the last certificate.
+    told: TrustBundle,
+    /// Roots of the mesh root file, as last readable.
+    filed: TrustBundle,
+    wanted: BTreeSet<String>,
+    files: BTreeMap<String, Secret>,
+    complaints: BTreeMap<String, String>,
+}
+
+impl SecretStore {
+    /// A store without secrets; the mesh roots of `root_file` are read at once.
+    pub fn new(root_file: PathBuf) -> Arc<Self> {
+        let store = Self {
+            published: watch::Sender::new(Arc::new(Secrets::default())),
+            root_file,
+            inner: Mutex::default(),
+            wanted_more: Notify::new(),
+        };
+        store.reload();
+        Arc::new(store)
+    }
+
+    /// All secrets now and later.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Secrets>> {
+        self.published.subscribe()
+    }
+
+    /// The workload's identity, once there is one.
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.lock().identity.clone()
+    }
+
+    /// The mesh roots: those of the file and those the authority told.
+    pub fn roots(&self) -> TrustBundle {
+        let inner = self.lock();
+        inner.filed.union(&inner.told)
+    }
+
+    /// Takes a new certificate and the roots that came with it.
+    pub fn set_identity(&self, identity: Arc<Identity>, roots: TrustBundle) {
+        let mut inner = self.lock();
+        inner.identity = Some(identity);
+        inner.told = roots;
+        self.publish(&inner);
+    }
+
+    /// Asks for secrets in files by their SDS names; other names are not provided here.
+    pub fn want<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let mut fresh = false;
+        {
+            let mut inner = self.lock();
+            for name in names {
+                if FileSecret::parse(name).is_some() {
+                    fresh |= inner.wanted.insert(name.to_owned());
+                }
+            }
+        }
+        if fresh {
+            self.wanted_more.notify_one();
+        }
+    }
+
+    /// Reads the watched files again whenever they may have changed, until drained.
+    pub async fn watch_files(self: Arc<Self>, drain: Drain) {
+        loop {
+            tokio::select! {
+                () = drain.graceful() => return,
+                () = self.wanted_more.notified() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+            self.reload();
+        }
+    }
+
+    /// Reads the watched files now.
+    pub fn reload(&self) {
+        let wanted = self.lock().wanted.clone();
+        let root = std::fs::read(&self.root_file)
+            .map_err(|e| e.to_string())
+            .and_then(|text| TrustBundle::from_pem(&text).map_err(|e| e.to_string()));
+        // The lock is not held while files are read.
+        let read: Vec<(String, Result<Secret, FileSecretError>)> =
+            wanted.into_iter().filter_map(|name| FileSecret::parse(&name).map(|file| (name, file.read()))).collect();
+        let mut inner = self.lock();
+        let mut changed = false;
+        match root {
+            Ok(roots) if roots != inner.filed => {
+                inner.filed = roots;
+                changed = true;
+            }
+            Ok(_) => {}
+            Err(reason) => inner.complain(&self.root_file.display().to_string(), &reason),
+        }
+        for (name, result) in read {
+            match result {
+                Ok(secret) => {
+                    inner.complaints.remove(&name);
+                    if !inner.files.get(&name).is_some_and(|old| same(old, &secret)) {
+                        info!(secret = %name, "read from files");
+                        inner.files.insert(name, secret);
+                        changed = true;
+                    }
+                }
+                Err(error) => inner.complain(&name, &error.to_string()),
+            }
+        }
+        if changed {
+            self.publish(&inner);
+        }
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let mut by_name: std::collections::HashMap<String, Secret> =
+            inner.files.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
+        if let Some(identity) = &inner.identity {
+            by_name.insert(DEFAULT_SECRET.to_owned(), Secret::Identity(Arc::clone(identity)));
+        }
+        let roots = inner.filed.union(&inner.told);
+        if !roots.is_empty() {
+            by_name.insert(ROOT_SECRET.to_owned(), Secret::Trust(Arc::new(roots)));
+        }
+        self.published.send_replace(Arc::new(Secrets { by_name }));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Says what is wrong once, not at every look.
+    fn complain(&mut self, name: &str, reason: &str) {
+        if self.complaints.get(name).map(String::as_str) != Some(reason) {
+            warn!(secret = %name, reason, "not readable");
+            self.complaints.insert(name.to_owned(), reason.to_owned());
+        }
+    }
+}
+
+fn same(a: &Secret, b: &Secret) -> bool {
+    match (a, b) {
+        (Secret::Identity(a), Secret::Identity(b)) => a.chain == b.chain && a.key == b.key,
+        (Secret::Trust(a), Secret::Trust(b)) => a == b,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
