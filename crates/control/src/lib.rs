@@ -1,1 +1,25 @@
-//! (skeleton)
+//! The control plane's IO: objects of a Kubernetes API → snapshot → one proxy's resources → xDS; certificate service; debug.
+//!
+//! Invariant: this crate decides nothing about the mesh. What a proxy may do is `mesh`'s, how it is written `render`'s;
+//! here is who asks, when something is pushed, and what was acknowledged. A proxy gets nothing before its identity is
+//! verified and equals what its node says. When this process dies, proxies keep serving and come back by themselves.
+
+mod ads;
+mod ca;
+mod caller;
+mod connections;
+mod control;
+mod debug;
+mod fold;
+mod history;
+mod metrics;
+mod names;
+mod objects;
+mod renderer;
+mod server_cert;
+pub mod source;
+
+pub use caller::{KubeReviewer, ReviewError, TokenReviewer};
+pub use control::{Control, ControlError, ControlOptions};
+pub use fold::Debounce;
+pub use source::Objects;

@@ -48,6 +48,14 @@ pub struct Hello {
 #[derive(Clone)]
 pub struct Bearer(pub String);
 
+impl Bearer {
+    /// The token of an `authorization: Bearer …` header.
+    pub fn of(metadata: &tonic::metadata::MetadataMap) -> Option<Self> {
+        let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| Self(token.trim().to_owned()))
+    }
+}
+
 impl std::fmt::Debug for Bearer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Bearer(redacted)")

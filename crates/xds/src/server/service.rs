@@ -203,7 +203,7 @@ fn drive<S: Source, K: Session>(
     request: Request<Streaming<K::Request>>,
 ) -> BoxStream<'static, Result<K::Response, Status>> {
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-    let bearer = bearer(request.metadata());
+    let bearer = Bearer::of(request.metadata());
     stream::unfold(State::<S, K>::New(source, peer, bearer, request.into_inner()), |state| async {
         let mut running = match state {
             State::New(source, peer, bearer, requests) => match open(&*source, peer, bearer, requests).await {
@@ -249,11 +249,4 @@ async fn open<S: Source, K: Session>(
     running.took_set();
     running.took_request(&first)?;
     Ok(Some(running))
-}
-
-/// The token of an `authorization: Bearer …` header.
-pub(crate) fn bearer(metadata: &tonic::metadata::MetadataMap) -> Option<Bearer> {
-    let value = metadata.get("authorization")?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| Bearer(token.trim().to_owned()))
 }

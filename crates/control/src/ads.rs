@@ -1,0 +1,160 @@
+//! Admits proxies to xDS: proves who calls and compares it with what the node says (spec §20.1, §20.2).
+//!
+//! Invariant: a node gets the resources of its own namespace and service account only; everything else of its
+//! description is taken as told.
+
+use crate::caller::{Caller, Callers};
+use crate::connections::{Connection, Connections, Follower};
+use crate::fold::Seen;
+use crate::metrics::ControlMetrics;
+use crate::renderer::{Join, Renderer};
+use carrick_mesh::{FileCerts, Interception, ProxyNode};
+use carrick_xds::node::{instance_ips, metadata_map, metadata_text};
+use carrick_xds::server::{Hello, Opened, SessionStatus, Source};
+use carrick_xds::{Node, NodeId, NodeIdError, NodeType, ResourceSet};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::watch;
+use tonic::Status;
+use tracing::info;
+
+/// The source behind the aggregated discovery service.
+pub(crate) struct Ads {
+    pub(crate) callers: Arc<Callers>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) renderer: Arc<Renderer>,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) metrics: ControlMetrics,
+}
+
+impl Source for Ads {
+    async fn open(&self, hello: Hello) -> Result<Opened, Status> {
+        match self.admit(hello).await {
+            Ok(opened) => Ok(opened),
+            Err(status) => {
+                self.metrics.refused.inc();
+                info!(code = ?status.code(), reason = status.message(), "xDS stream refused");
+                Err(status)
+            }
+        }
+    }
+}
+
+impl Ads {
+    async fn admit(&self, hello: Hello) -> Result<Opened, Status> {
+        let id: NodeId = match hello.id {
+            Some(id) => id,
+            None => hello.node.id.parse().map_err(|error: NodeIdError| Status::invalid_argument(error.to_string()))?,
+        };
+        if id.node_type != NodeType::Sidecar {
+            return Err(Status::unimplemented(format!("nodes of type {} are not served yet", id.node_type.as_str())));
+        }
+        let caller = self.callers.prove(&hello.peer, hello.bearer.as_ref()).await?;
+        check(&id, &hello.node, &caller)?;
+        let node = proxy_node(&id, &hello.node, &caller);
+        let (sender, receiver) = watch::channel(ResourceSet::default());
+        let text = |key: &str| metadata_text(&hello.node, key).unwrap_or_default().to_owned();
+        let number = self.connections.add(Connection {
+            id: 0,
+            node: node.clone(),
+            cluster: text("CLUSTER_ID"),
+            version: text("ISTIO_VERSION"),
+            identity: caller.spiffe,
+            address: hello.peer.address,
+            delta: hello.delta,
+            connected: SystemTime::now(),
+            sets: receiver.clone(),
+            status: SessionStatus::default(),
+            acks: VecDeque::new(),
+        });
+        // From here on the connection is in the table, and the follower takes it out again.
+        let follower = Follower {
+            id: number,
+            connections: self.connections.clone(),
+            renderer: self.renderer.clone(),
+            seen: self.seen.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.metrics.connected.set(i64::try_from(self.connections.len()).unwrap_or(i64::MAX));
+        info!(proxy = id.workload(), delta = hello.delta, "proxy connected");
+        self.renderer.join(Join { id: number, node, sets: sender });
+        Ok(Opened { sets: receiver, observer: Box::new(follower) })
+    }
+}
+
+/// The verified identity must be that of the node's namespace and, when it names one, service account.
+fn check(id: &NodeId, node: &Node, caller: &Caller) -> Result<(), Status> {
+    let told = metadata_text(node, "NAMESPACE").unwrap_or(&id.namespace);
+    if told != caller.namespace || id.namespace != caller.namespace {
+        return Err(Status::permission_denied(format!(
+            "{} may not connect as a node of namespace {told:?} (node id {id})",
+            caller.spiffe
+        )));
+    }
+    match metadata_text(node, "SERVICE_ACCOUNT") {
+        Some(account) if account != caller.service_account => Err(Status::permission_denied(format!(
+            "{} may not connect as a node of service account {account:?}",
+            caller.spiffe
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
+    let files = |side: &str| {
+        let file = |what: &str| metadata_text(node, &format!("TLS_{side}_{what}")).map(Arc::<str>::from);
+        Some(FileCerts { chain: file("CERT_CHAIN")?, key: file("KEY")?, root: file("ROOT_CERT")? })
+    };
+    ProxyNode {
+        id: Arc::from(node.id.as_str()),
+        name: Arc::from(id.name.as_str()),
+        namespace: Arc::from(caller.namespace.as_str()),
+        ips: instance_ips(node, id),
+        labels: metadata_map(node, "LABELS").unwrap_or_default(),
+        service_account: Arc::from(caller.service_account.as_str()),
+        interception: match metadata_text(node, "INTERCEPTION_MODE") {
+            Some("TPROXY") => Interception::Tproxy,
+            Some("NONE") => Interception::None,
+            _ => Interception::Redirect,
+        },
+        server_certs: files("SERVER"),
+        client_certs: files("CLIENT"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carrick_base::{SpiffeId, TrustDomain};
+    use carrick_xds::node::text;
+
+    fn node(namespace: Option<&str>, account: Option<&str>) -> (NodeId, Node) {
+        let id: NodeId = "sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local".parse().expect("valid");
+        let mut node = Node { id: id.to_string(), ..Default::default() };
+        let fields = &mut node.metadata.get_or_insert_default().fields;
+        fields.extend(namespace.map(|v| ("NAMESPACE".to_owned(), text(v))));
+        fields.extend(account.map(|v| ("SERVICE_ACCOUNT".to_owned(), text(v))));
+        (id, node)
+    }
+
+    #[test]
+    fn the_node_must_be_what_its_identity_is() {
+        let caller = |namespace: &str, account: &str| Caller {
+            namespace: namespace.into(),
+            service_account: account.into(),
+            spiffe: SpiffeId::istio(&TrustDomain::default(), namespace, account),
+        };
+        for (namespace, account, caller, allowed) in [
+            (None, None, caller("shop", "web"), true),
+            (Some("shop"), Some("web"), caller("shop", "web"), true),
+            (None, None, caller("bank", "web"), false),
+            (Some("bank"), None, caller("bank", "web"), false),
+            (Some("bank"), None, caller("shop", "web"), false),
+            (Some("shop"), Some("other"), caller("shop", "web"), false),
+        ] {
+            let (id, node) = node(namespace, account);
+            assert_eq!(check(&id, &node, &caller).is_ok(), allowed, "{namespace:?} {account:?} {caller:?}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Puts the control plane together: what it is told, what it starts, how it ends.
+//!
+//! Invariant: sockets are bound and the server certificate is signed before anything runs; every task has an owner and
+//! ends with [`Control::drain`] or when [`Control`] is dropped.
+
+use crate::ads::Ads;
+use crate::ca::Certificates;
+use crate::caller::{Callers, KubeReviewer, TokenReviewer};
+use crate::connections::Connections;
+use crate::debug::{self, Pages};
+use crate::fold::{Debounce, Fold, Seen};
+use crate::metrics::ControlMetrics;
+use crate::renderer::Renderer;
+use crate::server_cert::{ServerCert, ServerCertError};
+use crate::source::{self, KINDS, Objects};
+use carrick_api::MeshConfig;
+use carrick_base::TrustDomain;
+use carrick_pki::ca::{Authority, Subject};
+use carrick_pki::ca_service::CertificateServer;
+use carrick_pki::tls::VerifiedPeer;
+use carrick_runtime::admin::AdminServer;
+use carrick_runtime::drain::{self, DrainTrigger};
+use carrick_runtime::metrics::Metrics;
+use carrick_runtime::tasks::TaskSet;
+use carrick_xds::server::{ListenOptions, ads_service, serve_tls};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// Changes that wait for the fold; watches pause when there are more.
+const EVENTS: usize = 4096;
+
+/// What the control plane is told.
+pub struct ControlOptions {
+    /// Where objects come from.
+    pub objects: Objects,
+    /// Who says whose a token is.
+    pub reviewer: Arc<dyn TokenReviewer>,
+    /// Who signs certificates.
+    pub authority: Arc<Authority>,
+    /// The mesh's settings: trust domain, root namespace and the rest.
+    pub mesh_config: MeshConfig,
+    /// Where xDS and the certificate service are; port 0 takes a free one.
+    pub xds_addr: SocketAddr,
+    /// Where metrics and debug pages are.
+    pub debug_addr: SocketAddr,
+    /// What this control plane is called in `proxy-status`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// More DNS names for the server certificate.
+    pub server_names: Vec<String>,
+    /// Addresses for the server certificate.
+    pub server_ips: Vec<IpAddr>,
+    /// Life of the server certificate.
+    pub server_cert_ttl: Duration,
+    /// When changes are published.
+    pub debounce: Debounce,
+    /// Where metrics are registered.
+    pub metrics: Metrics,
+}
+
+impl ControlOptions {
+    /// Options for a Kubernetes API, with the usual ports and names.
+    pub fn new(client: kube::Client, authority: Arc<Authority>, mesh_config: MeshConfig) -> Self {
+        let reviewer = Arc::new(KubeReviewer::new(client.clone()));
+        Self {
+            objects: Objects::Kube(client),
+            reviewer,
+            authority,
+            mesh_config,
+            xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),
+            debug_addr: (Ipv4Addr::LOCALHOST, 15014).into(),
+            name: "carrick".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            server_names: Vec::new(),
+            server_ips: Vec::new(),
+            server_cert_ttl: Duration::from_secs(24 * 60 * 60),
+            debounce: Debounce::default(),
+            metrics: Metrics::new(),
+        }
+    }
+}
+
+/// Why the control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The trust domain is not one.
+    #[error("trust domain {0:?} cannot be used")]
+    TrustDomain(String),
+    /// No server certificate.
+    #[error("server certificate: {0}")]
+    Certificate(#[from] ServerCertError),
+    /// No thread.
+    #[error("cannot start the rendering thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A running control plane.
+pub struct Control {
+    xds_addr: SocketAddr,
+    debug_addr: SocketAddr,
+    synced: watch::Receiver<bool>,
+    renderer: Arc<Renderer>,
+    thread: Option<JoinHandle<()>>,
+    trigger: Option<DrainTrigger>,
+    tasks: Option<TaskSet>,
+}
+
+impl Control {
+    /// Binds, signs, starts.
+    ///
+    /// # Errors
+    /// See [`ControlError`]; nothing is left running then.
+    pub async fn start(options: ControlOptions) -> Result<Self, ControlError> {
+        let bind = |address: SocketAddr| async move {
+            TcpListener::bind(address).await.map_err(|source| ControlError::Bind { address, source })
+        };
+        let xds = bind(options.xds_addr).await?;
+        let debug = bind(options.debug_addr).await?;
+        let local = |listener: &TcpListener, address| {
+            listener.local_addr().map_err(|source| ControlError::Bind { address, source })
+        };
+        let (xds_addr, debug_addr) = (local(&xds, options.xds_addr)?, local(&debug, options.debug_addr)?);
+        let callers = Arc::new(callers(&options)?);
+        let domains = std::iter::once(&callers.trust_domain).chain(&callers.aliases).map(ToString::to_string).collect();
+        let certificate = ServerCert::issue(
+            options.authority.clone(),
+            server_subject(&options),
+            domains,
+            options.server_cert_ttl.min(options.authority.options().max_ttl),
+        )?;
+
+        let metrics = ControlMetrics::new(&options.metrics);
+        let expiry = options.authority.not_after().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        metrics.root_expiry.set(i64::try_from(expiry).unwrap_or(i64::MAX));
+        let (seen, connections, renderer) =
+            (Arc::new(Seen::default()), Connections::new(), Renderer::new(metrics.clone()));
+        let (synced_tx, synced) = watch::channel(false);
+        let (trigger, drain) = drain::channel();
+        let mut tasks = TaskSet::new();
+
+        let (client, events) = match options.objects {
+            Objects::Told(events) => (None, events),
+            Objects::Kube(client) => {
+                let (sender, events) = mpsc::channel(EVENTS);
+                for info in &KINDS {
+                    let watch = source::kube::watch(client.clone(), info, sender.clone());
+                    tasks.spawn(format!("watch {}", info.plural), watch);
+                }
+                (Some(client), events)
+            }
+        };
+        let fold = Fold {
+            mesh_config: options.mesh_config,
+            debounce: options.debounce,
+            renderer: renderer.clone(),
+            seen: seen.clone(),
+            metrics: metrics.clone(),
+            synced: synced_tx,
+        };
+        tasks.spawn("fold", fold.run(events, drain.clone()));
+        tasks.spawn("server certificate", certificate.clone().rotate(drain.clone()));
+
+        let ads = Ads {
+            callers: callers.clone(),
+            connections: connections.clone(),
+            renderer: renderer.clone(),
+            seen: seen.clone(),
+            metrics: metrics.clone(),
+        };
+        let certificates = Certificates { callers, authority: options.authority, metrics };
+        let routes =
+            tonic::service::Routes::new(ads_service(Arc::new(ads))).add_service(CertificateServer::new(certificates));
+        let server = serve_tls(
+            xds,
+            routes,
+            Arc::new(move || certificate.config()),
+            Arc::new(|connection| Ok(VerifiedPeer::of_client(connection).and_then(|peer| peer.spiffe().cloned()))),
+            ListenOptions::default(),
+            drain.clone(),
+        );
+        tasks.spawn("xds", server);
+
+        let pages = Pages {
+            name: options.name,
+            version: options.version,
+            metrics: options.metrics,
+            seen,
+            connections,
+            renderer: renderer.clone(),
+            client,
+            synced: synced.clone(),
+            started: SystemTime::now(),
+        };
+        let admin = AdminServer::from_listener(debug, debug::router(Arc::new(pages)))
+            .map_err(|source| ControlError::Bind { address: debug_addr, source })?;
+        tasks.spawn("debug", admin.run(drain));
+
+        let thread = {
+            let renderer = renderer.clone();
+            std::thread::Builder::new()
+                .name("render".to_owned())
+                .spawn(move || renderer.run())
+                .map_err(ControlError::Thread)?
+        };
+        Ok(Self {
+            xds_addr,
+            debug_addr,
+            synced,
+            renderer,
+            thread: Some(thread),
+            trigger: Some(trigger),
+            tasks: Some(tasks),
+        })
+    }
+
+    /// Where xDS and the certificate service are.
+    pub fn xds_addr(&self) -> SocketAddr {
+        self.xds_addr
+    }
+
+    /// Where metrics and debug pages are.
+    pub fn debug_addr(&self) -> SocketAddr {
+        self.debug_addr
+    }
+
+    /// Waits until all objects were listed once. Cancel safe.
+    pub async fn ready(&self) {
+        let mut synced = self.synced.clone();
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Ends everything: streams are told to go elsewhere, at most until the deadline.
+    pub async fn drain(mut self, deadline: Duration) {
+        if let Some(trigger) = self.trigger.take() {
+            trigger.drain(deadline).await;
+        }
+        if let Some(tasks) = self.tasks.take() {
+            tasks.abort().await;
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.renderer.stop();
+        if let Some(thread) = self.thread.take() {
+            // It stops after the push it is at; nobody needs to wait for that.
+            drop(thread);
+        }
+    }
+}
+
+fn callers(options: &ControlOptions) -> Result<Callers, ControlError> {
+    let parse =
+        |text: &str| TrustDomain::new(&text.replace('@', ".")).map_err(|_| ControlError::TrustDomain(text.to_owned()));
+    Ok(Callers {
+        reviewer: options.reviewer.clone(),
+        trust_domain: parse(&options.mesh_config.trust_domain)?,
+        aliases: options.mesh_config.trust_domain_aliases.iter().map(|a| parse(a)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The names of Istio's control plane (spec §19.9), so that its agents verify ours.
+fn server_subject(options: &ControlOptions) -> Subject {
+    let (root, domain) = (&options.mesh_config.root_namespace, &options.mesh_config.domain_suffix);
+    let mut dns: Vec<String> = ["istiod", "istiod-remote", "istio-pilot"]
+        .iter()
+        .flat_map(|name| [format!("{name}.{root}.svc"), format!("{name}.{root}.svc.{domain}")])
+        .collect();
+    if root != "istio-system" {
+        dns.push("istiod.istio-system.svc".to_owned());
+    }
+    dns.push("localhost".to_owned());
+    dns.extend(options.server_names.iter().cloned());
+    dns.sort_unstable();
+    dns.dedup();
+    Subject::Server { dns, ips: options.server_ips.clone() }
+}

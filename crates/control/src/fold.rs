@@ -1,0 +1,235 @@
+//! Folds changes into snapshots: waits until a burst is over, then hands everything known to the renderer.
+//!
+//! Invariant: one task owns all objects (single writer). A change reaches the renderer after at most [`Debounce::max`];
+//! the first change after a quiet time does not wait for a whole quiet period; changes of endpoints alone take a shorter
+//! way that does not rebuild the rest. Nothing is published before every kind was listed once.
+
+use crate::history::{History, Published};
+use crate::metrics::{ByType, ControlMetrics};
+use crate::objects::{Known, Name, identify};
+use crate::renderer::{Build, Renderer};
+use crate::source::{Change, Event, KINDS, Kind};
+use carrick_api::MeshConfig;
+use carrick_api::timestamp::Timestamp;
+use carrick_runtime::drain::Drain;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+/// When a burst of changes counts as over.
+#[derive(Debug, Clone, Copy)]
+pub struct Debounce {
+    /// This long without a change.
+    pub quiet: Duration,
+    /// At the latest this long after the first.
+    pub max: Duration,
+    /// The quiet time for the first change after none were for `max`'s tenth, and for endpoints.
+    pub eager: Duration,
+    /// The longest wait of changes of endpoints alone.
+    pub endpoints_max: Duration,
+}
+
+impl Default for Debounce {
+    fn default() -> Self {
+        Self {
+            quiet: Duration::from_millis(100),
+            max: Duration::from_secs(10),
+            eager: Duration::from_millis(10),
+            endpoints_max: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What others may read of the fold's state.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    inner: Mutex<SeenInner>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SeenInner {
+    /// Events and snapshots.
+    pub(crate) history: History,
+    /// How many real changes there were.
+    pub(crate) revision: u64,
+    /// The resource version of each object that was seen last.
+    pub(crate) versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
+}
+
+impl Seen {
+    /// For a moment; never held across an await.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SeenInner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+struct Pending {
+    first: Instant,
+    last: Instant,
+    /// Something other than endpoints changed.
+    config: bool,
+    /// No change came for a while before the first.
+    after_quiet: bool,
+}
+
+/// The task.
+pub(crate) struct Fold {
+    pub(crate) mesh_config: MeshConfig,
+    pub(crate) debounce: Debounce,
+    pub(crate) renderer: Arc<Renderer>,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) metrics: ControlMetrics,
+    /// Told true when everything was listed.
+    pub(crate) synced: watch::Sender<bool>,
+}
+
+struct State {
+    known: Known,
+    listed: BTreeSet<Kind>,
+    revision: u64,
+    resource_version: u64,
+    sequence: u64,
+    pending: Option<Pending>,
+    last_publish: Option<Instant>,
+}
+
+impl Fold {
+    /// Runs until drained or until nobody tells of changes any more.
+    pub(crate) async fn run(self, mut events: mpsc::Receiver<Event>, drain: Drain) {
+        let mut state = State {
+            known: Known::default(),
+            listed: BTreeSet::new(),
+            revision: 0,
+            resource_version: 0,
+            sequence: 0,
+            pending: None,
+            last_publish: None,
+        };
+        loop {
+            // Half a configuration would close what is meant to be open, and open what is meant to be closed.
+            let complete = state.listed.len() == KINDS.len();
+            let due = state.pending.as_ref().filter(|_| complete).map(|pending| self.due(pending));
+            let timer = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = drain.graceful() => return,
+                event = events.recv() => match event {
+                    Some(event) => self.take(&mut state, event),
+                    None => {
+                        self.publish(&mut state);
+                        drain.graceful().await;
+                        return;
+                    }
+                },
+                () = timer => self.publish(&mut state),
+            }
+        }
+    }
+
+    fn due(&self, pending: &Pending) -> Instant {
+        let (quiet, max) = if !pending.config {
+            (self.debounce.eager, self.debounce.endpoints_max)
+        } else if pending.after_quiet && pending.last == pending.first {
+            (self.debounce.eager, self.debounce.max)
+        } else {
+            (self.debounce.quiet, self.debounce.max)
+        };
+        (pending.last + quiet).min(pending.first + max)
+    }
+
+    fn take(&self, state: &mut State, event: Event) {
+        let now = Instant::now();
+        let kind = event.kind;
+        let replaced = matches!(event.change, Change::Replace(_));
+        self.metrics.events.get_or_create(&ByType { r#type: kind.info().name.to_owned() }).inc();
+        let touched = touched(&event.change);
+        let outcome = state.known.take(kind, event.change);
+        for ((namespace, name), reason) in &outcome.broken {
+            warn!(kind = kind.info().name, namespace, name, reason, "object cannot be read and is left out");
+        }
+        state.resource_version = state.resource_version.max(outcome.version);
+        let listed_now = replaced && state.listed.insert(kind);
+        let changed = outcome.changed || listed_now;
+        if changed {
+            state.revision = state.revision.wrapping_add(1);
+        }
+        {
+            let mut seen = self.seen.lock();
+            seen.revision = state.revision;
+            seen.history.saw(outcome.version, state.revision, now);
+            let versions = state.known.versions(kind);
+            match (touched, versions) {
+                (Some(name), Some(versions)) => {
+                    let table = seen.versions.entry(kind).or_default();
+                    match versions.get(&name) {
+                        Some(version) => table.insert(name, *version),
+                        None => table.remove(&name),
+                    };
+                }
+                (None, Some(versions)) => {
+                    seen.versions.insert(kind, versions.clone());
+                }
+                (_, None) => {}
+            }
+        }
+        if !changed {
+            return;
+        }
+        match &mut state.pending {
+            Some(pending) => {
+                pending.last = now;
+                pending.config |= !kind.info().endpoints;
+            }
+            None => {
+                let after_quiet =
+                    state.last_publish.is_none_or(|last| now.duration_since(last) > self.debounce.max / 10);
+                state.pending = Some(Pending { first: now, last: now, config: !kind.info().endpoints, after_quiet });
+            }
+        }
+        if listed_now && state.listed.len() == KINDS.len() {
+            info!(services = state.known.service_count(), "all kinds are listed");
+            self.publish(state);
+        }
+    }
+
+    fn publish(&self, state: &mut State) {
+        if state.listed.len() < KINDS.len() {
+            return;
+        }
+        let Some(pending) = state.pending.take() else { return };
+        state.sequence = state.sequence.wrapping_add(1);
+        let time = SystemTime::now();
+        let published = Published {
+            sequence: state.sequence,
+            version: Arc::from(format!("{}/{}", Timestamp::from_system(time), state.sequence)),
+            revision: state.revision,
+            resource_version: state.resource_version,
+            first_event: pending.first,
+            time,
+        };
+        self.metrics.services.set(i64::try_from(state.known.service_count()).unwrap_or(i64::MAX));
+        let build = if pending.config || state.sequence == 1 {
+            Build::Everything(state.known.input(&self.mesh_config), published.clone())
+        } else {
+            Build::Endpoints(state.known.endpoints(), published.clone())
+        };
+        self.seen.lock().history.published(published);
+        self.renderer.build(build);
+        state.last_publish = Some(Instant::now());
+        self.synced.send_replace(true);
+    }
+}
+
+/// The one object a change is about; `None` for a list.
+fn touched(change: &Change) -> Option<Name> {
+    match change {
+        Change::Apply(value) | Change::Delete(value) => Some(identify(value).0),
+        Change::Replace(_) => None,
+    }
+}

@@ -1,0 +1,79 @@
+//! The control plane's metrics.
+//!
+//! Invariant: Istio's counters carry no `_total` suffix, which the text encoder adds to every counter; those are kept as
+//! gauges that only grow.
+
+use crate::names;
+use carrick_runtime::metrics::Metrics;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// One label that names a type or kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByType {
+    /// `cds`, `Service`, …
+    pub(crate) r#type: String,
+}
+
+/// Handles of all metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlMetrics {
+    pub(crate) connected: Gauge,
+    pub(crate) pushes: Family<ByType, Gauge>,
+    pub(crate) rejects: Gauge,
+    pub(crate) refused: Gauge,
+    pub(crate) convergence: Histogram,
+    pub(crate) render: Histogram,
+    pub(crate) services: Gauge,
+    pub(crate) events: Family<ByType, Gauge>,
+    pub(crate) csrs: Gauge,
+    pub(crate) issued: Gauge,
+    pub(crate) unauthenticated: Gauge,
+    pub(crate) csr_errors: Gauge,
+    pub(crate) root_expiry: Gauge,
+}
+
+impl ControlMetrics {
+    /// Registers everything.
+    pub(crate) fn new(registry: &Metrics) -> Self {
+        let seconds = || Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0]);
+        let metrics = Self {
+            connected: Gauge::default(),
+            pushes: Family::default(),
+            rejects: Gauge::default(),
+            refused: Gauge::default(),
+            convergence: seconds(),
+            render: seconds(),
+            services: Gauge::default(),
+            events: Family::default(),
+            csrs: Gauge::default(),
+            issued: Gauge::default(),
+            unauthenticated: Gauge::default(),
+            csr_errors: Gauge::default(),
+            root_expiry: Gauge::default(),
+        };
+        let m = metrics.clone();
+        registry.register(|r| {
+            r.register(names::PILOT_XDS, "Connected proxies", m.connected);
+            r.register(names::PILOT_XDS_PUSHES, "Responses sent, by type", m.pushes);
+            r.register(names::PILOT_TOTAL_XDS_REJECTS, "Responses refused by proxies", m.rejects);
+            r.register(names::PILOT_XDS_REFUSED, "Streams refused", m.refused);
+            r.register(
+                names::PILOT_PROXY_CONVERGENCE_TIME,
+                "Seconds from a change to its acknowledgement",
+                m.convergence,
+            );
+            r.register(names::PILOT_PUSH_RENDER_TIME, "Seconds to build one push", m.render);
+            r.register(names::PILOT_SERVICES, "Services known", m.services);
+            r.register(names::PILOT_CONFIG_EVENTS, "Changed objects, by kind", m.events);
+            r.register(names::CSR_COUNT, "Signing requests", m.csrs);
+            r.register(names::CERT_ISSUED, "Certificates issued", m.issued);
+            r.register(names::AUTH_FAILURES, "Signing requests without a proven identity", m.unauthenticated);
+            r.register(names::CSR_ERRORS, "Signing requests that cannot be honoured", m.csr_errors);
+            r.register(names::ROOT_EXPIRY, "End of the signing certificate", m.root_expiry);
+        });
+        metrics
+    }
+}

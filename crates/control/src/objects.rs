@@ -1,0 +1,218 @@
+//! All objects the control plane has seen, typed, with their resource versions.
+//!
+//! Invariant: what is not a change of anything the mesh reads (a heartbeat in a pod's status, a version) is not told as
+//! one; an object that cannot be read is kept out, alone, with the reason.
+
+use crate::source::{Change, Kind};
+use carrick_api::{
+    DestinationRule, EndpointSlice, MeshConfig, Namespace, PeerAuthentication, Pod, Service, from_value,
+};
+use carrick_mesh::{EndpointInput, SnapshotInput};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Namespace (empty for cluster-wide objects) and name.
+pub(crate) type Name = (String, String);
+
+#[derive(Debug)]
+struct Table<T> {
+    objects: BTreeMap<Name, Arc<T>>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { objects: BTreeMap::new() }
+    }
+}
+
+impl<T: DeserializeOwned + PartialEq> Table<T> {
+    /// Whether anything the mesh reads changed.
+    fn apply(&mut self, name: &Name, value: &Value) -> Result<bool, String> {
+        match from_value::<T>(value) {
+            Ok(object) => {
+                if self.objects.get(name).is_some_and(|known| **known == object) {
+                    return Ok(false);
+                }
+                self.objects.insert(name.clone(), Arc::new(object));
+                Ok(true)
+            }
+            Err(error) => {
+                self.objects.remove(name);
+                Err(error.message)
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<T>> {
+        self.objects.values().cloned().collect()
+    }
+}
+
+/// Every object, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    namespaces: Table<Namespace>,
+    services: Table<Service>,
+    endpoint_slices: Table<EndpointSlice>,
+    pods: Table<Pod>,
+    peer_authentications: Table<PeerAuthentication>,
+    destination_rules: Table<DestinationRule>,
+    versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
+}
+
+/// What a change came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Something the mesh reads is different now.
+    pub(crate) changed: bool,
+    /// The highest resource version in the change.
+    pub(crate) version: u64,
+    /// Objects that could not be read: name and reason.
+    pub(crate) broken: Vec<(Name, String)>,
+}
+
+impl Known {
+    /// The resource versions of all objects of a kind; `None` before it was listed.
+    pub(crate) fn versions(&self, kind: Kind) -> Option<&BTreeMap<Name, u64>> {
+        self.versions.get(&kind)
+    }
+
+    /// Takes a change over.
+    pub(crate) fn take(&mut self, kind: Kind, change: Change) -> Outcome {
+        let mut outcome = Outcome::default();
+        match change {
+            Change::Apply(value) => self.apply(kind, value, &mut outcome),
+            Change::Delete(value) => {
+                let (name, version) = identify(&value);
+                outcome.version = version;
+                self.versions.entry(kind).or_default().remove(&name);
+                outcome.changed = self.remove(kind, &name);
+            }
+            Change::Replace(values) => {
+                let before = self.versions.insert(kind, BTreeMap::new()).unwrap_or_default();
+                for value in values {
+                    self.apply(kind, value, &mut outcome);
+                }
+                let gone: Vec<Name> = {
+                    let now = self.versions.entry(kind).or_default();
+                    before.into_keys().filter(|name| !now.contains_key(name)).collect()
+                };
+                for name in gone {
+                    outcome.changed |= self.remove(kind, &name);
+                }
+            }
+        }
+        outcome
+    }
+
+    fn apply(&mut self, kind: Kind, mut value: Value, outcome: &mut Outcome) {
+        let (name, version) = identify(&value);
+        outcome.version = outcome.version.max(version);
+        self.versions.entry(kind).or_default().insert(name.clone(), version);
+        // The version is not part of what the mesh reads; with it nothing would ever be equal.
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("resourceVersion");
+            metadata.remove("managedFields");
+        }
+        let result = match kind {
+            Kind::Namespace => self.namespaces.apply(&name, &value),
+            Kind::Service => self.services.apply(&name, &value),
+            Kind::EndpointSlice => self.endpoint_slices.apply(&name, &value),
+            Kind::Pod => self.pods.apply(&name, &value),
+            Kind::PeerAuthentication => self.peer_authentications.apply(&name, &value),
+            Kind::DestinationRule => self.destination_rules.apply(&name, &value),
+        };
+        match result {
+            Ok(changed) => outcome.changed |= changed,
+            Err(reason) => {
+                outcome.changed = true;
+                outcome.broken.push((name, reason));
+            }
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &Name) -> bool {
+        match kind {
+            Kind::Namespace => self.namespaces.objects.remove(name).is_some(),
+            Kind::Service => self.services.objects.remove(name).is_some(),
+            Kind::EndpointSlice => self.endpoint_slices.objects.remove(name).is_some(),
+            Kind::Pod => self.pods.objects.remove(name).is_some(),
+            Kind::PeerAuthentication => self.peer_authentications.objects.remove(name).is_some(),
+            Kind::DestinationRule => self.destination_rules.objects.remove(name).is_some(),
+        }
+    }
+
+    /// How many services there are.
+    pub(crate) fn service_count(&self) -> usize {
+        self.services.objects.len()
+    }
+
+    /// What endpoints are made of.
+    pub(crate) fn endpoints(&self) -> EndpointInput {
+        EndpointInput { endpoint_slices: self.endpoint_slices.all(), pods: self.pods.all() }
+    }
+
+    /// What a snapshot is made of.
+    pub(crate) fn input(&self, mesh_config: &MeshConfig) -> SnapshotInput {
+        SnapshotInput {
+            mesh_config: mesh_config.clone(),
+            namespaces: self.namespaces.all(),
+            services: self.services.all(),
+            endpoints: self.endpoints(),
+            peer_authentications: self.peer_authentications.all(),
+            destination_rules: self.destination_rules.all(),
+        }
+    }
+}
+
+/// Name and resource version of an object.
+pub(crate) fn identify(value: &Value) -> (Name, u64) {
+    let text = |field: &str| {
+        value.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    ((text("namespace"), text("name")), text("resourceVersion").parse().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn namespace(name: &str, version: u64, label: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Namespace",
+               "metadata": {"name": name, "resourceVersion": version.to_string(), "labels": {"a": label}}})
+    }
+
+    #[test]
+    fn only_real_changes_count() {
+        let mut known = Known::default();
+        assert!(known.versions(Kind::Namespace).is_none());
+        let outcome =
+            known.take(Kind::Namespace, Change::Replace(vec![namespace("x", 3, "1"), namespace("y", 5, "1")]));
+        assert!(outcome.changed && outcome.version == 5);
+        assert!(!known.take(Kind::Namespace, Change::Apply(namespace("x", 7, "1"))).changed, "only the version");
+        assert!(known.take(Kind::Namespace, Change::Apply(namespace("x", 8, "2"))).changed);
+        let again = vec![namespace("x", 8, "2"), namespace("y", 5, "1")];
+        assert!(!known.take(Kind::Namespace, Change::Replace(again)).changed, "a new list of the same");
+        let outcome = known.take(Kind::Namespace, Change::Replace(vec![namespace("x", 8, "2")]));
+        assert!(outcome.changed, "y went while nobody watched");
+        let outcome = known.take(Kind::Namespace, Change::Delete(namespace("x", 11, "2")));
+        assert!(outcome.changed && outcome.version == 11);
+        assert_eq!(known.versions(Kind::Namespace), Some(&BTreeMap::new()));
+    }
+
+    #[test]
+    fn a_broken_object_is_out_alone() {
+        let mut known = Known::default();
+        let service = |name: &str, port: Value| {
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n", "resourceVersion": "1"},
+                   "spec": {"ports": [{"port": port}]}})
+        };
+        let outcome =
+            known.take(Kind::Service, Change::Replace(vec![service("good", json!(80)), service("bad", json!({}))]));
+        assert_eq!(outcome.broken.len(), 1, "{outcome:?}");
+        assert_eq!(known.service_count(), 1);
+    }
+}

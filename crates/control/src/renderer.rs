@@ -1,0 +1,319 @@
+//! Builds snapshots and renders them for every connected proxy, on a thread of its own.
+//!
+//! Invariant: the newest build wins, older ones that were not started are merged into it; a proxy whose view did not
+//! change is told the new generation and nothing else; a panic while one proxy is rendered costs that proxy's update
+//! only. Sessions, diffing and encoding are not done here, so that both cores work during a push.
+
+use crate::history::Published;
+use crate::metrics::ControlMetrics;
+use arc_swap::ArcSwapOption;
+use carrick_base::Diagnostic;
+use carrick_mesh::{EndpointInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
+use carrick_render::{Cache, Rendered, Resources};
+use carrick_xds::{Resource, ResourceSet, TypeMap, TypeUrl};
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+use tokio::sync::watch;
+use tracing::{debug, error, warn};
+
+/// What to build next.
+pub(crate) enum Build {
+    /// From all objects.
+    Everything(SnapshotInput, Published),
+    /// The rest stays as it is.
+    Endpoints(EndpointInput, Published),
+}
+
+/// A proxy that connected.
+pub(crate) struct Join {
+    /// The connection's number.
+    pub(crate) id: u64,
+    /// Who it is.
+    pub(crate) node: ProxyNode,
+    /// Where its resources go.
+    pub(crate) sets: watch::Sender<ResourceSet>,
+}
+
+/// What is in force.
+#[derive(Debug)]
+pub(crate) struct Current {
+    /// All objects, read.
+    pub(crate) snapshot: Snapshot,
+    /// Its number and times.
+    pub(crate) published: Published,
+    /// What is wrong in the objects.
+    pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    build: Option<Build>,
+    joins: Vec<Join>,
+    leaves: Vec<u64>,
+    stop: bool,
+}
+
+/// The inbox of the rendering thread, and what it made last.
+pub(crate) struct Renderer {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    current: ArcSwapOption<Current>,
+    metrics: ControlMetrics,
+}
+
+/// Rounds after which everything is rendered anew once, so that the caches can forget what nobody has any more.
+const SWEEP_ROUNDS: u32 = 256;
+
+impl Renderer {
+    pub(crate) fn new(metrics: ControlMetrics) -> Arc<Self> {
+        Arc::new(Self { inbox: Mutex::default(), wake: Condvar::new(), current: ArcSwapOption::empty(), metrics })
+    }
+
+    /// What is in force; `None` before the first snapshot.
+    pub(crate) fn current(&self) -> Option<Arc<Current>> {
+        self.current.load_full()
+    }
+
+    /// Hands over what to build; merges with what was not started yet.
+    pub(crate) fn build(&self, build: Build) {
+        let mut inbox = self.lock();
+        inbox.build = Some(match (inbox.build.take(), build) {
+            (Some(Build::Everything(mut input, _)), Build::Endpoints(endpoints, published)) => {
+                input.endpoints = endpoints;
+                Build::Everything(input, published)
+            }
+            (_, build) => build,
+        });
+        self.wake.notify_one();
+    }
+
+    /// A proxy connected.
+    pub(crate) fn join(&self, join: Join) {
+        self.lock().joins.push(join);
+        self.wake.notify_one();
+    }
+
+    /// A proxy is gone.
+    pub(crate) fn leave(&self, id: u64) {
+        self.lock().leaves.push(id);
+        self.wake.notify_one();
+    }
+
+    /// Ends the thread after what it is doing.
+    pub(crate) fn stop(&self) {
+        self.lock().stop = true;
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn next(&self) -> Inbox {
+        let mut inbox = self.lock();
+        while !inbox.stop && inbox.build.is_none() && inbox.joins.is_empty() && inbox.leaves.is_empty() {
+            inbox = self.wake.wait(inbox).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        std::mem::take(&mut inbox)
+    }
+
+    /// The thread's whole life.
+    pub(crate) fn run(&self) {
+        let mut work = Work::default();
+        loop {
+            let inbox = self.next();
+            if inbox.stop {
+                return;
+            }
+            for join in inbox.joins {
+                work.proxies.insert(join.id, Proxy { node: join.node, sets: join.sets, last: None });
+            }
+            for id in inbox.leaves {
+                work.proxies.remove(&id);
+            }
+            let start = Instant::now();
+            let built = inbox.build.and_then(|build| self.advance(build));
+            let Some(current) = self.current() else { continue };
+            work.round(&current, built.is_some());
+            if built.is_some() {
+                self.metrics.render.observe(start.elapsed().as_secs_f64());
+                debug!(sequence = current.published.sequence, proxies = work.proxies.len(), took = ?start.elapsed(), "pushed");
+            }
+        }
+    }
+
+    fn advance(&self, build: Build) -> Option<()> {
+        let built = catch_unwind(AssertUnwindSafe(|| match build {
+            Build::Everything(input, published) => {
+                let (snapshot, diagnostics) = Snapshot::build(&input);
+                for d in &diagnostics {
+                    debug!(code = d.code, object = %d.object.name, field = d.field.as_str(), message = d.message, "finding");
+                }
+                Some(Current { snapshot, published, diagnostics: Arc::new(diagnostics) })
+            }
+            Build::Endpoints(input, published) => self.current().map(|current| Current {
+                snapshot: current.snapshot.with_endpoints(&input),
+                published,
+                diagnostics: current.diagnostics.clone(),
+            }),
+        }));
+        match built {
+            Ok(Some(current)) => {
+                self.current.store(Some(Arc::new(current)));
+                Some(())
+            }
+            Ok(None) => {
+                warn!("endpoints came before anything else");
+                None
+            }
+            Err(_) => {
+                error!("building the snapshot panicked; the last one stays in force");
+                None
+            }
+        }
+    }
+}
+
+struct Proxy {
+    node: ProxyNode,
+    sets: watch::Sender<ResourceSet>,
+    last: Option<View>,
+}
+
+#[derive(Default)]
+struct Work {
+    proxies: BTreeMap<u64, Proxy>,
+    views: Option<Views>,
+    cache: Cache,
+    shared: Shared,
+    rounds: u32,
+}
+
+impl Work {
+    /// All proxies after a build, else those that have nothing yet.
+    fn round(&mut self, current: &Current, all: bool) {
+        let views = match &mut self.views {
+            Some(views) => {
+                if all {
+                    views.update(current.snapshot.clone());
+                }
+                views
+            }
+            None => self.views.insert(Views::new(current.snapshot.clone())),
+        };
+        self.rounds = if all { self.rounds.wrapping_add(1) } else { self.rounds };
+        let sweep = all && self.rounds.is_multiple_of(SWEEP_ROUNDS);
+        let mut rendered_all = all;
+        let mut panicked = false;
+        for (id, proxy) in &mut self.proxies {
+            if !all && proxy.last.is_some() {
+                continue;
+            }
+            let (cache, shared) = (&mut self.cache, &mut self.shared);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let view = views.sidecar(&effective(&current.snapshot, &proxy.node));
+                if !sweep && proxy.last.as_ref() == Some(&view) {
+                    return (None, view);
+                }
+                (Some(shared.set(carrick_render::resources(&view, cache), current)), view)
+            }));
+            match outcome {
+                Ok((Some(set), view)) => {
+                    proxy.sets.send_replace(set);
+                    proxy.last = Some(view);
+                }
+                Ok((None, view)) => {
+                    rendered_all = false;
+                    let published = &current.published;
+                    proxy.sets.send_modify(|set| *set = set.at(published.sequence, published.version.clone()));
+                    // The newer of two equal views: its parts are the ones the next comparison finds quickly.
+                    proxy.last = Some(view);
+                }
+                Err(_) => {
+                    error!(id, node = %proxy.node.id, "rendering panicked; the proxy keeps what it has");
+                    panicked = true;
+                }
+            }
+        }
+        if panicked {
+            // Whatever was half done when it panicked is not to be trusted.
+            self.views = None;
+            self.cache = Cache::default();
+            self.shared = Shared::default();
+        } else if rendered_all {
+            // Only when everybody was rendered do the caches know what is still in use.
+            self.cache.sweep();
+            self.shared.sweep();
+        }
+    }
+}
+
+/// The labels that count are those of the pod the API knows; the node's own are for workloads it does not know.
+fn effective(snapshot: &Snapshot, node: &ProxyNode) -> ProxyNode {
+    let mut node = node.clone();
+    if snapshot.workload_of(&node).is_some() {
+        node.labels.clear();
+    }
+    node
+}
+
+/// Turns rendered resources into those of a session, one conversion for each distinct one.
+#[derive(Default)]
+struct Shared {
+    maps: HashMap<usize, Converted<Resources, TypeMap>>,
+    resources: HashMap<usize, Converted<carrick_render::Resource, Resource>>,
+}
+
+/// A conversion, with the original kept alive: its address is the key.
+struct Converted<A, B> {
+    from: Arc<A>,
+    to: Arc<B>,
+    used: bool,
+}
+
+impl Shared {
+    fn set(&mut self, rendered: Rendered, current: &Current) -> ResourceSet {
+        let types = [
+            (TypeUrl::Cluster, rendered.clusters),
+            (TypeUrl::Endpoint, rendered.endpoints),
+            (TypeUrl::Listener, rendered.listeners),
+            (TypeUrl::Route, rendered.routes),
+        ];
+        let types = types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
+        ResourceSet::new(current.published.sequence, current.published.version.clone(), types)
+    }
+
+    fn map(&mut self, from: &Arc<Resources>) -> Arc<TypeMap> {
+        let key = Arc::as_ptr(from).addr();
+        if let Some(known) = self.maps.get_mut(&key) {
+            known.used = true;
+            for resource in from.values() {
+                if let Some(known) = self.resources.get_mut(&Arc::as_ptr(resource).addr()) {
+                    known.used = true;
+                }
+            }
+            return known.to.clone();
+        }
+        let to: Arc<TypeMap> = Arc::new(from.iter().map(|(name, r)| (name.clone(), self.resource(r))).collect());
+        self.maps.insert(key, Converted { from: from.clone(), to: to.clone(), used: true });
+        to
+    }
+
+    fn resource(&mut self, from: &Arc<carrick_render::Resource>) -> Arc<Resource> {
+        let converted = self.resources.entry(Arc::as_ptr(from).addr()).or_insert_with(|| Converted {
+            from: from.clone(),
+            to: Arc::new(Resource::with_version(from.name.clone(), from.version.clone(), from.body.clone())),
+            used: true,
+        });
+        converted.used = true;
+        converted.to.clone()
+    }
+
+    fn sweep(&mut self) {
+        self.maps.retain(|_, c| std::mem::take(&mut c.used));
+        self.resources.retain(|_, c| std::mem::take(&mut c.used));
+        debug_assert!(self.maps.values().all(|c| Arc::strong_count(&c.from) > 0));
+    }
+}

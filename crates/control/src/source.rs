@@ -1,0 +1,102 @@
+//! The kinds of objects the control plane reads, and where changes of them come from.
+//!
+//! Invariant: [`KINDS`] is the only list of kinds; a kind that is added there is watched, kept, waited for at start and
+//! compared when somebody asks whether a resource version has arrived.
+
+pub(crate) mod kube;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// A kind the control plane reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Namespaces.
+    Namespace,
+    /// Services.
+    Service,
+    /// Endpoint slices.
+    EndpointSlice,
+    /// Pods.
+    Pod,
+    /// PeerAuthentications.
+    PeerAuthentication,
+    /// DestinationRules.
+    DestinationRule,
+}
+
+/// How a kind is found in the API.
+#[derive(Debug, Clone, Copy)]
+pub struct KindInfo {
+    /// Which.
+    pub kind: Kind,
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// The version that is read.
+    pub version: &'static str,
+    /// The kind's name.
+    pub name: &'static str,
+    /// The resource's name in paths.
+    pub plural: &'static str,
+    /// Changes of it concern endpoints only, and take the short way.
+    pub endpoints: bool,
+}
+
+/// Everything that is read.
+pub const KINDS: [KindInfo; 6] = [
+    core(Kind::Namespace, "", "Namespace", "namespaces", false),
+    core(Kind::Service, "", "Service", "services", false),
+    core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
+    core(Kind::Pod, "", "Pod", "pods", true),
+    core(Kind::PeerAuthentication, "security.istio.io", "PeerAuthentication", "peerauthentications", false),
+    core(Kind::DestinationRule, "networking.istio.io", "DestinationRule", "destinationrules", false),
+];
+
+const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {
+    KindInfo { kind, group, version: "v1", name, plural, endpoints }
+}
+
+impl Kind {
+    /// The row of [`KINDS`].
+    pub fn info(self) -> &'static KindInfo {
+        const FALLBACK: &KindInfo = &KINDS[0];
+        KINDS.iter().find(|info| info.kind == self).unwrap_or(FALLBACK)
+    }
+}
+
+/// What happened to objects of a kind. Objects are as the API gives them, with their metadata.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// One appeared or changed.
+    Apply(Value),
+    /// One went; its last state.
+    Delete(Value),
+    /// These are all there are: after the first list, and after a watch could not be resumed.
+    Replace(Vec<Value>),
+}
+
+/// A change of one kind.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Of which kind.
+    pub kind: Kind,
+    /// What happened.
+    pub change: Change,
+}
+
+/// Where objects come from.
+pub enum Objects {
+    /// A Kubernetes API, real or embedded.
+    Kube(::kube::Client),
+    /// Told by somebody else: tests and simulations.
+    Told(mpsc::Receiver<Event>),
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kube(_) => "Kube",
+            Self::Told(_) => "Told",
+        })
+    }
+}

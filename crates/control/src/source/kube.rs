@@ -1,0 +1,114 @@
+//! Watches of a Kubernetes API: list in pages, watch with bookmarks, resume, and begin anew when the version is too old.
+//!
+//! Invariant: each kind is told as a whole first ([`Change::Replace`]) and as single changes from there on; an error is
+//! retried for ever with growing pauses and never loses what is known. Kinds an API does not have count as empty.
+
+use super::{Change, Event, KINDS, Kind, KindInfo};
+use carrick_runtime::backoff::Backoff;
+use futures_util::StreamExt;
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
+use kube::runtime::watcher;
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+fn api(client: &Client, info: &KindInfo) -> Api<DynamicObject> {
+    let resource = ApiResource {
+        group: info.group.to_owned(),
+        version: info.version.to_owned(),
+        api_version: if info.group.is_empty() {
+            info.version.to_owned()
+        } else {
+            format!("{}/{}", info.group, info.version)
+        },
+        kind: info.name.to_owned(),
+        plural: info.plural.to_owned(),
+    };
+    Api::all_with(client.clone(), &resource)
+}
+
+/// Watches one kind until the receiver is gone.
+pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc::Sender<Event>) {
+    let mut stream = watcher(api(&client, info), watcher::Config::default()).boxed();
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut listing = Vec::new();
+    let mut told_missing = false;
+    while let Some(event) = stream.next().await {
+        let change = match event {
+            Ok(watcher::Event::Init) => {
+                listing.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listing.extend(value(&object));
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => {
+                told_missing = false;
+                Change::Replace(std::mem::take(&mut listing))
+            }
+            Ok(watcher::Event::Apply(object)) => match value(&object) {
+                Some(value) => Change::Apply(value),
+                None => continue,
+            },
+            Ok(watcher::Event::Delete(object)) => match value(&object) {
+                Some(value) => Change::Delete(value),
+                None => continue,
+            },
+            Err(error) => {
+                let missing = is_missing(&error);
+                if missing && !told_missing {
+                    debug!(kind = info.name, "the API does not have this kind");
+                    told_missing = true;
+                    if events.send(Event { kind: info.kind, change: Change::Replace(Vec::new()) }).await.is_err() {
+                        return;
+                    }
+                } else if !missing {
+                    warn!(kind = info.name, error = %error, "watch; trying again");
+                }
+                backoff.wait().await;
+                continue;
+            }
+        };
+        backoff.reset();
+        if events.send(Event { kind: info.kind, change }).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn value(object: &DynamicObject) -> Option<Value> {
+    serde_json::to_value(object).ok()
+}
+
+fn is_missing(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+}
+
+/// The versions of all objects of all kinds as the API has them now, for comparison with what was seen.
+///
+/// # Errors
+/// The API did not answer.
+pub(crate) async fn versions(client: &Client) -> Result<BTreeMap<Kind, BTreeMap<(String, String), u64>>, kube::Error> {
+    let mut all = BTreeMap::new();
+    for info in &KINDS {
+        let list = match api(client, info).list(&ListParams::default()).await {
+            Ok(list) => list,
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error),
+        };
+        let versions = list
+            .items
+            .iter()
+            .map(|object| {
+                let name = (object.namespace().unwrap_or_default(), object.name_any());
+                (name, object.resource_version().and_then(|v| v.parse().ok()).unwrap_or_default())
+            })
+            .collect();
+        all.insert(info.kind, versions);
+    }
+    Ok(all)
+}
