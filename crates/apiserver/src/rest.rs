@@ -12,6 +12,7 @@ mod negotiate;
 mod objects;
 mod openapi;
 mod patch;
+mod protobuf;
 mod request;
 mod respond;
 mod reviews;

@@ -1,24 +1,32 @@
 //! What a write is completed with and refused for, per kind.
 //!
 //! Invariant: admitting an object twice changes nothing the second time. Errors are Kubernetes' own in wording and field.
+//! Types and unknown fields were checked before, by the schema; a value of a wrong type is left alone here.
 
-use serde_json::Value;
+mod pod;
+mod service;
+mod small;
+
+use carrick_api::validate;
+use carrick_base::Severity;
+use serde_json::{Map, Value, json};
 
 use super::addresses::Addresses;
 use crate::admission::{AdmitContext, Operation};
-use crate::error::ApiResult;
-use crate::store::Store;
+use crate::error::{ApiError, ApiResult, Cause};
+use crate::rbac::Rbac;
+use crate::store::{Store, name_of};
 
 /// Admission for all kinds. One per server.
 pub struct Admission {
-    #[allow(dead_code)]
     addresses: Addresses,
+    rbac: Rbac,
 }
 
 impl Admission {
     /// Admission of writes to `store`.
     pub fn new(store: Store) -> Self {
-        Self { addresses: Addresses::new(store) }
+        Self { addresses: Addresses::new(store.clone()), rbac: Rbac::new(store) }
     }
 
     /// Defaults and validates; returns warnings for the client.
@@ -27,10 +35,110 @@ impl Admission {
     /// `Invalid` naming the fields, `Forbidden`, `BadRequest`.
     pub fn admit(
         &self,
-        _object: &mut Value,
-        _operation: Operation,
-        _context: &AdmitContext<'_>,
+        object: &mut Value,
+        operation: Operation,
+        context: &AdmitContext<'_>,
     ) -> ApiResult<Vec<String>> {
-        Ok(Vec::new())
+        if operation == Operation::Delete {
+            small::check_delete(object, context)?;
+            return Ok(Vec::new());
+        }
+        // A status is reported, not wished for: nothing is filled in and nothing is judged.
+        if context.subresource == "status" {
+            return Ok(Vec::new());
+        }
+        match context.resource {
+            "services" => service::admit(&self.addresses, object, operation, context)?,
+            "pods" => pod::admit(object, operation, context)?,
+            "namespaces" => small::namespace(object),
+            "secrets" => small::secret(object, context)?,
+            "configmaps" => small::config_map(object, context)?,
+            "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
+                small::check_role(&self.rbac, object, context)?;
+            }
+            "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
+                small::binding(&self.rbac, object, context)?;
+            }
+            _ => {}
+        }
+        istio_rules(object, context)
     }
 }
+
+/// Istio's own rules: errors refuse the object, the rest is told to the client.
+fn istio_rules(object: &Value, context: &AdmitContext<'_>) -> ApiResult<Vec<String>> {
+    let (mut causes, mut warnings) = (Vec::new(), Vec::new());
+    for finding in validate::object(object) {
+        let field = finding.field.as_str().to_owned();
+        if finding.severity == Severity::Error {
+            let value = object.pointer(&pointer_of(&field)).unwrap_or(&Value::Null);
+            causes.push(Cause::invalid(field, value, finding.message));
+        } else if field.is_empty() {
+            warnings.push(finding.message);
+        } else {
+            warnings.push(format!("{field}: {}", finding.message));
+        }
+    }
+    if causes.is_empty() { Ok(warnings) } else { Err(invalid(object, context, causes)) }
+}
+
+/// The JSON pointer of a field path such as `spec.subsets[0].name`.
+fn pointer_of(path: &str) -> String {
+    let mut pointer = String::new();
+    for step in path.split(['.', '[']).map(|s| s.trim_end_matches(']')).filter(|s| !s.is_empty()) {
+        pointer.push('/');
+        pointer.push_str(&step.replace('~', "~0").replace('/', "~1"));
+    }
+    pointer
+}
+
+fn invalid(object: &Value, context: &AdmitContext<'_>, causes: Vec<Cause>) -> ApiError {
+    let group = context.resource.split_once('.').map_or("", |(_, group)| group);
+    ApiError::invalid(group, context.kind, name_of(object), causes)
+}
+
+fn check(object: &Value, context: &AdmitContext<'_>, causes: Vec<Cause>) -> ApiResult<()> {
+    if causes.is_empty() { Ok(()) } else { Err(invalid(object, context, causes)) }
+}
+
+/// The object in a field, created when it is absent; `None` when the field holds something else.
+fn section<'a>(object: &'a mut Value, field: &str) -> Option<&'a mut Map<String, Value>> {
+    let value = object.as_object_mut()?.entry(field).or_insert(Value::Null);
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut()
+}
+
+fn text<'a>(map: &'a Map<String, Value>, field: &str) -> &'a str {
+    map.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Sets a field that is absent, null or an empty text.
+fn default(map: &mut Map<String, Value>, field: &str, value: impl Into<Value>) {
+    let absent = match map.get(field) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(_) => false,
+    };
+    if absent {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
+fn is_dns_label(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// Names of container ports: at most 15 characters, at least one letter, no doubled dashes.
+fn is_port_name(name: &str) -> bool {
+    name.len() <= 15 && is_dns_label(name) && !name.contains("--") && name.bytes().any(|b| b.is_ascii_lowercase())
+}
+
+const DNS_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
+const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";

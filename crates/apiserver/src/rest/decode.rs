@@ -90,6 +90,9 @@ pub struct Document {
 pub fn document(content_type: &str, bytes: &[u8]) -> ApiResult<Document> {
     match content_type {
         "" | "application/json" | "*/*" => json(bytes),
+        "application/vnd.kubernetes.protobuf" => {
+            Ok(Document { value: super::protobuf::decode(bytes)?, duplicates: Vec::new() })
+        }
         "application/yaml" | "text/yaml" | "application/x-yaml" => yaml(bytes),
         _ => Err(ApiError::UnsupportedMediaType("application/json, application/yaml".into())),
     }
@@ -303,6 +306,6 @@ mod tests {
     #[test]
     fn types() {
         assert!(document("application/yaml", b"a: 1").is_ok());
-        assert!(document("application/vnd.kubernetes.protobuf", b"k8s\0").is_err());
+        assert!(document("application/cbor", b"").is_err());
     }
 }

@@ -1,0 +1,146 @@
+//! Pods: defaults, the service account, and the rules without which nothing that reads pods could work.
+//!
+//! Invariant: a stored pod names its service account and has a phase.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use super::{DNS_LABEL, PORT_RANGE, check, default, is_dns_label, is_port_name, section, text};
+use crate::admission::{AdmitContext, Operation};
+use crate::error::{ApiError, ApiResult, Cause};
+use crate::store::{name_of, namespace_of};
+
+pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitContext<'_>) -> ApiResult<()> {
+    fill_in(object);
+    if operation == Operation::Create {
+        check_account(object, context)?;
+    }
+    check(object, context, problems(object))
+}
+
+fn fill_in(object: &mut Value) {
+    let Some(spec) = section(object, "spec") else { return };
+    default(spec, "restartPolicy", "Always");
+    default(spec, "dnsPolicy", "ClusterFirst");
+    default(spec, "schedulerName", "default-scheduler");
+    default(spec, "terminationGracePeriodSeconds", 30);
+    default(spec, "enableServiceLinks", true);
+    default(spec, "securityContext", json!({}));
+    let account = match (text(spec, "serviceAccountName"), text(spec, "serviceAccount")) {
+        ("", "") => "default",
+        ("", old) => old,
+        (name, _) => name,
+    }
+    .to_owned();
+    spec.insert("serviceAccountName".into(), account.clone().into());
+    spec.insert("serviceAccount".into(), account.into());
+    for field in ["initContainers", "containers"] {
+        if let Some(Value::Array(containers)) = spec.get_mut(field) {
+            containers.iter_mut().filter_map(Value::as_object_mut).for_each(fill_in_container);
+        }
+    }
+    if let Some(status) = section(object, "status") {
+        default(status, "phase", "Pending");
+        default(status, "qosClass", "BestEffort");
+    }
+}
+
+fn fill_in_container(container: &mut Map<String, Value>) {
+    default(container, "terminationMessagePath", "/dev/termination-log");
+    default(container, "terminationMessagePolicy", "File");
+    default(container, "resources", json!({}));
+    let image = text(container, "image");
+    let tagged = image.rsplit('/').next().unwrap_or(image).split_once(':');
+    let latest = !image.contains('@') && tagged.is_none_or(|(_, tag)| tag == "latest");
+    default(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
+    if let Some(Value::Array(ports)) = container.get_mut("ports") {
+        ports.iter_mut().filter_map(Value::as_object_mut).for_each(|port| default(port, "protocol", "TCP"));
+    }
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if let Some(Value::Object(probe)) = container.get_mut(probe) {
+            for (field, value) in
+                [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+            {
+                default(probe, field, value);
+            }
+            if let Some(Value::Object(get)) = probe.get_mut("httpGet") {
+                default(get, "scheme", "HTTP");
+                default(get, "path", "/");
+            }
+        }
+    }
+    for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(Value::Object(field)) = variable.pointer_mut("/valueFrom/fieldRef") {
+            default(field, "apiVersion", "v1");
+        }
+    }
+}
+
+/// The account must exist. `default` may be on its way, since every namespace gets one.
+fn check_account(object: &Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+    let account = object.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+    let namespace = match namespace_of(object) {
+        "" => context.namespace,
+        namespace => namespace,
+    };
+    if account == "default" || context.store.exists("serviceaccounts", namespace, account) {
+        return Ok(());
+    }
+    let why = format!("error looking up service account {namespace}/{account}: serviceaccount {account:?} not found");
+    Err(ApiError::forbidden("pods", name_of(object), why))
+}
+
+fn problems(object: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let list = |field: &str| object.pointer(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let containers = list("/spec/containers");
+    if containers.is_empty() {
+        causes.push(Cause::required("spec.containers", ""));
+    }
+    let mut names = BTreeSet::new();
+    for (field, containers) in [("spec.initContainers", list("/spec/initContainers")), ("spec.containers", containers)]
+    {
+        for (index, container) in containers.iter().enumerate() {
+            check_container(&format!("{field}[{index}]"), container, &mut names, &mut causes);
+        }
+    }
+    let policy = object.pointer("/spec/restartPolicy").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(policy, "Always" | "OnFailure" | "Never") {
+        causes.push(Cause {
+            reason: "FieldValueNotSupported",
+            message: format!("Unsupported value: {policy:?}: supported values: \"Always\", \"OnFailure\", \"Never\""),
+            field: "spec.restartPolicy".into(),
+        });
+    }
+    causes
+}
+
+fn check_container<'a>(at: &str, container: &'a Value, names: &mut BTreeSet<&'a str>, causes: &mut Vec<Cause>) {
+    let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
+    if name.is_empty() {
+        causes.push(Cause::required(format!("{at}.name"), ""));
+    } else if !is_dns_label(name) {
+        causes.push(Cause::invalid(format!("{at}.name"), &json!(name), DNS_LABEL));
+    } else if !names.insert(name) {
+        causes.push(Cause {
+            reason: "FieldValueDuplicate",
+            message: format!("Duplicate value: {name:?}"),
+            field: format!("{at}.name"),
+        });
+    }
+    if container.get("image").and_then(Value::as_str).is_none_or(str::is_empty) {
+        causes.push(Cause::required(format!("{at}.image"), ""));
+    }
+    for (index, port) in container.get("ports").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let number = port.get("containerPort").and_then(Value::as_u64).unwrap_or(0);
+        if !(1..=65535).contains(&number) {
+            let value = port.get("containerPort").cloned().unwrap_or(Value::Null);
+            causes.push(Cause::invalid(format!("{at}.ports[{index}].containerPort"), &value, PORT_RANGE));
+        }
+        if let Some(name) = port.get("name").and_then(Value::as_str).filter(|n| !n.is_empty() && !is_port_name(n)) {
+            let why = "must be no more than 15 characters, contain only alpha-numeric characters (a-z, 0-9), and hyphens ('-'), and at least one letter";
+            causes.push(Cause::invalid(format!("{at}.ports[{index}].name"), &json!(name), why));
+        }
+    }
+}
