@@ -1,90 +1,110 @@
-//! Whether a pod gets a sidecar, and what that adds to its object.
+//! What injection means for a pod of ours: `inject`'s decision and description, applied to a template.
 //!
-//! Invariant: the decision is Istio's (spec §16.1, §16.2). Pure.
+//! Invariant: pure, and no rule of its own; the decision, the labels and the container are `carrick-inject`'s.
 
 use std::collections::BTreeMap;
 
-type Labels = BTreeMap<String, String>;
+use carrick_inject::{Config, MetadataFacts, PodFacts, ProxyFacts};
+use serde_json::Value;
 
-/// Namespaces that are never injected.
-const NEVER: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
-const SWITCH: &str = "sidecar.istio.io/inject";
-const REVISION: &str = "istio.io/rev";
+use crate::PodError;
+use crate::options::{CLUSTER_DOMAIN, Engine, RunOptions};
+use crate::template::Template;
 
-/// Whether a pod of this namespace, with these labels and annotations, is injected.
-pub(crate) fn decide(namespace: &str, namespace_labels: &Labels, labels: &Labels, annotations: &Labels) -> bool {
-    if NEVER.contains(&namespace) {
-        return false;
+/// The one cluster of this machine.
+pub(crate) const CLUSTER_ID: &str = "Kubernetes";
+
+/// Whether the pod is injected; if it is, the template gets the labels and annotations of an injected pod.
+///
+/// # Errors
+/// An annotation that Istio's injector refuses.
+pub(crate) fn inject(
+    options: &RunOptions,
+    namespace_labels: &BTreeMap<String, String>,
+    template: &mut Template,
+) -> Result<bool, PodError> {
+    let facts = PodFacts {
+        namespace: &options.namespace,
+        namespace_labels,
+        labels: &template.labels,
+        annotations: &template.annotations,
+        host_network: template.host_network,
+    };
+    let decision = carrick_inject::decide(&Config::default(), &facts);
+    let Some(revision) = decision.revision.filter(|_| decision.inject && !options.no_sidecar) else { return Ok(false) };
+    if let Some(error) = carrick_inject::validate_annotations(&template.annotations).into_iter().next() {
+        return Err(PodError::Request(format!("annotation {}: {}", error.annotation, error.message)));
     }
-    let known = |value: Option<&String>| match value.map(String::as_str) {
-        Some("true") => Some(true),
-        Some("false") => Some(false),
-        _ => None,
-    };
-    // The label is what the webhook selects by; the annotation only counts once a webhook has been called, and only where no label speaks.
-    let label = known(labels.get(SWITCH));
-    let selected = match namespace_labels.get("istio-injection").map(String::as_str) {
-        Some("enabled") => label != Some(false),
-        Some("disabled") => false,
-        _ if namespace_labels.contains_key(REVISION) => label != Some(false),
-        _ => label == Some(true) || (labels.contains_key(REVISION) && label != Some(false)),
-    };
-    selected && label.or(known(annotations.get(SWITCH))).unwrap_or(true)
+    let added = carrick_inject::added(&MetadataFacts {
+        labels: &template.labels,
+        annotations: &template.annotations,
+        owner_name: &template.workload,
+        containers: std::slice::from_ref(&template.container),
+        revision: &revision,
+        network: "",
+    });
+    template.labels.extend(added.labels);
+    template.annotations.extend(added.annotations);
+    Ok(true)
 }
 
-/// Labels that injection adds (spec §16.3); what the pod has stays.
-pub(crate) fn add_labels(labels: &mut Labels, owner: &str) {
-    let pick = |keys: &[&str], labels: &Labels| keys.iter().find_map(|key| labels.get(*key).cloned());
-    let name = pick(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], labels);
-    let mut name = name.unwrap_or_else(|| owner.to_owned());
-    name.truncate(63);
-    let revision = pick(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"], labels);
-    labels.insert("service.istio.io/canonical-name".into(), name);
-    labels.insert("service.istio.io/canonical-revision".into(), revision.unwrap_or_else(|| "latest".into()));
-    labels.insert("security.istio.io/tlsMode".into(), "istio".into());
+/// The sidecar's entry in the Pod object.
+pub(crate) fn container(options: &RunOptions, template: &Template) -> Value {
+    let ports: Vec<(String, u16)> =
+        template.ports.iter().map(|port| (port.name.clone().unwrap_or_default(), port.number)).collect();
+    carrick_inject::proxy_container(&ProxyFacts {
+        namespace: &options.namespace,
+        domain_suffix: CLUSTER_DOMAIN,
+        image: match options.engine {
+            Engine::Native => concat!("carrick-proxy:", env!("CARGO_PKG_VERSION")),
+            Engine::Envoy => "envoy",
+        },
+        ca_address: &options.ca_address,
+        trust_domain: &options.trust_domain,
+        cluster_id: CLUSTER_ID,
+        mesh_id: &options.trust_domain,
+        workload_name: &template.workload,
+        owner: &owner(options, template),
+        containers: std::slice::from_ref(&template.container),
+        ports: &ports,
+        proxy_config: proxy_config(template).as_ref(),
+    })
 }
 
-/// Annotations that injection adds.
-pub(crate) fn add_annotations(annotations: &mut Labels, app_container: &str) {
-    let status = r#"{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":["istio-envoy","istio-data","istio-token","istiod-ca-cert"],"imagePullSecrets":null,"revision":"default"}"#;
-    annotations.insert("sidecar.istio.io/status".into(), status.into());
-    annotations.insert(REVISION.into(), "default".into());
-    for key in ["kubectl.kubernetes.io/default-container", "kubectl.kubernetes.io/default-logs-container"] {
-        annotations.entry(key.into()).or_insert_with(|| app_container.to_owned());
-    }
+/// The workload that the pod is of, as Istio writes it; empty for a pod of its own.
+pub(crate) fn owner(options: &RunOptions, template: &Template) -> String {
+    let group = match template.kind.as_deref() {
+        Some("Job" | "CronJob") => "batch/v1",
+        Some("Pod") | None => return String::new(),
+        Some(_) => "apps/v1",
+    };
+    let plural = format!("{}s", template.kind.as_deref().unwrap_or_default().to_lowercase());
+    format!("kubernetes://apis/{group}/namespaces/{}/{plural}/{}", options.namespace, template.workload)
+}
+
+/// The annotation `proxy.istio.io/config`, which is YAML.
+pub(crate) fn proxy_config(template: &Template) -> Option<Value> {
+    let text = template.annotations.get("proxy.istio.io/config")?;
+    serde_saphyr::from_str::<Value>(text).ok().filter(Value::is_object)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn map(text: &str) -> Labels {
-        text.split_whitespace()
-            .map(|pair| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).unwrap())
-            .collect()
-    }
-
     #[test]
-    fn the_table() {
-        for (namespace, labels, annotations, expected) in [
-            ("", "", "", false),
-            ("istio-injection=enabled", "", "", true),
-            ("istio-injection=enabled", "sidecar.istio.io/inject=false", "", false),
-            ("istio-injection=enabled", "", "sidecar.istio.io/inject=false", false),
-            ("istio-injection=enabled", "sidecar.istio.io/inject=true", "sidecar.istio.io/inject=false", true),
-            ("istio-injection=enabled", "sidecar.istio.io/inject=no", "", true),
-            ("istio-injection=disabled", "sidecar.istio.io/inject=true", "", false),
-            ("istio-injection=disabled istio.io/rev=a", "", "", false),
-            ("istio.io/rev=a", "", "", true),
-            ("istio.io/rev=a", "sidecar.istio.io/inject=false", "", false),
-            ("", "sidecar.istio.io/inject=true", "", true),
-            ("", "istio.io/rev=a", "", true),
-            ("", "istio.io/rev=a sidecar.istio.io/inject=false", "", false),
-            ("", "", "sidecar.istio.io/inject=true", false),
-        ] {
-            let decided = decide("shop", &map(namespace), &map(labels), &map(annotations));
-            assert_eq!(decided, expected, "{namespace:?} {labels:?} {annotations:?}");
-        }
-        assert!(!decide("kube-system", &map("istio-injection=enabled"), &map(""), &map("")));
+    fn an_injected_template_says_so_and_a_refused_one_stays() {
+        let enabled = BTreeMap::from([("istio-injection".to_owned(), "enabled".to_owned())]);
+        let options = RunOptions::new("basic", vec!["server".into()]);
+        let mut template = crate::template::build(&options).unwrap();
+        let before = template.labels.clone();
+        assert!(!inject(&options, &BTreeMap::new(), &mut template).unwrap());
+        assert!(!inject(&RunOptions { no_sidecar: true, ..options.clone() }, &enabled, &mut template).unwrap());
+        assert_eq!(template.labels, before);
+        assert!(inject(&options, &enabled, &mut template).unwrap());
+        assert_eq!(template.labels["service.istio.io/canonical-name"], "server");
+        assert_eq!(owner(&options, &template), "");
+        template.kind = Some("Deployment".into());
+        assert_eq!(owner(&options, &template), "kubernetes://apis/apps/v1/namespaces/basic/deployments/server");
     }
 }

@@ -14,6 +14,8 @@ mod error;
 mod exec;
 mod injection;
 mod inside;
+#[cfg(test)]
+mod namespace_tests;
 mod network;
 mod object;
 mod run;

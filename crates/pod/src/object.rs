@@ -6,11 +6,11 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use crate::options::{Engine, RunOptions};
+use crate::options::{Port, RunOptions};
 use crate::template::Template;
 
 /// The sidecar's container.
-pub(crate) const PROXY: &str = "istio-proxy";
+pub(crate) const PROXY: &str = carrick_inject::CONTAINER_NAME;
 
 /// One container as the runner sees it. Times are RFC 3339.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -48,16 +48,8 @@ pub(crate) fn pod(
     node: &str,
     injected: bool,
 ) -> Result<Pod, serde_json::Error> {
-    let (mut labels, mut annotations) = (template.labels.clone(), template.annotations.clone());
     let command: Vec<String> = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let ports: Vec<Value> = template
-        .ports
-        .iter()
-        .map(|port| match &port.name {
-            Some(name) => json!({"name": name, "containerPort": port.number, "protocol": "TCP"}),
-            None => json!({"containerPort": port.number, "protocol": "TCP"}),
-        })
-        .collect();
+    let ports: Vec<Value> = template.ports.iter().map(port).collect();
     let env: Vec<Value> = template.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     let mut app = json!({
         "name": template.container,
@@ -72,9 +64,7 @@ pub(crate) fn pod(
     }
     let mut containers = vec![app];
     if injected {
-        crate::injection::add_labels(&mut labels, &template.workload);
-        crate::injection::add_annotations(&mut annotations, &template.container);
-        containers.push(sidecar(options.engine));
+        containers.push(crate::injection::container(options, template));
     }
     let mut spec = json!({
         "serviceAccountName": template.service_account,
@@ -89,7 +79,7 @@ pub(crate) fn pod(
         }
     }
     let mut metadata = json!({"name": name, "namespace": options.namespace});
-    for (key, map) in [("labels", &labels), ("annotations", &annotations)] {
+    for (key, map) in [("labels", &template.labels), ("annotations", &template.annotations)] {
         if !map.is_empty() {
             metadata[key] = json!(map);
         }
@@ -97,16 +87,12 @@ pub(crate) fn pod(
     serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
 }
 
-fn sidecar(engine: Engine) -> Value {
-    json!({
-        "name": PROXY,
-        "image": format!("localhost/carrick-proxy:{}", engine.as_str()),
-        "args": ["sidecar"],
-        "ports": [{"name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP"}],
-        "env": [{"name": "CARRICK_ENGINE", "value": engine.as_str()}],
-        "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": 15021}},
-        "securityContext": {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": true, "allowPrivilegeEscalation": false},
-    })
+/// A container port.
+pub(crate) fn port(port: &Port) -> Value {
+    match &port.name {
+        Some(name) => json!({"name": name, "containerPort": port.number, "protocol": "TCP"}),
+        None => json!({"containerPort": port.number, "protocol": "TCP"}),
+    }
 }
 
 /// The status as a merge patch. `now` stamps changes of conditions.
@@ -187,15 +173,11 @@ mod tests {
     }
 
     #[test]
-    fn an_injected_pod_has_two_containers_and_the_meshs_labels() {
+    fn an_injected_pod_has_two_containers() {
         let options = RunOptions::new("basic", vec!["server".into()]);
         let template = crate::template::build(&options).unwrap();
         let pod = pod(&options, &template, "server-x", "node", true).unwrap();
         let names: Vec<String> = pod.spec.unwrap().containers.into_iter().map(|container| container.name).collect();
         assert_eq!(names, ["server", PROXY]);
-        let labels = pod.metadata.labels.unwrap();
-        assert_eq!(labels["security.istio.io/tlsMode"], "istio");
-        assert_eq!(labels["service.istio.io/canonical-name"], "server");
-        assert!(pod.metadata.annotations.unwrap().contains_key("sidecar.istio.io/status"));
     }
 }

@@ -194,6 +194,8 @@ pub struct RunOptions {
     pub proxy_binary: PathBuf,
     /// Envoy, needed with [`Engine::Envoy`] only.
     pub envoy_binary: Option<PathBuf>,
+    /// Environment of the sidecar over what it is given, for example `SECRET_TTL`.
+    pub sidecar_env: Vec<(String, String)>,
     /// The sidecar's log; `None` means `<data_dir>/run/logs/<namespace>_<pod>_istio-proxy.log`, removed with the pod.
     pub sidecar_log: Option<PathBuf>,
     /// Time from the stop signal to the kill; `None` means the manifest's, then 30 s.
@@ -228,6 +230,7 @@ impl RunOptions {
             kubeconfig: None,
             proxy_binary: PathBuf::from("carrick-proxy"),
             envoy_binary: None,
+            sidecar_env: Vec::new(),
             sidecar_log: None,
             grace: None,
             sidecar_timeout: Duration::from_secs(60),

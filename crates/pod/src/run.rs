@@ -62,13 +62,11 @@ pub async fn run(options: RunOptions) -> Result<i32, PodError> {
 }
 
 async fn plan(options: RunOptions) -> Result<Plan, PodError> {
-    let template = template::build(&options)?;
+    let mut template = template::build(&options)?;
     let connection = api::connect(&options.kubeconfig_path()).await?;
     let namespace = api::namespace(&connection, &options.namespace).await?;
     let labels = namespace.metadata.labels.unwrap_or_default();
-    let injected = !options.no_sidecar
-        && !template.host_network
-        && injection::decide(&options.namespace, &labels, &template.labels, &template.annotations);
+    let injected = injection::inject(&options, &labels, &mut template)?;
     let sidecar = if injected { Some(sidecar_plan(&options, &template)?) } else { None };
     // What others left behind is no reason not to run.
     if let Err(error) = sweep(&options.data_dir, &options.network, Some(&connection.client)).await {

@@ -22,6 +22,8 @@ pub(crate) struct Template {
     pub(crate) exact_name: bool,
     /// The app container's name.
     pub(crate) container: String,
+    /// Kind of the workload in the manifest.
+    pub(crate) kind: Option<String>,
     /// Name of the workload that the pod is of.
     pub(crate) workload: String,
     pub(crate) service_account: String,
@@ -90,6 +92,7 @@ fn from_template(
             .map_or_else(|| workload.clone().unwrap_or_else(|| base_name.clone()), |c| c.name.clone()),
         workload: workload.unwrap_or_else(|| base_name.clone()),
         exact_name: exact.is_some(),
+        kind,
         base_name,
         service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into()),
         labels: metadata.labels.unwrap_or_default(),

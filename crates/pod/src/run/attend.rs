@@ -16,6 +16,7 @@ use super::files::SidecarPaths;
 use super::life::Life;
 use super::signals::{Signals, exit_code, to_group};
 use super::{Plan, asks_to_end, status};
+use crate::injection::{CLUSTER_ID, owner, proxy_config};
 use crate::options::host_name;
 use crate::state::PodState;
 
@@ -109,56 +110,48 @@ pub(crate) fn app_env(plan: &Plan, pod: &str) -> Vec<(String, String)> {
 /// What the sidecar finds in its environment, and nothing else (names as Istio's where it has them, spec §16.4).
 pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -> Vec<(String, String)> {
     let (options, template) = (&plan.options, &plan.template);
-    let ip = state.ip.map(|ip| ip.to_string()).unwrap_or_default();
-    let (mut labels, mut annotations) = (template.labels.clone(), template.annotations.clone());
-    crate::injection::add_labels(&mut labels, &template.workload);
-    crate::injection::add_annotations(&mut annotations, &template.container);
-    let ports: Vec<serde_json::Value> = template
-        .ports
-        .iter()
-        .map(|port| match &port.name {
-            Some(name) => serde_json::json!({"name": name, "containerPort": port.number, "protocol": "TCP"}),
-            None => serde_json::json!({"containerPort": port.number, "protocol": "TCP"}),
-        })
-        .collect();
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-    let owner = format!("kubernetes://apis/apps/v1/namespaces/{}/deployments/{}", options.namespace, template.workload);
+    let ports: Vec<serde_json::Value> = template.ports.iter().map(crate::object::port).collect();
     let mut env: Vec<(String, String)> = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
         ("POD_NAME", state.name.clone()),
         ("POD_NAMESPACE", options.namespace.clone()),
-        ("INSTANCE_IP", ip),
+        ("INSTANCE_IP", state.ip.map(|ip| ip.to_string()).unwrap_or_default()),
         ("HOST_IP", options.network.gateway.to_string()),
         ("SERVICE_ACCOUNT", template.service_account.clone()),
+        ("DISCOVERY_ADDRESS", options.ca_address.clone()),
         ("CA_ADDR", options.ca_address.clone()),
         ("TRUST_DOMAIN", options.trust_domain.clone()),
         ("PILOT_CERT_PROVIDER", "istiod".to_owned()),
         ("CA_ROOT_CA", text(&paths.root_cert)),
         ("XDS_ROOT_CA", text(&paths.root_cert)),
-        ("ISTIO_META_CLUSTER_ID", "Kubernetes".to_owned()),
+        ("POD_LABELS_FILE", text(&paths.labels)),
+        ("POD_ANNOTATIONS_FILE", text(&paths.annotations)),
+        ("ISTIO_META_CLUSTER_ID", CLUSTER_ID.to_owned()),
         ("ISTIO_META_MESH_ID", options.trust_domain.clone()),
         ("ISTIO_META_NODE_NAME", host_name()),
         ("ISTIO_META_WORKLOAD_NAME", template.workload.clone()),
-        ("ISTIO_META_OWNER", owner),
+        ("ISTIO_META_OWNER", owner(options, template)),
         ("ISTIO_META_APP_CONTAINERS", template.container.clone()),
         ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT".to_owned()),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
-        ("ISTIO_METAJSON_LABELS", serde_json::json!(labels).to_string()),
-        ("ISTIO_METAJSON_ANNOTATIONS", serde_json::json!(annotations).to_string()),
         ("CARRICK_ENGINE", options.engine.as_str().to_owned()),
         ("CARRICK_TOKEN_FILE", text(&paths.token)),
-        ("CARRICK_ROOT_FILE", text(&paths.root_cert)),
-        ("CARRICK_PROXY_DIR", text(&paths.folder)),
+        ("CARRICK_STATE_DIR", text(&paths.folder)),
     ]
     .into_iter()
+    .filter(|(_, value)| !value.is_empty())
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
     if let Some(envoy) = &paths.envoy {
         env.push(("CARRICK_ENVOY".into(), text(envoy)));
     }
+    if let Some(config) = proxy_config(template) {
+        env.push(("PROXY_CONFIG".into(), config.to_string()));
+    }
     // What a person sets to look closer.
-    env.extend(
-        ["RUST_LOG", "RUST_BACKTRACE"].iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))),
-    );
+    let looks = ["CARRICK_LOG", "CARRICK_LOG_JSON", "RUST_BACKTRACE"];
+    env.extend(looks.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
+    env.extend(options.sidecar_env.iter().cloned());
     env
 }

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid, chown};
 
+use super::SidecarPlan;
 use crate::PodError;
 use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, PROXY_ID};
 use crate::sandbox::View;
 use crate::state::{PodFolder, write_atomic};
+use crate::template::Template;
 
 /// Where the pod finds its secrets; a link to it is `/var/run/secrets`.
 const SECRETS: &str = "/run/secrets";
@@ -29,6 +31,8 @@ pub(crate) struct PodFiles {
 pub(crate) struct SidecarPaths {
     pub(crate) token: PathBuf,
     pub(crate) root_cert: PathBuf,
+    pub(crate) labels: PathBuf,
+    pub(crate) annotations: PathBuf,
     pub(crate) folder: PathBuf,
     pub(crate) program: PathBuf,
     pub(crate) envoy: Option<PathBuf>,
@@ -85,9 +89,11 @@ impl PodFiles {
     pub(crate) fn sidecar(
         &self,
         view: &mut View,
-        program: &Path,
-        envoy: Option<&Path>,
+        template: &Template,
+        plan: &SidecarPlan,
     ) -> Result<SidecarPaths, PodError> {
+        self.write("sidecar/labels", downward(&template.labels).as_bytes(), 0o644, 0)?;
+        self.write("sidecar/annotations", downward(&template.annotations).as_bytes(), 0o644, 0)?;
         let mut place = |name: &str, source: &Path| {
             let host = self.root.join("sidecar/bin").join(name);
             std::fs::write(&host, []).map_err(PodError::io(format!("create {}", host.display())))?;
@@ -98,9 +104,11 @@ impl PodFiles {
         Ok(SidecarPaths {
             token: Path::new(SECRETS).join("tokens/istio-token"),
             root_cert: Path::new(SECRETS).join("istio/root-cert.pem"),
+            labels: Path::new(SIDECAR).join("labels"),
+            annotations: Path::new(SIDECAR).join("annotations"),
             folder: Path::new(SIDECAR).join("proxy"),
-            program: place("carrick-proxy", program)?,
-            envoy: envoy.map(|envoy| place("envoy", envoy)).transpose()?,
+            program: place("carrick-proxy", &plan.program)?,
+            envoy: plan.envoy.as_deref().map(|envoy| place("envoy", envoy)).transpose()?,
         })
     }
 
@@ -110,6 +118,11 @@ impl PodFiles {
         let written = write_owned(&path, content, mode, owner);
         written.map_err(PodError::io(format!("write {}", path.display())))
     }
+}
+
+/// Labels or annotations as the downward API writes them.
+fn downward(map: &std::collections::BTreeMap<String, String>) -> String {
+    map.iter().map(|(key, value)| format!("{key}={}\n", serde_json::Value::from(value.as_str()))).collect()
 }
 
 /// As [`write_atomic`], but the file belongs to `owner` from the moment that it can be seen under its name.

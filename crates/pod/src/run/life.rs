@@ -105,7 +105,7 @@ impl Life {
         let ip = self.folder.state.ip.ok_or_else(|| PodError::Request("the pod has no address".into()))?;
         let mut view = files.view(&options.namespace, &host_name, &ip.to_string())?;
         let paths = match &plan.sidecar {
-            Some(sidecar) => Some(files.sidecar(&mut view, &sidecar.program, sidecar.envoy.as_deref())?),
+            Some(sidecar) => Some(files.sidecar(&mut view, &plan.template, sidecar)?),
             None => None,
         };
         let credentials = Credentials {
