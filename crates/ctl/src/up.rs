@@ -1,11 +1,29 @@
 //! `carrick up`: control plane and embedded API in one process.
 //!
-//! Invariant: everything kept lies under the data folder; what other processes need (packet rules, names) outlives
-//! this one.
+//! Invariant: everything kept lies under the data folder; what pods need (packet rules, names) outlives this
+//! process. The order of start is: authority, API, host network, control plane, and only then "ready".
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use carrick_api::MeshConfig;
+use carrick_apiserver::{ApiOptions, ApiServer};
+use carrick_base::TrustDomain;
+use carrick_control::{Control, ControlOptions};
+use carrick_pki::{
+    KeyAlgorithm,
+    ca::{Authority, CaOptions},
+};
+use carrick_pod::{HostOptions, host, options::GATEWAY};
+use tokio_util::sync::CancellationToken;
+
+/// How long open requests and streams may take when `carrick up` is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// What `carrick up` is told.
 #[derive(Debug, Clone)]
@@ -38,11 +56,126 @@ pub struct Options {
     pub log: String,
 }
 
-/// Runs until told to stop.
+/// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When a part cannot start.
+/// When a part cannot start; the parts that had started are ended.
 pub async fn run(options: Options) -> Result<()> {
-    let _ = options;
-    anyhow::bail!("not there yet")
+    let start = Instant::now();
+    let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
+    let stop = stopped()?;
+    let mesh_config = mesh_config(&options)?;
+
+    let lock = lock(&options.data_dir)?;
+    let authority = authority(&options)?;
+    let roots = authority.roots().to_pem();
+    let (_root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
+    let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
+    api_options.root_pem = root_pem;
+    let api = ApiServer::start(api_options).await.context("the embedded API")?;
+    let client = crate::cluster::client(api.kubeconfig()).await?;
+
+    let host_stop = CancellationToken::new();
+    let host_options = host_options(&options);
+    let mut host_task = None;
+    if options.network {
+        host::setup(&host_options).await.context("the pod network (--no-network leaves it out)")?;
+        host_task = Some(tokio::spawn(host::sync(host_options.clone(), client.clone(), host_stop.clone())));
+    }
+
+    let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
+    control_options.xds_addr.set_port(options.xds_port);
+    control_options.debug_addr.set_port(options.debug_port);
+    control_options.name = format!("carrick-{}", carrick_pod::options::host_name());
+    control_options.server_ips = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(GATEWAY)];
+    let control = Control::start(control_options).await.context("the control plane")?;
+    control.ready().await;
+    println!(
+        "carrick is ready in {} ms: API https://{}, kubeconfig {}, xDS and CA {}, debug http://{}",
+        start.elapsed().as_millis(),
+        api.address(),
+        api.kubeconfig().display(),
+        control.xds_addr(),
+        control.debug_addr(),
+    );
+
+    stop.await;
+    tracing::info!("told to stop");
+    host_stop.cancel();
+    if let Some(task) = host_task {
+        task.await.context("the host's part")?;
+    }
+    control.drain(DRAIN).await;
+    api.drain(DRAIN).await;
+    if options.network && !pods_remain(&options.data_dir) {
+        host::teardown(&host_options).await.context("removing the pod network")?;
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Told to stop by a signal; the handlers are in place when this returns.
+fn stopped() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    })
+}
+
+/// One `up` for a folder; the kernel gives the lock back however this process ends.
+fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+    use std::os::unix::fs::DirBuilderExt;
+    let shown = data_dir.display();
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir).with_context(|| shown.to_string())?;
+    let path = data_dir.join("up.lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| path.display().to_string())?;
+    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another `carrick up` is running on {shown}: stop it, or choose another folder with --data-dir")
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn mesh_config(options: &Options) -> Result<MeshConfig> {
+    let mut config = match &options.mesh_config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            serde_saphyr::from_str(&text).with_context(|| format!("{} is no MeshConfig", path.display()))?
+        }
+        None => MeshConfig::default(),
+    };
+    config.root_namespace = options.root_namespace.clone();
+    config.trust_domain = options.trust_domain.clone();
+    Ok(config)
+}
+
+fn authority(options: &Options) -> Result<Authority> {
+    let algorithm: KeyAlgorithm =
+        options.ca_key_algorithm.parse().map_err(|e| anyhow::anyhow!("--ca-key-algorithm: {e}"))?;
+    let trust_domain = TrustDomain::new(&options.trust_domain).context("--trust-domain")?;
+    let ca = CaOptions {
+        algorithm,
+        trust_domain,
+        default_ttl: options.workload_cert_ttl,
+        max_ttl: options.max_workload_cert_ttl.max(options.workload_cert_ttl),
+        ..Default::default()
+    };
+    Authority::load_or_create(&options.data_dir.join("ca"), ca, SystemTime::now()).context("the certificate authority")
+}
+
+fn host_options(options: &Options) -> HostOptions {
+    let mut host = HostOptions::new(&options.data_dir);
+    if !options.host_names {
+        host.hosts_file = None;
+    }
+    host
+}
+
+/// Whether pods of this folder still run; they need the rules that are there.
+fn pods_remain(data_dir: &Path) -> bool {
+    std::fs::read_dir(carrick_pod::options::run_dir(data_dir).join("pods")).is_ok_and(|mut pods| pods.next().is_some())
 }
