@@ -10,6 +10,8 @@
 pub mod balance;
 pub mod chain;
 pub mod circuit;
+#[allow(deprecated)]
+pub mod decode;
 pub mod facts;
 pub mod format;
 pub mod hygiene;
@@ -22,6 +24,7 @@ pub mod retry;
 pub mod rewrite;
 pub mod routing;
 pub mod store;
+pub mod timeouts;
 
 pub use model::RuntimeConfig;
-pub use store::{ConfigStore, Interests, Rejection};
+pub use store::{ConfigStore, Interests, Rejection, nack_text};

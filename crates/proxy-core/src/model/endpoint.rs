@@ -17,8 +17,6 @@ pub struct EndpointSet {
     pub priorities: Vec<Priority>,
     /// Percent. Default 140.
     pub overprovisioning_factor: u32,
-    /// Share of requests to drop at once, by category, in parts per million.
-    pub drops: Vec<(Name, u32)>,
 }
 
 /// One endpoint.

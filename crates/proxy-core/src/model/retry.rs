@@ -21,8 +21,6 @@ pub struct RetryPolicy {
     pub avoid_previous_hosts: bool,
     /// How often to choose again when a host is refused by a predicate; at least 1.
     pub host_selection_attempts: u32,
-    /// Move to other priorities after so many attempts (`previous_priorities`).
-    pub previous_priorities: Option<u32>,
     /// Statuses for `retriable-status-codes`.
     pub status_codes: Vec<u16>,
     /// Response headers for `retriable-headers`.

@@ -216,8 +216,6 @@ pub struct RouteAction {
     pub high_priority: bool,
     /// What consistent hashing looks at.
     pub hash: Vec<HashPolicy>,
-    /// Copies of the request.
-    pub mirrors: Vec<Mirror>,
     /// Upgrades that differ from the connection manager's.
     pub upgrades: Vec<Upgrade>,
 }
@@ -324,17 +322,6 @@ pub enum HashSource {
     SourceIp,
     /// A query parameter.
     Query(Name),
-}
-
-/// A mirror.
-#[derive(Debug, Clone)]
-pub struct Mirror {
-    /// Cluster.
-    pub cluster: Name,
-    /// Share in parts per million.
-    pub fraction: u32,
-    /// Do not append `-shadow` to the host.
-    pub keep_host: bool,
 }
 
 /// Redirect.

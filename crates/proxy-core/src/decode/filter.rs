@@ -1,0 +1,162 @@
+//! HTTP filters, filter state, per-filter configuration of routes.
+//!
+//! Invariant: the router is there, once, and last.
+
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as rds;
+use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3 as state;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3 as router;
+use envoy_types::pb::envoy::extensions::filters::http::set_filter_state::v3 as http_state;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::bad::{At, Bad, decode, each, only, type_name};
+use super::headers::format;
+use super::inert::INERT_HTTP_FILTERS;
+use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Router};
+use crate::model::route::PerFilter;
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const SET_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
+const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+
+/// The HTTP filters of a connection manager.
+pub fn http_filters(filters: &[hcm::HttpFilter]) -> Result<Vec<HttpFilter>, Bad> {
+    let all: Vec<_> = each("http_filters", filters, http_filter)?.into_iter().flatten().collect();
+    let routers = all.iter().filter(|f| matches!(f, HttpFilter::Router(_))).count();
+    if routers == 1 && matches!(all.last(), Some(HttpFilter::Router(_))) {
+        Ok(all)
+    } else {
+        Err(Bad::field("http_filters", "the router must be the last filter, and there only"))
+    }
+}
+
+fn http_filter(value: &hcm::HttpFilter) -> Result<Option<HttpFilter>, Bad> {
+    let any = match &value.config_type {
+        Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
+        Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => return Err(Bad::unsupported("config_discovery")),
+        None => {
+            return Err(Bad::field(
+                "typed_config",
+                format_args!("unsupported HTTP filter \"{}\" without configuration", value.name),
+            ));
+        }
+    };
+    if value.disabled {
+        return Err(Bad::unsupported("disabled"));
+    }
+    match type_name(any) {
+        ROUTER => decode(any).and_then(|r| router(&r)).at("typed_config").map(|r| Some(HttpFilter::Router(r))),
+        SET_STATE => {
+            let on_request = decode(any).and_then(|c| on_request(&c)).at("typed_config")?;
+            Ok(Some(HttpFilter::SetFilterState { name: value.name.as_str().into(), on_request }))
+        }
+        name if INERT_HTTP_FILTERS.iter().any(|(inert, _)| *inert == name) => Ok(None),
+        _ => Err(Bad::field("typed_config", format_args!("unsupported HTTP filter \"{}\"", value.name))),
+    }
+}
+
+fn router(value: &router::Router) -> Result<Router, Bad> {
+    only!(value, router::Router { suppress_envoy_headers, respect_expected_rq_timeout } refuse {
+        dynamic_stats, start_child_span, upstream_log, upstream_log_options, strict_check_headers,
+        suppress_grpc_request_failure_code_stats, upstream_http_filters, reject_connect_request_early_data,
+    });
+    Ok(Router {
+        suppress_envoy_headers: value.suppress_envoy_headers,
+        respect_expected_rq_timeout: value.respect_expected_rq_timeout,
+    })
+}
+
+fn on_request(value: &http_state::Config) -> Result<Vec<FilterStateSet>, Bad> {
+    // Route choice never depends on filter state here, so clearing the route cache changes nothing.
+    only!(value, http_state::Config { on_request_headers, clear_route_cache } refuse {});
+    each("on_request_headers", &value.on_request_headers, filter_state_set)
+}
+
+/// One value of filter state.
+pub fn filter_state_set(value: &state::FilterStateValue) -> Result<FilterStateSet, Bad> {
+    only!(value, state::FilterStateValue { factory_key, read_only, shared_with_upstream, skip_if_empty, key, value } refuse {});
+    let Some(state::filter_state_value::Key::ObjectKey(object)) = &value.key else {
+        return Err(Bad::field("object_key", "missing"));
+    };
+    let factory = if value.factory_key.is_empty() { object.as_str() } else { value.factory_key.as_str() };
+    let known = |name: &str, key: FilterStateKey| (object == name && factory == name).then_some(key);
+    let key = known("envoy.network.application_protocols", FilterStateKey::ApplicationProtocols)
+        .or_else(|| known("envoy.network.upstream_server_name", FilterStateKey::UpstreamServerName))
+        .or_else(|| known("envoy.network.upstream_subject_alt_names", FilterStateKey::UpstreamSubjectAltNames))
+        .or_else(|| known("envoy.tcp_proxy.cluster", FilterStateKey::TcpCluster))
+        .or_else(|| (factory == "envoy.string").then(|| FilterStateKey::Text(object.as_str().into())))
+        .ok_or_else(|| {
+            Bad::field("object_key", format_args!("unsupported filter state \"{object}\" of factory \"{factory}\""))
+        })?;
+    let Some(state::filter_state_value::Value::FormatString(text)) = &value.value else {
+        return Err(Bad::field("format_string", "missing"));
+    };
+    Ok(FilterStateSet {
+        key,
+        value: substitution(text).at("format_string")?,
+        shared_with_upstream: value.shared_with_upstream != 0,
+        skip_if_empty: value.skip_if_empty,
+    })
+}
+
+/// A text format without extensions.
+pub fn substitution(value: &core::SubstitutionFormatString) -> Result<crate::model::format::Format, Bad> {
+    use core::substitution_format_string::Format as F;
+    only!(value, core::SubstitutionFormatString { omit_empty_values, format } refuse {
+        content_type, formatters, json_format_options,
+    });
+    match &value.format {
+        Some(F::TextFormat(text)) => format(text).at("text_format"),
+        Some(F::TextFormatSource(source)) => format(&inline(source).at("text_format_source")?).at("text_format_source"),
+        Some(F::JsonFormat(_)) => Err(Bad::unsupported("json_format")),
+        None => Err(Bad::new("empty format")),
+    }
+}
+
+/// The text of an inline data source.
+pub fn inline(source: &core::DataSource) -> Result<String, Bad> {
+    use core::data_source::Specifier as S;
+    match &source.specifier {
+        Some(S::InlineString(text)) => Ok(text.clone()),
+        Some(S::InlineBytes(bytes)) => {
+            String::from_utf8(bytes.clone()).map_err(|_| Bad::field("inline_bytes", "not UTF-8"))
+        }
+        Some(S::Filename(_)) => Err(Bad::unsupported("filename")),
+        Some(S::EnvironmentVariable(_)) => Err(Bad::unsupported("environment_variable")),
+        None => Err(Bad::new("empty data source")),
+    }
+}
+
+/// `typed_per_filter_config`.
+pub fn per_filter(map: &HashMap<String, Any>) -> Result<PerFilter, Bad> {
+    let mut out = PerFilter::default();
+    for (name, any) in map {
+        one_filter(name, any, &mut out).at(&format!("typed_per_filter_config[\"{name}\"]"))?;
+    }
+    Ok(out)
+}
+
+fn one_filter(name: &str, any: &Any, out: &mut PerFilter) -> Result<(), Bad> {
+    match type_name(any) {
+        SET_STATE => {
+            out.set_filter_state.push((name.into(), decode(any).and_then(|c| on_request(&c))?));
+            Ok(())
+        }
+        FILTER_CONFIG => {
+            let config: rds::FilterConfig = decode(any)?;
+            match &config.config {
+                _ if config.disabled => {
+                    out.disabled.push(name.into());
+                    Ok(())
+                }
+                Some(inner) if type_name(inner) != FILTER_CONFIG => one_filter(name, inner, out).at("config"),
+                Some(_) => Err(Bad::field("config", "nested")),
+                None => Err(Bad::field("config", "missing")),
+            }
+        }
+        other => Err(Bad::new(format_args!("unsupported per-filter configuration {other}"))),
+    }
+}

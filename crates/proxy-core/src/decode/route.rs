@@ -1,0 +1,205 @@
+//! Route configurations, virtual hosts, route matches.
+//!
+//! Invariant: no domain occurs twice in a table; a domain's wildcard is its first or last character.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+
+use super::bad::{At, Bad, each, given, only};
+use super::basic::{metadata, runtime_fraction, truth};
+use super::{filter, headers, matcher, retry, route_action};
+use crate::model::route::{
+    Action, DirectResponse, Domains, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
+};
+
+/// Longest body of a direct response, as Envoy's own highest default.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// A route configuration.
+pub fn route_table(value: &pb::RouteConfiguration) -> Result<RouteTable, Bad> {
+    only!(value, pb::RouteConfiguration {
+        name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
+        request_headers_to_remove, most_specific_header_mutations_wins, ignore_port_in_host_matching,
+        ignore_path_parameters_in_path_matching,
+    } refuse {
+        vhds, validate_clusters, max_direct_response_body_size_bytes, cluster_specifier_plugins, request_mirror_policies, vhost_header,
+        typed_per_filter_config, metadata, route_specifiers,
+    });
+    let virtual_hosts = each("virtual_hosts", &value.virtual_hosts, |v| virtual_host(v).map(Arc::new))?;
+    Ok(RouteTable {
+        name: value.name.as_str().into(),
+        domains: domains(&virtual_hosts)?,
+        virtual_hosts,
+        ignore_port: value.ignore_port_in_host_matching,
+        ignore_path_parameters: value.ignore_path_parameters_in_path_matching,
+        most_specific_wins: value.most_specific_header_mutations_wins,
+        request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
+        response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
+        internal_only_headers: each("internal_only_headers", &value.internal_only_headers, |h| headers::name(h))?,
+    })
+}
+
+type ByLength = HashMap<usize, HashMap<Box<str>, usize>>;
+
+fn domains(hosts: &[Arc<VirtualHost>]) -> Result<Domains, Bad> {
+    let mut out = Domains::default();
+    let (mut suffix, mut prefix) = (ByLength::new(), ByLength::new());
+    for (number, host) in hosts.iter().enumerate() {
+        for domain in &host.domains {
+            let text = domain.to_ascii_lowercase();
+            let twice = if text == "*" {
+                out.any.replace(number)
+            } else if let Some(tail) = text.strip_prefix('*') {
+                suffix.entry(tail.len()).or_default().insert(tail.into(), number)
+            } else if let Some(head) = text.strip_suffix('*') {
+                prefix.entry(head.len()).or_default().insert(head.into(), number)
+            } else {
+                out.exact.insert(text.as_str().into(), number)
+            };
+            if twice.is_some() || text.is_empty() || text.trim_matches('*').contains('*') {
+                let reason = if twice.is_some() { "occurs twice" } else { "is not a domain" };
+                return Err(Bad::field(
+                    format_args!("virtual_hosts[{number}].domains"),
+                    format_args!("`{domain}` {reason}"),
+                ));
+            }
+        }
+    }
+    out.suffix = longest_first(suffix);
+    out.prefix = longest_first(prefix);
+    Ok(out)
+}
+
+fn longest_first(map: ByLength) -> Vec<(usize, HashMap<Box<str>, usize>)> {
+    let mut list: Vec<_> = map.into_iter().collect();
+    list.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
+    list
+}
+
+fn virtual_host(value: &pb::VirtualHost) -> Result<VirtualHost, Bad> {
+    only!(value, pb::VirtualHost {
+        name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
+        response_headers_to_remove, typed_per_filter_config, include_request_attempt_count, include_attempt_count_in_response,
+        retry_policy, metadata,
+    } refuse {
+        matcher, virtual_clusters, rate_limits, cors, retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies, route_specifiers,
+    });
+    use pb::virtual_host::TlsRequirementType as T;
+    if value.domains.is_empty() {
+        return Err(Bad::field("domains", "empty"));
+    }
+    let policy = given("retry_policy", &value.retry_policy, retry::policy)?.map(Arc::new);
+    Ok(VirtualHost {
+        name: value.name.as_str().into(),
+        domains: value.domains.iter().map(|d| d.as_str().into()).collect(),
+        routes: each("routes", &value.routes, |r| route(r, policy.as_ref()).map(Arc::new))?,
+        require_tls: match T::try_from(value.require_tls) {
+            Ok(T::None) => RequireTls::None,
+            Ok(T::ExternalOnly) => RequireTls::ExternalOnly,
+            Ok(T::All) => RequireTls::All,
+            Err(_) => return Err(Bad::field("require_tls", "unknown value")),
+        },
+        request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
+        response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
+        include_request_attempt_count: value.include_request_attempt_count,
+        include_attempt_count_in_response: value.include_attempt_count_in_response,
+        retry: policy,
+        per_filter: filter::per_filter(&value.typed_per_filter_config)?,
+        metadata: metadata(&value.metadata).at("metadata")?,
+    })
+}
+
+fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPolicy>>) -> Result<Route, Bad> {
+    only!(value, pb::Route {
+        name, r#match, metadata, decorator, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
+        response_headers_to_add, response_headers_to_remove, stat_prefix, action,
+    } refuse { tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
+    let matching = value.r#match.as_ref().ok_or_else(|| Bad::field("match", "missing"))?;
+    let action = match &value.action {
+        Some(pb::route::Action::Route(action)) => {
+            Action::Forward(Box::new(route_action::forward(action, inherited).at("route")?))
+        }
+        Some(pb::route::Action::Redirect(action)) => {
+            Action::Redirect(Box::new(route_action::redirect(action).at("redirect")?))
+        }
+        Some(pb::route::Action::DirectResponse(action)) => Action::Direct(direct(action).at("direct_response")?),
+        Some(pb::route::Action::FilterAction(_)) => return Err(Bad::unsupported("filter_action")),
+        Some(pb::route::Action::NonForwardingAction(_)) => return Err(Bad::unsupported("non_forwarding_action")),
+        None => return Err(Bad::new("no action")),
+    };
+    let decorator = given("decorator", &value.decorator, |d| {
+        only!(d, pb::Decorator { operation } refuse { propagate });
+        Ok(d.operation.as_str().into())
+    })?;
+    Ok(Route {
+        name: value.name.as_str().into(),
+        matching: route_match(matching).at("match")?,
+        action,
+        request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
+        response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
+        decorator,
+        per_filter: filter::per_filter(&value.typed_per_filter_config)?,
+        metadata: metadata(&value.metadata).at("metadata")?,
+        stat_prefix: value.stat_prefix.as_str().into(),
+    })
+}
+
+fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
+    only!(value, pb::RouteMatch {
+        case_sensitive, runtime_fraction, headers, query_parameters, cookies, grpc, tls_context, path_specifier
+    } refuse { dynamic_metadata, filter_state });
+    use pb::route_match::PathSpecifier as P;
+    let ignore_case = !truth(&value.case_sensitive).unwrap_or(true);
+    let text = |value: &str| -> Box<str> { if ignore_case { value.to_ascii_lowercase().into() } else { value.into() } };
+    let path = match &value.path_specifier {
+        Some(P::Prefix(prefix)) => PathMatch::Prefix { value: text(prefix), ignore_case },
+        Some(P::Path(path)) => PathMatch::Exact { value: text(path), ignore_case },
+        Some(P::SafeRegex(regex)) => PathMatch::Regex(matcher::regex(regex).at("safe_regex")?),
+        Some(P::PathSeparatedPrefix(prefix)) => {
+            if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
+                return Err(Bad::field(
+                    "path_separated_prefix",
+                    "must start with `/`, not end with it, and hold no query",
+                ));
+            }
+            PathMatch::SeparatedPrefix { value: text(prefix), ignore_case }
+        }
+        Some(P::ConnectMatcher(_)) => PathMatch::Connect,
+        Some(P::PathMatchPolicy(_)) => return Err(Bad::unsupported("path_match_policy")),
+        None => return Err(Bad::new("no path specifier")),
+    };
+    let tls = value.tls_context.as_ref();
+    Ok(RouteMatch {
+        path,
+        headers: each("headers", &value.headers, matcher::header)?,
+        query: each("query_parameters", &value.query_parameters, matcher::query)?,
+        cookies: each("cookies", &value.cookies, matcher::cookie)?,
+        grpc: value.grpc.is_some(),
+        tls_presented: tls.and_then(|t| truth(&t.presented)),
+        tls_validated: tls.and_then(|t| truth(&t.validated)),
+        fraction: given("runtime_fraction", &value.runtime_fraction, runtime_fraction)?,
+    })
+}
+
+fn direct(value: &pb::DirectResponseAction) -> Result<DirectResponse, Bad> {
+    only!(value, pb::DirectResponseAction { status, body, body_format } refuse {});
+    let status = u16::try_from(value.status).ok().filter(|s| (200..600).contains(s));
+    let status =
+        status.and_then(|s| http::StatusCode::from_u16(s).ok()).ok_or_else(|| Bad::field("status", "not a status"))?;
+    let body = given("body", &value.body, body)?.unwrap_or_default();
+    if body.len() > MAX_BODY {
+        return Err(Bad::field("body", "too long"));
+    }
+    Ok(DirectResponse { status, body, format: given("body_format", &value.body_format, filter::substitution)? })
+}
+
+fn body(source: &core::DataSource) -> Result<bytes::Bytes, Bad> {
+    match &source.specifier {
+        Some(core::data_source::Specifier::InlineBytes(bytes)) => Ok(bytes::Bytes::from(bytes.clone())),
+        _ => filter::inline(source).map(bytes::Bytes::from),
+    }
+}
