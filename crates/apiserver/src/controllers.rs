@@ -11,6 +11,10 @@
 pub mod addresses;
 mod admission;
 mod bootstrap;
+mod endpoint_slices;
+mod follow;
+mod garbage;
+mod namespaces;
 
 pub use self::admission::Admission;
 pub use self::bootstrap::bootstrap;
@@ -26,4 +30,8 @@ use crate::store::Store;
 pub type RootPem = Option<Arc<str>>;
 
 /// Starts the loops. `root` may change at any time; every namespace's `istio-ca-root-cert` follows it.
-pub fn start(_store: &Store, _root: watch::Receiver<RootPem>, _tasks: &mut TaskSet) {}
+pub fn start(store: &Store, root: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
+    tasks.spawn("namespaces", namespaces::run(store.clone(), root));
+    tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
+    tasks.spawn("garbage", garbage::run(store.clone()));
+}

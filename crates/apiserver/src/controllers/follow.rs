@@ -1,0 +1,69 @@
+//! A resource as a loop sees it: everything there is, then every change.
+//!
+//! Invariant: a follower that missed history says so and gives a new list; its user then forgets what it knew.
+
+use serde_json::Value;
+
+use crate::error::{ApiError, ApiResult};
+use crate::store::{Event, Store, Watch};
+
+/// A list and the changes after it.
+pub struct Follower {
+    store: Store,
+    resource: String,
+    watch: Option<Watch>,
+}
+
+/// What a follower hands out.
+pub enum News {
+    /// All objects there are; what was known before is void.
+    All(Vec<Value>),
+    /// One change.
+    Change(Event),
+}
+
+impl Follower {
+    /// Follows a resource (`plural` or `plural.group`). The first news is the list.
+    pub fn new(store: &Store, resource: &str) -> Self {
+        Self { store: store.clone(), resource: resource.to_owned(), watch: None }
+    }
+
+    /// The resource followed.
+    pub fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// The next news. Cancel safe.
+    ///
+    /// # Errors
+    /// When the store is closed.
+    pub async fn next(&mut self) -> ApiResult<News> {
+        loop {
+            let Some(watch) = self.watch.as_mut() else { return self.list() };
+            match watch.next().await {
+                Ok(event) => return Ok(News::Change(event)),
+                Err(ApiError::Expired(_)) => self.watch = None,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next news if it is there already.
+    ///
+    /// # Errors
+    /// As [`Follower::next`].
+    pub fn ready(&mut self) -> ApiResult<Option<News>> {
+        let Some(watch) = self.watch.as_mut() else { return self.list().map(Some) };
+        match watch.ready() {
+            Ok(event) => Ok(event.map(News::Change)),
+            Err(ApiError::Expired(_)) => self.list().map(Some),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn list(&mut self) -> ApiResult<News> {
+        let list = self.store.list(&self.resource, None);
+        self.watch = Some(self.store.watch(&self.resource, list.revision)?);
+        Ok(News::All(list.items))
+    }
+}
