@@ -122,8 +122,12 @@ fn state(proxy: &Value, type_name: &str) -> Option<String> {
         .iter()
         .find(|t| t.get("type").and_then(Value::as_str).is_some_and(|t| t.ends_with(type_name)))?;
     let flag = |field: &str| state.get(field).and_then(Value::as_str).unwrap_or_default();
+    // A proxy that came back with what it had before is sent nothing, and is up to date all the same.
+    let count = |field: &str| proxy.get(field).and_then(Value::as_u64);
+    let current = count("target").is_some() && count("target") == count("acknowledged");
     Some(match (flag("error"), flag("sentNonce"), flag("ackedNonce")) {
         (error, _, _) if !error.is_empty() => "ERROR".to_owned(),
+        (_, "", _) if current => "SYNCED".to_owned(),
         (_, "", _) => "NOT SENT".to_owned(),
         (_, sent, acked) if sent == acked => "SYNCED".to_owned(),
         (_, _, "") => "STALE (Never Acknowledged)".to_owned(),

@@ -15,6 +15,17 @@ use crate::{
 /// This program's version.
 pub const OWN: &str = env!("CARGO_PKG_VERSION");
 
+/// What the control plane calls itself.
+async fn control_plane_version(debug_port: Option<u16>) -> String {
+    let Some(port) = debug_port else { return "unknown".to_owned() };
+    let answer = proxy_status::get(port, "/version").await;
+    answer
+        .ok()
+        .and_then(|(_, body)| serde_json::from_slice::<Value>(&body).ok())
+        .and_then(|value| Some(value.get("version")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
 /// The versions; the control plane on this machine is asked when a debug port is given.
 ///
 /// # Errors
@@ -31,7 +42,7 @@ pub async fn show(debug_port: Option<u16>, format: Format) -> Result<String> {
         None => {}
         Some(Err(_)) => lines.push("no control plane answers on this machine".to_owned()),
         Some(Ok(answer)) => {
-            let version = answer.get("version").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+            let version = control_plane_version(debug_port).await;
             lines.push(format!("control plane version: {version}"));
             control_plane = Some(version);
             for proxy in answer.get("proxies").and_then(Value::as_array).into_iter().flatten() {
