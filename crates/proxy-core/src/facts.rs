@@ -109,6 +109,10 @@ impl Values for Facts<'_> {
             }
             Operator::Metadata(kind, path) => self.metadata(*kind, path, out),
             Operator::Environment(_) => false,
+            Operator::ByProtocol { cases, otherwise } => {
+                let case = cases.iter().find(|(protocol, _)| self.protocol == Some(&**protocol));
+                text(Some(case.map_or(otherwise, |(_, text)| text)), out)
+            }
             Operator::Plain(plain) => self.plain(*plain, out),
         }
     }

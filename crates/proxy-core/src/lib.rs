@@ -23,6 +23,7 @@ pub mod request;
 pub mod retry;
 pub mod rewrite;
 pub mod routing;
+pub mod simulate;
 pub mod store;
 pub mod timeouts;
 

@@ -99,7 +99,7 @@ impl Levels<'_> {
         }
     }
 
-    /// Filter state of a request: each `set_filter_state` filter, its most specific configuration.
+    /// Filter state of a request: each `set_filter_state` filter's own values, then those of virtual host, route, weighted cluster.
     #[must_use]
     pub fn upstream_overrides(&self, filters: &[HttpFilter], values: &dyn Values) -> UpstreamOverrides {
         let mut overrides = UpstreamOverrides::default();
@@ -108,13 +108,19 @@ impl Levels<'_> {
             if self.filter_disabled(name) {
                 continue;
             }
-            overrides.apply(self.filter_state(name).unwrap_or(on_request), values);
+            overrides.apply(on_request, values);
+            for level in self.per_filter() {
+                for (_, sets) in level.set_filter_state.iter().filter(|(filter, _)| filter == name) {
+                    overrides.apply(sets, values);
+                }
+            }
         }
         overrides
     }
 
+    /// Least specific first.
     fn per_filter(&self) -> impl Iterator<Item = &PerFilter> {
-        self.weighted.map(|w| &w.per_filter).into_iter().chain([&self.route.per_filter, &self.virtual_host.per_filter])
+        [&self.virtual_host.per_filter, &self.route.per_filter].into_iter().chain(self.weighted.map(|w| &w.per_filter))
     }
 
     /// Whether a filter is switched off for this route.
@@ -122,15 +128,10 @@ impl Levels<'_> {
     pub fn filter_disabled(&self, name: &Name) -> bool {
         self.per_filter().any(|p| p.disabled.contains(name))
     }
-
-    fn filter_state(&self, name: &Name) -> Option<&[FilterStateSet]> {
-        self.per_filter()
-            .find_map(|p| p.set_filter_state.iter().find(|(n, _)| n == name).map(|(_, sets)| sets.as_slice()))
-    }
 }
 
 impl UpstreamOverrides {
-    /// Sets what `sets` say; only values shared with upstream count, except the cluster of a TCP proxy.
+    /// Sets what `sets` say. Sharing with upstream is about internal listeners, which there are none of.
     pub fn apply(&mut self, sets: &[FilterStateSet], values: &dyn Values) {
         for set in sets {
             let text = set.value.text(values);
@@ -140,7 +141,6 @@ impl UpstreamOverrides {
             let list = || text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Name::from).collect::<Vec<_>>();
             match &set.key {
                 FilterStateKey::TcpCluster => self.tcp_cluster = Some(text.as_str().into()),
-                _ if !set.shared_with_upstream => {}
                 FilterStateKey::ApplicationProtocols => self.alpn = Some(list()),
                 FilterStateKey::UpstreamServerName => self.sni = Some(text.as_str().into()),
                 FilterStateKey::UpstreamSubjectAltNames => self.sans = Some(list()),

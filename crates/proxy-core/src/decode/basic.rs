@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use ipnet::IpNet;
 
 use super::bad::{At, Bad, only};
+use crate::model::cluster::TcpKeepalive;
 use crate::model::metadata::{Metadata, Value};
 
 /// A non-negative duration.
@@ -179,4 +180,22 @@ pub fn json(value: &wkt::Value, depth: usize) -> Result<Value, Bad> {
             Value::Object(entries.collect::<Result<_, Bad>>()?)
         }
     })
+}
+
+/// Resources come over the one stream.
+pub fn ads(source: &core::ConfigSource) -> Result<(), Bad> {
+    use core::config_source::ConfigSourceSpecifier as S;
+    match &source.config_source_specifier {
+        Some(S::Ads(_) | S::Self_(_)) => Ok(()),
+        _ => Err(Bad::new("only ADS is supported")),
+    }
+}
+
+/// Keep-alive settings.
+pub fn keepalive(value: &core::TcpKeepalive) -> TcpKeepalive {
+    TcpKeepalive {
+        probes: number(&value.keepalive_probes),
+        time: number(&value.keepalive_time),
+        interval: number(&value.keepalive_interval),
+    }
 }

@@ -120,13 +120,7 @@ fn add_source(types: &mut SourceTypes, matching: &ChainMatch, chain: usize, budg
 
 impl<T: Default> IpLevel<T> {
     fn enter(&mut self, net: IpNet) -> &mut T {
-        let at = self.0.iter().position(|(have, _)| *have == net).unwrap_or_else(|| {
-            self.0.push((net, T::default()));
-            self.0.len().saturating_sub(1)
-        });
-        // The position was just found or made.
-        #[allow(clippy::indexing_slicing)]
-        &mut self.0[at].1
+        enter(&mut self.0, |have| *have == net, || net)
     }
 
     fn sort(&mut self) {
@@ -136,14 +130,18 @@ impl<T: Default> IpLevel<T> {
 
 impl<T: Default> TextLevel<T> {
     fn enter(&mut self, text: &str) -> &mut T {
-        let at = self.0.iter().position(|(have, _)| **have == *text).unwrap_or_else(|| {
-            self.0.push((text.into(), T::default()));
-            self.0.len().saturating_sub(1)
-        });
-        // The position was just found or made.
-        #[allow(clippy::indexing_slicing)]
-        &mut self.0[at].1
+        enter(&mut self.0, |have| **have == *text, || text.into())
     }
+}
+
+/// The value of the entry with this key, made if it is missing.
+fn enter<K, T: Default>(list: &mut Vec<(K, T)>, is: impl Fn(&K) -> bool, key: impl FnOnce() -> K) -> &mut T {
+    let at = list.iter().position(|(have, _)| is(have)).unwrap_or(list.len());
+    if at == list.len() {
+        list.push((key(), T::default()));
+    }
+    let (_, value) = list.get_mut(at).expect("the position was just found or made");
+    value
 }
 
 type Transports = TextLevel<TextLevel<SourceLevel>>;

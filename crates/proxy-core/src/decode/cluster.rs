@@ -13,13 +13,12 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 
 use super::bad::{At, Bad, decode, each, given, only, type_name};
-use super::basic::{bare_socket, duration, json, metadata, number, positive};
-use super::{cluster_lb, hcm, headers, http_options, listener, tls};
+use super::basic::{ads, bare_socket, duration, json, keepalive, metadata, number, positive};
+use super::{cluster_lb, headers, http_options, tls};
 use crate::model::cluster::{
-    Cluster, Discovery, DnsFamily, DnsOptions, HttpProtocol, Transport, TransportIndex, TransportMatch, TransportSocket,
+    Cluster, Discovery, DnsFamily, DnsOptions, HttpProtocol, Transport, TransportMatch, TransportSocket,
 };
 use crate::model::hcm::{Http1Options, Http2Options};
-use crate::model::metadata::Metadata;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -79,7 +78,7 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
             only!(o, pb::UpstreamConnectionOptions { tcp_keepalive } refuse {
                 set_local_interface_name_on_upstream_connections, happy_eyeballs_config
             });
-            Ok(o.tcp_keepalive.as_ref().map(listener::keepalive))
+            Ok(o.tcp_keepalive.as_ref().map(keepalive))
         })?
         .flatten(),
         bind: bind.source,
@@ -118,7 +117,7 @@ fn discovery(value: &pb::Cluster) -> Result<Discovery, Bad> {
         T::Eds => {
             let config =
                 value.eds_cluster_config.as_ref().ok_or_else(|| Bad::field("eds_cluster_config", "missing"))?;
-            given("eds_cluster_config.eds_config", &config.eds_config, hcm::ads)?;
+            given("eds_cluster_config.eds_config", &config.eds_config, ads)?;
             let service = if config.service_name.is_empty() { &value.name } else { &config.service_name };
             Discovery::Eds(service.as_str().into())
         }
@@ -166,15 +165,6 @@ fn transport(value: &pb::Cluster) -> Result<Transport, Bad> {
         return Err(Bad::field("transport_socket_matches", "too many"));
     }
     Ok(Transport { matches, default: default.unwrap_or_else(|| Arc::new(TransportSocket::Raw)) })
-}
-
-/// The transport socket for an endpoint by its own metadata.
-#[must_use]
-pub fn match_transport(transport: &Transport, endpoint: &Metadata) -> TransportIndex {
-    let have = endpoint.namespace("envoy.transport_socket_match");
-    let fits = |m: &TransportMatch| m.criteria.iter().all(|(k, v)| have.and_then(|h| h.get(k)) == Some(v));
-    let found = transport.matches.iter().position(fits).and_then(|at| u16::try_from(at).ok());
-    found.map_or(TransportIndex::DEFAULT, TransportIndex)
 }
 
 struct Http {

@@ -9,9 +9,9 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
 use super::bad::{At, Bad, given, only};
 use super::basic::{Place, metadata, number, place};
-use super::cluster::match_transport;
-use crate::model::cluster::Cluster;
+use crate::model::cluster::{Cluster, Transport, TransportIndex, TransportMatch};
 use crate::model::endpoint::{Endpoint, EndpointAddress, EndpointSet, Health, Locality, LocalityEndpoints, Priority};
+use crate::model::metadata::Metadata;
 
 /// Envoy's bound on priorities.
 const MAX_PRIORITY: u32 = 128;
@@ -84,7 +84,7 @@ fn endpoint(value: &pb::LbEndpoint) -> Result<Endpoint, Bad> {
         },
         priority: 0,
         locality: 0,
-        transport: crate::model::cluster::TransportIndex::DEFAULT,
+        transport: TransportIndex::DEFAULT,
         metadata: metadata(&value.metadata).at("metadata")?,
     })
 }
@@ -137,4 +137,13 @@ fn locality(value: Option<&core::Locality>) -> Locality {
 /// The same endpoints for a cluster, as a shared value.
 pub fn shared(value: &pb::ClusterLoadAssignment, cluster: &Cluster) -> Result<Arc<EndpointSet>, Bad> {
     endpoints(value, cluster).map(Arc::new)
+}
+
+/// The transport socket for an endpoint by its own metadata.
+#[must_use]
+pub fn match_transport(transport: &Transport, endpoint: &Metadata) -> TransportIndex {
+    let have = endpoint.namespace("envoy.transport_socket_match");
+    let fits = |m: &TransportMatch| m.criteria.iter().all(|(k, v)| have.and_then(|h| h.get(k)) == Some(v));
+    let found = transport.matches.iter().position(fits).and_then(|at| u16::try_from(at).ok());
+    found.map_or(TransportIndex::DEFAULT, TransportIndex)
 }

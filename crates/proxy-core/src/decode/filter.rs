@@ -75,7 +75,7 @@ fn on_request(value: &http_state::Config) -> Result<Vec<FilterStateSet>, Bad> {
     each("on_request_headers", &value.on_request_headers, filter_state_set)
 }
 
-/// One value of filter state.
+/// One value of filter state. Sharing with upstream is about internal listeners, and read-only about later writers: there are neither.
 pub fn filter_state_set(value: &state::FilterStateValue) -> Result<FilterStateSet, Bad> {
     only!(value, state::FilterStateValue { factory_key, read_only, shared_with_upstream, skip_if_empty, key, value } refuse {});
     let Some(state::filter_state_value::Key::ObjectKey(object)) = &value.key else {
@@ -94,12 +94,7 @@ pub fn filter_state_set(value: &state::FilterStateValue) -> Result<FilterStateSe
     let Some(state::filter_state_value::Value::FormatString(text)) = &value.value else {
         return Err(Bad::field("format_string", "missing"));
     };
-    Ok(FilterStateSet {
-        key,
-        value: substitution(text).at("format_string")?,
-        shared_with_upstream: value.shared_with_upstream != 0,
-        skip_if_empty: value.skip_if_empty,
-    })
+    Ok(FilterStateSet { key, value: substitution(text).at("format_string")?, skip_if_empty: value.skip_if_empty })
 }
 
 /// A text format without extensions.

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use super::bad::{At, Bad, each, given, only, type_name};
 use super::basic::{cidr, limit, number, positive, truth};
-use super::{access_log, filter, http_options, route};
+use super::{access_log, basic, filter, http_options, route};
 use crate::model::hcm::{
     AddressOptions, Codec, EscapedSlashes, ForwardClientCert, HostOptions, HttpConnectionManager, PathOptions,
     RequestIdOptions, RouteSource, ServerHeader, Upgrade, XfccMode,
@@ -110,7 +110,7 @@ fn routes(value: &pb::HttpConnectionManager) -> Result<RouteSource, Bad> {
             if rds.route_config_name.is_empty() {
                 return Err(Bad::field("rds.route_config_name", "empty"));
             }
-            given("rds.config_source", &rds.config_source, ads)?;
+            given("rds.config_source", &rds.config_source, basic::ads)?;
             Ok(RouteSource::Rds(rds.route_config_name.as_str().into()))
         }
         Some(inner::RouteSpecifier::RouteConfig(config)) => {
@@ -118,15 +118,6 @@ fn routes(value: &pb::HttpConnectionManager) -> Result<RouteSource, Bad> {
         }
         Some(inner::RouteSpecifier::ScopedRoutes(_)) => Err(Bad::unsupported("scoped_routes")),
         None => Err(Bad::new("no routes")),
-    }
-}
-
-/// Resources come over the one stream.
-pub fn ads(source: &core::ConfigSource) -> Result<(), Bad> {
-    use core::config_source::ConfigSourceSpecifier as S;
-    match &source.config_source_specifier {
-        Some(S::Ads(_) | S::Self_(_)) => Ok(()),
-        _ => Err(Bad::new("only ADS is supported")),
     }
 }
 
@@ -213,14 +204,5 @@ fn request_id_extension(value: &pb::RequestIdExtension) -> Result<(), Bad> {
 
 fn upgrade(value: &inner::UpgradeConfig) -> Result<Upgrade, Bad> {
     only!(value, inner::UpgradeConfig { upgrade_type, enabled } refuse { filters });
-    upgrade_kind(&value.upgrade_type, truth(&value.enabled).unwrap_or(true)).at("upgrade_type")
-}
-
-/// An upgrade type.
-pub fn upgrade_kind(kind: &str, enabled: bool) -> Result<Upgrade, Bad> {
-    match kind.to_ascii_lowercase().as_str() {
-        "" => Err(Bad::new("empty")),
-        "connect-udp" => Err(Bad::new("CONNECT-UDP is not supported")),
-        kind => Ok(Upgrade { kind: kind.into(), enabled }),
-    }
+    http_options::upgrade_kind(&value.upgrade_type, truth(&value.enabled).unwrap_or(true)).at("upgrade_type")
 }

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::bad::{At, Bad, given, only};
 use super::basic::{duration, limit, number, truth};
-use crate::model::hcm::{HeaderCase, Http1Options, Http2Options, Underscores};
+use crate::model::hcm::{HeaderCase, Http1Options, Http2Options, Underscores, Upgrade};
 
 /// What `HttpProtocolOptions` says, defaults applied.
 pub struct CommonOptions {
@@ -137,4 +137,13 @@ pub fn http2(value: &core::Http2ProtocolOptions) -> Result<Http2Options, Bad> {
             .transpose()?
             .unwrap_or(default.keepalive_timeout),
     })
+}
+
+/// An upgrade type.
+pub fn upgrade_kind(kind: &str, enabled: bool) -> Result<Upgrade, Bad> {
+    match kind.to_ascii_lowercase().as_str() {
+        "" => Err(Bad::new("empty")),
+        "connect-udp" => Err(Bad::new("CONNECT-UDP is not supported")),
+        kind => Ok(Upgrade { kind: kind.into(), enabled }),
+    }
 }

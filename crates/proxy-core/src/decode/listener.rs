@@ -13,10 +13,9 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::bad::{At, Bad, decode, each, given, only, type_name};
-use super::basic::{duration, limit, metadata, number, socket, truth};
+use super::basic::{duration, keepalive, limit, metadata, number, socket, truth};
 use super::{access_log, chain_match, filter, hcm, tls};
 use crate::model::Name;
-use crate::model::cluster::TcpKeepalive;
 use crate::model::filter::FilterStateSet;
 use crate::model::listener::{
     ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, TcpProxy, TcpTarget,
@@ -82,15 +81,6 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
 fn additional(value: &pb::AdditionalAddress) -> Result<std::net::SocketAddr, Bad> {
     only!(value, pb::AdditionalAddress { address } refuse { socket_options, tcp_keepalive });
     socket(value.address.as_ref().ok_or_else(|| Bad::field("address", "missing"))?).at("address")
-}
-
-/// Keep-alive settings.
-pub fn keepalive(value: &core::TcpKeepalive) -> TcpKeepalive {
-    TcpKeepalive {
-        probes: number(&value.keepalive_probes),
-        time: number(&value.keepalive_time),
-        interval: number(&value.keepalive_interval),
-    }
 }
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use http::StatusCode;
 
 use super::bad::{At, Bad, each, given, only};
 use super::basic::{duration, limit, number, port, truth};
-use super::{filter, hcm, headers, matcher, retry};
+use super::{filter, headers, http_options, matcher, retry};
 use crate::model::retry::RetryPolicy;
 use crate::model::route::{
     GrpcTimeout, HashPolicy, HashSource, HostRewrite, PathRewrite, Redirect, RedirectPath, RouteAction, Target,
@@ -56,7 +56,7 @@ pub fn forward(value: &pb::RouteAction, inherited: Option<&Arc<RetryPolicy>>) ->
         hash: each("hash_policy", &value.hash_policy, hash_policy)?,
         upgrades: each("upgrade_configs", &value.upgrade_configs, |u| {
             only!(u, pb::route_action::UpgradeConfig { upgrade_type, enabled } refuse { connect_config });
-            hcm::upgrade_kind(&u.upgrade_type, truth(&u.enabled).unwrap_or(true)).at("upgrade_type")
+            http_options::upgrade_kind(&u.upgrade_type, truth(&u.enabled).unwrap_or(true)).at("upgrade_type")
         })?,
     })
 }

@@ -109,6 +109,7 @@ fn parse_operator(text: &str) -> Result<Part, FormatError> {
             };
             Operator::Metadata(kind, path(rest))
         }
+        ("CEL", Some(args)) => by_protocol(args).ok_or_else(unknown)?,
         ("GRPC_STATUS", _) => Operator::Plain(Plain::GrpcStatus),
         (name, None) => Operator::Plain(Plain::parse(name).ok_or_else(unknown)?),
         _ => return Err(unknown()),
@@ -148,4 +149,24 @@ pub fn parse_header_key(text: &str) -> Option<HeaderKey> {
         ":protocol" => HeaderKey::Protocol,
         name => HeaderKey::Name(HeaderName::from_bytes(name.as_bytes()).ok()?),
     })
+}
+
+/// `request.protocol == 'X' ? 'a' : <the same again, or 'b'>`.
+fn by_protocol(expression: &str) -> Option<Operator> {
+    let mut cases = Vec::new();
+    let mut rest = expression.trim_start();
+    while let Some(after) = rest.strip_prefix("request.protocol") {
+        let (protocol, after) = quoted(after.trim_start().strip_prefix("==")?)?;
+        let (text, after) = quoted(after.trim_start().strip_prefix('?')?)?;
+        cases.push((protocol.into(), text.into()));
+        rest = after.trim_start().strip_prefix(':')?.trim_start();
+    }
+    let (otherwise, after) = quoted(rest)?;
+    (!cases.is_empty() && after.trim().is_empty()).then(|| Operator::ByProtocol { cases, otherwise: otherwise.into() })
+}
+
+/// A text in single quotes without escapes, and what follows.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let (value, rest) = text.trim_start().strip_prefix('\'')?.split_once('\'')?;
+    (!value.contains('\\')).then_some((value, rest))
 }

@@ -35,8 +35,6 @@ pub struct FilterStateSet {
     pub key: FilterStateKey,
     /// Its text.
     pub value: Format,
-    /// Visible to the upstream connection.
-    pub shared_with_upstream: bool,
     /// Do not set an empty value.
     pub skip_if_empty: bool,
 }

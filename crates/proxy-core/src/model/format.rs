@@ -46,6 +46,13 @@ pub enum Operator {
     FilterState(Name),
     /// `%ENVIRONMENT(X)%`: resolved by the caller.
     Environment(Name),
+    /// `%CEL(request.protocol == 'X' ? 'a' : 'b')%`: the one CEL form this engine evaluates, a choice by the request's protocol.
+    ByProtocol {
+        /// Protocol (`HTTP/2`, …) and text.
+        cases: Vec<(Name, Name)>,
+        /// Text of all other protocols.
+        otherwise: Name,
+    },
     /// Anything without arguments.
     Plain(Plain),
 }

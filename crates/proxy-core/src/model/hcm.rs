@@ -9,6 +9,7 @@ use super::Name;
 use super::access_log::AccessLog;
 use super::filter::HttpFilter;
 use super::route::RouteTable;
+pub use super::route::Upgrade;
 
 /// `envoy.filters.network.http_connection_manager`.
 #[derive(Debug)]
@@ -274,13 +275,4 @@ impl Default for Http2Options {
             keepalive_timeout: Duration::from_secs(20),
         }
     }
-}
-
-/// An upgrade type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upgrade {
-    /// Lower case.
-    pub kind: Name,
-    /// Allowed unless a route says otherwise.
-    pub enabled: bool,
 }

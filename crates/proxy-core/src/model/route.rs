@@ -11,7 +11,6 @@ use http::{HeaderName, StatusCode};
 use super::Name;
 use super::filter::FilterStateSet;
 use super::format::Format;
-use super::hcm::Upgrade;
 use super::headers::HeaderOps;
 use super::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, RegexRewrite};
 use super::metadata::Metadata;
@@ -361,4 +360,13 @@ pub struct DirectResponse {
     pub body: bytes::Bytes,
     /// Formatted body, instead.
     pub format: Option<Format>,
+}
+
+/// An upgrade type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Lower case.
+    pub kind: Name,
+    /// Allowed unless a route says otherwise.
+    pub enabled: bool,
 }
