@@ -12,6 +12,9 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use carrick_base::Labels;
 
+use loads::{LoadKey, LoadMemo};
+use outbound::ClusterMemo;
+
 use crate::{
     proxy::{FileCerts, Interception, ProxyNode},
     rules::Client,
@@ -39,7 +42,7 @@ struct Scope {
 #[derive(Debug)]
 struct Shared {
     outbound: Arc<Outbound>,
-    keys: Arc<[loads::LoadKey]>,
+    keys: Arc<[Arc<LoadKey>]>,
     loads: Option<Arc<[Arc<Load>]>>,
 }
 
@@ -48,12 +51,14 @@ struct Shared {
 pub struct Views {
     snapshot: Snapshot,
     scopes: HashMap<Scope, Shared>,
+    clusters: ClusterMemo,
+    loads: LoadMemo,
 }
 
 impl Views {
     /// Starts with an empty memory.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, scopes: HashMap::new() }
+        Self { snapshot, scopes: HashMap::new(), clusters: ClusterMemo::default(), loads: LoadMemo::default() }
     }
 
     /// Goes on with a newer snapshot, keeping what cannot have changed.
@@ -61,8 +66,11 @@ impl Views {
         let same_config = Arc::ptr_eq(&self.snapshot.config, &snapshot.config);
         if !same_config || !Arc::ptr_eq(&self.snapshot.facts, &snapshot.facts) {
             self.scopes.clear();
+            self.clusters.clear();
+            self.loads.clear();
         } else if !Arc::ptr_eq(&self.snapshot.endpoints, &snapshot.endpoints) {
             self.scopes.values_mut().for_each(|shared| shared.loads = None);
+            self.loads.clear();
         }
         self.snapshot = snapshot;
     }
@@ -85,11 +93,11 @@ impl Views {
             own: listeners::own_headless(snapshot, proxy),
         };
         let shared = self.scopes.entry(scope).or_insert_with_key(|scope| {
-            let (outbound, keys) = outbound::derive(snapshot, scope);
+            let (outbound, keys) = outbound::derive(snapshot, scope, &mut self.clusters);
             Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
         });
         let keys = shared.keys.clone();
-        let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys)).clone();
+        let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
         View { inbound, outbound: shared.outbound.clone(), loads }
     }
 }

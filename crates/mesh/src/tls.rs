@@ -91,7 +91,7 @@ fn by_rule(snapshot: &Snapshot, question: &Question<'_>, tls: &ClientTls) -> Cli
         ClientTlsMode::IstioMutual => ClientSocket::Mesh(mesh_tls(snapshot, question, Some(tls))),
         ClientTlsMode::Mutual if own_files.is_some() => ClientSocket::Mesh(mesh_tls(snapshot, question, Some(tls))),
         ClientTlsMode::Simple | ClientTlsMode::Mutual => match refusal(tls, question.selective) {
-            Some(reason) => ClientSocket::Refused(format!("{}: {reason}", tls.mode.as_str()).into()),
+            Some(reason) => ClientSocket::Refused(reason.into()),
             None => ClientSocket::User(user_tls(question, tls)),
         },
     }

@@ -46,6 +46,8 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, ports: &[VisiblePort<'_
         if visible.service.resolution == Resolution::Headless {
             let facts = snapshot.facts_of(visible.service).and_then(|f| f.ports.get(&visible.port.name));
             for (ip, port) in facts.into_iter().flat_map(|f| &f.addresses).filter(|(ip, _)| !scope.own.contains(ip)) {
+                listen(Some(*ip), ip.is_ipv6(), number, target.clone());
+                // Without a virtual address nothing translates ports, so clients that mean it use the pod's.
                 listen(Some(*ip), ip.is_ipv6(), *port, target.clone());
             }
         } else {

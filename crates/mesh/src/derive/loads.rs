@@ -25,9 +25,27 @@ pub(super) struct LoadKey {
     pub by_rule: Option<bool>,
 }
 
-pub(super) fn derive(snapshot: &Snapshot, keys: &[LoadKey]) -> Arc<[Arc<Load>]> {
-    let mut policies: HashMap<NamespacedName, Effective> = HashMap::new();
-    keys.iter().map(|key| Arc::new(load(snapshot, key, &mut policies))).collect()
+/// Assignments of one snapshot by what they depend on, and the policies of workloads met on the way.
+#[derive(Debug, Default)]
+pub(super) struct LoadMemo {
+    loads: HashMap<Arc<LoadKey>, Arc<Load>>,
+    policies: HashMap<NamespacedName, Effective>,
+}
+
+impl LoadMemo {
+    pub fn clear(&mut self) {
+        self.loads.clear();
+        self.policies.clear();
+    }
+}
+
+pub(super) fn derive(snapshot: &Snapshot, keys: &[Arc<LoadKey>], memo: &mut LoadMemo) -> Arc<[Arc<Load>]> {
+    let LoadMemo { loads, policies } = memo;
+    let mut of = |key: &Arc<LoadKey>| match loads.get(key) {
+        Some(known) => known.clone(),
+        None => loads.entry(key.clone()).or_insert(Arc::new(load(snapshot, key, policies))).clone(),
+    };
+    keys.iter().map(&mut of).collect()
 }
 
 fn load(snapshot: &Snapshot, key: &LoadKey, policies: &mut HashMap<NamespacedName, Effective>) -> Load {

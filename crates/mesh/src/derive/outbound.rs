@@ -2,13 +2,13 @@
 //!
 //! Invariant: services a proxy may not see leave no trace in its view.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Scope, inbound::class_of, listeners, loads::LoadKey, routes};
 use crate::{
     model::{DestinationRule, Port, Resolution, Service, TrafficPolicy, policy::HashKey, policy::LoadBalancer},
     names,
-    proxy::Interception,
+    proxy::{FileCerts, Interception},
     rules,
     snapshot::Snapshot,
     tls::{self, Question},
@@ -27,7 +27,27 @@ pub(super) struct VisiblePort<'a> {
     pub hash: Option<HashKey>,
 }
 
-pub(super) fn derive(snapshot: &Snapshot, scope: &Scope) -> (Outbound, Vec<LoadKey>) {
+/// Clusters of one service as clients of one rule see them.
+#[derive(Debug)]
+struct Reached {
+    clusters: Vec<Arc<Cluster>>,
+    keys: Vec<Arc<LoadKey>>,
+}
+
+/// What a service's clusters depend on within one snapshot: the service and the rule, by address, and the client's files.
+type ReachedKey = (usize, Option<usize>, Option<FileCerts>);
+
+/// Clusters of one snapshot. Addresses are those of the snapshot's own `Arc`s, so a memory lasts no longer than its snapshot.
+#[derive(Debug, Default)]
+pub(super) struct ClusterMemo(HashMap<ReachedKey, Arc<Reached>>);
+
+impl ClusterMemo {
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo) -> (Outbound, Vec<Arc<LoadKey>>) {
     let settings = snapshot.settings();
     let visible = |s: &&Arc<Service>| s.export_to.allows(&scope.client.namespace);
     let (mut clusters, mut keys, mut ports) = (Vec::new(), Vec::new(), Vec::new());
@@ -36,26 +56,18 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope) -> (Outbound, Vec<LoadK
             continue;
         }
         let rule = snapshot.rules().lookup(&scope.client, service.namespace(), &service.hostname);
-        for port in &service.ports {
-            let subsets = rule.iter().flat_map(|r| r.subsets.iter().map(|s| (&*s.name, Some(&s.labels))));
-            for (subset, labels) in std::iter::once(("", None)).chain(subsets) {
-                let policy = rule.map(|r| rules::effective(r, subset, port.number)).unwrap_or_default();
-                let cluster = cluster(snapshot, scope, service, port, subset, rule.map(|r| &**r), &policy);
-                if cluster.kind == ClusterKind::Eds && !matches!(cluster.socket, ClientSocket::Refused(_)) {
-                    keys.push(LoadKey {
-                        cluster: cluster.name.clone(),
-                        service: service.origin.name.clone(),
-                        port_name: port.name.clone(),
-                        labels: labels.cloned().unwrap_or_default(),
-                        by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
-                    });
-                }
-                if subset.is_empty() {
-                    ports.push(visible_port(service, port, &cluster));
-                }
-                clusters.push(Arc::new(cluster));
-            }
-        }
+        let key = (
+            Arc::as_ptr(service) as usize,
+            rule.map(|r| Arc::as_ptr(r) as usize),
+            scope.client_certs.clone(),
+        );
+        let reached = memo.0.entry(key).or_insert_with(|| {
+            Arc::new(reach(snapshot, scope.client_certs.as_ref(), service, rule.map(|r| &**r)))
+        });
+        let defaults = reached.clusters.iter().filter(|c| c.subset.is_empty());
+        ports.extend(service.ports.iter().zip(defaults).map(|(port, cluster)| visible_port(service, port, cluster)));
+        clusters.extend(reached.clusters.iter().cloned());
+        keys.extend(reached.keys.iter().cloned());
     }
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
     keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
@@ -71,6 +83,34 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope) -> (Outbound, Vec<LoadK
         clusters,
     };
     (outbound, keys)
+}
+
+/// All clusters of a service, those of a port together, its default one first.
+fn reach(
+    snapshot: &Snapshot,
+    files: Option<&FileCerts>,
+    service: &Service,
+    rule: Option<&DestinationRule>,
+) -> Reached {
+    let mut reached = Reached { clusters: Vec::new(), keys: Vec::new() };
+    for port in &service.ports {
+        let subsets = rule.iter().flat_map(|r| r.subsets.iter().map(|s| (&*s.name, Some(&s.labels))));
+        for (subset, labels) in std::iter::once(("", None)).chain(subsets.filter(|(name, _)| !name.is_empty())) {
+            let policy = rule.map(|r| rules::effective(r, subset, port.number)).unwrap_or_default();
+            let cluster = cluster(snapshot, files, service, port, subset, rule, &policy);
+            if cluster.kind == ClusterKind::Eds && !matches!(cluster.socket, ClientSocket::Refused(_)) {
+                reached.keys.push(Arc::new(LoadKey {
+                    cluster: cluster.name.clone(),
+                    service: service.origin.name.clone(),
+                    port_name: port.name.clone(),
+                    labels: labels.cloned().unwrap_or_default(),
+                    by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
+                }));
+            }
+            reached.clusters.push(Arc::new(cluster));
+        }
+    }
+    reached
 }
 
 fn visible_port<'a>(service: &'a Arc<Service>, port: &'a Port, cluster: &Cluster) -> VisiblePort<'a> {
@@ -91,7 +131,7 @@ fn visible_port<'a>(service: &'a Arc<Service>, port: &'a Port, cluster: &Cluster
 
 fn cluster(
     snapshot: &Snapshot,
-    scope: &Scope,
+    files: Option<&FileCerts>,
     service: &Service,
     port: &Port,
     subset: &str,
@@ -113,7 +153,7 @@ fn cluster(
         http,
         tls: policy.tls.as_ref(),
         selective: rule.is_some_and(|r| r.workload_selector.is_some()),
-        files: scope.client_certs.as_ref(),
+        files,
     };
     let socket = tls::socket(snapshot, &question);
     Cluster {

@@ -1,0 +1,9 @@
+//! Cases as files: objects and a proxy in, a summary of its view out.
+//!
+//! Invariant: a case's expectation lies beside it and is rewritten only when `UPDATE_GOLDEN` is set.
+
+mod cases;
+mod order;
+mod summary;
+mod timing;
+mod world;

@@ -1,0 +1,162 @@
+//! A view as text, short enough to be read in a review.
+//!
+//! Invariant: whatever decides traffic is in the text; what only repeats names is not.
+
+use std::fmt::Write as _;
+
+use carrick_mesh::view::{
+    ClientSocket, Cluster, ClusterKind, Inbound, Load, MeshTls, ModeSource, OutboundListener, OutboundTarget, PortClass,
+    RouteTable, UserTls, View,
+};
+
+/// The sections to show; `clusters=b.` shows those whose name holds `b.`.
+pub fn view(view: &View, sections: &[String]) -> String {
+    let mut out = String::new();
+    for section in sections {
+        let (section, part) = section.split_once('=').unwrap_or((section, ""));
+        let holds = |name: &str| name.contains(part);
+        match section {
+            "in" => inbound(&mut out, &view.inbound),
+            "clusters" => {
+                view.outbound.clusters.iter().filter(|c| holds(&c.name)).for_each(|c| cluster(&mut out, c));
+            }
+            "traffic" => view.outbound.clusters.iter().filter(|c| holds(&c.name)).for_each(|c| traffic(&mut out, c)),
+            "loads" => view.loads.iter().filter(|l| holds(&l.cluster)).for_each(|l| load(&mut out, l)),
+            "listeners" => {
+                let _ = writeln!(out, "  15001 {:?} allow_any={}", view.outbound.listen_port, view.outbound.allow_any);
+                view.outbound.listeners.iter().filter(|l| holds(&l.name)).for_each(|l| listener(&mut out, l));
+            }
+            "routes" => view.outbound.routes.iter().filter(|t| holds(&t.name)).for_each(|t| table(&mut out, t)),
+            other => panic!("no such section: {other}"),
+        }
+    }
+    out
+}
+
+fn source(from: &ModeSource) -> String {
+    match from {
+        ModeSource::Default => "default".to_owned(),
+        ModeSource::Mesh(name) => format!("mesh {name}"),
+        ModeSource::Namespace(name) => format!("namespace {name}"),
+        ModeSource::Workload(name) => format!("workload {name}"),
+        ModeSource::Port(name) => format!("port of {name}"),
+    }
+}
+
+fn class(class: PortClass) -> &'static str {
+    match class {
+        PortClass::Auto => "auto",
+        PortClass::Http { h2: false } => "http",
+        PortClass::Http { h2: true } => "http2",
+        PortClass::Tcp => "tcp",
+    }
+}
+
+fn inbound(out: &mut String, view: &Inbound) {
+    let _ = writeln!(out, "  in * {} ({})", view.mode.as_str(), source(&view.mode_from));
+    for port in &view.ports {
+        let _ = write!(out, "  in {} {} {}", port.target, class(port.class), port.mode.as_str());
+        let _ = write!(out, " ({}) for {}:{}", source(&port.mode_from), port.service, port.service_port);
+        if let Some(pool) = &port.cluster.pool {
+            let _ = write!(out, " max_connections={:?}", pool.max_connections);
+        }
+        if port.cluster.localhost {
+            out.push_str(" to localhost");
+        }
+        out.push('\n');
+    }
+    for port in &view.passthrough_ports {
+        let mode = port.mode.as_str();
+        let _ = writeln!(out, "  in {} passthrough {mode} ({})", port.port, source(&port.mode_from));
+    }
+    let domains: Vec<_> = view.tls.trust_domains.iter().map(|d| &**d).collect();
+    if domains != ["cluster.local"] {
+        let _ = writeln!(out, "  in trusts {}", domains.join(","));
+    }
+}
+
+fn cluster(out: &mut String, cluster: &Cluster) {
+    let kind = match cluster.kind {
+        ClusterKind::Eds => "",
+        ClusterKind::OriginalDst => " original-dst",
+    };
+    let _ = write!(out, "  {}{kind} {}", cluster.name, socket(&cluster.socket));
+    if let Some(rule) = &cluster.rule {
+        let _ = write!(out, " by {rule}");
+    }
+    out.push('\n');
+}
+
+fn socket(socket: &ClientSocket) -> String {
+    match socket {
+        ClientSocket::Plain(reason) => format!("plain ({reason:?})"),
+        ClientSocket::Refused(reason) => format!("refused ({reason})"),
+        ClientSocket::Auto(tls) => format!("auto {}", mesh(tls)),
+        ClientSocket::Mesh(tls) => format!("mesh {}", mesh(tls)),
+        ClientSocket::User(tls) => user(tls),
+    }
+}
+
+fn mesh(tls: &MeshTls) -> String {
+    let sans: Vec<_> = tls.sans.iter().map(|s| s.strip_prefix("spiffe://").unwrap_or(s)).collect();
+    let files = tls.files.as_ref().map_or(String::new(), |f| format!(" files={}", f.chain));
+    format!("sni={} sans=[{}] alpn={:?}{files}", tls.sni, sans.join(" "), tls.alpn)
+}
+
+fn user(tls: &UserTls) -> String {
+    let mut out = format!("user sni={} auto_sni={} auto_san={}", tls.sni.as_deref().unwrap_or("-"), tls.auto_sni, tls.auto_san);
+    let _ = write!(out, " sans=[{}]", tls.sans.join(" "));
+    let _ = write!(out, " roots={}", tls.roots.as_deref().unwrap_or("none"));
+    let _ = write!(out, " cert={}", tls.certificate.as_deref().unwrap_or("none"));
+    if let Some(crl) = &tls.crl {
+        let _ = write!(out, " crl={crl}");
+    }
+    out
+}
+
+fn traffic(out: &mut String, cluster: &Cluster) {
+    let pool = &cluster.limits.pool;
+    let _ = write!(out, "  {} lb={:?} http={:?}", cluster.name, cluster.load_balancer, cluster.http);
+    let _ = write!(out, " timeout={}ms max_connections={:?}", cluster.limits.connect_timeout, pool.max_connections);
+    if let Some(outlier) = &cluster.outlier_detection {
+        let _ = write!(out, " outlier=5xx:{:?}/{}%", outlier.consecutive_5xx, outlier.max_ejection_percent);
+    }
+    let tls = match cluster.socket {
+        ClientSocket::Plain(_) => "plain",
+        ClientSocket::Auto(_) => "auto",
+        ClientSocket::Mesh(_) => "mesh",
+        ClientSocket::User(_) => "user",
+        ClientSocket::Refused(_) => "refused",
+    };
+    let _ = writeln!(out, " tls={tls}");
+}
+
+fn load(out: &mut String, load: &Load) {
+    let each: Vec<_> =
+        load.endpoints.iter().map(|e| format!("{}:{}{}", e.ip, e.port, if e.mtls { "*" } else { "" })).collect();
+    let _ = writeln!(out, "  {} -> {}", load.cluster, if each.is_empty() { "-".to_owned() } else { each.join(" ") });
+}
+
+fn listener(out: &mut String, listener: &OutboundListener) {
+    let target = match &listener.target {
+        OutboundTarget::Http { routes } => format!("http by {routes}"),
+        OutboundTarget::Auto { routes, cluster } => format!("http by {routes}, else {cluster}"),
+        OutboundTarget::Tcp { cluster } => format!("tcp to {cluster}"),
+    };
+    let _ = writeln!(out, "  {} {target}", listener.name);
+}
+
+fn table(out: &mut String, table: &RouteTable) {
+    let rest = match table.rest {
+        Some(true) => "rest passes",
+        Some(false) => "rest is refused",
+        None => "no rest",
+    };
+    let _ = writeln!(out, "  {} ({rest})", table.name);
+    for host in &table.hosts {
+        for route in &host.routes {
+            let alpn = route.alpn.map_or(String::new(), |a| format!(" alpn={a:?}"));
+            let _ = writeln!(out, "    {} -> {}{alpn}", host.domains.join(" "), route.cluster);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Rendered resources: golden chain tables, verdicts of simulated connections, byte stability, and Envoy's own validation.
+//!
+//! Invariant: every resource that a case renders is also loaded by a real Envoy.
+
+mod chains;
+mod envoy;
+mod shared;
+mod stable;
+mod validate;
+mod verdicts;
+#[path = "../../../mesh/tests/it/world.rs"]
+mod world;

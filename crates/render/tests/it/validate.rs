@@ -1,0 +1,111 @@
+//! Every case of `mesh`, and the chain tables, loaded by a real Envoy.
+
+use std::{fs, path::Path};
+
+use carrick_mesh::{Snapshot, Views};
+use carrick_render::Cache;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{envoy, shared, world::World};
+
+#[derive(Debug, Deserialize)]
+struct File {
+    #[serde(default)]
+    world: World,
+    cases: Vec<Case>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Case {
+    #[serde(default)]
+    add: World,
+    proxies: Vec<String>,
+}
+
+/// All resources of all proxies of a file's cases, each name and content once: one run of Envoy per distinct set is what is affordable.
+#[test]
+fn every_case_of_mesh_is_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh/tests/cases");
+    let mut checked = 0;
+    for entry in fs::read_dir(folder).expect("the cases' folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let text = fs::read(&path).expect("a case");
+        let document = carrick_api::parse::documents(&text).expect("YAML").remove(0);
+        let file: File = serde_json::from_value(document).expect("a case file");
+        let mut cache = Cache::default();
+        let mut seen = Vec::new();
+        for case in &file.cases {
+            let world = file.world.with(&case.add);
+            let (snapshot, _) = Snapshot::build(&world.input());
+            let mut views = Views::new(snapshot);
+            for proxy in &case.proxies {
+                let rendered = carrick_render::resources(&views.sidecar(&world.proxy(proxy)), &mut cache);
+                let versions: Vec<_> = [&rendered.clusters, &rendered.endpoints, &rendered.listeners, &rendered.routes]
+                    .iter()
+                    .flat_map(|all| all.values().map(|r| r.version.clone()))
+                    .collect();
+                if !seen.contains(&versions) {
+                    seen.push(versions);
+                    envoy::validate(&format!("{} {proxy}", path.display()), &rendered);
+                    checked += 1;
+                }
+            }
+        }
+    }
+    println!("{checked} distinct configurations accepted by Envoy");
+    assert!(checked > 50);
+}
+
+fn everything(mesh: Value) -> World {
+    shared::world(json!({
+        "mesh": mesh,
+        "pods": [
+            {"pod": "w.x", "ip": "10.244.0.1", "labels": {"app": "w"}},
+            {"pod": "dual.x", "ip": "10.244.0.2,fd00::2", "labels": {"app": "w"}},
+            {"pod": "six.x", "ip": "fd00::3", "labels": {"app": "w"}},
+        ],
+        "services": [
+            {"service": "w.x", "vip": "10.96.0.1,fd01::1", "selector": {"app": "w"}, "ports": ["1000", "http:2000", "grpc:2001", "tcp:3000"]},
+        ],
+        "objects": [
+            {"kind": "PeerAuthentication", "metadata": {"name": "w", "namespace": "x"}, "spec": {
+                "selector": {"matchLabels": {"app": "w"}}, "mtls": {"mode": "STRICT"},
+                "portLevelMtls": {"1000": {"mode": "DISABLE"}, "2000": {"mode": "PERMISSIVE"}, "7777": {"mode": "DISABLE"}},
+            }},
+            {"kind": "DestinationRule", "metadata": {"name": "w", "namespace": "x"}, "spec": {
+                "host": "w",
+                "trafficPolicy": {
+                    "connectionPool": {
+                        "tcp": {"maxConnections": 1, "connectTimeout": "1s", "idleTimeout": "9s", "tcpKeepalive": {"probes": 3, "time": "7s", "interval": "5s"}},
+                        "http": {"http1MaxPendingRequests": 2, "http2MaxRequests": 3, "maxRequestsPerConnection": 4, "maxRetries": 5, "idleTimeout": "8s", "maxConcurrentStreams": 6},
+                    },
+                    "outlierDetection": {"consecutive5xxErrors": 7, "consecutiveGatewayErrors": 0, "splitExternalLocalOriginErrors": true, "consecutiveLocalOriginFailures": 2, "minHealthPercent": 30},
+                },
+            }},
+        ],
+    }))
+}
+
+#[test]
+fn every_setting_of_the_mesh_is_accepted() {
+    let meshes = [
+        json!({"accessLogFile": "/dev/stdout", "pathNormalization": {"normalization": "DECODE_AND_MERGE_SLASHES"}}),
+        json!({"accessLogFile": "/dev/stdout", "accessLogFormat": "%REQ(:METHOD)% %RESPONSE_CODE%", "pathNormalization": {"normalization": "NONE"}}),
+        json!({"accessLogFile": "/dev/stdout", "accessLogEncoding": "JSON", "protocolDetectionTimeout": "5s"}),
+        json!({"accessLogFile": "/dev/stdout", "accessLogEncoding": "JSON", "accessLogFormat": "{\"a\": \"%PROTOCOL%\"}"}),
+        json!({"inboundTrafficPolicy": {"mode": "LOCALHOST"}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}),
+        json!({"meshMTLS": {"minProtocolVersion": "TLSV1_3"}, "tcpKeepalive": {"time": "10s"}}),
+    ];
+    for mesh in meshes {
+        let world = everything(mesh.clone());
+        for pod in ["w.x", "dual.x", "six.x", "w.x !tproxy", "w.x !files"] {
+            let (snapshot, _) = Snapshot::build(&world.input());
+            let view = carrick_mesh::view::sidecar(&snapshot, &world.proxy(pod));
+            envoy::validate(&format!("{mesh} {pod}"), &carrick_render::resources(&view, &mut Cache::default()));
+        }
+    }
+}
