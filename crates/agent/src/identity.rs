@@ -39,12 +39,8 @@ pub struct IdentityKeeper {
 }
 
 impl IdentityKeeper {
-    pub(crate) fn new(
-        config: &AgentConfig,
-        store: Arc<SecretStore>,
-        clock: SharedClock,
-        metrics: Arc<AgentMetrics>,
-    ) -> Self {
+    /// A keeper of `store`, with the settings of `config`.
+    pub fn new(config: &AgentConfig, store: Arc<SecretStore>, clock: SharedClock, metrics: Arc<AgentMetrics>) -> Self {
         let requester = Requester::new(config, Arc::clone(&store));
         Self {
             requester,

@@ -7,13 +7,13 @@
 
 pub mod config;
 pub mod identity;
+pub mod metrics;
 pub mod node;
 pub mod secrets;
 
 mod admin;
 mod envoy;
 mod http_client;
-mod metrics;
 mod names;
 mod native;
 mod readiness;

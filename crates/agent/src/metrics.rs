@@ -11,20 +11,27 @@ use crate::names;
 /// Counters of one agent.
 #[derive(Debug, Default)]
 pub struct AgentMetrics {
+    /// Certificates obtained.
     pub certificates: AtomicU64,
+    /// Requests for one that failed.
     pub certificate_failures: AtomicU64,
     /// Unix time in seconds; 0 while there is no certificate.
     pub certificate_ends: AtomicI64,
+    /// Streams to the control plane that ended.
     pub xds_ends: AtomicU64,
+    /// Streams that could not be opened.
     pub xds_failures: AtomicU64,
+    /// Starts of the engine's process.
     pub engine_starts: AtomicU64,
 }
 
 impl AgentMetrics {
+    /// Counts one.
     pub fn add(counter: &AtomicU64) {
         counter.fetch_add(1, Relaxed);
     }
 
+    /// Notes when the certificate ends.
     pub fn certificate_until(&self, end: SystemTime) {
         let seconds = end.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         self.certificate_ends.store(i64::try_from(seconds).unwrap_or(i64::MAX), Relaxed);

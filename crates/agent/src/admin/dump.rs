@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use carrick_envoy_json::Names;
 use carrick_pki::CertificateInfo;
 use carrick_proxy::Secret;
 use carrick_runtime::admin::Request;
@@ -131,7 +132,9 @@ fn listeners(native: &NativeEngine, keep: &dyn Fn(&str) -> bool) -> ListenersCon
     for name in names.iter().filter(|name| keep(name)) {
         let active = all.iter().find(|(n, ..)| n == name).map(|(_, body, entry)| state(body.clone(), entry.clone()));
         let error = failures.iter().find(|(n, _)| n == name).map(|(_, failure)| UpdateFailureState {
-            failed_configuration: Some(failure.body.clone()),
+            // A refused resource may be unreadable; it must not take the dump with it.
+            failed_configuration: Some(failure.body.clone())
+                .filter(|body| carrick_envoy_json::any_to_json(&body.type_url, &body.value, Names::Proto).is_ok()),
             last_update_attempt: timestamp(failure.at),
             details: failure.details.clone(),
             version_info: failure.version.to_string(),

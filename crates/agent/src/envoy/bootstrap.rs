@@ -20,11 +20,18 @@ pub fn bootstrap(config: &AgentConfig, node: &Node) -> io::Result<String> {
         "node": node,
         "layered_runtime": {"layers": [
             {"name": "static", "static_layer": {
-                "overload.global_downstream_max_connections": "2147483647",
                 "re2.max_program_size.error_level": "32768",
             }},
             {"name": "admin", "admin_layer": {}},
         ]},
+        // The pod's own limits are the kernel's; without one here Envoy warns at each start.
+        "overload_manager": {"resource_monitors": [{
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "max_active_downstream_connections": "2147483647",
+            },
+        }]},
         "stats_config": stats(domain),
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": config.ports.admin}}},
         "dynamic_resources": {

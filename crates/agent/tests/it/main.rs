@@ -1,0 +1,7 @@
+//! The agent against a certificate authority and an xDS server on loopback, and with Envoy as its engine.
+
+mod envoy;
+mod identity;
+mod lab;
+mod native;
+mod sds;
