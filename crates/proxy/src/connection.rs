@@ -86,7 +86,12 @@ impl Drop for Open {
     }
 }
 
-async fn prepare(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) -> Option<(Stream, Info, Lease, Open)> {
+async fn prepare(
+    worker: &Rc<Worker>,
+    bound: SocketAddr,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<(Stream, Info, Lease, Open)> {
     let live = worker.live();
     let acceptor = live.config.listeners.by_address.get(&bound)?;
     let _ = tcp.set_nodelay(true);

@@ -92,7 +92,12 @@ async fn is_h2(hcm: &HttpConnectionManager, info: &Info, stream: &mut Stream) ->
 }
 
 /// Polls a connection while its lease allows: leaving, closing and cutting as phases come, and closing when idle.
-async fn drive<C>(conn: &Rc<HttpConn>, hcm: &HttpConnectionManager, mut connection: Pin<&mut C>, leave: impl Fn(Pin<&mut C>)) -> hyper::Result<()>
+async fn drive<C>(
+    conn: &Rc<HttpConn>,
+    hcm: &HttpConnectionManager,
+    mut connection: Pin<&mut C>,
+    leave: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {

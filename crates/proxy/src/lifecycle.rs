@@ -110,11 +110,6 @@ impl Lease {
             std::future::poll_fn(|cx| self.poll_past(cx, seen)).await;
         }
     }
-
-    /// Life that this is a lease of.
-    pub fn life(&self) -> &Rc<Life> {
-        &self.life
-    }
 }
 
 impl Drop for Lease {

@@ -61,9 +61,6 @@ impl Log {
         };
         self.write(&listener.access_logs, &facts, 0, Duration::ZERO, "NR");
     }
-
-    /// A place for headers of our own answers that depend on the log's settings; none so far.
-    pub fn own(&self, _headers: &mut http::HeaderMap) {}
 }
 
 /// Lines lost since the start.
@@ -154,7 +151,13 @@ pub fn timestamp(ago: Duration) -> String {
     let at = SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, secs) = (at.as_secs() / 86_400, at.as_secs() % 86_400);
     let (y, m, d) = civil(i64::try_from(days).unwrap_or(0));
-    format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}.{:03}Z", secs / 3600, secs % 3600 / 60, secs % 60, at.subsec_millis())
+    format!(
+        "{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}.{:03}Z",
+        secs / 3600,
+        secs % 3600 / 60,
+        secs % 60,
+        at.subsec_millis()
+    )
 }
 
 /// Year, month, day of a day number since 1970 (Gregorian, by 400-year eras).

@@ -14,8 +14,25 @@ pub mod istio {
     pub const TCP_RECEIVED: &str = "istio_tcp_received_bytes_total";
     /// Upper bounds of duration buckets, in milliseconds.
     pub const DURATION_BUCKETS: [f64; 19] = [
-        0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0,
-        300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+        0.5,
+        1.0,
+        5.0,
+        10.0,
+        25.0,
+        50.0,
+        100.0,
+        250.0,
+        500.0,
+        1000.0,
+        2500.0,
+        5000.0,
+        10000.0,
+        30000.0,
+        60000.0,
+        300_000.0,
+        600_000.0,
+        1_800_000.0,
+        3_600_000.0,
     ];
 }
 
@@ -30,12 +47,10 @@ pub mod flag {
     pub const UPSTREAM_CLOSED: &str = "UC";
     pub const UPSTREAM_RESET: &str = "UR";
     pub const UPSTREAM_TIMEOUT: &str = "UT";
-    pub const RETRIES_EXHAUSTED: &str = "URX";
     pub const CONNECT_FAILED_RETRIES: &str = "UF,URX";
     pub const UPSTREAM_CLOSED_RETRIES: &str = "UC,URX";
     pub const UPSTREAM_RESET_RETRIES: &str = "UR,URX";
     pub const DOWNSTREAM_CLOSED: &str = "DC";
-    pub const DOWNSTREAM_PROTOCOL: &str = "DPE";
     pub const STREAM_IDLE: &str = "SI";
 }
 
@@ -46,14 +61,10 @@ pub mod details {
     pub const ROUTE_NOT_FOUND: &str = "route_not_found";
     pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
     pub const NO_HEALTHY: &str = "no_healthy_upstream";
-    pub const LOW_VERSION: &str = "low_version";
-    pub const MISSING_HOST: &str = "missing_host_header";
     pub const BAD_PATH: &str = "path_normalization_failed";
-    pub const BAD_REQUEST: &str = "http1.codec_error";
     pub const UPGRADE_FAILED: &str = "upgrade_failed";
     pub const RESPONSE_TIMEOUT: &str = "response_timeout";
     pub const PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";
-    pub const STREAM_IDLE: &str = "stream_idle_timeout";
     pub const OVERLOAD: &str = "upstream_reset_before_response_started{overflow}";
     pub const CONNECT_FAILED: &str = "upstream_reset_before_response_started{remote_connection_failure}";
     pub const CONNECT_TIMEOUT: &str = "upstream_reset_before_response_started{connection_timeout}";

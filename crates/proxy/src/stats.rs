@@ -237,6 +237,7 @@ impl Stats {
             ("server.uptime", uptime.as_secs()),
             ("server.live", 1),
             ("server.concurrency", threads),
+            ("server.access_logs_dropped", crate::log::dropped()),
             ("cluster_manager.active_clusters", config.clusters.len() as u64),
             ("listener_manager.total_listeners_active", config.listeners.by_name.len() as u64),
         ] {
@@ -280,7 +281,8 @@ impl Stats {
             by_metric.entry(metric).or_default().push((label, *v));
         }
         for (metric, rows) in by_metric {
-            let kind = if metric.ends_with("_active") || metric.starts_with("envoy_server_") { "gauge" } else { "counter" };
+            let kind =
+                if metric.ends_with("_active") || metric.starts_with("envoy_server_") { "gauge" } else { "counter" };
             let _ = writeln!(out, "# TYPE {metric} {kind}");
             for (label, v) in rows {
                 let _ = writeln!(out, "{metric}{{{label}}} {v}");
@@ -293,7 +295,8 @@ impl Stats {
         if self.requests.is_empty() {
             return;
         }
-        let rows: Vec<(String, &RequestCell)> = self.requests.iter().map(|(k, c)| (self.request_labels(k), c)).collect();
+        let rows: Vec<(String, &RequestCell)> =
+            self.requests.iter().map(|(k, c)| (self.request_labels(k), c)).collect();
         let _ = writeln!(out, "# TYPE {} counter", istio::REQUESTS);
         for (labels, c) in &rows {
             let _ = writeln!(out, "{}{{{labels}}} {}", istio::REQUESTS, c.count);
@@ -335,7 +338,12 @@ impl Stats {
             let _ = writeln!(out, "# TYPE {name} counter");
             for (k, c) in &self.connections {
                 let labels = self.common_labels(k.outbound, &k.cluster, k.peer.as_deref(), k.mutual);
-                let _ = writeln!(out, "{name}{{{labels},request_protocol=\"tcp\",response_flags=\"{}\"}} {}", k.flags, get(c));
+                let _ = writeln!(
+                    out,
+                    "{name}{{{labels},request_protocol=\"tcp\",response_flags=\"{}\"}} {}",
+                    k.flags,
+                    get(c)
+                );
             }
         }
     }
@@ -375,14 +383,20 @@ impl Stats {
         let ours = |side: &str| {
             format!(
                 "{side}_workload=\"{}\",{side}_workload_namespace=\"{}\",{side}_app=\"{}\",{side}_version=\"{}\",{side}_canonical_service=\"{}\",{side}_canonical_revision=\"{}\",{side}_cluster=\"{}\"",
-                known(&w.name), known(&w.namespace), known(&w.app), known(&w.version), known(own_service),
-                if w.canonical_revision.is_empty() { "latest".into() } else { escape(&w.canonical_revision) }, known(&w.cluster),
+                known(&w.name),
+                known(&w.namespace),
+                known(&w.app),
+                known(&w.version),
+                known(own_service),
+                if w.canonical_revision.is_empty() { "latest".into() } else { escape(&w.canonical_revision) },
+                known(&w.cluster),
             )
         };
         let theirs = |side: &str, service: &str, ns: &str| {
             format!(
                 "{side}_workload=\"unknown\",{side}_workload_namespace=\"{}\",{side}_app=\"unknown\",{side}_version=\"unknown\",{side}_canonical_service=\"{}\",{side}_canonical_revision=\"latest\",{side}_cluster=\"unknown\"",
-                known(ns), known(service),
+                known(ns),
+                known(service),
             )
         };
         let (source, destination) = if outbound {
@@ -396,8 +410,16 @@ impl Stats {
             if outbound { "source" } else { "destination" },
             principal(if outbound { "" } else { peer }),
             principal(if outbound { peer } else { "" }),
-            known(&host), known(&service), known(&service_ns),
-            if outbound { "unknown" } else if mutual { "mutual_tls" } else { "none" },
+            known(&host),
+            known(&service),
+            known(&service_ns),
+            if outbound {
+                "unknown"
+            } else if mutual {
+                "mutual_tls"
+            } else {
+                "none"
+            },
         )
     }
 }
@@ -437,8 +459,14 @@ mod tests {
         b.cluster(&name).upstream_rq_total.inc();
         b.cluster(&name).ssl_handshake.inc();
         let key = RequestKey {
-            outbound: true, cluster: name.clone(), code: 200, flags: "-", grpc: None, is_grpc: false,
-            peer: Some("spiffe://cluster.local/ns/test/sa/shop".into()), mutual: true,
+            outbound: true,
+            cluster: name.clone(),
+            code: 200,
+            flags: "-",
+            grpc: None,
+            is_grpc: false,
+            peer: Some("spiffe://cluster.local/ns/test/sa/shop".into()),
+            mutual: true,
         };
         a.request(key.clone(), Duration::from_millis(3), 1, 2);
         b.request(key, Duration::from_millis(30), 1, 2);
@@ -446,11 +474,20 @@ mod tests {
         assert_eq!(s.get("cluster.outbound|80||shop.test.svc.cluster.local.upstream_rq_total"), 3);
         assert_eq!(s.get("cluster.outbound|80||shop.test.svc.cluster.local.ssl.handshake"), 1);
         let text = s.prometheus();
-        assert!(text.contains("envoy_cluster_upstream_rq_total{cluster_name=\"outbound|80||shop.test.svc.cluster.local\"} 3"), "{text}");
+        assert!(
+            text.contains(
+                "envoy_cluster_upstream_rq_total{cluster_name=\"outbound|80||shop.test.svc.cluster.local\"} 3"
+            ),
+            "{text}"
+        );
         assert!(text.contains("envoy_cluster_ssl_handshake{"), "{text}");
         let line = text.lines().find(|l| l.starts_with("istio_requests_total{")).unwrap();
         assert!(line.ends_with(" 2"), "{line}");
-        assert!(line.contains("destination_service_namespace=\"test\"") && line.contains("destination_principal=\"spiffe://cluster.local/ns/test/sa/shop\""), "{line}");
+        assert!(
+            line.contains("destination_service_namespace=\"test\"")
+                && line.contains("destination_principal=\"spiffe://cluster.local/ns/test/sa/shop\""),
+            "{line}"
+        );
         assert!(text.contains("le=\"5\"} 1\n") && text.contains("le=\"50\"} 2\n"), "{text}");
     }
 }

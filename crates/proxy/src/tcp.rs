@@ -1,7 +1,7 @@
 //! Byte streams: one connection in, one connection out, and the duplex engine between.
 //!
-//! Invariant: nothing is read from the client before the upstream stands, except what inspection needed; a failed
-//! upstream resets the client. Connection counts and bytes are recorded once, when the connection ends.
+//! Invariant: nothing is read from the client before the upstream stands, except what inspection needed; without an
+//! upstream the client is closed, and one that breaks off resets it. Connection counts and bytes are recorded once, when the connection ends.
 
 use crate::connection::Info;
 use crate::io::duplex::{Duplex, End};
@@ -31,7 +31,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 struct Upstream {
     stream: Stream,
-    address: SocketAddr,
     _counted: (ActiveConnection, ActiveRequest),
 }
 
@@ -42,7 +41,19 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
     let stats = worker.stats.tcp(&proxy.stat_prefix);
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
-    let mut record = Record { worker: &worker, info: &info, proxy, started, flags: flag::NONE, up: 0, down: 0, cluster: None, upstream: None, failure: None, key: None };
+    let mut record = Record {
+        worker: &worker,
+        info: &info,
+        proxy,
+        started,
+        flags: flag::NONE,
+        up: 0,
+        down: 0,
+        cluster: None,
+        upstream: None,
+        failure: None,
+        key: None,
+    };
     let upstream = {
         let open = Box::pin(open(&worker, &info, proxy, &mut record));
         tokio::select! {
@@ -53,7 +64,6 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
     let Some(upstream) = upstream else {
         stats.downstream_cx_no_route.inc();
         stats.downstream_cx_active.dec();
-        stream.reset_on_drop();
         return;
     };
     record.opened();
@@ -149,7 +159,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
         match connect::connect(worker, &state.cluster, &state.stats, &chosen.target).await {
             Ok(stream) => {
                 state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
-                return Some(Upstream { stream, address, _counted: (counted, request) });
+                return Some(Upstream { stream, _counted: (counted, request) });
             }
             Err(e) => {
                 record.flags = e.flag();

@@ -7,7 +7,8 @@ use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Stream};
 use crate::secrets::Secrets;
 use carrick_pki::tls::{
-    self as pki, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError, TlsOptions, VerifiedPeer,
+    self as pki, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError, TlsOptions,
+    VerifiedPeer,
 };
 use carrick_pki::{Identity, TrustBundle};
 use carrick_proxy_core::model::Name;
@@ -102,7 +103,11 @@ impl TlsCache {
     }
 
     /// The configuration of a chain that terminates TLS, and the identity in it.
-    pub fn server(&self, chain: &Arc<FilterChain>, tls: &DownstreamTls) -> Result<(AlpnServerConfig, Arc<Identity>), Refused> {
+    pub fn server(
+        &self,
+        chain: &Arc<FilterChain>,
+        tls: &DownstreamTls,
+    ) -> Result<(AlpnServerConfig, Arc<Identity>), Refused> {
         let secrets = Arc::clone(&self.secrets.borrow());
         let identity = self.identity(&secrets, &tls.certificate)?;
         let trust = self.trust(&secrets, tls.validation.as_ref())?;
@@ -128,7 +133,8 @@ impl TlsCache {
         };
         let alpn: Vec<&[u8]> = tls.alpn.iter().map(|a| a.as_bytes()).collect();
         let config = AlpnServerConfig::new(pki::server_config(&identity, auth, &alpn, &options(&tls.params)?)?);
-        let entry = ServerEntry { _chain: Arc::clone(chain), identity: Arc::clone(&identity), trust, config: config.clone() };
+        let entry =
+            ServerEntry { _chain: Arc::clone(chain), identity: Arc::clone(&identity), trust, config: config.clone() };
         servers.insert(key, entry);
         Ok((config, identity))
     }
@@ -195,7 +201,8 @@ fn sans(v: &Validation, replaced: Option<&[Name]>) -> Result<Vec<SanMatch>, TlsE
     }
     let text = |t: &Text, exact: fn(String) -> SanMatch, before: &str, after: &str| {
         if t.ignore_case {
-            let quoted: String = t.value.chars().flat_map(|c| if c.is_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect();
+            let quoted: String =
+                t.value.chars().flat_map(|c| if c.is_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect();
             SanMatch::regex(&format!("(?i){before}{quoted}{after}"))
         } else {
             Ok(exact(t.value.to_string()))
@@ -230,7 +237,11 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
 ///
 /// # Errors
 /// What the TLS library or the socket says; the alert has been sent.
-pub async fn accept(config: &AlpnServerConfig, identity: &Identity, socket: Socket) -> io::Result<(Stream, ClientProof)> {
+pub async fn accept(
+    config: &AlpnServerConfig,
+    identity: &Identity,
+    socket: Socket,
+) -> io::Result<(Stream, ClientProof)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let config = config.for_hello(&start.client_hello());
     let stream = start.into_stream(config).await?;

@@ -9,7 +9,6 @@ pub mod connect;
 pub mod dns;
 pub mod pool;
 
-pub use choose::Chosen;
 pub use cluster::ClusterState;
 
 use crate::worker::Worker;

@@ -293,7 +293,11 @@ fn successor(config: &RuntimeConfig, entry: &ChainEntry) -> Option<Arc<FilterCha
 /// Draining, closing, cutting, within `deadline`; returns as soon as nothing is open.
 async fn wind_down(lives: &[Rc<Life>], deadline: Duration) {
     let open = || lives.iter().map(|l| l.open()).sum::<usize>();
-    let steps = [(Phase::Draining, deadline.mul_f64(0.8)), (Phase::Closing, deadline.mul_f64(0.2)), (Phase::Cut, Duration::from_millis(200))];
+    let steps = [
+        (Phase::Draining, deadline.mul_f64(0.8)),
+        (Phase::Closing, deadline.mul_f64(0.2)),
+        (Phase::Cut, Duration::from_millis(200)),
+    ];
     for (phase, time) in steps {
         lives.iter().for_each(|l| l.advance(phase));
         let end = tokio::time::Instant::now() + time;

@@ -92,11 +92,6 @@ impl Replay {
         Replay { shared: Rc::new(RefCell::new(memory)), next: 0, attempt: 0 }
     }
 
-    /// The same body under another handle, for the caller to keep while an attempt uses this one.
-    pub fn handle(&self) -> Replay {
-        Replay { shared: Rc::clone(&self.shared), next: 0, attempt: u32::MAX }
-    }
-
     /// Whether another attempt can start from the beginning.
     pub fn can_restart(&self) -> bool {
         !self.shared.borrow().overflow

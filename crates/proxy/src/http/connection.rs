@@ -98,7 +98,10 @@ impl HttpConn {
         let appends = matches!(settings.mode, XfccMode::AppendForward | XfccMode::SanitizeSet);
         // Usually there is nothing before ours, and ours is the same for all requests.
         if appends && (settings.mode == XfccMode::SanitizeSet || !headers.contains_key(XFCC)) {
-            match self.xfcc.get_or_init(|| self.with_peer(|p| HeaderValue::from_str(&xfcc::element(settings, p)).ok()).flatten()) {
+            match self
+                .xfcc
+                .get_or_init(|| self.with_peer(|p| HeaderValue::from_str(&xfcc::element(settings, p)).ok()).flatten())
+            {
                 Some(value) => {
                     headers.insert(XFCC, value.clone());
                 }

@@ -175,7 +175,10 @@ impl Exchange {
         if !self.ended && self.flags == flag::NONE {
             self.flags = flag::DOWNSTREAM_CLOSED;
         }
-        let class = |two: &crate::stats::Counter, three: &crate::stats::Counter, four: &crate::stats::Counter, five: &crate::stats::Counter| {
+        let class = |two: &crate::stats::Counter,
+                     three: &crate::stats::Counter,
+                     four: &crate::stats::Counter,
+                     five: &crate::stats::Counter| {
             match self.status / 100 {
                 2 => two.inc(),
                 3 => three.inc(),

@@ -8,7 +8,7 @@ use super::body::{Replay, RequestBody, Source};
 use super::connection::HttpConn;
 use super::exchange::{Checkout, Exchange};
 use super::reply::Failure;
-use super::service::{Head, Routed};
+use super::service::{Head, Routed, weighted};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::{ConnectError, Target};
@@ -78,11 +78,21 @@ enum Attempt {
     /// Nothing of the request has reached the upstream; here it is again.
     Unsent(Box<Request<RequestBody>>),
     /// `seen`: the upstream may have seen some of it. `reused`: on a connection that had served before.
-    Failed { failure: Failure, reset: Reset, seen: bool, reused: bool },
+    Failed {
+        failure: Failure,
+        reset: Reset,
+        seen: bool,
+        reused: bool,
+    },
 }
 
 /// Runs attempts until there is a response or a reason to give up; the flag says that retries were used up.
-pub(super) async fn run(plan: &Forward<'_>, head: Head, body: Incoming, exchange: &mut Exchange) -> Result<Response<Incoming>, (Failure, bool)> {
+pub(super) async fn run(
+    plan: &Forward<'_>,
+    head: Head,
+    body: Incoming,
+    exchange: &mut Exchange,
+) -> Result<Response<Incoming>, (Failure, bool)> {
     let worker = &plan.conn.worker;
     let Some(state) = worker.upstreams.get(worker, &plan.live.config, plan.cluster) else {
         return Err((Failure::NoCluster(plan.action.cluster_not_found), false));
@@ -103,7 +113,7 @@ pub(super) async fn run(plan: &Forward<'_>, head: Head, body: Incoming, exchange
     let response = match limit {
         None => tries.await?,
         Some(limit) => {
-            let deadline = tokio::time::Instant::from_std(exchange_start(plan, limit));
+            let deadline = tokio::time::Instant::from_std(Instant::now() + limit);
             let done = tokio::time::timeout_at(deadline, Box::pin(tries)).await;
             match done {
                 Ok(r) => {
@@ -124,10 +134,6 @@ pub(super) async fn run(plan: &Forward<'_>, head: Head, body: Incoming, exchange
         exchange.idle = Some((idle, Box::pin(tokio::time::sleep(idle))));
     }
     Ok(response)
-}
-
-fn exchange_start(_plan: &Forward<'_>, limit: Duration) -> Instant {
-    Instant::now() + limit
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -196,7 +202,12 @@ async fn attempts(
             None => one.await,
             Some(limit) => tokio::time::timeout(limit, Box::pin(one)).await.unwrap_or_else(|_| {
                 state.stats.upstream_rq_per_try_timeout.inc();
-                Attempt::Failed { failure: Failure::PerTryTimeout, reset: Reset::PerTryTimeout, seen: true, reused: false }
+                Attempt::Failed {
+                    failure: Failure::PerTryTimeout,
+                    reset: Reset::PerTryTimeout,
+                    seen: true,
+                    reused: false,
+                }
             }),
         };
         let now = || Instant::now();
@@ -297,7 +308,12 @@ async fn attempt(
             return Attempt::Failed { failure: Failure::Overflow, reset: Reset::Overflow, seen: false, reused: false };
         }
         Err(e) => {
-            return Attempt::Failed { failure: Failure::Connect(e), reset: Reset::ConnectFailure, seen: false, reused: false };
+            return Attempt::Failed {
+                failure: Failure::Connect(e),
+                reset: Reset::ConnectFailure,
+                seen: false,
+                reused: false,
+            };
         }
     };
     let (result, checkout, reused) = match taken {
@@ -358,12 +374,15 @@ fn build(
     let mut headers = if again { head.parts.headers.clone() } else { std::mem::take(&mut head.parts.headers) };
     let uri = if again { head.parts.uri.clone() } else { std::mem::take(&mut head.parts.uri) };
     let mut method = head.parts.method.clone();
-    let rewritten = plan.action.host_rewrite.is_some() || matches!(plan.action.target, carrick_proxy_core::model::route::Target::Weighted(_));
+    let rewritten = plan.action.host_rewrite.is_some()
+        || matches!(plan.action.target, carrick_proxy_core::model::route::Target::Weighted(_));
     let mut authority = head.authority.clone();
     if rewritten {
-        let choice = ClusterChoice { name: plan.cluster, weighted: weighted(plan) };
+        let choice = ClusterChoice { name: plan.cluster, weighted: weighted(plan.action, plan.cluster) };
         let host = (!target.hostname.is_empty()).then_some(&*target.hostname);
-        if let Some(new) = rewrite::host(plan.action, &choice, &head.view(), host).and_then(|h| HeaderValue::from_str(&h).ok()) {
+        if let Some(new) =
+            rewrite::host(plan.action, &choice, &head.view(), host).and_then(|h| HeaderValue::from_str(&h).ok())
+        {
             if plan.action.append_x_forwarded_host {
                 headers.append(HeaderName::from_static("x-forwarded-host"), authority.clone());
             }
@@ -403,13 +422,6 @@ fn build(
     *request.version_mut() = version;
     *request.headers_mut() = headers;
     request
-}
-
-fn weighted<'a>(plan: &Forward<'a>) -> Option<&'a carrick_proxy_core::model::route::WeightedCluster> {
-    match &plan.action.target {
-        carrick_proxy_core::model::route::Target::Weighted(w) => w.clusters.iter().find(|c| &*c.name == plan.cluster),
-        _ => None,
-    }
 }
 
 fn absolute(scheme: &str, authority: &HeaderValue, path: PathAndQuery) -> Uri {

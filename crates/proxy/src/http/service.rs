@@ -17,7 +17,7 @@ use carrick_proxy_core::hygiene::{hop, path};
 use carrick_proxy_core::model::filter::{FilterStateSet, HttpFilter, UpstreamOverrides};
 use carrick_proxy_core::model::format::{Operator, Part, Plain};
 use carrick_proxy_core::model::hcm::{HttpConnectionManager, Upgrade};
-use carrick_proxy_core::model::route::{Action, Route, RouteTable, VirtualHost};
+use carrick_proxy_core::model::route::{Action, Route, RouteAction, RouteTable, Target, VirtualHost, WeightedCluster};
 use carrick_proxy_core::mutate::Levels;
 use carrick_proxy_core::request::{RequestHead, is_grpc};
 use carrick_proxy_core::rewrite;
@@ -43,7 +43,6 @@ pub(super) struct Head {
     /// `http` or `https`.
     pub scheme: &'static str,
     /// The client, as far as it is trusted.
-    pub client: std::net::SocketAddr,
     pub internal: bool,
     /// Asked for: lower-case protocol, `connect` for plain CONNECT.
     pub upgrade: Option<String>,
@@ -70,7 +69,10 @@ pub(super) struct Routed {
 }
 
 /// The service of a connection.
-pub(super) async fn answer(conn: Rc<HttpConn>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+pub(super) async fn answer(
+    conn: Rc<HttpConn>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let mut exchange = Exchange::new(Rc::clone(&conn), request.version());
     let Some(hcm) = conn.hcm() else { return Ok(Response::new(ResponseBody::Empty)) };
     let id = request.headers().get(REQUEST_ID).cloned();
@@ -79,10 +81,7 @@ pub(super) async fn answer(conn: Rc<HttpConn>, request: Request<Incoming>) -> Re
         Err((failure, retried)) => (reply::respond(&failure, retried, &mut exchange), false),
     };
     let headers = response.headers_mut();
-    if !passed_on {
-        exchange.conn.worker.log.own(headers);
-    }
-    finish(&conn, hcm, headers, passed_on);
+    finish(hcm, headers, passed_on);
     if hcm.request_id.always_set_in_response
         && let Some(id) = id
     {
@@ -125,7 +124,7 @@ fn attach(mut response: Response<ResponseBody>, mut exchange: Box<Exchange>) -> 
 }
 
 /// Headers of every response.
-fn finish(_conn: &HttpConn, hcm: &HttpConnectionManager, headers: &mut http::HeaderMap, passed_on: bool) {
+fn finish(hcm: &HttpConnectionManager, headers: &mut http::HeaderMap, passed_on: bool) {
     if passed_on {
         hop::finish_response(hcm, headers);
     } else if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
@@ -153,7 +152,13 @@ async fn handle(
     let mut head = prepare(conn, hcm, parts).map_err(here)?;
     let live = conn.worker.live();
     let Some(table) = live.config.route_table(&hcm.routes).map(Arc::clone) else { return Err(here(Failure::NoRoute)) };
-    if !head.internal && head.parts.headers.keys().any(|k| k.as_str().starts_with("x-envoy-") || table.internal_only_headers.contains(k)) {
+    if !head.internal
+        && head
+            .parts
+            .headers
+            .keys()
+            .any(|k| k.as_str().starts_with("x-envoy-") || table.internal_only_headers.contains(k))
+    {
         hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, &table.internal_only_headers);
     }
     if !hcm.access_logs.is_empty() {
@@ -185,7 +190,9 @@ async fn handle(
         }
     };
     let upgrade = match head.upgrade.take() {
-        Some(kind) if allows(&action.upgrades, &kind).or_else(|| allows(&hcm.upgrades, &kind)).unwrap_or(false) => Some(kind),
+        Some(kind) if allows(&action.upgrades, &kind).or_else(|| allows(&hcm.upgrades, &kind)).unwrap_or(false) => {
+            Some(kind)
+        }
         // A client that offers HTTP/2 is not refused for it (RFC 9113 §3.1 has no such upgrade any more).
         Some(kind) if kind == "h2c" => None,
         Some(_) => return Err(here(Failure::UpgradeRefused)),
@@ -195,10 +202,16 @@ async fn handle(
     let Some(choice) = action.choose_cluster(&view, facts.random) else {
         return Err(here(Failure::NoCluster(action.cluster_not_found)));
     };
-    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: choice.weighted };
+    let levels = Levels {
+        table: &routed.table,
+        virtual_host: &routed.virtual_host,
+        route: &routed.route,
+        weighted: choice.weighted,
+    };
     let overrides = overrides(conn, hcm, &levels, &choice, &view);
     let cluster = choice.name.to_string();
-    let (mutated, new_path) = (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
+    let (mutated, new_path) =
+        (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
     let original_path = new_path.as_ref().map(|_| view.path.to_string());
     if mutated {
         let mut headers = head.parts.headers.clone();
@@ -233,8 +246,8 @@ async fn handle(
     let on_response = switched.then(|| hyper::upgrade::on(&mut response));
     let (mut parts, body) = response.into_parts();
     hop::strip_response(&mut parts.headers, switched);
-    let Some(choice) = weighted_again(action, &routed, &cluster) else { return Err(here(Failure::NoRoute)) };
-    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: choice };
+    let weighted = weighted(action, &cluster);
+    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
     if !levels.response_is_plain() {
         let before = parts.headers.clone();
         let facts = Facts { status: Some(parts.status.as_u16()), response: Some(&before), ..Facts::default() };
@@ -261,14 +274,10 @@ fn suppressed(hcm: &HttpConnectionManager) -> bool {
 }
 
 /// The weighted entry that was chosen, by the cluster's name.
-fn weighted_again<'a>(
-    action: &'a carrick_proxy_core::model::route::RouteAction,
-    _routed: &Routed,
-    cluster: &str,
-) -> Option<Option<&'a carrick_proxy_core::model::route::WeightedCluster>> {
+pub(super) fn weighted<'a>(action: &'a RouteAction, cluster: &str) -> Option<&'a WeightedCluster> {
     match &action.target {
-        carrick_proxy_core::model::route::Target::Weighted(w) => Some(w.clusters.iter().find(|c| &*c.name == cluster)),
-        _ => Some(None),
+        Target::Weighted(w) => w.clusters.iter().find(|c| &*c.name == cluster),
+        _ => None,
     }
 }
 
@@ -329,13 +338,14 @@ fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: Parts) -> Re
         parts.headers.remove(http::header::EXPECT);
     }
     let arrival = Arrival { remote: conn.info.peer, local_port: conn.info.local.port(), tls: conn.info.tls.is_some() };
-    let client = address::apply(hcm, &arrival, &mut parts.headers, || request_id(conn.worker.random(), conn.worker.random()));
+    let client =
+        address::apply(hcm, &arrival, &mut parts.headers, || request_id(conn.worker.random(), conn.worker.random()));
     let scheme = match hcm.scheme_overwrite.as_deref() {
         Some("https") => "https",
         Some("http") => "http",
         _ => client.scheme,
     };
-    Ok(Head { parts, authority, scheme, client: client.address, internal: client.internal, upgrade })
+    Ok(Head { parts, authority, scheme, internal: client.internal, upgrade })
 }
 
 fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
@@ -350,7 +360,14 @@ fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
 fn request_id(a: u64, b: u64) -> String {
     let a = (a & 0xffff_ffff_ffff_0fff) | 0x4000;
     let b = (b & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
-    format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", a >> 32, (a >> 16) & 0xffff, a & 0xffff, b >> 48, b & 0xffff_ffff_ffff)
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xffff,
+        b >> 48,
+        b & 0xffff_ffff_ffff
+    )
 }
 
 fn note(head: &Head, exchange: &mut Exchange) {
@@ -419,7 +436,9 @@ fn overrides(
     made.sni = of_request.sni.or(made.sni);
     made.sans = of_request.sans.or(made.sans);
     let made = Rc::new(made);
-    let levels_sets = [&levels.route.per_filter, &levels.virtual_host.per_filter].into_iter().chain(levels.weighted.map(|w| &w.per_filter));
+    let levels_sets = [&levels.route.per_filter, &levels.virtual_host.per_filter]
+        .into_iter()
+        .chain(levels.weighted.map(|w| &w.per_filter));
     let fixed = hcm.filters.iter().all(|f| match f {
         HttpFilter::SetFilterState { on_request, .. } => is_fixed(on_request),
         HttpFilter::Router(_) => true,
@@ -435,7 +454,10 @@ fn overrides(
 fn is_fixed(sets: &[FilterStateSet]) -> bool {
     let fixed = |p: &Part| match p {
         Part::Literal(_) => true,
-        Part::Value { op, .. } => matches!(op, Operator::Plain(Plain::Protocol | Plain::DownstreamPeerUriSan | Plain::RequestedServerName)),
+        Part::Value { op: Operator::ByProtocol { .. }, .. } => true,
+        Part::Value { op, .. } => {
+            matches!(op, Operator::Plain(Plain::Protocol | Plain::DownstreamPeerUriSan | Plain::RequestedServerName))
+        }
     };
     sets.iter().all(|s| s.value.parts.iter().all(fixed))
 }
@@ -452,7 +474,8 @@ fn direct_response(
         None => direct.body.clone(),
     };
     let mut response = reply::respond(&Failure::Direct(direct.status, text), false, exchange);
-    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: None };
+    let levels =
+        Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: None };
     if !levels.response_is_plain() {
         levels.mutate_response(response.headers_mut(), &Facts { request: Some(head.view()), ..Facts::default() });
     }

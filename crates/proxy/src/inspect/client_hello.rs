@@ -241,7 +241,9 @@ mod tests {
 
     #[test]
     fn other_protocols_are_told_apart_at_once() {
-        for other in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"SSH-2.0-x", b"\0", b"\x16\x02", b"\x16\x03\x01\0\x05\x02"] {
+        for other in
+            [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"SSH-2.0-x", b"\0", b"\x16\x02", b"\x16\x03\x01\0\x05\x02"]
+        {
             assert_eq!(parse(other), Verdict::No, "{other:?}");
         }
         assert_eq!(parse(b""), Verdict::NeedMore);

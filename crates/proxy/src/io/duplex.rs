@@ -81,7 +81,15 @@ where
     /// Copies between `down` (who came to us) and `up` (whom we called). `idle`: longest time in which nothing moves.
     pub fn new(down: A, up: B, idle: Option<Duration>) -> Self {
         let idle = idle.map(|d| (d, Box::pin(tokio::time::sleep(d))));
-        Duplex { down, up, to_up: Half::default(), to_down: Half::default(), moved: Moved::default(), idle, stirred: false }
+        Duplex {
+            down,
+            up,
+            to_up: Half::default(),
+            to_down: Half::default(),
+            moved: Moved::default(),
+            idle,
+            stirred: false,
+        }
     }
 
     /// Bytes so far.
@@ -133,7 +141,13 @@ where
 }
 
 impl Half {
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, moved: &mut u64) -> Poll<Result<(), Failed>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        moved: &mut u64,
+    ) -> Poll<Result<(), Failed>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -260,16 +274,16 @@ mod tests {
         assert_eq!(copy.await.unwrap(), (End::Finished, Moved { up: 5000, down: 20 }));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn idle_time_counts_from_the_last_byte() {
         let (mut client, down) = duplex(16);
         let (up, _server) = duplex(16);
         let start = Instant::now();
-        let copy = tokio::spawn(async move { run(&mut Duplex::new(down, up, Some(Duration::from_secs(10)))).await });
-        tokio::time::sleep(Duration::from_secs(7)).await;
+        let copy = tokio::spawn(async move { run(&mut Duplex::new(down, up, Some(Duration::from_millis(200)))).await });
+        tokio::time::sleep(Duration::from_millis(120)).await;
         client.write_all(b"x").await.unwrap();
         assert_eq!(copy.await.unwrap(), End::Idle);
-        assert!(start.elapsed() >= Duration::from_secs(17), "{:?}", start.elapsed());
+        assert!(start.elapsed() >= Duration::from_millis(320), "{:?}", start.elapsed());
     }
 
     #[tokio::test]

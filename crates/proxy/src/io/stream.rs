@@ -62,7 +62,11 @@ impl Stream {
     ///
     /// # Errors
     /// What reading gives. Not cancel safe: the stream is to be dropped then.
-    pub async fn inspect<T>(&mut self, limit: usize, mut decide: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
+    pub async fn inspect<T>(
+        &mut self,
+        limit: usize,
+        mut decide: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
         let mut seen = BytesMut::with_capacity(1024);
         let decided = loop {
             if self.read_buf(&mut seen).await? == 0 {
@@ -126,7 +130,11 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         inner!(self, s => s.poll_shutdown(cx))
     }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         inner!(self, s => s.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {

@@ -45,7 +45,12 @@ pub struct Chosen {
 }
 
 /// An endpoint for a request; `None` if none may take it.
-pub(crate) async fn choose(worker: &Rc<Worker>, live: &Live, state: &Rc<ClusterState>, wish: Wish<'_>) -> Option<Chosen> {
+pub(crate) async fn choose(
+    worker: &Rc<Worker>,
+    live: &Live,
+    state: &Rc<ClusterState>,
+    wish: Wish<'_>,
+) -> Option<Chosen> {
     let cluster = &state.cluster;
     let target = |address, hostname, transport| Target {
         address,

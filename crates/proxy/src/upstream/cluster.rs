@@ -4,10 +4,10 @@
 
 use super::pool::{Pool, PoolKey};
 use crate::stats::ClusterStats;
-use carrick_proxy_core::circuit::CircuitCounts;
 use carrick_proxy_core::balance::Balancer;
-use carrick_proxy_core::outlier::OutlierState;
+use carrick_proxy_core::circuit::CircuitCounts;
 use carrick_proxy_core::model::{Cluster, EndpointSet};
+use carrick_proxy_core::outlier::OutlierState;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -92,11 +92,6 @@ impl ClusterState {
     /// Requests under way at an address.
     pub fn load(&self, address: SocketAddr) -> u32 {
         self.hosts.borrow().get(&address).map_or(0, |h| h.active.get())
-    }
-
-    /// Requests under way.
-    pub fn active_requests(&self) -> u32 {
-        self.requests.get()
     }
 
     /// Counts a request in, unless the cluster has too many.
@@ -184,7 +179,10 @@ impl ClusterState {
                 Some((set.socket(i)?, Arc::as_ptr(transports.get(transport)) as usize))
             })
             .collect();
-        let dns = set.endpoints.iter().any(|e| !matches!(e.address, carrick_proxy_core::model::endpoint::EndpointAddress::Socket(_)));
+        let dns = set
+            .endpoints
+            .iter()
+            .any(|e| !matches!(e.address, carrick_proxy_core::model::endpoint::EndpointAddress::Socket(_)));
         if dns {
             return;
         }

@@ -73,7 +73,12 @@ impl ConnectError {
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub(crate) async fn connect(worker: &Worker, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
+pub(crate) async fn connect(
+    worker: &Worker,
+    cluster: &Cluster,
+    stats: &ClusterStats,
+    to: &Target,
+) -> Result<Stream, ConnectError> {
     let all = Box::pin(steps(worker, cluster, stats, to));
     let result = match tokio::time::timeout(cluster.connect_timeout.max(Duration::from_millis(1)), all).await {
         Ok(r) => r,

@@ -3,7 +3,7 @@
 //! Invariant: a request waits for a look-up only when there has never been a result.
 
 use crate::worker::Worker;
-use carrick_proxy_core::model::cluster::{Cluster, DnsFamily, Discovery};
+use carrick_proxy_core::model::cluster::{Cluster, Discovery, DnsFamily};
 use carrick_proxy_core::model::endpoint::{EndpointAddress, LocalityEndpoints, Priority};
 use carrick_proxy_core::model::{Endpoint, EndpointSet};
 use std::cell::{Cell, RefCell};
@@ -23,7 +23,11 @@ pub struct Resolved {
 const LOOKUP: Duration = Duration::from_secs(5);
 
 /// The endpoints of a DNS cluster with addresses. `names`: as configured.
-pub(crate) async fn endpoints(worker: &Rc<Worker>, state: &Rc<super::ClusterState>, names: &Arc<EndpointSet>) -> Arc<EndpointSet> {
+pub(crate) async fn endpoints(
+    worker: &Rc<Worker>,
+    state: &Rc<super::ClusterState>,
+    names: &Arc<EndpointSet>,
+) -> Arc<EndpointSet> {
     let known = match &*state.dns.last.borrow() {
         Some((of, set, at)) if Arc::ptr_eq(of, names) => {
             Some((Arc::clone(set), at.elapsed() >= state.cluster.dns.refresh.max(Duration::from_secs(1))))

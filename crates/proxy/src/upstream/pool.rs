@@ -159,7 +159,9 @@ impl Pool {
             idle.is_some_and(|d| now.duration_since(since) >= d) || age.is_some_and(|d| now.duration_since(made) >= d)
         };
         self.idle.borrow_mut().retain(|c| !c.sender.is_closed() && !old(c.since, c.made));
-        self.shared.borrow_mut().retain(|c| !c.sender.is_closed() && (c.streams.get() > 0 || !old(c.since.get(), c.made)));
+        self.shared
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && (c.streams.get() > 0 || !old(c.since.get(), c.made)));
     }
 
     fn take_idle(&self) -> Option<Http1> {
@@ -233,7 +235,8 @@ impl Http1 {
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, hyper::client::conn::TrySendError<http::Request<RequestBody>>> {
+    ) -> Result<http::Response<hyper::body::Incoming>, hyper::client::conn::TrySendError<http::Request<RequestBody>>>
+    {
         self.sender.try_send_request(request).await
     }
 }
@@ -251,7 +254,11 @@ pub(crate) async fn take(
     high: bool,
 ) -> Result<Taken, ConnectError> {
     let pool = state.pool(key);
-    if key.h2 { stream(worker, state, pool, target, fresh, high).await } else { exclusive(worker, state, pool, target, fresh, high).await }
+    if key.h2 {
+        stream(worker, state, pool, target, fresh, high).await
+    } else {
+        exclusive(worker, state, pool, target, fresh, high).await
+    }
 }
 
 async fn exclusive(
@@ -321,7 +328,8 @@ async fn stream(
     let options = &state.cluster.http2;
     let most = options.max_concurrent_streams.clamp(1, MAX_STREAMS);
     let served = state.cluster.max_requests_per_connection;
-    let taken = |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 { sender: c.sender, local: c.local, stream, reused };
+    let taken =
+        |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 { sender: c.sender, local: c.local, stream, reused };
     if fresh {
         pool.shared.borrow_mut().retain(|c| !c.sender.is_closed());
     } else if let Some(t) = pool.take_stream(most, served) {

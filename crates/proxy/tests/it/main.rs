@@ -1,0 +1,11 @@
+//! The engine on loopback: real sockets and handshakes, configuration built by hand, no control plane.
+//!
+//! Invariant: waits are for conditions with a bound; every port is the kernel's choice.
+
+mod balancing;
+mod drain;
+mod mtls;
+mod plain;
+mod redirect;
+mod streams;
+mod support;
