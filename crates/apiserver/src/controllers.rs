@@ -35,3 +35,8 @@ pub fn start(store: &Store, root: watch::Receiver<RootPem>, tasks: &mut TaskSet)
     tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
     tasks.spawn("garbage", garbage::run(store.clone()));
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
