@@ -28,6 +28,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+/// For the storage to close after the last request.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
 /// What a server is started with.
 pub struct ApiOptions {
     /// Folder for everything that is kept; made if missing.
@@ -133,7 +136,7 @@ impl ApiServer {
         let now = store.now();
         let authority = Authority::load_or_create(&pki, now)?;
         let tls = serve::tls(&authority, authority.server(&serve::certificate_addresses(&bound), now)?)?;
-        let admin = authority.client("kubernetes-admin", &["system:masters"], now)?;
+        let admin = authority.client("kubernetes-admin", "system:masters", now)?;
         let kubeconfig = data_dir.join("kubeconfig");
         write_kubeconfig(&kubeconfig, address, &authority, &admin)?;
 
@@ -177,11 +180,15 @@ impl ApiServer {
     /// Ends watches, lets requests finish for at most `deadline`, stops the controllers.
     pub async fn drain(self, deadline: Duration) -> Drained {
         let Self { api, trigger, servers, loops, .. } = self;
+        let closed = api.store.engine().ended();
         loops.abort().await;
         drop(api);
         // The API's own share of the drain is held by the listeners' tasks from here on.
         let drained = trigger.drain(deadline).await;
         servers.abort().await;
+        if tokio::time::timeout(CLOSE_TIME, closed).await.is_err() {
+            tracing::warn!("the storage is still in use at the end of the drain");
+        }
         drained
     }
 }

@@ -19,11 +19,15 @@ use crate::storage::{Change, Engine, Expect, Key, Op, Record, StorageError};
 use bytes::Bytes;
 use carrick_runtime::clock::SharedClock;
 use serde_json::Value;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 
 /// Conflicts a writer without an own resourceVersion survives before the client is told.
-const WRITE_ATTEMPTS: usize = 16;
+const WRITE_ATTEMPTS: usize = 64;
+/// Queues of losers; different keys may share one.
+const TURNS: usize = 64;
 
 /// A list at one revision.
 #[derive(Debug, Clone)]
@@ -40,6 +44,8 @@ pub struct Store {
     engine: Engine,
     catalog: Catalog,
     clock: SharedClock,
+    /// Writers that lost a race queue here, by key, so that each of many gets its turn.
+    turns: Arc<[Mutex<()>; TURNS]>,
 }
 
 /// What a read-modify-write wants.
@@ -69,7 +75,7 @@ pub struct Written {
 impl Store {
     /// A store over a running engine.
     pub fn new(engine: Engine, catalog: Catalog, clock: SharedClock) -> Self {
-        Self { engine, catalog, clock }
+        Self { engine, catalog, clock, turns: Arc::new(std::array::from_fn(|_| Mutex::new(()))) }
     }
 
     /// All served resources.
@@ -209,7 +215,11 @@ impl Store {
     ) -> ApiResult<Written> {
         let kind = self.resource(resource)?.clone();
         let key = Key::new(resource, namespace, name);
-        for _ in 0..WRITE_ATTEMPTS {
+        let mut turn = None;
+        for attempt in 0..WRITE_ATTEMPTS {
+            if attempt > 0 && turn.is_none() {
+                turn = Some(self.turn(&key).lock().await);
+            }
             let record = self.engine.get(&key);
             let old = record.as_ref().and_then(|r| decode(&r.value, r.revision));
             let wanted = match change(old.as_ref())? {
@@ -265,6 +275,12 @@ impl Store {
         options: &DeleteOptions,
     ) -> ApiResult<Deleted> {
         delete::delete(self, resource, namespace, name, options).await
+    }
+
+    fn turn(&self, key: &Key) -> &Mutex<()> {
+        let hash =
+            usize::try_from(BuildHasherDefault::<DefaultHasher>::default().hash_one(key) % TURNS as u64).unwrap_or(0);
+        &self.turns[hash % TURNS]
     }
 
     /// Namespaced objects need a namespace that is there and is not going away.

@@ -130,28 +130,28 @@ impl Authority {
     pub fn server(&self, addresses: &[IpAddr], now: OffsetDateTime) -> Result<Leaf, CertError> {
         let mut params = CertificateParams::new(SERVER_NAMES.map(str::to_owned).to_vec())?;
         params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
-        self.leaf(params, "carrick-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth, now)
+        self.leaf(params, "carrick-apiserver", None, ExtendedKeyUsagePurpose::ServerAuth, now)
     }
 
-    /// A client certificate for `user` in `groups`.
+    /// A client certificate for `user` in `group`.
     ///
     /// # Errors
     /// `CertError`.
-    pub fn client(&self, user: &str, groups: &[&str], now: OffsetDateTime) -> Result<Leaf, CertError> {
-        self.leaf(CertificateParams::default(), user, groups, ExtendedKeyUsagePurpose::ClientAuth, now)
+    pub fn client(&self, user: &str, group: &str, now: OffsetDateTime) -> Result<Leaf, CertError> {
+        self.leaf(CertificateParams::default(), user, Some(group), ExtendedKeyUsagePurpose::ClientAuth, now)
     }
 
     fn leaf(
         &self,
         mut params: CertificateParams,
         name: &str,
-        groups: &[&str],
+        group: Option<&str>,
         usage: ExtendedKeyUsagePurpose,
         now: OffsetDateTime,
     ) -> Result<Leaf, CertError> {
         let mut subject = DistinguishedName::new();
-        for group in groups {
-            subject.push(DnType::OrganizationName, *group);
+        if let Some(group) = group {
+            subject.push(DnType::OrganizationName, group);
         }
         subject.push(DnType::CommonName, name);
         params.distinguished_name = subject;
@@ -205,11 +205,11 @@ mod tests {
         let first = Authority::load_or_create(folder.path(), now).unwrap();
         let again = Authority::load_or_create(folder.path(), now).unwrap();
         assert_eq!(first.certificate_pem(), again.certificate_pem());
-        let leaf = again.client("jane", &["dev", "ops"], now).unwrap();
+        let leaf = again.client("jane", "dev", now).unwrap();
         let user = user_of(&leaf.certificate).unwrap();
         assert_eq!(
             (user.name.as_str(), user.groups),
-            ("jane", vec!["dev".into(), "ops".into(), super::super::AUTHENTICATED.to_owned()])
+            ("jane", vec!["dev".into(), super::super::AUTHENTICATED.to_owned()])
         );
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(folder.path().join("api-ca-key.pem")).unwrap().permissions().mode();

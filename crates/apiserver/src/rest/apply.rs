@@ -1,8 +1,8 @@
 //! Server-side apply: who owns which field, conflicts, merging, and giving up fields.
 //!
 //! Invariant: a field belongs to every manager that set it to its present value; an apply changes nothing that another
-//! manager owns unless forced, and removes only what its manager alone had applied. Ownership is kept from an object's
-//! first apply on; what was there before then belongs to `before-first-apply`.
+//! manager owns unless forced, and removes only what its manager alone had applied. What writers inside the server set
+//! has no owner; where an object has no owners at all, an apply finds them all to be `before-first-apply`'s.
 //! What it leaves to others: storing, admission.
 
 mod fields;
@@ -19,6 +19,9 @@ use time::OffsetDateTime;
 
 /// Owners of an object by update that are kept apart; older ones are put together.
 const UPDATERS: usize = 10;
+/// kubectl's manager when it applies on the server.
+const KUBECTL: &str = "kubectl";
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const BEFORE: &str = "before-first-apply";
 
 /// Parameters of an apply.
@@ -122,7 +125,7 @@ fn owned(resource: &Resource, path: &ResourcePath, object: &Value) -> FieldSet {
     FieldSet::of(&copy, Some(cursor(resource, path)))
 }
 
-/// Notes the fields that a write other than an apply has changed; nothing for objects that were never applied.
+/// Notes the fields that a write other than an apply has changed; for a creation `old` is an empty object.
 pub fn track(
     resource: &Resource,
     path: &ResourcePath,
@@ -140,15 +143,8 @@ pub fn track(
         return store_entries(new, Vec::new());
     }
     // Clients may correct the list (kubectl does, when it changes its way of applying).
-    let had = old.pointer("/metadata/managedFields");
     let given = new.pointer("/metadata/managedFields").is_some();
     let mut list = if given { entries(new) } else { entries(old) };
-    if list.is_empty() {
-        if had.is_none() {
-            store_entries(new, Vec::new());
-        }
-        return;
-    }
     let at = Some(cursor(resource, path));
     let (was, is) = (owned(resource, path, old), owned(resource, path, new));
     let changed = is.filter(&|steps| fields::lookup(old, steps, at) != fields::lookup(new, steps, at));
@@ -226,18 +222,17 @@ pub fn apply(
         let (have, want) = (fields::lookup(base, steps, at), fields::lookup(&config, steps, at));
         have.is_some() && have != want
     });
+    let changing_over = if manager == KUBECTL { last_applied(resource, path, base, at) } else { FieldSet::default() };
     let mut causes = Vec::new();
     for entry in list.iter_mut().filter(|e| !is_own(e)) {
         let conflict = entry.fields.intersection(&taken);
         if conflict.is_empty() {
             continue;
         }
-        if options.force {
-            entry.fields = entry.fields.minus(&conflict);
-            continue;
-        }
+        let refused = if options.force { FieldSet::default() } else { conflict.minus(&changing_over) };
+        entry.fields = entry.fields.minus(&conflict);
         let by = if entry.apply { String::new() } else { format!(" using {}", entry.version) };
-        for field in conflict.paths() {
+        for field in refused.paths() {
             causes.push(Cause {
                 reason: "FieldManagerConflict",
                 message: format!("conflict with {:?}{by}", entry.manager),
@@ -276,6 +271,17 @@ pub fn apply(
     list.push(Entry { manager: manager.to_owned(), apply: true, version, subresource, time, fields: applied });
     store_entries(&mut new, list);
     Ok(new)
+}
+
+/// What kubectl's client-side apply had set and nobody has changed since: kubectl may take it when it goes over to
+/// server-side apply.
+fn last_applied(resource: &Resource, path: &ResourcePath, object: &Value, at: Option<Cursor<'_>>) -> FieldSet {
+    let annotation = object.pointer("/metadata/annotations").and_then(|a| a.get(LAST_APPLIED)).and_then(Value::as_str);
+    let Some(config) = annotation.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        return FieldSet::default();
+    };
+    owned(resource, path, &config)
+        .filter(&|steps| fields::lookup(&config, steps, at) == fields::lookup(object, steps, at))
 }
 
 fn lines(causes: &[Cause]) -> String {

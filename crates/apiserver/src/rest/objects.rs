@@ -303,6 +303,8 @@ impl Call<'_> {
             map.shift_remove("status");
         }
         let warnings = self.admit(&mut object, Operation::Create, None)?;
+        let nothing = json!({});
+        apply::track(&self.resource, &self.path, self.manager(), &nothing, &mut object, self.api.store.now());
         let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
         Ok((created, warnings))
     }

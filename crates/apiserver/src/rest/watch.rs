@@ -66,10 +66,10 @@ struct Stream {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Starts a watch.
+/// Starts a watch. One from before the kept history begins and ends with an `ERROR` event, as in Kubernetes.
 ///
 /// # Errors
-/// `Expired` when the history does not reach back far enough.
+/// What the store says, except `Expired`.
 pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSemaphorePermit) -> ApiResult<Answer> {
     let id = request.resource.id.clone();
     let (since, initial, initial_revision) = match request.since {
@@ -82,7 +82,10 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
             (page.revision, objects, Some(page.revision))
         }
     };
-    let watch = store.watch(&id, since)?;
+    let watch = match store.watch(&id, since) {
+        Err(error @ ApiError::Expired(_)) => return Ok(respond::json(200, &error_event(&error))),
+        watch => watch?,
+    };
     let now = Instant::now();
     let stream = Stream {
         ends: now + request.timeout,
@@ -105,6 +108,10 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
     let mut answer = respond::raw(200, "application/json", Bytes::new());
     *answer.body_mut() = body;
     Ok(answer)
+}
+
+fn error_event(error: &ApiError) -> Value {
+    json!({"type": "ERROR", "object": error.to_status()})
 }
 
 impl Stream {
@@ -166,7 +173,7 @@ impl Stream {
                 }
             }
             Err(error) => {
-                out.extend(respond::line(&json!({"type": "ERROR", "object": error.to_status()})));
+                out.extend(respond::line(&error_event(&error)));
                 self.done = true;
             }
         }

@@ -41,6 +41,7 @@ pub struct Engine {
     image: Arc<RwLock<Image>>,
     writer: mpsc::Sender<Command>,
     healthy: Arc<AtomicBool>,
+    ended: watch::Receiver<()>,
 }
 
 impl Engine {
@@ -54,11 +55,16 @@ impl Engine {
         let (sender, receiver) = mpsc::channel(options.queue.max(1));
         let healthy = Arc::new(AtomicBool::new(true));
         let writer = Writer { storage, image: image.clone(), healthy: healthy.clone(), options };
+        let (alive, ended) = watch::channel(());
         std::thread::Builder::new()
             .name("api-store".into())
-            .spawn(move || writer.run(receiver))
+            .spawn(move || {
+                writer.run(receiver);
+                // The backend is closed by now.
+                drop(alive);
+            })
             .map_err(|e| StorageError::Medium(format!("cannot start the writer: {e}")))?;
-        Ok(Self { image, writer: sender, healthy })
+        Ok(Self { image, writer: sender, healthy, ended })
     }
 
     fn read<T>(&self, f: impl FnOnce(&Image) -> T) -> T {
@@ -68,6 +74,12 @@ impl Engine {
     /// Whether the last commit worked.
     pub fn healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed) && !self.writer.is_closed()
+    }
+
+    /// Resolves when the backend is closed, which is after the last handle was dropped.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move { while ended.changed().await.is_ok() {} }
     }
 
     /// Last visible revision.

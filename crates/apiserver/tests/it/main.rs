@@ -1,0 +1,10 @@
+//! The server as its clients see it: kubectl, plain HTTP, watchers that come and go, and a process that is killed.
+//!
+//! Every test has a server of its own, on a free port and in a folder of its own.
+
+mod bench;
+mod checker;
+mod crash;
+mod hostile;
+mod http;
+mod kubectl;
