@@ -23,6 +23,9 @@ pub struct DeltaSession {
     counter: u64,
     target: ResourceSet,
     types: BTreeMap<TypeUrl, DeltaType>,
+    /// Endpoints that have to be sent because a cluster that uses them was sent after they were. Envoy keeps a new or
+    /// changed cluster warming, and its answer back, until it gets them, but does not ask when it holds them.
+    owed: BTreeSet<Arc<str>>,
     status: SessionStatus,
 }
 
@@ -87,6 +90,7 @@ impl DeltaSession {
             counter: 0,
             target: ResourceSet::default(),
             types: BTreeMap::new(),
+            owed: BTreeSet::new(),
             status: SessionStatus::default(),
         }
     }
@@ -115,12 +119,18 @@ impl DeltaSession {
             self.types.len() + usize::from(first),
             names + request.resource_names_subscribe.len() + request.initial_resource_versions.len(),
         )?;
+        // Envoy asks for clusters first, except while it warms some that an earlier stream sent: then only their endpoints,
+        // sent whether it holds them or not, let it go on.
+        let untold = first && type_url == TypeUrl::Endpoint && !self.types.contains_key(&TypeUrl::Cluster);
         let state = self.types.entry(type_url.clone()).or_default();
         let status = self.status.types.entry(type_url.clone()).or_default();
         if !request.response_nonce.is_empty() {
             state.answered(request, status);
         }
         state.subscribe(request, first && type_url.legacy_wildcard(), first);
+        if untold {
+            state.held.clear();
+        }
         status.wildcard = state.wildcard;
         status.names = state.names.len();
         Ok(self.pump())
@@ -144,12 +154,10 @@ impl DeltaSession {
         let order: Vec<TypeUrl> = self.types.keys().cloned().collect();
         for type_url in order {
             let defer = referrers_busy && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint);
-            if let Some((response, warming)) = self.pump_type(&type_url, defer) {
-                responses.push(response);
-                if let Some(endpoints) = self.types.get_mut(&TypeUrl::Endpoint) {
-                    endpoints.warm(warming);
-                }
+            if type_url == TypeUrl::Endpoint {
+                self.pay();
             }
+            responses.extend(self.pump_type(&type_url, defer));
         }
         self.status.summarize();
         responses
@@ -164,8 +172,22 @@ impl DeltaSession {
         })
     }
 
-    /// The next response of a type, and the endpoints that have to follow it.
-    fn pump_type(&mut self, type_url: &TypeUrl, defer: bool) -> Option<(DeltaDiscoveryResponse, Vec<Arc<str>>)> {
+    /// Marks the owed endpoints that are asked for to be sent again.
+    fn pay(&mut self) {
+        let Some(state) = self.types.get_mut(&TypeUrl::Endpoint) else { return };
+        let clusters = self.target.of(&TypeUrl::Cluster);
+        self.owed.retain(|name| {
+            let asked_for = state.wildcard || state.names.contains(name);
+            if asked_for {
+                state.settled_with = None;
+                state.again.insert(name.clone());
+            }
+            !asked_for && clusters.is_some()
+        });
+    }
+
+    /// The next response of a type.
+    fn pump_type(&mut self, type_url: &TypeUrl, defer: bool) -> Option<DeltaDiscoveryResponse> {
         let state = self.types.get_mut(type_url)?;
         let status = self.status.types.entry(type_url.clone()).or_default();
         if state.outstanding.is_some() {
@@ -182,17 +204,9 @@ impl DeltaSession {
         }
         self.counter = self.counter.wrapping_add(1);
         let nonce: Arc<str> = Arc::from(format!("{:x}-{}", self.seed, self.counter));
-        let warming = if *type_url == TypeUrl::Cluster {
-            // A cluster the peer does not hold yet will be subscribed to anyway.
-            difference
-                .upserts
-                .iter()
-                .filter(|r| matches!(state.held.get(&r.name), Some(Some(_))))
-                .filter_map(|r| r.endpoints.clone())
-                .collect()
-        } else {
-            Vec::new()
-        };
+        if *type_url == TypeUrl::Cluster {
+            self.owed.extend(difference.upserts.iter().filter_map(|r| r.endpoints.clone()));
+        }
         let response = DeltaDiscoveryResponse {
             system_version_info: self.target.version().to_string(),
             resources: difference.upserts.iter().map(|r| wire(r)).collect(),
@@ -207,7 +221,7 @@ impl DeltaSession {
         status.pushes = status.pushes.saturating_add(1);
         state.sent(nonce, self.target.generation(), difference);
         status.resources = state.held.values().filter(|held| held.is_some()).count();
-        Some((response, warming))
+        Some(response)
     }
 }
 
@@ -284,6 +298,10 @@ impl DeltaType {
             if name == "*" {
                 self.must_answer |= !self.wildcard && self.held.is_empty();
                 self.wildcard = true;
+                // What is on its way will find the peer interested again: it counts as held, in an unknown version.
+                for name in self.outstanding.iter().flat_map(|outstanding| &outstanding.names) {
+                    self.held.entry(name.clone()).or_insert_with(|| Some(Arc::from("")));
+                }
                 continue;
             }
             let name: Arc<str> = Arc::from(name.as_str());
@@ -316,16 +334,6 @@ impl DeltaType {
             self.refused.retain(|name| names.contains(name));
             self.suspects.retain(|name| names.contains(name));
             self.must_answer = false;
-        }
-    }
-
-    /// Endpoints the peer needs again because it warms their clusters.
-    fn warm(&mut self, names: Vec<Arc<str>>) {
-        for name in names {
-            if matches!(self.held.get(&name), Some(Some(_))) {
-                self.settled_with = None;
-                self.again.insert(name);
-            }
         }
     }
 

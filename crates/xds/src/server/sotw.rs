@@ -8,7 +8,9 @@ use super::status::{Nack, SessionStatus, TypeStatus};
 use super::{ProtocolError, check_limits, delta::IDENTIFIER};
 use crate::{Resource, ResourceSet, TypeMap, TypeUrl};
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::util::pack_any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -114,13 +116,13 @@ impl SotwSession {
         if state.outstanding.is_some() {
             return None;
         }
-        let wanted = state.wanted(self.target.of(type_url));
+        let wanted = state.wanted(type_url, self.target.of(type_url));
         if !state.must_answer && state.equals_sent(&wanted) {
             status.generation = self.target.generation();
             return None;
         }
         let warming = *type_url == TypeUrl::Cluster
-            && wanted.iter().any(|r| r.endpoints.is_some() && state.sent.get(&r.name).is_some_and(|v| *v != r.version));
+            && wanted.iter().any(|r| r.endpoints.is_some() && state.sent.get(&r.name) != Some(&r.version));
         self.counter = self.counter.wrapping_add(1);
         let nonce: Arc<str> = Arc::from(format!("{:x}-{}", self.seed, self.counter));
         status.sent_nonce = nonce.clone();
@@ -186,16 +188,26 @@ impl SotwType {
         }
     }
 
-    fn wanted(&self, target: Option<&Arc<TypeMap>>) -> Vec<Arc<Resource>> {
-        let Some(target) = target else { return Vec::new() };
+    fn wanted(&self, type_url: &TypeUrl, target: Option<&Arc<TypeMap>>) -> Vec<Arc<Resource>> {
+        let all = target.into_iter().flat_map(|target| target.values().cloned());
         if self.wildcard {
-            return target.values().cloned().collect();
+            return all.collect();
         }
-        self.names.iter().filter_map(|name| target.get(name).cloned()).collect()
+        let named = self.names.iter().map(|name| (name, target.and_then(|target| target.get(name)).cloned()));
+        // This variant has no words for "does not exist", and Envoy warms a cluster until it hears of its endpoints.
+        if *type_url == TypeUrl::Endpoint {
+            return named.map(|(name, found)| found.unwrap_or_else(|| Arc::new(no_endpoints(name)))).collect();
+        }
+        named.filter_map(|(_, found)| found).collect()
     }
 
     fn equals_sent(&self, wanted: &[Arc<Resource>]) -> bool {
         wanted.len() == self.sent.len()
             && wanted.iter().all(|r| self.sent.get(&r.name).is_some_and(|version| *version == r.version))
     }
+}
+
+fn no_endpoints(name: &Arc<str>) -> Resource {
+    let empty = ClusterLoadAssignment { cluster_name: name.to_string(), ..Default::default() };
+    Resource::new(name.clone(), pack_any(empty))
 }

@@ -271,7 +271,7 @@ proptest! {
         let mut take = |response: DiscoveryResponse, up: &mut VecDeque<DiscoveryRequest>, wants: &BTreeMap<TypeUrl, Vec<String>>, nonces: &mut BTreeMap<TypeUrl, String>| {
             let t = TypeUrl::parse(&response.type_url);
             nonces.insert(t.clone(), response.nonce.clone());
-            let bad = response.resources.iter().any(|r| r.value[0] >= BAD);
+            let bad = response.resources.iter().any(|r| r.value.first().is_some_and(|b| (BAD..=BAD + 3).contains(b)) && r.value.len() == 1);
             let error = bad.then(|| Status { code: 3, message: "bad".into(), details: vec![] });
             if !bad { store.insert(t.clone(), response.resources.into_iter().map(|r| r.value).collect()); }
             up.push_back(ask(&t, &wants[&t], &response.nonce, error));

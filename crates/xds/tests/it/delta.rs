@@ -266,6 +266,29 @@ fn endpoints_follow_a_changed_cluster() {
 }
 
 #[test]
+fn endpoints_are_owed_until_they_are_asked_for() {
+    let set = |generation, timeout| {
+        let resources = [(Cluster, cluster("a", timeout)), (Endpoint, resource(&Endpoint, "a", 1))];
+        ResourceSet::from_resources(generation, "v", resources)
+    };
+    let held = [resource(&Endpoint, "a", 1)];
+    // Reconnected: the cluster changed meanwhile, the endpoints did not.
+    let mut s = DeltaSession::new(1);
+    s.on_push(set(2, 2));
+    assert_eq!(shown(&step(&mut s, with_versions(ask(&Cluster, &[], &[]), &[cluster("a", 1)]))), ["CDS +a"]);
+    assert_eq!(shown(&step(&mut s, with_versions(ask(&Endpoint, &["a"], &[]), &held))), ["EDS +a"]);
+    // Reconnected while it warms what an earlier stream sent: it asks for endpoints only.
+    let mut s = DeltaSession::new(2);
+    s.on_push(set(2, 2));
+    assert_eq!(shown(&step(&mut s, with_versions(ask(&Endpoint, &["a"], &[]), &held))), ["EDS +a"]);
+    // Reconnected, nothing changed.
+    let mut s = DeltaSession::new(3);
+    s.on_push(set(2, 2));
+    assert!(step(&mut s, with_versions(ask(&Cluster, &[], &[]), &[cluster("a", 2)])).is_empty());
+    assert!(step(&mut s, with_versions(ask(&Endpoint, &["a"], &[]), &held)).is_empty());
+}
+
+#[test]
 fn clusters_go_after_what_refers_to_them() {
     let mut s = DeltaSession::new(1);
     s.on_push(set(1, &[(Cluster, "old", 1), (Endpoint, "old", 1), (Listener, "l", 1)]));

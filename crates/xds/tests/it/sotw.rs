@@ -27,7 +27,13 @@ fn shown(responses: &[DiscoveryResponse]) -> Vec<String> {
     responses
         .iter()
         .map(|r| {
-            let bodies: String = r.resources.iter().flat_map(|r| &r.value).map(|b| b.to_string()).collect();
+            let bodies: String = r
+                .resources
+                .iter()
+                .filter(|r| r.value.len() == 1)
+                .flat_map(|r| &r.value)
+                .map(|b| b.to_string())
+                .collect();
             format!("{} {bodies}", TypeUrl::parse(&r.type_url).short())
         })
         .collect()
