@@ -1,0 +1,7 @@
+//! Tests of the control plane in one process: objects told, real TLS and gRPC on loopback, real proxies where it matters.
+
+mod admission;
+mod certificates;
+mod envoy;
+mod fixture;
+mod pushes;
