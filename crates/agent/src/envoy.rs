@@ -41,6 +41,14 @@ const OPEN_STATS: &str = "/stats?filter=%5Elistener%5C..*downstream_cx_active%24
 /// How often open connections are counted while draining.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What Envoy lives on.
+pub struct Feed {
+    pub node: Node,
+    pub connector: Connector,
+    pub store: Arc<SecretStore>,
+    pub metrics: Arc<AgentMetrics>,
+}
+
 /// Envoy beside this workload.
 #[derive(Debug)]
 pub struct EnvoyEngine {
@@ -52,32 +60,30 @@ impl EnvoyEngine {
     /// Starts the sockets and, once there is an identity, Envoy. Everything runs in `tasks` until `drain`.
     pub fn start(
         config: &AgentConfig,
-        node: &Node,
-        connector: Connector,
-        store: &Arc<SecretStore>,
+        feed: Feed,
         readiness: &Arc<Readiness>,
-        metrics: &Arc<AgentMetrics>,
         tasks: &mut TaskSet,
         drain: &Drain,
     ) -> io::Result<Arc<Self>> {
+        let Feed { node, connector, store, metrics } = feed;
         let crate::config::EngineKind::Envoy { binary, log_level } = &config.engine else {
             return Err(io::Error::other("the engine is not Envoy"));
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir)?;
         let (sds, xds) = (socket(&config.sds_socket())?, socket(&config.xds_socket())?);
-        let relay = relay_service(connector, None, observer(Arc::clone(metrics)));
+        let relay = relay_service(connector, None, observer(Arc::clone(&metrics)));
         let options = ListenOptions { max_connections: 4096, max_streams: 4096, ..ListenOptions::default() };
         tasks.spawn("ads-relay", serve_unix(xds, Routes::new(relay), options.clone(), drain.clone()));
-        tasks.spawn("sds", serve_unix(sds, Routes::new(secret_service(Arc::clone(store))), options, drain.clone()));
+        tasks.spawn("sds", serve_unix(sds, Routes::new(secret_service(Arc::clone(&store))), options, drain.clone()));
 
         let bootstrap = config.state_dir.join("envoy.json");
-        std::fs::write(&bootstrap, bootstrap::bootstrap(config, node)?)?;
+        std::fs::write(&bootstrap, bootstrap::bootstrap(config, &node)?)?;
         let supervisor = Supervisor {
             binary: binary.clone(),
             log_level: log_level.clone(),
             bootstrap,
             concurrency: config.concurrency,
-            metrics: Arc::clone(metrics),
+            metrics,
         };
         let mut secrets = store.subscribe();
         let drain = drain.clone();
@@ -115,7 +121,8 @@ impl EnvoyEngine {
             (!live, "Envoy is not live yet"),
         ]
         .into_iter()
-        .filter_map(|(missing, reason)| missing.then(|| reason.to_owned()))
+        .filter(|(missing, _)| *missing)
+        .map(|(_, reason)| reason.to_owned())
         .collect()
     }
 

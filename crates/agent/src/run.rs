@@ -16,7 +16,7 @@ use tracing::info;
 
 use crate::admin;
 use crate::config::{AgentConfig, DrainConfig, EngineKind};
-use crate::envoy::EnvoyEngine;
+use crate::envoy::{EnvoyEngine, Feed};
 use crate::identity::IdentityKeeper;
 use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
@@ -124,7 +124,7 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
         EngineKind::Native => {
             let native = NativeEngine::start(
                 &config,
-                node.clone(),
+                node,
                 Arc::clone(&store),
                 Arc::clone(&readiness),
                 Arc::clone(&metrics),
@@ -145,10 +145,11 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
             });
             EngineHandle::Native(native)
         }
-        EngineKind::Envoy { .. } => EngineHandle::Envoy(
-            EnvoyEngine::start(&config, &node, connector, &store, &readiness, &metrics, &mut tasks, &drain)
-                .map_err(io("Envoy"))?,
-        ),
+        EngineKind::Envoy { .. } => {
+            let feed = Feed { node, connector, store: Arc::clone(&store), metrics: Arc::clone(&metrics) };
+            let envoy = EnvoyEngine::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("Envoy"))?;
+            EngineHandle::Envoy(envoy)
+        }
     };
 
     let status =
