@@ -56,14 +56,11 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
             continue;
         }
         let rule = snapshot.rules().lookup(&scope.client, service.namespace(), &service.hostname);
-        let key = (
-            Arc::as_ptr(service) as usize,
-            rule.map(|r| Arc::as_ptr(r) as usize),
-            scope.client_certs.clone(),
-        );
-        let reached = memo.0.entry(key).or_insert_with(|| {
-            Arc::new(reach(snapshot, scope.client_certs.as_ref(), service, rule.map(|r| &**r)))
-        });
+        let key = (Arc::as_ptr(service) as usize, rule.map(|r| Arc::as_ptr(r) as usize), scope.client_certs.clone());
+        let reached = memo
+            .0
+            .entry(key)
+            .or_insert_with(|| Arc::new(reach(snapshot, scope.client_certs.as_ref(), service, rule.map(|r| &**r))));
         let defaults = reached.clusters.iter().filter(|c| c.subset.is_empty());
         ports.extend(service.ports.iter().zip(defaults).map(|(port, cluster)| visible_port(service, port, cluster)));
         clusters.extend(reached.clusters.iter().cloned());
@@ -86,12 +83,7 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
 }
 
 /// All clusters of a service, those of a port together, its default one first.
-fn reach(
-    snapshot: &Snapshot,
-    files: Option<&FileCerts>,
-    service: &Service,
-    rule: Option<&DestinationRule>,
-) -> Reached {
+fn reach(snapshot: &Snapshot, files: Option<&FileCerts>, service: &Service, rule: Option<&DestinationRule>) -> Reached {
     let mut reached = Reached { clusters: Vec::new(), keys: Vec::new() };
     for port in &service.ports {
         let subsets = rule.iter().flat_map(|r| r.subsets.iter().map(|s| (&*s.name, Some(&s.labels))));

@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use carrick_mesh::view::{
-    ClientSocket, Cluster, ClusterKind, Inbound, Load, MeshTls, ModeSource, OutboundListener, OutboundTarget, PortClass,
-    RouteTable, UserTls, View,
+    ClientSocket, Cluster, ClusterKind, Inbound, Load, MeshTls, ModeSource, OutboundListener, OutboundTarget,
+    PortClass, RouteTable, UserTls, View,
 };
 
 /// The sections to show; `clusters=b.` shows those whose name holds `b.`.
@@ -104,7 +104,8 @@ fn mesh(tls: &MeshTls) -> String {
 }
 
 fn user(tls: &UserTls) -> String {
-    let mut out = format!("user sni={} auto_sni={} auto_san={}", tls.sni.as_deref().unwrap_or("-"), tls.auto_sni, tls.auto_san);
+    let mut out =
+        format!("user sni={} auto_sni={} auto_san={}", tls.sni.as_deref().unwrap_or("-"), tls.auto_sni, tls.auto_san);
     let _ = write!(out, " sans=[{}]", tls.sans.join(" "));
     let _ = write!(out, " roots={}", tls.roots.as_deref().unwrap_or("none"));
     let _ = write!(out, " cert={}", tls.certificate.as_deref().unwrap_or("none"));

@@ -166,7 +166,8 @@ fn mesh_tls_demands_a_mesh_identity() {
     for chain in &listener.filter_chains {
         let Some(socket) = &chain.transport_socket else { continue };
         seen += 1;
-        let Some(envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type
+        let Some(envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType::TypedConfig(any)) =
+            &socket.config_type
         else {
             panic!("no config")
         };
@@ -202,7 +203,8 @@ fn mesh_tls_demands_a_mesh_identity() {
 fn inbound_http_forwards_the_peer_and_never_times_out() {
     let listener = inbound(&world("STRICT"));
     let chain = listener.filter_chains.iter().find(|c| c.name == "0.0.0.0_2000").expect("a chain");
-    let Some(envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig(any)) = &chain.filters[0].config_type
+    let Some(envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig(any)) =
+        &chain.filters[0].config_type
     else {
         panic!("no config")
     };

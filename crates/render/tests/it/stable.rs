@@ -59,8 +59,7 @@ fn what_is_equal_is_rendered_once() {
     let mut world = large(40);
     let (snapshot, _) = Snapshot::build(&world.input());
     let (mut views, mut cache) = (Views::new(snapshot.clone()), Cache::default());
-    let all: Vec<_> =
-        world.pods.iter().map(|p| resources(&views.sidecar(&world.proxy(&p.pod)), &mut cache)).collect();
+    let all: Vec<_> = world.pods.iter().map(|p| resources(&views.sidecar(&world.proxy(&p.pod)), &mut cache)).collect();
     let cluster = "outbound|80||s0.n0.svc.cluster.local";
     for rendered in &all {
         assert!(Arc::ptr_eq(&rendered.clusters[cluster], &all[0].clusters[cluster]), "one cluster for all proxies");
@@ -78,8 +77,12 @@ fn what_is_equal_is_rendered_once() {
     let after = resources(&views.sidecar(&world.proxy(&world.pods[1].pod)), &mut cache);
     let before = &all[1];
     assert!(Arc::ptr_eq(&before.routes, &after.routes));
-    let changed: Vec<_> =
-        after.endpoints.iter().filter(|(name, r)| !Arc::ptr_eq(&before.endpoints[*name], r)).map(|(n, _)| &**n).collect();
+    let changed: Vec<_> = after
+        .endpoints
+        .iter()
+        .filter(|(name, r)| !Arc::ptr_eq(&before.endpoints[*name], r))
+        .map(|(n, _)| &**n)
+        .collect();
     assert_eq!(changed, ["outbound|80||s0.n0.svc.cluster.local", "outbound|9000||s0.n0.svc.cluster.local"]);
 
     cache.sweep();

@@ -1,4 +1,4 @@
-//! Every case of `mesh`, and the chain tables, loaded by a real Envoy.
+//! Every case of `mesh`, and the chain tables, loaded by a real Envoy and by the native engine.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use carrick_render::Cache;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{envoy, shared, world::World};
+use crate::{envoy, native, shared, world::World};
 
 #[derive(Debug, Deserialize)]
 struct File {
@@ -50,7 +50,9 @@ fn every_case_of_mesh_is_accepted() {
                     .collect();
                 if !seen.contains(&versions) {
                     seen.push(versions);
-                    envoy::validate(&format!("{} {proxy}", path.display()), &rendered);
+                    let name = format!("{} {proxy}", path.display());
+                    native::accept(&name, &rendered);
+                    envoy::validate(&name, &rendered);
                     checked += 1;
                 }
             }
@@ -105,7 +107,10 @@ fn every_setting_of_the_mesh_is_accepted() {
         for pod in ["w.x", "dual.x", "six.x", "w.x !tproxy", "w.x !files"] {
             let (snapshot, _) = Snapshot::build(&world.input());
             let view = carrick_mesh::view::sidecar(&snapshot, &world.proxy(pod));
-            envoy::validate(&format!("{mesh} {pod}"), &carrick_render::resources(&view, &mut Cache::default()));
+            let rendered = carrick_render::resources(&view, &mut Cache::default());
+            let name = format!("{mesh} {pod}");
+            native::accept(&name, &rendered);
+            envoy::validate(&name, &rendered);
         }
     }
 }

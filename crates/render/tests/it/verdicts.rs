@@ -56,7 +56,8 @@ fn sent(rendered: &Rendered) -> (Sent, Vec<String>) {
     let cluster = Cluster::decode(&*rendered.clusters[CLUSTER].body.value).expect("own bytes");
     let load = ClusterLoadAssignment::decode(&*rendered.endpoints[CLUSTER].body.value).expect("own bytes");
     let metadata = load.endpoints[0].lb_endpoints[0].metadata.clone().unwrap_or_default();
-    let marked = metadata.filter_metadata.get("envoy.transport_socket_match").is_some_and(|m| m.fields.contains_key("tlsMode"));
+    let marked =
+        metadata.filter_metadata.get("envoy.transport_socket_match").is_some_and(|m| m.fields.contains_key("tlsMode"));
     let chosen = cluster.transport_socket_matches.iter().find(|m| {
         let wants = m.r#match.clone().unwrap_or_default();
         wants.fields.is_empty() || marked
