@@ -89,7 +89,7 @@ async fn serve(shared: Arc<Shared>, stats: Arc<WorkerStats>, mut commands: mpsc:
     let worker = Rc::new(Worker {
         tls: TlsCache::new(shared.secrets.clone()),
         upstreams: Upstreams::default(),
-        log: crate::log::Log::default(),
+        log: crate::log::Log,
         life: Life::new(),
         live: RefCell::new(live),
         chains: RefCell::default(),

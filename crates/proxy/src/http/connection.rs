@@ -11,10 +11,14 @@ use carrick_proxy_core::hygiene::xfcc::{self, PeerCert, XFCC};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::hcm::{HttpConnectionManager, XfccMode};
 use carrick_proxy_core::model::listener::{ChainKind, Direction};
+use carrick_proxy_core::model::route::Route;
 use http::{HeaderMap, HeaderValue};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// Overrides of a route and weighted entry (by address, which the route keeps its own).
+pub(super) type RouteOverrides = (Arc<Route>, usize, Rc<UpstreamOverrides>);
 
 /// See the module.
 pub struct HttpConn {
@@ -33,7 +37,7 @@ pub struct HttpConn {
     pub(super) active: Cell<u32>,
     pub(super) served: Cell<u32>,
     /// Overrides of the last route, where they do not depend on the request.
-    pub(super) last_overrides: RefCell<Option<(usize, Rc<UpstreamOverrides>)>>,
+    pub(super) last_overrides: RefCell<Option<RouteOverrides>>,
     pub(super) plain_overrides: Rc<UpstreamOverrides>,
 }
 

@@ -21,6 +21,7 @@ use carrick_proxy_core::outlier::Outcome;
 use carrick_proxy_core::retry::{Reset, RetryDecision, RetryState};
 use carrick_proxy_core::rewrite;
 use carrick_proxy_core::routing::ClusterChoice;
+use carrick_proxy_core::timeouts::Timeouts;
 use http::header::{COOKIE, HOST, HeaderName, HeaderValue, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
@@ -38,6 +39,7 @@ const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-r
 /// Where a request goes.
 pub(super) struct Forward<'a> {
     pub conn: &'a Rc<HttpConn>,
+    pub limits: Timeouts,
     pub live: &'a Live,
     pub routed: &'a Routed,
     pub action: &'a RouteAction,
@@ -73,6 +75,8 @@ impl Supply {
     }
 }
 
+// One lives at a time, on its way from one function to the next.
+#[allow(clippy::large_enum_variant)]
 enum Attempt {
     Response(Response<Incoming>, Checkout),
     /// Nothing of the request has reached the upstream; here it is again.
@@ -101,8 +105,8 @@ pub(super) async fn run(
     let policy = plan.action.retry.as_deref().or(plan.routed.virtual_host.retry.as_deref());
     // RetryState reads the head once; it keeps the policy only.
     let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
-    let per_try = policy.and_then(|p| p.per_try_timeout);
-    let limit = time_limit(plan.action, &head.parts.headers, exchange.is_grpc);
+    let per_try = plan.limits.per_try;
+    let limit = plan.limits.global;
     let supply = if plan.upgrade.is_some() || body.is_end_stream() {
         Supply::Empty
     } else {
@@ -129,8 +133,12 @@ pub(super) async fn run(
             }
         }
     };
-    let idle = plan.action.idle_timeout.unwrap_or_else(|| plan.conn.hcm().and_then(|h| h.stream_idle_timeout));
-    if let Some(idle) = idle {
+    if let Some(longest) = plan.limits.max_stream.or(state.cluster.max_stream_duration)
+        && exchange.deadline.is_none()
+    {
+        exchange.deadline = Some(Box::pin(tokio::time::sleep(longest)));
+    }
+    if let Some(idle) = plan.limits.idle {
         exchange.idle = Some((idle, Box::pin(tokio::time::sleep(idle))));
     }
     Ok(response)
@@ -457,35 +465,4 @@ fn auto_sni(state: &ClusterState, head: &Head) -> Option<Arc<str>> {
         None => head.authority.to_str().ok(),
     }?;
     Some(Arc::from(carrick_proxy_core::routing::without_port(text)))
-}
-
-/// The time a request may take in all.
-fn time_limit(action: &RouteAction, headers: &HeaderMap, grpc: bool) -> Option<Duration> {
-    let asked = || headers.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(grpc_timeout);
-    match &action.grpc_timeout {
-        Some(g) if grpc => {
-            let asked = asked().map(|d| d.saturating_sub(g.offset)).filter(|d| !d.is_zero());
-            match (asked, g.max) {
-                (Some(a), Some(m)) => Some(a.min(m)),
-                (Some(a), None) => Some(a),
-                (None, max) => max,
-            }
-        }
-        _ => action.timeout,
-    }
-}
-
-/// `grpc-timeout`: digits and a unit.
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let unit = text.chars().last()?;
-    let n: u64 = text.strip_suffix(unit)?.parse().ok().filter(|_| text.len() <= 9)?;
-    Some(match unit {
-        'H' => Duration::from_secs(n.saturating_mul(3600)),
-        'M' => Duration::from_secs(n.saturating_mul(60)),
-        'S' => Duration::from_secs(n),
-        'm' => Duration::from_millis(n),
-        'u' => Duration::from_micros(n),
-        'n' => Duration::from_nanos(n),
-        _ => return None,
-    })
 }

@@ -22,6 +22,7 @@ use carrick_proxy_core::mutate::Levels;
 use carrick_proxy_core::request::{RequestHead, is_grpc};
 use carrick_proxy_core::rewrite;
 use carrick_proxy_core::routing::{ClusterChoice, RouteFacts, RouteLookup};
+use carrick_proxy_core::timeouts::timeouts;
 use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -208,7 +209,7 @@ async fn handle(
         route: &routed.route,
         weighted: choice.weighted,
     };
-    let overrides = overrides(conn, hcm, &levels, &choice, &view);
+    let overrides = overrides(conn, hcm, &routed.route, &levels, &choice, &view);
     let cluster = choice.name.to_string();
     let (mutated, new_path) =
         (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
@@ -228,6 +229,7 @@ async fn handle(
     conn.forward_client_cert(hcm, &mut head.parts.headers);
     let plan = Forward {
         conn,
+        limits: timeouts(hcm, action, &head.view()),
         live: &live,
         routed: &routed,
         action,
@@ -404,6 +406,7 @@ fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead
 fn overrides(
     conn: &HttpConn,
     hcm: &HttpConnectionManager,
+    route: &Arc<Route>,
     levels: &Levels<'_>,
     choice: &ClusterChoice<'_>,
     view: &RequestHead<'_>,
@@ -412,9 +415,11 @@ fn overrides(
     if chain.is_empty() && !hcm.filters.iter().any(|f| matches!(f, HttpFilter::SetFilterState { .. })) {
         return Rc::clone(&conn.plain_overrides);
     }
-    let key = std::ptr::from_ref(levels.route) as usize ^ choice.weighted.map_or(0, |w| std::ptr::from_ref(w) as usize);
-    if let Some((of, kept)) = &*conn.last_overrides.borrow()
-        && *of == key
+    let entry = choice.weighted.map_or(0, |w| std::ptr::from_ref(w) as usize);
+    // The route is kept alive with the values, so that its address stays its own.
+    if let Some((of, weighted, kept)) = &*conn.last_overrides.borrow()
+        && Arc::ptr_eq(of, route)
+        && *weighted == entry
     {
         return Rc::clone(kept);
     }
@@ -445,7 +450,7 @@ fn overrides(
     }) && is_fixed(chain)
         && levels_sets.flat_map(|p| &p.set_filter_state).all(|(_, sets)| is_fixed(sets));
     if fixed {
-        *conn.last_overrides.borrow_mut() = Some((key, Rc::clone(&made)));
+        *conn.last_overrides.borrow_mut() = Some((Arc::clone(route), entry, Rc::clone(&made)));
     }
     made
 }

@@ -12,10 +12,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The names, what they stood for, and when.
+type Last = (Arc<EndpointSet>, Arc<EndpointSet>, Instant);
+
 /// The last result of a cluster's names.
 #[derive(Default)]
 pub struct Resolved {
-    last: RefCell<Option<(Arc<EndpointSet>, Arc<EndpointSet>, Instant)>>,
+    last: RefCell<Option<Last>>,
     busy: Cell<bool>,
 }
 

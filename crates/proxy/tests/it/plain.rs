@@ -126,7 +126,7 @@ async fn http2_streams_both_ways_with_trailers() {
     tokio::spawn(connection);
     let (frames, body) = tokio::sync::mpsc::channel::<Result<Frame<bytes::Bytes>, Infallible>>(4);
     let body = StreamBody::new(tokio_stream(body));
-    let request = Request::post(format!("http://app.test/mirror"))
+    let request = Request::post("http://app.test/mirror")
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(body)
