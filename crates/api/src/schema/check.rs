@@ -172,7 +172,7 @@ impl Checker {
                     )
                 }
             }
-            (Type::Duration, Value::String(text)) => Duration::parse(text).err().and_then(|message| invalid(message)),
+            (Type::Duration, Value::String(text)) => Duration::parse(text).err().and_then(&invalid),
             (Type::Time, Value::String(text)) => {
                 if Timestamp::parse(text).is_some() {
                     None
@@ -188,11 +188,11 @@ impl Checker {
                 }
             }
             (Type::Int(range), Value::Number(number)) => match number.as_i128() {
-                Some(n) => out_of_range(range, n).and_then(|m| invalid(m)),
+                Some(n) => out_of_range(range, n).and_then(&invalid),
                 None => wrong("integer"),
             },
             (Type::Int(range), Value::String(text)) if range.as_text => match text.parse::<i128>() {
-                Ok(n) => out_of_range(range, n).and_then(|m| invalid(m)),
+                Ok(n) => out_of_range(range, n).and_then(&invalid),
                 Err(_) => wrong("integer"),
             },
             (Type::Enum(choices), value) => unsupported(choices, value),
@@ -281,7 +281,7 @@ fn is_base64(text: &str) -> bool {
     let bytes: Vec<u8> = text.bytes().filter(|b| !matches!(b, b'\n' | b'\r')).collect();
     let data = bytes.iter().take_while(|b| **b != b'=').count();
     let padding = bytes.len() - data;
-    bytes.len() % 4 == 0
+    bytes.len().is_multiple_of(4)
         && padding <= 2
         && bytes.iter().take(data).all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
         && bytes.iter().skip(data).all(|b| *b == b'=')

@@ -204,7 +204,8 @@ async fn three_hundred_services_are_cheap_and_a_change_is_quick() {
         set_status(&fixture.store, "shop", "p", "10.244.1.1", ready).await;
         let written = std::time::Instant::now();
         loop {
-            let event = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.expect("a slice changes").unwrap();
+            let event =
+                tokio::time::timeout(Duration::from_secs(5), watch.next()).await.expect("a slice changes").unwrap();
             if event.object["endpoints"][0]["conditions"]["ready"] == ready {
                 assert_eq!(event.object["metadata"]["labels"]["kubernetes.io/service-name"], "s7");
                 break;

@@ -64,10 +64,9 @@ impl Summary {
             restarts: 0,
             last_restart: None,
         };
-        if let Some(gated) = items(object, "/status/conditions").iter().find(|c| text(c, "/type") == "PodScheduled") {
-            if text(gated, "/reason") == "SchedulingGated" {
-                this.reason = "SchedulingGated".to_owned();
-            }
+        let scheduled = items(object, "/status/conditions").iter().find(|c| text(c, "/type") == "PodScheduled");
+        if scheduled.is_some_and(|c| text(c, "/reason") == "SchedulingGated") {
+            this.reason = "SchedulingGated".to_owned();
         }
         let initializing = this.init_containers(object);
         if !initializing || condition(object, "Initialized") == "True" {
