@@ -289,10 +289,13 @@ fn mesh_configuration_has_istios_defaults() {
     assert_eq!((config.proxy_listen_port, config.proxy_inbound_listen_port), (15001, 15006));
     assert!(config.enable_auto_mtls && config.enable_prometheus_merge);
     assert_eq!((config.trust_domain.as_str(), config.root_namespace.as_str()), ("cluster.local", "istio-system"));
-    let partial: MeshConfig = from_value(&json!({"trustDomain": "bank", "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}, "meshMTLS": {"minProtocolVersion": "TLSV1_3"}})).unwrap();
+    let partial = MeshConfig::read(&json!({"trustDomain": "bank", "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}, "meshMTLS": {"minProtocolVersion": "TLSV1_3"}})).unwrap();
     assert_eq!(partial.trust_domain, "bank");
     assert_eq!(partial.outbound_traffic_policy.mode.as_str(), "REGISTRY_ONLY");
     assert_eq!(partial.mesh_mtls.unwrap().min_protocol_version.as_str(), "TLSV1_3");
     assert_eq!(partial.connect_timeout, config.connect_timeout);
-    assert_eq!(from_value::<MeshConfig>(&json!({})).unwrap(), config);
+    for nothing in [json!(null), json!({}), json!({"trustDomain": null, "outboundTrafficPolicy": {"mode": null}})] {
+        assert_eq!(MeshConfig::read(&nothing).unwrap(), config, "{nothing}");
+    }
+    assert!(MeshConfig::read(&json!({"outboundTrafficPolicy": {"mode": "SOME"}})).is_err());
 }

@@ -3,9 +3,11 @@
 //! Invariant: `MeshConfig::default()` is what an absent configuration means; reading a partial one fills in the rest.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::sidecar::OutboundMode;
 use super::traffic::{ConnectionPool, H2UpgradePolicy, LocalityLb, OutlierDetection, TcpKeepalive};
+use crate::object::{ReadError, from_value};
 use crate::scalar::{Duration, nullable, proto_enum};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,6 +89,30 @@ impl Default for MeshConfig {
             domain_suffix: "cluster.local".to_owned(),
             enable_namespaces_by_default: false,
         }
+    }
+}
+
+impl MeshConfig {
+    /// Reads a partial configuration; what is absent or `null` has its default.
+    ///
+    /// # Errors
+    /// When a field has a wrong type or an enum an unknown value.
+    pub fn read(value: &Value) -> Result<Self, ReadError> {
+        match without_nulls(value) {
+            Value::Null => Ok(Self::default()),
+            value => from_value(&value),
+        }
+    }
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
+        other => other.clone(),
     }
 }
 

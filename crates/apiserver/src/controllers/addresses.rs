@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,7 @@ pub enum ClaimError {
 pub struct Addresses {
     store: Store,
     state: Mutex<State>,
+    nameless: AtomicU64,
 }
 
 #[derive(Default)]
@@ -73,7 +75,13 @@ struct State {
 impl Addresses {
     /// Claims of the services in `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, state: Mutex::default() }
+        Self { store, state: Mutex::default(), nameless: AtomicU64::new(0) }
+    }
+
+    /// A name for a service whose own is generated later. No service can have it, and no two calls give the same, so that
+    /// two such services never share a promise.
+    pub fn nameless(&self) -> String {
+        format!("*{}", self.nameless.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Takes a given claim for a service; taking what the service has already is fine. With `promise` false it is only
@@ -93,7 +101,8 @@ impl Addresses {
                     Claim::NodePort(_) => ClaimError::PortTaken,
                 });
             }
-            if promise {
+            // What is stored needs no promise, which would outlive the service if no write follows.
+            if promise && !state.stored.contains_key(&claim) {
                 state.promised.insert(claim, (owner, now));
             }
             Ok(())

@@ -71,8 +71,9 @@ impl Controller {
                 news = pods.next() => self.pods(news?),
                 news = services.next() => self.services(news?),
                 news = slices.next() => self.slices(news?),
-                () = retry, if !self.failed.is_empty() => self.dirty.append(&mut self.failed),
+                () = retry, if !self.failed.is_empty() => {}
             }
+            self.dirty.append(&mut self.failed);
         }
     }
 

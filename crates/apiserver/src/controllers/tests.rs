@@ -285,6 +285,29 @@ async fn cluster_ips_are_never_given_twice() {
     assert_eq!(kept["spec"]["clusterIP"], "10.96.7.7");
     fixture.store.delete("services", "default", "mine", &DeleteOptions::default()).await.unwrap();
     fixture.apply("services", "Service", with_ip("next", "10.96.7.7")).await.unwrap();
+    // An address given up is free at once, also after an update that changed nothing.
+    fixture.apply("services", "Service", with_ip("next", "10.96.7.7")).await.unwrap();
+    fixture.store.delete("services", "default", "next", &DeleteOptions::default()).await.unwrap();
+    fixture.apply("services", "Service", with_ip("after", "10.96.7.7")).await.unwrap();
+    // Names that are generated share no promise.
+    let generated = || json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "generateName": "g-", "namespace": "default" }, "spec": { "ports": [{ "port": 80 }] } });
+    let both = futures_util::future::join(
+        fixture.apply("services", "Service", generated()),
+        fixture.apply("services", "Service", generated()),
+    )
+    .await;
+    assert_ne!(both.0.unwrap()["spec"]["clusterIP"], both.1.unwrap()["spec"]["clusterIP"]);
+    // To another type and back: the address is given up, and a new one found.
+    let mut away = fixture.store.get("services", "default", "s0").unwrap();
+    away["spec"]["type"] = "ExternalName".into();
+    away["spec"]["externalName"] = "x.example".into();
+    let away = fixture.apply("services", "Service", away).await.unwrap();
+    assert_eq!(away["spec"].get("clusterIP"), None);
+    let back = fixture
+        .apply("services", "Service", service("default", "s0", json!({ "ports": [{ "port": 80 }] })))
+        .await
+        .unwrap();
+    assert!(back["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("10.96.")), "{back}");
     let headless = fixture.apply("services", "Service", with_ip("headless", "None")).await.unwrap();
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
 }

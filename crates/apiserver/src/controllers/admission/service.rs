@@ -31,6 +31,7 @@ fn fill_in(object: &mut Value, old: Option<&Value>) {
     default(spec, "type", "ClusterIP");
     default(spec, "sessionAffinity", "None");
     let type_ = text(spec, "type").to_owned();
+    drop_fields_of_other_types(spec, &type_, old);
     if let Some(Value::Array(ports)) = spec.get_mut("ports") {
         ports.iter_mut().filter_map(Value::as_object_mut).for_each(fill_in_port);
     }
@@ -63,6 +64,24 @@ fn fill_in_port(port: &mut Map<String, Value>) {
     };
     if unset && let Some(number) = port.get("port").cloned() {
         port.insert("targetPort".into(), number);
+    }
+}
+
+/// A change of the type takes along what only the old type had, unless the client set it anew.
+fn drop_fields_of_other_types(spec: &mut Map<String, Value>, type_: &str, old: Option<&Value>) {
+    let Some(old) = old.and_then(|o| o.get("spec")) else { return };
+    let mut unless_new = |fields: &[&str]| {
+        for field in fields {
+            if spec.get(*field).is_some() && spec.get(*field) == old.get(*field) {
+                spec.shift_remove(*field);
+            }
+        }
+    };
+    if type_ == "ExternalName" {
+        unless_new(&["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]);
+    }
+    if matches!(type_, "ExternalName" | "ClusterIP") {
+        unless_new(&["externalTrafficPolicy", "allocateLoadBalancerNodePorts"]);
     }
 }
 
@@ -241,7 +260,11 @@ fn duplicate(field: String, value: &Value) -> Cause {
 
 /// Takes the addresses that the service asks for, and finds those that it needs.
 fn claim(addresses: &Addresses, object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
-    let (namespace, name) = (namespace_of(object).to_owned(), owner_name(object));
+    let namespace = namespace_of(object).to_owned();
+    let name = match name_of(object) {
+        "" => addresses.nameless(),
+        name => name.to_owned(),
+    };
     let namespace = if namespace.is_empty() { context.namespace.to_owned() } else { namespace };
     let promise = !context.dry_run;
     let Some(spec) = object.get("spec").and_then(Value::as_object).cloned() else { return Ok(()) };
@@ -304,14 +327,6 @@ fn claim_node_ports(
         spec.insert("ports".into(), Value::Array(ports));
     }
     Ok(())
-}
-
-/// A service whose name is yet to be generated is known by its prefix; the promise is only needed until it is stored.
-fn owner_name(object: &Value) -> String {
-    match name_of(object) {
-        "" => object.pointer("/metadata/generateName").and_then(Value::as_str).unwrap_or_default().to_owned(),
-        name => name.to_owned(),
-    }
 }
 
 fn refused(
