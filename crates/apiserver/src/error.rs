@@ -108,7 +108,7 @@ pub enum ApiError {
         /// The whole message.
         message: String,
         /// Optional cause (`NamespaceTerminating`).
-        cause: Option<Cause>,
+        cause: Option<Box<Cause>>,
     },
     /// 410: the revision asked for is no longer kept. List again.
     #[error("{0}")]
@@ -233,7 +233,7 @@ impl ApiError {
             }
             Self::Invalid { subject, causes } => (Some(subject), causes.iter().collect(), None),
             Self::ApplyConflict { causes, .. } => (None, causes.iter().collect(), None),
-            Self::Forbidden { subject, cause, .. } => (Some(subject), cause.iter().collect(), None),
+            Self::Forbidden { subject, cause, .. } => (Some(subject), cause.as_deref().into_iter().collect(), None),
             Self::Timeout { cause, .. } => (None, cause.iter().collect(), Some(1)),
             Self::TooManyRequests(_) | Self::Unavailable(_) => (None, Vec::new(), Some(1)),
             _ => (None, Vec::new(), None),

@@ -31,5 +31,7 @@ pub use admission::{AdmitContext, Operation};
 pub use authorize::{Attributes, Authorizer, Decision, Rule, User};
 pub use catalog::{Catalog, Resource};
 pub use error::{ApiError, ApiResult, Cause, Subject};
+#[doc(hidden)]
+pub use rest::parse_anything;
 pub use server::{ApiOptions, ApiServer, StartError};
 pub use store::{DeleteOptions, Event, EventType, List, Store, Watch};

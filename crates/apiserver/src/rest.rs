@@ -283,6 +283,33 @@ impl Api {
     }
 }
 
+/// Feeds every parser of request bytes, for fuzzing; nothing may panic or grow beyond its input by much.
+#[doc(hidden)]
+pub fn parse_anything(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    drop(request::target(&text));
+    let query = Query::parse(&text);
+    drop(selector::Selectors::parse("pods", Some(&text), Some(&text)));
+    drop((query.number::<u64>("limit"), continuation::decode(&text), negotiate::form(&text)));
+    let documents = [decode::json(bytes), decode::yaml(bytes)];
+    drop(protobuf::decode(bytes));
+    let catalog = crate::catalog::Catalog::of(carrick_api::kinds::registry());
+    let Some(pods) = catalog.get("pods") else { return };
+    let base =
+        serde_json::json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"containers": [{"name": "c"}]}});
+    for kind in ["json-patch+json", "merge-patch+json", "strategic-merge-patch+json"] {
+        if let Ok(patch) = patch::Patch::parse(pods, &format!("application/{kind}"), bytes) {
+            drop(patch.run(pods, "v1", &base));
+        }
+    }
+    for mut document in documents.into_iter().flatten().map(|d| d.value).filter(serde_json::Value::is_object) {
+        drop(decode::check(pods, "v1", &mut document, &[], decode::Strictness::Strict));
+        let path = ResourcePath { version: "v1".into(), resource: "pods".into(), ..ResourcePath::default() };
+        let options = apply::Options { manager: Some("fuzz"), force: true, now: time::OffsetDateTime::UNIX_EPOCH };
+        drop(apply::apply(pods, &path, Some(&base), document, &options));
+    }
+}
+
 /// What is known of a request for the log and the counters.
 #[derive(Default)]
 struct Audit {
@@ -325,6 +352,12 @@ fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> ApiResul
         return Err(if path.name.is_empty() { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
     }
     let sub = path.subresource.as_str();
+    if matches!(sub, "exec" | "attach" | "log" | "portforward" | "ephemeralcontainers") && resource.kind == "Pod" {
+        return Err(ApiError::BadRequest(format!(
+            "pods/{sub} is not served: there is no container runtime here; use `carrick exec {} -n {} -- COMMAND`",
+            path.name, path.namespace
+        )));
+    }
     if !sub.is_empty() && !resource.subresources.iter().any(|s| s == sub) {
         return Err(ApiError::NoSuchPath);
     }
@@ -364,4 +397,34 @@ fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> ApiError {
         user.name,
     );
     ApiError::Forbidden { subject: Subject::of(&qualified, name), message, cause: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, RngCore, SeedableRng};
+
+    #[test]
+    fn no_bytes_make_a_parser_panic() {
+        let seeds = [
+            r#"{"metadata":{"managedFields":[{"manager":"a","operation":"Apply","fieldsV1":{"f:a":{"k:{\"b\":1}":{".":{}}}}}]},"spec":{"containers":[{"name":"c","ports":[{"containerPort":1}]}]}}"#,
+            r#"[{"op":"copy","from":"/metadata","path":"/spec/containers/0/x"},{"op":"remove","path":"/a~1b"}]"#,
+            "a: &x [1, {b: c}]\nd: *x\n",
+            "/apis/networking.istio.io/v1/namespaces/a%20b/gateways/x?watch=1&labelSelector=a in (b,c),!d",
+            "k8s\0\n\x0c\n\x02v1\x12\x06Secret\x12\x10\n\x08\n\x04name\x12\0\x12\x04\n\x01a\x12\0",
+        ];
+        let mut random = StdRng::seed_from_u64(1);
+        for round in 0..400 {
+            let mut bytes = seeds[round % seeds.len()].as_bytes().to_vec();
+            for _ in 0..random.random_range(0..5) {
+                let at = random.random_range(0..bytes.len());
+                match random.random_range(0..3) {
+                    0 => bytes[at] = random.next_u32().to_le_bytes()[0],
+                    1 => bytes.truncate(at.max(1)),
+                    _ => bytes.insert(at, b"{}[]\",:/$&*0"[random.random_range(0..12)]),
+                }
+            }
+            super::parse_anything(&bytes);
+        }
+    }
 }

@@ -298,11 +298,11 @@ impl Store {
             let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
             let mut error = ApiError::forbidden(&kind.id, name, why);
             if let ApiError::Forbidden { cause, .. } = &mut error {
-                *cause = Some(Cause {
+                *cause = Some(Box::new(Cause {
                     reason: "NamespaceTerminating",
                     message: format!("namespace {namespace} is being terminated"),
                     field: "metadata.namespace".into(),
-                });
+                }));
             }
             return Err(error);
         }

@@ -25,6 +25,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Objects of a collection deleted at the same time.
+const TOGETHER: usize = 128;
+
 /// One request for objects, authorized.
 pub struct Call<'a> {
     /// The server.
@@ -466,15 +469,22 @@ impl Call<'_> {
         let options = self.delete_options(body)?;
         let selectors = self.selectors()?;
         let list = self.api.store.list(self.id(), self.namespace());
-        let mut gone = Vec::new();
-        for mut object in list.items.into_iter().filter(|o| selectors.matches(o)) {
+        let one = async |mut object: Value| {
             let old = object.clone();
             self.admit(&mut object, Operation::Delete, Some(&old))?;
-            let (namespace, name) = (namespace_of(&old), name_of(&old));
-            match self.api.store.delete(self.id(), namespace, name, &options).await {
-                Ok(Deleted::Gone(object) | Deleted::Pending(object)) => gone.push(object),
-                Err(ApiError::NotFound(_)) => {}
-                Err(error) => return Err(error),
+            match self.api.store.delete(self.id(), namespace_of(&old), name_of(&old), &options).await {
+                Ok(Deleted::Gone(object) | Deleted::Pending(object)) => Ok(Some(object)),
+                Err(ApiError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let mut gone = Vec::new();
+        let mut chosen = list.items.into_iter().filter(|o| selectors.matches(o)).peekable();
+        while chosen.peek().is_some() {
+            // Together, so that they share their syncs.
+            let some: Vec<_> = chosen.by_ref().take(TOGETHER).map(one).collect();
+            for outcome in futures_util::future::join_all(some).await {
+                gone.extend(outcome?);
             }
         }
         let meta = ListMeta { revision: self.api.store.revision(), ..ListMeta::default() };
@@ -490,14 +500,18 @@ impl Call<'_> {
         };
         let text = |pointer: &str| sent.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let policy = text("/propagationPolicy").or_else(|| self.query.get("propagationPolicy").map(str::to_owned));
-        match policy.as_deref() {
-            // Dependents go by their owner references, after the owner.
-            None | Some("Background" | "Foreground" | "Orphan") => {}
+        let orphan = sent.get("orphanDependents").and_then(Value::as_bool) == Some(true);
+        // The garbage loop does what these finalizers ask for and takes them away.
+        let finalizer = match policy.as_deref() {
+            None if orphan => Some("orphan"),
+            None | Some("Background") => None,
+            Some("Orphan") => Some("orphan"),
+            Some("Foreground") => Some("foregroundDeletion"),
             Some(other) => {
                 let why = format!("invalid propagationPolicy {other:?}");
                 return Err(ApiError::BadRequest(why));
             }
-        }
+        };
         let listed = sent.pointer("/dryRun").and_then(Value::as_array).is_some_and(|l| l.iter().any(|v| v == "All"));
         Ok(DeleteOptions {
             grace_period_seconds: match sent.pointer("/gracePeriodSeconds").and_then(Value::as_i64) {
@@ -506,7 +520,7 @@ impl Call<'_> {
             },
             uid: text("/preconditions/uid"),
             resource_version: text("/preconditions/resourceVersion"),
-            finalizer: None,
+            finalizer: finalizer.map(str::to_owned),
             dry_run: listed || self.query.dry_run()?,
         })
     }
