@@ -54,6 +54,16 @@ pub fn truth(value: &Option<wkt::BoolValue>) -> Option<bool> {
     value.as_ref().map(|v| v.value)
 }
 
+/// A switch that can only be off here.
+pub fn refuse_true(field: &str, value: &Option<wkt::BoolValue>) -> Result<(), Bad> {
+    if truth(value) == Some(true) { Err(Bad::unsupported(field)) } else { Ok(()) }
+}
+
+/// A switch that can only be on here.
+pub fn refuse_false(field: &str, value: &Option<wkt::BoolValue>) -> Result<(), Bad> {
+    if truth(value) == Some(false) { Err(Bad::field(field, "cannot be switched off")) } else { Ok(()) }
+}
+
 /// A TCP port.
 pub fn port(value: u32) -> Result<u16, Bad> {
     u16::try_from(value).map_err(|_| Bad::new(format_args!("port {value} out of range")))

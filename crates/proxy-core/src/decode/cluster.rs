@@ -19,20 +19,20 @@ use crate::model::cluster::{
     Cluster, Discovery, DnsFamily, DnsOptions, HttpProtocol, Transport, TransportMatch, TransportSocket,
 };
 use crate::model::hcm::{Http1Options, Http2Options};
+use crate::model::tls::UpstreamTls;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// A cluster, and the endpoints that stand in it (STATIC, DNS).
 pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssignment>), Bad> {
     only!(value, pb::Cluster {
-        transport_socket_matches, name, alt_stat_name, eds_cluster_config, connect_timeout, per_connection_buffer_limit_bytes, lb_policy,
+        transport_socket_matches, name, alt_stat_name, eds_cluster_config, connect_timeout, lb_policy,
         load_assignment, max_requests_per_connection, circuit_breakers, upstream_http_protocol_options, common_http_protocol_options,
-        http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate, respect_dns_ttl,
-        dns_lookup_family, outlier_detection, upstream_bind_config, common_lb_config, transport_socket, metadata, protocol_selection,
-        upstream_connection_options, close_connections_on_host_health_failure, connection_pool_per_downstream_connection,
+        http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate, dns_lookup_family, outlier_detection, upstream_bind_config, common_lb_config, transport_socket, metadata, protocol_selection,
+        upstream_connection_options, connection_pool_per_downstream_connection,
         cluster_discovery_type, lb_config,
     } refuse {
-        transport_socket_matcher, stats_matcher, per_connection_buffer_high_watermark_timeout, health_checks, dns_jitter,
+        per_connection_buffer_limit_bytes, respect_dns_ttl, close_connections_on_host_health_failure, transport_socket_matcher, stats_matcher, per_connection_buffer_high_watermark_timeout, health_checks, dns_jitter,
         dns_failure_refresh_rate, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
         wait_for_warm_on_init, cleanup_interval, lb_subset_config, ignore_health_on_host_removal, filters, load_balancing_policy,
         lrs_server, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats, preconnect_policy,
@@ -60,9 +60,8 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
         http: http.protocol,
         http1: http.http1,
         http2: http.http2,
-        transport: transport(value)?,
+        transport: transport(value, http.auto_san_validation)?,
         auto_sni: http.auto_sni,
-        auto_san_validation: http.auto_san_validation,
         auto_sni_header: http.auto_sni_header,
         limits: limits.0,
         high_limits: limits.1,
@@ -85,9 +84,6 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
         bind_additional: bind.additional,
         socket_options: bind.options,
         pool_per_downstream: value.connection_pool_per_downstream_connection,
-        close_on_health_failure: value.close_connections_on_host_health_failure,
-        alpn_override_allowed: metadata.text("istio", "alpn_override") != Some("false"),
-        buffer_limit: number(&value.per_connection_buffer_limit_bytes).unwrap_or(1024 * 1024),
         dns: dns(value)?,
         metadata,
     };
@@ -147,19 +143,29 @@ fn inline_endpoints(value: &pb::Cluster, cluster: &Cluster) -> Result<Option<Clu
     }
 }
 
-fn transport(value: &pb::Cluster) -> Result<Transport, Bad> {
-    let default = given("transport_socket", &value.transport_socket, tls::upstream_socket)?;
+/// With `auto_san`, each verifying socket without names of its own must find the name it sent as SNI in the certificate: the option of
+/// the HTTP level becomes one of the socket, where the handshake can see it.
+fn transport(value: &pb::Cluster, auto_san: bool) -> Result<Transport, Bad> {
+    let read = |socket: &core::TransportSocket| {
+        let socket = tls::upstream_socket(socket)?;
+        match socket.as_ref() {
+            TransportSocket::Tls(own) if auto_san && own.validation.is_none() => {
+                Err(Bad::new("auto_san_validation needs a validation context"))
+            }
+            TransportSocket::Tls(own) if auto_san => {
+                Ok(Arc::new(TransportSocket::Tls(UpstreamTls { auto_sni_san_validation: true, ..own.clone() })))
+            }
+            _ => Ok(socket),
+        }
+    };
+    let default = given("transport_socket", &value.transport_socket, read)?;
     let matches = each("transport_socket_matches", &value.transport_socket_matches, |m| {
         let socket = m.transport_socket.as_ref().ok_or_else(|| Bad::field("transport_socket", "missing"))?;
         let mut criteria = BTreeMap::new();
         for (key, value) in m.r#match.iter().flat_map(|s| &s.fields) {
             criteria.insert(key.as_str().into(), json(value, 0).at("match")?);
         }
-        Ok(TransportMatch {
-            name: m.name.as_str().into(),
-            criteria,
-            socket: tls::upstream_socket(socket).at("transport_socket")?,
-        })
+        Ok(TransportMatch { name: m.name.as_str().into(), criteria, socket: read(socket).at("transport_socket")? })
     })?;
     if matches.len() >= usize::from(u16::MAX) {
         return Err(Bad::field("transport_socket_matches", "too many"));
@@ -204,8 +210,7 @@ fn plain_http(value: &pb::Cluster) -> Result<Http, Bad> {
     let sni = sni(&value.upstream_http_protocol_options).at("upstream_http_protocol_options")?;
     Ok(Http {
         protocol,
-        http1: given("http_protocol_options", &value.http_protocol_options, http_options::http1)?
-            .unwrap_or_else(http_options::http1_default),
+        http1: given("http_protocol_options", &value.http_protocol_options, http_options::http1)?.unwrap_or_default(),
         http2: http2.unwrap_or_default(),
         common: http_options::common(&value.common_http_protocol_options).at("common_http_protocol_options")?,
         auto_sni: sni.0,
@@ -245,11 +250,7 @@ fn typed_http(value: &upstream::HttpProtocolOptions) -> Result<Http, Bad> {
     let sni = sni(&value.upstream_http_protocol_options).at("upstream_http_protocol_options")?;
     Ok(Http {
         protocol,
-        http1: http1
-            .map(http_options::http1)
-            .transpose()
-            .at("http_protocol_options")?
-            .unwrap_or_else(http_options::http1_default),
+        http1: http1.map(http_options::http1).transpose().at("http_protocol_options")?.unwrap_or_default(),
         http2: http2.map(http_options::http2).transpose().at("http2_protocol_options")?.unwrap_or_default(),
         common: http_options::common(&value.common_http_protocol_options).at("common_http_protocol_options")?,
         auto_sni: sni.0,
@@ -306,7 +307,6 @@ fn dns(value: &pb::Cluster) -> Result<DnsOptions, Bad> {
         refresh: given("dns_refresh_rate", &value.dns_refresh_rate, duration)?
             .unwrap_or(Duration::from_secs(5))
             .max(Duration::from_millis(10)),
-        respect_ttl: value.respect_dns_ttl,
         family: match F::try_from(value.dns_lookup_family) {
             Ok(F::Auto) => DnsFamily::Auto,
             Ok(F::V4Only) => DnsFamily::V4,

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 
 use super::bad::{At, Bad, each, given, only, type_name};
-use super::basic::{cidr, limit, number, positive, truth};
+use super::basic::{cidr, limit, number, refuse_true, truth};
 use super::{access_log, basic, filter, http_options, route};
 use crate::model::hcm::{
     AddressOptions, Codec, EscapedSlashes, ForwardClientCert, HostOptions, HttpConnectionManager, PathOptions,
@@ -22,18 +22,19 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
     only!(value, pb::HttpConnectionManager {
         codec_type, stat_prefix, http_filters, add_user_agent, tracing, common_http_protocol_options, http_protocol_options,
         http2_protocol_options, server_name, server_header_transformation, scheme_header_transformation, max_request_headers_kb,
-        stream_idle_timeout, request_timeout, request_headers_timeout, drain_timeout, delayed_close_timeout, access_log,
+        stream_idle_timeout, request_headers_timeout, access_log,
         use_remote_address, xff_num_trusted_hops, internal_address_config, skip_xff_append, via, generate_request_id,
         preserve_external_request_id, always_set_request_id_in_response, forward_client_cert_details, set_current_client_cert_details,
         proxy_100_continue, upgrade_configs, normalize_path, merge_slashes, path_with_escaped_slashes_action, request_id_extension,
         strip_matching_host_port, strip_trailing_host_dot, append_x_forwarded_port, route_specifier, strip_port_mode,
     } refuse {
-        http1_safe_max_connection_duration, http3_protocol_options, stream_flush_timeout, drain_timeout_jitter,
+        request_timeout, drain_timeout, delayed_close_timeout, http1_safe_max_connection_duration, http3_protocol_options, stream_flush_timeout, drain_timeout_jitter,
         access_log_flush_interval, flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
         early_header_mutation_extensions, forward_client_cert_matcher, represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         local_reply_config, stream_error_on_invalid_http_message, path_normalization_options, proxy_status_config,
         typed_header_validation_config, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
     });
+    refuse_true("add_user_agent", &value.add_user_agent)?;
     given("tracing", &value.tracing, tracing)?;
     given("request_id_extension", &value.request_id_extension, request_id_extension)?;
     let common = http_options::common(&value.common_http_protocol_options).at("common_http_protocol_options")?;
@@ -46,7 +47,6 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
         server_name: if value.server_name.is_empty() { "envoy".into() } else { value.server_name.as_str().into() },
         server_header: server_header(value.server_header_transformation).at("server_header_transformation")?,
         via: value.via.as_str().into(),
-        add_user_agent: truth(&value.add_user_agent).unwrap_or(false),
         xfcc: xfcc(value)?,
         path: PathOptions {
             normalize: truth(&value.normalize_path).unwrap_or(false),
@@ -71,10 +71,7 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
         },
         scheme_overwrite: given("scheme_header_transformation", &value.scheme_header_transformation, scheme)?.flatten(),
         stream_idle_timeout: limit("stream_idle_timeout", &value.stream_idle_timeout, seconds(300))?,
-        request_timeout: limit("request_timeout", &value.request_timeout, None)?,
         request_headers_timeout: limit("request_headers_timeout", &value.request_headers_timeout, None)?,
-        drain_timeout: positive("drain_timeout", &value.drain_timeout, Duration::from_secs(5))?,
-        delayed_close_timeout: limit("delayed_close_timeout", &value.delayed_close_timeout, seconds(1))?,
         idle_timeout: common.idle_timeout,
         max_connection_duration: common.max_connection_duration,
         max_stream_duration: common.max_stream_duration,
@@ -85,8 +82,7 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
             _ => return Err(Bad::field("max_request_headers_kb", "out of range")),
         },
         underscores: common.underscores,
-        http1: given("http_protocol_options", &value.http_protocol_options, http_options::http1)?
-            .unwrap_or_else(http_options::http1_default),
+        http1: given("http_protocol_options", &value.http_protocol_options, http_options::http1)?.unwrap_or_default(),
         http2: given("http2_protocol_options", &value.http2_protocol_options, http_options::http2)?.unwrap_or_default(),
         upgrades: each("upgrade_configs", &value.upgrade_configs, upgrade)?,
         proxy_100_continue: value.proxy_100_continue,

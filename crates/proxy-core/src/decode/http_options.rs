@@ -7,7 +7,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::bad::{At, Bad, given, only};
-use super::basic::{duration, limit, number, truth};
+use super::basic::{duration, limit, number, refuse_false};
 use crate::model::hcm::{HeaderCase, Http1Options, Http2Options, Underscores, Upgrade};
 
 /// What `HttpProtocolOptions` says, defaults applied.
@@ -57,11 +57,13 @@ pub fn common(value: &Option<core::HttpProtocolOptions>) -> Result<CommonOptions
 pub fn http1(value: &core::Http1ProtocolOptions) -> Result<Http1Options, Bad> {
     use core::http1_protocol_options::header_key_format::HeaderFormat as H;
     only!(value, core::Http1ProtocolOptions {
-        allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format, enable_trailers, allow_chunked_length
+        allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format
     } refuse {
+        enable_trailers, allow_chunked_length,
         override_stream_error_on_invalid_http_message, send_fully_qualified_url, use_balsa_parser, allow_custom_methods,
         ignore_http_11_upgrade,
     });
+    refuse_false("allow_absolute_url", &value.allow_absolute_url)?;
     let header_case = given("header_key_format", &value.header_key_format, |format| match &format.header_format {
         Some(H::ProperCaseWords(_)) => Ok(HeaderCase::ProperWords),
         Some(H::StatefulFormatter(extension)) => match &extension.typed_config {
@@ -75,17 +77,8 @@ pub fn http1(value: &core::Http1ProtocolOptions) -> Result<Http1Options, Bad> {
     Ok(Http1Options {
         accept_http_10: value.accept_http_10,
         default_host_for_http_10: value.default_host_for_http_10.as_str().into(),
-        allow_absolute_url: truth(&value.allow_absolute_url).unwrap_or(true),
-        enable_trailers: value.enable_trailers,
-        allow_chunked_length: value.allow_chunked_length,
         header_case: header_case.unwrap_or_default(),
     })
-}
-
-/// HTTP/1 defaults.
-#[must_use]
-pub fn http1_default() -> Http1Options {
-    Http1Options { allow_absolute_url: true, ..Http1Options::default() }
 }
 
 /// `Http2ProtocolOptions`.

@@ -4,6 +4,7 @@
 
 /// (message, field, why it has no effect here).
 pub const INERT: &[(&str, &str, &str)] = &[
+    ("Listener", "per_connection_buffer_limit_bytes", "buffers have bounds of our own"),
     ("Listener", "stat_prefix", "statistics are named by listener"),
     ("Listener", "drain_type", "listeners drain in the same way for every reason"),
     ("Listener", "connection_balance_config", "workers accept by SO_REUSEPORT"),
@@ -25,6 +26,8 @@ pub const INERT: &[(&str, &str, &str)] = &[
     ("TcpProxy", "access_log_flush_interval", "records are written at the end of a connection"),
     ("TcpProxy", "check_drain_close", "connections drain in any case"),
     ("HttpConnectionManager", "access_log_flush_interval", "records are written at the end of a request"),
+    ("HttpConnectionManager", "delayed_close_timeout", "closing waits for the peer within a bound of our own"),
+    ("HttpConnectionManager", "drain_timeout", "draining follows the deadline the agent gives"),
     ("HttpConnectionManager", "append_local_overload", "there is no overload manager"),
     ("HttpConnectionManager", "add_proxy_protocol_connection_state", "no PROXY protocol downstream"),
     ("HttpConnectionManager", "http1_safe_max_connection_duration", "HTTP/1 connections always close between requests"),
@@ -68,13 +71,15 @@ pub const INERT: &[(&str, &str, &str)] = &[
     ("RouteConfiguration", "metadata", "nothing reads it"),
     ("VirtualHost", "virtual_clusters", "statistics only"),
     ("VirtualHost", "include_is_timeout_retry_header", "a hint to upstreams"),
-    ("Decorator", "propagate", "no tracer is configured"),
+    ("Route", "decorator", "no tracer is configured"),
     ("Route", "tracing", "no tracer is configured"),
     ("WeightedCluster", "runtime_key_prefix", "there is no runtime layer"),
     ("RuntimeFractionalPercent", "runtime_key", "there is no runtime layer"),
     ("RuntimeUInt32", "runtime_key", "there is no runtime layer"),
     ("RuntimeDouble", "runtime_key", "there is no runtime layer"),
     ("RegexMatcher", "engine_type", "one engine, linear time like RE2"),
+    ("Cluster", "per_connection_buffer_limit_bytes", "buffers have bounds of our own"),
+    ("Cluster", "respect_dns_ttl", "names are looked up again at the refresh interval"),
     ("Cluster", "dns_jitter", "spreading only"),
     ("Cluster", "dns_failure_refresh_rate", "failed look-ups back off by our own rule"),
     ("Cluster", "wait_for_warm_on_init", "clusters always warm first"),

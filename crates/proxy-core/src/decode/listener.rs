@@ -21,16 +21,14 @@ use crate::model::listener::{
     ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, TcpProxy, TcpTarget,
 };
 
-const MIB: u32 = 1024 * 1024;
-
 /// A listener.
 pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
     only!(value, pb::Listener {
-        name, address, additional_addresses, filter_chains, use_original_dst, default_filter_chain, per_connection_buffer_limit_bytes,
+        name, address, additional_addresses, filter_chains, use_original_dst, default_filter_chain,
         metadata, deprecated_v1, listener_filters, listener_filters_timeout, continue_on_listener_filters_timeout, transparent, freebind,
         traffic_direction, access_log, tcp_backlog_size, bind_to_port, tcp_keepalive,
     } refuse {
-        stat_prefix, stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_high_watermark_timeout, drain_type,
+        stat_prefix, stats_matcher, fcds_config, filter_chain_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout, drain_type,
         socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener, connection_balance_config, reuse_port,
         enable_reuse_port, max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit, bypass_overload_manager,
         listener_specifier,
@@ -50,8 +48,8 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
         additional_addresses: each("additional_addresses", &value.additional_addresses, additional)?,
         bind_to_port: truth(&value.bind_to_port).or(old_bind).unwrap_or(true),
         use_original_dst: truth(&value.use_original_dst).unwrap_or(false),
-        restore_original_dst: filters.original_dst,
-        original_src_mark: filters.original_src,
+        // Envoy adds the filter by itself where connections are to be handed off.
+        restore_original_dst: filters.original_dst || truth(&value.use_original_dst).unwrap_or(false),
         direction: match core::TrafficDirection::try_from(value.traffic_direction) {
             Ok(core::TrafficDirection::Unspecified) => Direction::Unspecified,
             Ok(core::TrafficDirection::Inbound) => Direction::Inbound,
@@ -68,7 +66,6 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
         chains,
         default_chain,
         index,
-        buffer_limit: number(&value.per_connection_buffer_limit_bytes).unwrap_or(MIB),
         backlog: number(&value.tcp_backlog_size),
         transparent: truth(&value.transparent).unwrap_or(false),
         freebind: truth(&value.freebind).unwrap_or(false),
@@ -86,7 +83,6 @@ fn additional(value: &pb::AdditionalAddress) -> Result<std::net::SocketAddr, Bad
 #[derive(Default)]
 struct ListenerFilters {
     original_dst: bool,
-    original_src: Option<u32>,
     inspectors: Inspectors,
 }
 
@@ -113,13 +109,6 @@ fn listener_filter(value: &pb::ListenerFilter, out: &mut ListenerFilters) -> Res
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
             out.inspectors.http = Some(Inspector { disabled });
             return Ok(());
-        }
-        "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
-            let source: inspect::original_src::v3::OriginalSrc = decode(any).at("typed_config")?;
-            if source.bind_port {
-                return Err(Bad::unsupported("typed_config.bind_port"));
-            }
-            out.original_src = Some(source.mark);
         }
         other => {
             return Err(Bad::field(

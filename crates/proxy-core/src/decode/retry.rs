@@ -14,10 +14,10 @@ use crate::model::retry::{RetryOn, RetryPolicy};
 /// `RetryPolicy`.
 pub fn policy(value: &pb::RetryPolicy) -> Result<RetryPolicy, Bad> {
     only!(value, pb::RetryPolicy {
-        retry_on, num_retries, per_try_timeout, per_try_idle_timeout, retry_host_predicate, host_selection_retry_max_attempts,
+        retry_on, num_retries, per_try_timeout, retry_host_predicate, host_selection_retry_max_attempts,
         retriable_status_codes, retry_back_off, retriable_headers, retriable_request_headers,
     } refuse {
-        retry_priority, retry_options_predicates, rate_limited_retry_back_off, refresh_cluster_on_retry,
+        per_try_idle_timeout, retry_priority, retry_options_predicates, rate_limited_retry_back_off, refresh_cluster_on_retry,
     });
     let mut on = RetryOn::default();
     for token in value.retry_on.split(',').map(str::trim).filter(|t| !t.is_empty()) {
@@ -32,7 +32,6 @@ pub fn policy(value: &pb::RetryPolicy) -> Result<RetryPolicy, Bad> {
         on,
         num_retries: number(&value.num_retries).unwrap_or(1),
         per_try_timeout: limit("per_try_timeout", &value.per_try_timeout, None)?,
-        per_try_idle_timeout: limit("per_try_idle_timeout", &value.per_try_idle_timeout, None)?,
         avoid_previous_hosts: !previous_hosts.is_empty(),
         // Bounded: each attempt is a draw on the worker.
         host_selection_attempts: u32::try_from(value.host_selection_retry_max_attempts.clamp(0, 100))

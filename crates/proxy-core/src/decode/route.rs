@@ -115,9 +115,9 @@ fn virtual_host(value: &pb::VirtualHost) -> Result<VirtualHost, Bad> {
 
 fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPolicy>>) -> Result<Route, Bad> {
     only!(value, pb::Route {
-        name, r#match, metadata, decorator, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
+        name, r#match, metadata, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
         response_headers_to_add, response_headers_to_remove, stat_prefix, action,
-    } refuse { tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
+    } refuse { decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
     let matching = value.r#match.as_ref().ok_or_else(|| Bad::field("match", "missing"))?;
     let action = match &value.action {
         Some(pb::route::Action::Route(action)) => {
@@ -131,17 +131,12 @@ fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPol
         Some(pb::route::Action::NonForwardingAction(_)) => return Err(Bad::unsupported("non_forwarding_action")),
         None => return Err(Bad::new("no action")),
     };
-    let decorator = given("decorator", &value.decorator, |d| {
-        only!(d, pb::Decorator { operation } refuse { propagate });
-        Ok(d.operation.as_str().into())
-    })?;
     Ok(Route {
         name: value.name.as_str().into(),
         matching: route_match(matching).at("match")?,
         action,
         request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
         response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
-        decorator,
         per_filter: filter::per_filter(&value.typed_per_filter_config)?,
         metadata: metadata(&value.metadata).at("metadata")?,
         stat_prefix: value.stat_prefix.as_str().into(),

@@ -11,7 +11,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Headers that say something only between us and our neighbours; a client from outside must not set them.
-const INTERNAL_ONLY: [&str; 14] = [
+const INTERNAL_ONLY: [&str; 15] = [
+    "x-envoy-attempt-count",
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-retry-on",
@@ -91,6 +92,8 @@ pub fn strip_internal(headers: &mut HeaderMap, edge: bool, table: &[HeaderName])
     if edge {
         headers.remove("x-envoy-downstream-service-cluster");
         headers.remove("x-envoy-downstream-service-node");
+        headers.remove("x-envoy-decorator-operation");
+        headers.remove("x-envoy-original-path");
     }
     for name in table {
         headers.remove(name);

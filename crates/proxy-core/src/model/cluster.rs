@@ -39,8 +39,6 @@ pub struct Cluster {
     pub transport: Transport,
     /// SNI from the Host header where the TLS context has none (HTTP only).
     pub auto_sni: bool,
-    /// The server's certificate must be good for the SNI so found.
-    pub auto_san_validation: bool,
     /// Header to take the SNI from instead of Host.
     pub auto_sni_header: Option<http::HeaderName>,
     /// Circuit limits for default priority.
@@ -67,12 +65,6 @@ pub struct Cluster {
     pub socket_options: Vec<(i32, i32, i32)>,
     /// Connections are not shared between downstream connections.
     pub pool_per_downstream: bool,
-    /// Close connections when a host leaves or fails.
-    pub close_on_health_failure: bool,
-    /// Whether a request's filter state may override the ALPN: false with metadata `istio.alpn_override: "false"`.
-    pub alpn_override_allowed: bool,
-    /// Buffered bytes per connection. Default 1 MiB.
-    pub buffer_limit: u32,
     /// DNS settings, for DNS clusters.
     pub dns: DnsOptions,
     /// Original-destination settings.
@@ -110,8 +102,6 @@ pub struct OriginalDst {
 pub struct DnsOptions {
     /// Refresh interval. Default 5 s.
     pub refresh: Duration,
-    /// Record TTL instead of the interval.
-    pub respect_ttl: bool,
     /// Which families.
     pub family: DnsFamily,
 }
@@ -133,7 +123,7 @@ pub enum DnsFamily {
 
 impl Default for DnsOptions {
     fn default() -> Self {
-        Self { refresh: Duration::from_secs(5), respect_ttl: false, family: DnsFamily::Auto }
+        Self { refresh: Duration::from_secs(5), family: DnsFamily::Auto }
     }
 }
 

@@ -28,8 +28,6 @@ pub struct HttpConnectionManager {
     pub server_header: ServerHeader,
     /// Value for the `via` header, if not empty.
     pub via: Name,
-    /// Set `x-envoy-downstream-service-cluster` etc.
-    pub add_user_agent: bool,
     /// XFCC handling.
     pub xfcc: ForwardClientCert,
     /// Path hygiene.
@@ -44,14 +42,8 @@ pub struct HttpConnectionManager {
     pub scheme_overwrite: Option<Name>,
     /// No activity on a stream for so long → 408/504. Default 5 min.
     pub stream_idle_timeout: Option<Duration>,
-    /// Whole request must arrive within. Default none.
-    pub request_timeout: Option<Duration>,
     /// Request headers must arrive within. Default none.
     pub request_headers_timeout: Option<Duration>,
-    /// Between GOAWAY/`connection: close` and closing. Default 5 s.
-    pub drain_timeout: Duration,
-    /// Lingering close. Default 1 s; `None` = at once.
-    pub delayed_close_timeout: Option<Duration>,
     /// Idle connection without streams → closed. Default 1 h.
     pub idle_timeout: Option<Duration>,
     /// Connection drained after so long.
@@ -222,12 +214,6 @@ pub struct Http1Options {
     pub accept_http_10: bool,
     /// Host of an HTTP/1.0 request without one.
     pub default_host_for_http_10: Name,
-    /// Absolute-form targets are understood. Default true.
-    pub allow_absolute_url: bool,
-    /// Trailers are passed on.
-    pub enable_trailers: bool,
-    /// Both lengths present: drop content-length instead of 400.
-    pub allow_chunked_length: bool,
     /// Header name case.
     pub header_case: HeaderCase,
 }

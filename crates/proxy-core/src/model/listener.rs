@@ -32,8 +32,6 @@ pub struct Listener {
     pub use_original_dst: bool,
     /// The `original_dst` listener filter is present: the local address of a connection is the one before redirection.
     pub restore_original_dst: bool,
-    /// `original_src` filter: upstream sockets take the client's address; value = mark.
-    pub original_src_mark: Option<u32>,
     /// INBOUND or OUTBOUND as the control plane says.
     pub direction: Direction,
     /// Which inspectors look at the first bytes.
@@ -48,8 +46,6 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Finds the chain.
     pub index: ChainIndex,
-    /// Soft limit of bytes buffered per connection and direction. Default 1 MiB.
-    pub buffer_limit: u32,
     /// `listen(2)` backlog, if given.
     pub backlog: Option<u32>,
     /// IP_TRANSPARENT on the listening socket.

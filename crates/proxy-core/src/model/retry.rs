@@ -15,8 +15,6 @@ pub struct RetryPolicy {
     pub num_retries: u32,
     /// Limit of one attempt; `None` = the route's timeout.
     pub per_try_timeout: Option<Duration>,
-    /// No byte of the response for so long ends an attempt.
-    pub per_try_idle_timeout: Option<Duration>,
     /// Avoid hosts tried before (`previous_hosts`).
     pub avoid_previous_hosts: bool,
     /// How often to choose again when a host is refused by a predicate; at least 1.

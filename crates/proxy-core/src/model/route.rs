@@ -107,8 +107,6 @@ pub struct Route {
     pub request: HeaderOps,
     /// Mutations of responses.
     pub response: HeaderOps,
-    /// Operation name of spans.
-    pub decorator: Option<Name>,
     /// Per-filter configuration.
     pub per_filter: PerFilter,
     /// Free-form.

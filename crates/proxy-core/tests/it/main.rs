@@ -1,0 +1,17 @@
+//! Tests of the decisions: from messages, and from rendered resources of small worlds.
+//!
+//! Invariant: nothing here reads a clock, a socket or a random source; property tests print their seed on failure.
+
+mod balance;
+mod chains;
+mod hygiene;
+mod message;
+mod outcomes;
+mod property;
+mod reject;
+mod rendered;
+mod routes;
+mod store;
+#[allow(dead_code)]
+#[path = "../../../mesh/tests/it/world.rs"]
+mod world;
