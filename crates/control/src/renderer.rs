@@ -21,7 +21,7 @@ use tracing::{debug, error, warn};
 /// What to build next.
 pub(crate) enum Build {
     /// From all objects.
-    Everything(SnapshotInput, Published),
+    Everything(Box<SnapshotInput>, Published),
     /// The rest stays as it is.
     Endpoints(EndpointInput, Published),
 }

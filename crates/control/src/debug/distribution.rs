@@ -8,10 +8,12 @@ use super::{Pages, answer, time};
 use crate::connections::Ack;
 use crate::fold::Seen;
 use crate::history::Contained;
-use crate::source::kube::versions;
+use crate::source::Kind;
+use crate::source::kube::{Listed, list};
 use carrick_runtime::admin::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
@@ -87,7 +89,7 @@ async fn contained(pages: &Pages, version: u64) -> Result<Contained, String> {
         if revision.is_none() {
             match (&pages.client, &there) {
                 (Some(client), None) => {
-                    there = Some(versions(client).await.map_err(|error| error.to_string())?);
+                    there = Some(list(client).await.map_err(|error| error.to_string())?);
                 }
                 (None, _) => {
                     let seen = pages.seen.lock();
@@ -113,19 +115,16 @@ async fn contained(pages: &Pages, version: u64) -> Result<Contained, String> {
     }
 }
 
-type Versions = std::collections::BTreeMap<crate::source::Kind, std::collections::BTreeMap<crate::objects::Name, u64>>;
-
 /// The revision at which everything in `there` has been seen, and when that was.
-fn caught_up(seen: &Seen, there: &Versions) -> Option<(u64, Instant)> {
+fn caught_up(seen: &Seen, there: &BTreeMap<Kind, Listed>) -> Option<(u64, Instant)> {
     let seen = seen.lock();
-    for (kind, objects) in there {
+    for (kind, listed) in there {
         let known = seen.versions.get(kind)?;
-        if objects.iter().any(|(name, version)| known.get(name).is_none_or(|known| known < version)) {
+        if listed.objects.iter().any(|(name, version)| known.get(name).is_none_or(|known| known < version)) {
             return None;
         }
-        // Something known that is not there was deleted, unless it came after the list.
-        let newest = objects.values().max().copied().unwrap_or_default();
-        if known.iter().any(|(name, version)| *version <= newest && !objects.contains_key(name)) {
+        // What is known and was not listed is deleted, unless it came after the list.
+        if known.iter().any(|(name, version)| *version <= listed.version && !listed.objects.contains_key(name)) {
             return None;
         }
     }

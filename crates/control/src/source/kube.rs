@@ -4,6 +4,7 @@
 //! retried for ever with growing pauses and never loses what is known. Kinds an API does not have count as empty.
 
 use super::{Change, Event, KINDS, Kind, KindInfo};
+use crate::objects::Name;
 use carrick_runtime::backoff::Backoff;
 use futures_util::StreamExt;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
@@ -88,11 +89,20 @@ fn is_missing(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
-/// The versions of all objects of all kinds as the API has them now, for comparison with what was seen.
+/// What the API has of one kind.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The resource version of the list: everything up to it is in there.
+    pub(crate) version: u64,
+    /// The version of each object.
+    pub(crate) objects: BTreeMap<Name, u64>,
+}
+
+/// What the API has of all kinds now, for comparison with what was seen.
 ///
 /// # Errors
 /// The API did not answer.
-pub(crate) async fn versions(client: &Client) -> Result<BTreeMap<Kind, BTreeMap<(String, String), u64>>, kube::Error> {
+pub(crate) async fn list(client: &Client) -> Result<BTreeMap<Kind, Listed>, kube::Error> {
     let mut all = BTreeMap::new();
     for info in &KINDS {
         let list = match api(client, info).list(&ListParams::default()).await {
@@ -100,15 +110,13 @@ pub(crate) async fn versions(client: &Client) -> Result<BTreeMap<Kind, BTreeMap<
             Err(kube::Error::Api(status)) if status.code == 404 => continue,
             Err(error) => return Err(error),
         };
-        let versions = list
-            .items
-            .iter()
-            .map(|object| {
-                let name = (object.namespace().unwrap_or_default(), object.name_any());
-                (name, object.resource_version().and_then(|v| v.parse().ok()).unwrap_or_default())
-            })
-            .collect();
-        all.insert(info.kind, versions);
+        let number = |text: Option<String>| text.and_then(|v| v.parse().ok()).unwrap_or_default();
+        let object = |object: &DynamicObject| {
+            let name = (object.namespace().unwrap_or_default(), object.name_any());
+            (name, number(object.resource_version()))
+        };
+        let objects = list.items.iter().map(object).collect();
+        all.insert(info.kind, Listed { version: number(list.metadata.resource_version), objects });
     }
     Ok(all)
 }

@@ -75,6 +75,11 @@ impl World {
         Self { control, authority, events, objects: BTreeMap::new(), version: 100 }
     }
 
+    /// Around a control plane whose objects come from elsewhere.
+    pub fn of(control: Control, authority: Arc<Authority>) -> Self {
+        Self { control, authority, events: mpsc::channel(1).0, objects: BTreeMap::new(), version: 0 }
+    }
+
     pub async fn new(authority: Arc<Authority>) -> Self {
         Self::start(authority, local(0)).await
     }

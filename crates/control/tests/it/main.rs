@@ -2,6 +2,7 @@
 
 mod admission;
 mod certificates;
+mod cluster;
 mod envoy;
 mod fixture;
 mod pushes;

@@ -116,8 +116,10 @@ impl DeltaSession {
         let names = self.types.get(&type_url).map_or(0, |t| t.names.len());
         check_limits(
             &type_url,
-            self.types.len() + usize::from(first),
-            names + request.resource_names_subscribe.len() + request.initial_resource_versions.len(),
+            self.types.len().saturating_add(usize::from(first)),
+            names
+                .saturating_add(request.resource_names_subscribe.len())
+                .saturating_add(request.initial_resource_versions.len()),
         )?;
         // Envoy asks for clusters first, except while it warms some that an earlier stream sent: then only their endpoints,
         // sent whether it holds them or not, let it go on.

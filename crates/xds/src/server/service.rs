@@ -190,8 +190,16 @@ impl<K: Session> Running<K> {
     }
 }
 
+/// A stream whose first request has not come yet.
+struct New<S, K: Session> {
+    source: Arc<S>,
+    peer: Peer,
+    bearer: Option<Bearer>,
+    requests: Streaming<K::Request>,
+}
+
 enum State<S, K: Session> {
-    New(Arc<S>, Peer, Option<Bearer>, Streaming<K::Request>),
+    New(Box<New<S, K>>),
     Running(Box<Running<K>>),
     Ended,
 }
@@ -204,9 +212,10 @@ fn drive<S: Source, K: Session>(
 ) -> BoxStream<'static, Result<K::Response, Status>> {
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     let bearer = Bearer::of(request.metadata());
-    stream::unfold(State::<S, K>::New(source, peer, bearer, request.into_inner()), |state| async {
+    let new = New { source, peer, bearer, requests: request.into_inner() };
+    stream::unfold(State::<S, K>::New(Box::new(new)), |state| async {
         let mut running = match state {
-            State::New(source, peer, bearer, requests) => match open(&*source, peer, bearer, requests).await {
+            State::New(new) => match open(*new).await {
                 Ok(Some(running)) => Box::new(running),
                 Ok(None) => return None,
                 Err(status) => return Some((Err(status), State::Ended)),
@@ -223,12 +232,8 @@ fn drive<S: Source, K: Session>(
     .boxed()
 }
 
-async fn open<S: Source, K: Session>(
-    source: &S,
-    peer: Peer,
-    bearer: Option<Bearer>,
-    mut requests: Streaming<K::Request>,
-) -> Result<Option<Running<K>>, Status> {
+async fn open<S: Source, K: Session>(new: New<S, K>) -> Result<Option<Running<K>>, Status> {
+    let New { source, peer, bearer, mut requests } = new;
     let first = tokio::time::timeout(FIRST_REQUEST, requests.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no request came"))??;

@@ -67,7 +67,7 @@ impl SotwSession {
         }
         let type_url = TypeUrl::parse(&request.type_url);
         let first = !self.types.contains_key(&type_url);
-        check_limits(&type_url, self.types.len() + usize::from(first), request.resource_names.len())?;
+        check_limits(&type_url, self.types.len().saturating_add(usize::from(first)), request.resource_names.len())?;
         let state = self.types.entry(type_url.clone()).or_default();
         let status = self.status.types.entry(type_url.clone()).or_default();
         if !first && !request.response_nonce.is_empty() {

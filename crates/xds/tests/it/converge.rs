@@ -159,14 +159,14 @@ impl Pair {
         self.to_server.extend(self.client.session.on_connected(self.client.interests()));
     }
 
-    fn to_server(&mut self) -> bool {
+    fn server_takes(&mut self) -> bool {
         let Some(request) = self.to_server.pop_front() else { return false };
         self.to_client.extend(self.server.on_request(&request).expect("valid"));
         self.check();
         true
     }
 
-    fn to_client(&mut self) -> bool {
+    fn client_takes(&mut self) -> bool {
         let Some(response) = self.to_client.pop_front() else { return false };
         self.to_server.extend(self.client.respond(response));
         true
@@ -188,7 +188,7 @@ impl Pair {
 
 fn settle(pair: &mut Pair) {
     for _ in 0..2000 {
-        if !pair.to_server() && !pair.to_client() {
+        if !pair.server_takes() && !pair.client_takes() {
             return;
         }
     }
@@ -212,8 +212,8 @@ proptest! {
                     }
                 }
                 Op::Push => { let set = world.set(); pair.push(set); }
-                Op::ToServer => { pair.to_server(); }
-                Op::ToClient => { pair.to_client(); }
+                Op::ToServer => { pair.server_takes(); }
+                Op::ToClient => { pair.client_takes(); }
                 Op::Interest(t, mask) => {
                     let names = NAMES.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0).map(|(_, n)| Arc::from(*n)).collect();
                     let requests = pair.client.change(&TYPES[t], Interest::Names(names));
