@@ -1,7 +1,7 @@
 //! One process as a pod, from its address to its removal.
 //!
 //! Invariant: whatever is made is recorded first, so that it can be taken apart whether the run ends well, ends early or is killed. The order
-//! on the way up: address and object, namespaces, names, sidecar, capture, command; on the way down: endpoints, command, object, sidecar, rest.
+//! on the way up: address and object, namespaces, names, capture, sidecar, command; on the way down: endpoints, command, object, sidecar, rest.
 
 mod attend;
 mod credentials;

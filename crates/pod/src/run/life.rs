@@ -123,11 +123,12 @@ impl Life {
         self.tasks.spawn("credentials", credentials.keep());
         self.serve_dns(plan).await?;
         if let (Some(sidecar), Some(paths)) = (&plan.sidecar, paths) {
-            self.start_sidecar(plan, paths).await?;
+            // Rules first: connections older than connection tracking would be taken for new ones by it, and be redirected in mid-stream.
             let text = carrick_capture::sidecar::ruleset(&sidecar.capture);
             let table = sidecar.capture.table.clone();
             let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
             tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
+            self.start_sidecar(plan, paths).await?;
         }
         self.start_app(plan, ip).await
     }
