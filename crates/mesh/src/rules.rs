@@ -36,16 +36,9 @@ struct HostRules {
 impl HostRules {
     /// The rule of the most specific host that `usable` lets through.
     fn find(&self, host: &Hostname, usable: impl Fn(&DestinationRule) -> bool) -> Option<&Arc<DestinationRule>> {
-        let first = |rules: &'_ Vec<Arc<DestinationRule>>| rules.iter().position(|r| usable(r));
-        if let Some(rules) = self.exact.get(host) {
-            if let Some(at) = first(rules) {
-                return rules.get(at);
-            }
-        }
-        self.wildcards
-            .iter()
-            .filter(|(pattern, _)| pattern.matches(host))
-            .find_map(|(_, rules)| first(rules).and_then(|at| rules.get(at)))
+        let exact = self.exact.get(host).into_iter();
+        let wildcards = self.wildcards.iter().filter(|(pattern, _)| pattern.matches(host)).map(|(_, rules)| rules);
+        exact.chain(wildcards).find_map(|rules| rules.iter().find(|r| usable(r)))
     }
 }
 

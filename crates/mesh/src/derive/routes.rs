@@ -47,6 +47,14 @@ pub(super) fn aliases(snapshot: &Snapshot, namespace: &str) -> HashMap<Hostname,
     out
 }
 
+/// A port's table as it is filled.
+#[derive(Debug, Default)]
+struct Filling {
+    /// Domains that a virtual host has.
+    taken: HashSet<Arc<str>>,
+    hosts: Vec<Arc<VirtualHost>>,
+}
+
 pub(super) fn derive(
     snapshot: &Snapshot,
     scope: &Scope,
@@ -57,8 +65,8 @@ pub(super) fn derive(
     let domain = &snapshot.settings().domain_suffix;
     // A port has a table if something declared HTTP listens on it; undeclared ports are in it too, for requests by name.
     let http = |p: &&VisiblePort<'_>| matches!(p.class, PortClass::Http { .. });
-    let mut tables: BTreeMap<u16, (HashSet<Arc<str>>, Vec<Arc<VirtualHost>>)> =
-        ports.iter().filter(http).map(|p| (p.port.number, Default::default())).collect();
+    let mut tables: BTreeMap<u16, Filling> =
+        ports.iter().filter(http).map(|p| (p.port.number, Filling::default())).collect();
     let mut out = Vec::new();
     for visible in ports.iter().filter(|p| p.class != PortClass::Tcp) {
         let number = visible.port.number;
@@ -67,17 +75,17 @@ pub(super) fn derive(
             let name = sniffed_table(&visible.service.hostname, number);
             out.push(Arc::new(RouteTable { name, hosts: vec![Arc::new(host)], rest: None }));
         }
-        let Some((taken, hosts)) = tables.get_mut(&number) else { continue };
+        let Some(table) = tables.get_mut(&number) else { continue };
         let mut domains = domains(visible.service, &scope.client.namespace, domain);
         for alias in aliases.get(&visible.service.hostname).into_iter().flatten() {
             domains.extend(names(alias, &scope.client.namespace, domain));
         }
-        domains.retain(|d| taken.insert(d.clone()));
+        domains.retain(|d| table.taken.insert(d.clone()));
         if !domains.is_empty() {
-            hosts.push(Arc::new(virtual_host(visible, domains)));
+            table.hosts.push(Arc::new(virtual_host(visible, domains)));
         }
     }
-    out.extend(tables.into_iter().map(|(number, (_, mut hosts))| {
+    out.extend(tables.into_iter().map(|(number, Filling { mut hosts, .. })| {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         Arc::new(RouteTable { name: port_table(number), hosts, rest: Some(allow_any) })
     }));
