@@ -55,7 +55,7 @@ pub(super) fn plan<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>, e
     for content in wanted {
         let same_type = |slice: &&Value| slice.get("addressType").and_then(Value::as_str) == Some(content.address_type);
         let same_ports = |slice: &&Value| same_type(slice) && slice.get("ports") == Some(&content.ports);
-        let position = left.iter().position(|s| same_ports(s)).or_else(|| left.iter().position(|s| same_type(s)));
+        let position = left.iter().position(same_ports).or_else(|| left.iter().position(same_type));
         match position.map(|p| left.remove(p)) {
             Some(slice) => steps.extend(changed(slice, service, &content).map(Step::Update)),
             None => {
