@@ -135,13 +135,16 @@ impl NetNs {
     /// It is gone, or `/proc` cannot be read.
     pub fn processes(&self) -> Result<Vec<i32>, CaptureError> {
         let path = self.path();
-        let inode = std::fs::metadata(&path).map_err(CaptureError::io(format!("look at {}", path.display())))?.ino();
+        let wanted = std::fs::metadata(&path).map_err(CaptureError::io(format!("look at {}", path.display())))?;
         let own = std::process::id() as i32;
         let entries = std::fs::read_dir("/proc").map_err(CaptureError::io("read /proc"))?;
         Ok(entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
             .filter(|pid| *pid != own)
-            .filter(|pid| std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| meta.ino() == inode))
+            .filter(|pid| {
+                std::fs::metadata(format!("/proc/{pid}/ns/net"))
+                    .is_ok_and(|meta| (meta.dev(), meta.ino()) == (wanted.dev(), wanted.ino()))
+            })
             .collect())
     }
 

@@ -3,6 +3,8 @@
 //! Invariant: pure, and honest: a container counts as ready only while its process runs and its check holds, and a pod that is going down is
 //! not ready.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -95,11 +97,24 @@ pub(crate) fn port(port: &Port) -> Value {
     }
 }
 
-/// The status as a merge patch. `now` stamps changes of conditions.
-pub(crate) fn status(observed: &Observed, now: &str) -> Value {
+/// When each condition last changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transitions(BTreeMap<&'static str, (bool, String)>);
+
+impl Transitions {
+    fn condition(&mut self, kind: &'static str, holds: bool, now: &str) -> Value {
+        let known = self.0.entry(kind).or_insert_with(|| (holds, now.to_owned()));
+        if known.0 != holds {
+            *known = (holds, now.to_owned());
+        }
+        json!({"type": kind, "status": if holds { "True" } else { "False" }, "lastTransitionTime": known.1})
+    }
+}
+
+/// The status as a merge patch. `now` stamps the conditions that changed.
+pub(crate) fn status(observed: &Observed, transitions: &mut Transitions, now: &str) -> Value {
     let started = observed.app.running;
     let containers_ready = observed.app.ready && observed.proxy.as_ref().is_none_or(|proxy| proxy.ready);
-    let condition = |kind: &str, holds: bool| json!({"type": kind, "status": if holds { "True" } else { "False" }, "lastTransitionTime": now});
     let mut containers = vec![container(&observed.app_container, &observed.app, observed)];
     if let Some(proxy) = &observed.proxy {
         containers.push(container(PROXY, proxy, observed));
@@ -112,10 +127,10 @@ pub(crate) fn status(observed: &Observed, now: &str) -> Value {
         "startTime": observed.created_at,
         "qosClass": "BestEffort",
         "conditions": [
-            condition("PodScheduled", true),
-            condition("Initialized", true),
-            condition("ContainersReady", containers_ready),
-            condition("Ready", observed.ready()),
+            transitions.condition("PodScheduled", true, now),
+            transitions.condition("Initialized", true, now),
+            transitions.condition("ContainersReady", containers_ready, now),
+            transitions.condition("Ready", observed.ready(), now),
         ],
         "containerStatuses": containers,
     }})
@@ -149,7 +164,7 @@ mod tests {
     }
 
     fn ready(observed: &Observed) -> String {
-        let status = status(observed, "now");
+        let status = status(observed, &mut Transitions::default(), "now");
         let conditions = status["status"]["conditions"].as_array().unwrap();
         let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
         ready["status"].as_str().unwrap().to_owned()
@@ -165,11 +180,23 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_keeps_the_time_of_its_last_change() {
+        let mut transitions = Transitions::default();
+        let mut at = |ready, now| status(&observed(ready, None), &mut transitions, now)["status"]["conditions"].clone();
+        at(false, "t1");
+        let times = |conditions: Value| {
+            conditions.as_array().unwrap().iter().map(|c| c["lastTransitionTime"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(times(at(true, "t2")), ["t1", "t1", "t2", "t2"]);
+        assert_eq!(times(at(true, "t3")), ["t1", "t1", "t2", "t2"]);
+    }
+
+    #[test]
     fn a_pod_without_a_running_app_is_pending() {
         let mut pending = observed(false, Some(true));
         pending.app.running = false;
-        assert_eq!(status(&pending, "now")["status"]["phase"], "Pending");
-        assert_eq!(status(&observed(false, None), "now")["status"]["phase"], "Running");
+        assert_eq!(status(&pending, &mut Transitions::default(), "now")["status"]["phase"], "Pending");
+        assert_eq!(status(&observed(false, None), &mut Transitions::default(), "now")["status"]["phase"], "Running");
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn all_paths(topology: Topology) {
     let (b, c) = (&b, &c);
 
     // Pods in the same network, so that the answer comes back without passing the bridge's address unless the layout makes it.
-    put(&topology, &[(VIP, &[b.clone()])], &[(30080, b.clone())]);
+    put(&topology, &[(VIP, std::slice::from_ref(b))], &[(30080, b.clone())]);
     let from = pod_ip(0);
     assert_eq!(ask(&topology.pods[0], VIP), format!("p1 {b} {from}"), "the pod's own address is kept");
     assert_eq!(ask(&topology.host, VIP), format!("p1 {b} {GATEWAY}"));
@@ -76,7 +76,7 @@ fn all_paths(topology: Topology) {
     // An open connection outlives a table that no longer has its endpoint, and new ones go elsewhere.
     let mut open = connect(&topology.pods[0], VIP).unwrap();
     assert!(line(open.try_clone().unwrap()).starts_with("p1 "));
-    put(&topology, &[(VIP, &[c.clone()])], &[]);
+    put(&topology, &[(VIP, std::slice::from_ref(c))], &[]);
     open.write_all(b"still here").unwrap();
     let mut echo = [0; 10];
     open.read_exact(&mut echo).unwrap();

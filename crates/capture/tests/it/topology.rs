@@ -88,7 +88,7 @@ pub fn serve(namespace: &NetNs, address: SocketAddr, word: &'static str) {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             std::thread::spawn(move || {
-                let original = original_dst(&stream).map_or_else(|_| stream.local_addr().unwrap(), |original| original);
+                let original = original_dst(&stream).unwrap_or_else(|_| stream.local_addr().unwrap());
                 let peer = stream.peer_addr().unwrap().ip();
                 let _ = stream.write_all(format!("{word} {original} {peer}\n").as_bytes());
                 let mut buffer = [0; 256];

@@ -13,7 +13,7 @@ use kube::api::{Patch, PatchParams};
 use tokio::sync::watch;
 
 use crate::api;
-use crate::object::{Observed, status};
+use crate::object::{Observed, Transitions, status};
 
 /// Now, as Kubernetes writes times.
 pub(crate) fn now() -> String {
@@ -23,8 +23,9 @@ pub(crate) fn now() -> String {
 /// Writes observations until the sender is dropped.
 pub(crate) async fn publish(pods: Api<Pod>, name: String, mut observed: watch::Receiver<Observed>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut transitions = Transitions::default();
     loop {
-        let patch = status(&observed.borrow_and_update().clone(), &now());
+        let patch = status(&observed.borrow_and_update().clone(), &mut transitions, &now());
         match pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => {
                 backoff.reset();

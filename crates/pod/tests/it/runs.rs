@@ -190,3 +190,33 @@ fn an_injected_pod_is_captured_and_its_sidecar_is_kept_alive() {
         machine.end().await;
     });
 }
+
+/// Whole runs with a sidecar, twenty at once: from the first process to the last `2/2 Running`. The bound leaves room for a busy machine.
+#[test]
+fn twenty_runs_at_once() {
+    on_a_host(async {
+        let machine = Machine::new(4).await;
+        machine.namespace("mesh", json!({"istio-injection": "enabled"})).await;
+        let (pods, proxy) = (machine.pods("mesh"), proxy(&machine));
+        let begin = std::time::Instant::now();
+        let mut children: Vec<_> = (0..20)
+            .map(|n| machine.run("mesh", &format!("web-{n}"), &server(8080, "app")).port(8080).proxy(&proxy).start())
+            .collect();
+        eventually("all are ready", async || {
+            let list = pods.list(&Default::default()).await.unwrap();
+            list.iter().filter(|pod| ready(pod) && summary(pod) == "2/2 Running").count() == 20
+        })
+        .await;
+        let took = begin.elapsed();
+        println!("twenty runs: {took:?}");
+        for child in &children {
+            signal(child, Signal::SIGTERM);
+        }
+        for child in &mut children {
+            assert_eq!(child.wait().await.unwrap().code(), Some(143));
+        }
+        assert_eq!(machine.folders(), 0);
+        machine.end().await;
+        assert!(took < std::time::Duration::from_secs(15), "{took:?}");
+    });
+}
