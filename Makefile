@@ -39,7 +39,7 @@ e2e: build ## the scenarios on real traffic, with native, Envoy and mixed data p
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 
 fuzz: ## run the fuzz targets over the committed corpus, and a little beyond
-	cargo xtask fuzz
+	cargo run --locked -j $(JOBS) -p carrick-fuzz -- --seconds 2
 
 bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
 	@tools/install bench

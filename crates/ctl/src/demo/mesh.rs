@@ -237,21 +237,27 @@ impl Mesh {
         Ok(())
     }
 
-    /// The process ids of all sidecars with their names, to tell a restart.
+    /// The process ids of this mesh's sidecars, to tell a restart.
     ///
     /// # Errors
     /// When the process table cannot be read.
     pub fn sidecars(&self) -> Result<Vec<u32>> {
+        let own = self.dir.as_os_str().as_encoded_bytes();
+        let names_own = |file: String| {
+            std::fs::read(file).unwrap_or_default().windows(own.len().max(1)).any(|window| window == own)
+        };
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")? {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             let name = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name == "carrick-proxy" || name == "envoy" {
+            let sidecar = name == "carrick-proxy" || name == "envoy";
+            if sidecar && (names_own(format!("/proc/{pid}/environ")) || names_own(format!("/proc/{pid}/cmdline"))) {
                 found.push(pid);
             }
         }
         found.sort_unstable();
+        anyhow::ensure!(!found.is_empty(), "no sidecar of this mesh is running");
         Ok(found)
     }
 

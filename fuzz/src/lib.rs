@@ -1,0 +1,124 @@
+//! Every parser of bytes that come from elsewhere, as a function of bytes that must return.
+//!
+//! Invariant: a target may refuse its input in any way it likes, but must not panic, hang or allocate without
+//! bound. `carrick-fuzz` replays the corpus and mutates it; `libfuzzer/` runs the same functions with coverage.
+
+use carrick_proxy_core::ConfigStore;
+use envoy_types::pb::google::protobuf::Any;
+
+/// A parser under test.
+pub struct Target {
+    /// Its name, and that of its corpus folder.
+    pub name: &'static str,
+    /// The parser.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target { name: "client_hello", run: client_hello },
+    Target { name: "http_sniff", run: http_sniff },
+    Target { name: "xds_cluster", run: |data| xds("envoy.config.cluster.v3.Cluster", data) },
+    Target { name: "xds_endpoints", run: |data| xds("envoy.config.endpoint.v3.ClusterLoadAssignment", data) },
+    Target { name: "xds_listener", run: |data| xds("envoy.config.listener.v3.Listener", data) },
+    Target { name: "xds_routes", run: |data| xds("envoy.config.route.v3.RouteConfiguration", data) },
+    Target { name: "csr", run: csr },
+    Target { name: "certificate", run: certificate },
+    Target { name: "pem", run: pem },
+    Target { name: "spiffe_id", run: spiffe_id },
+    Target { name: "node_id", run: node_id },
+    Target { name: "selector", run: selector },
+    Target { name: "manifest", run: manifest },
+    Target { name: "path", run: path },
+    Target { name: "capture", run: capture },
+];
+
+/// The target of that name.
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}
+
+fn text(data: &[u8]) -> Option<&str> {
+    std::str::from_utf8(data).ok()
+}
+
+fn client_hello(data: &[u8]) {
+    let _ = carrick_proxy::inspect::client_hello::parse(data);
+}
+
+fn http_sniff(data: &[u8]) {
+    let _ = carrick_proxy::inspect::http::sniff(data);
+}
+
+/// The first byte cuts the rest in two: a resource, and an update of it.
+fn xds(message: &str, data: &[u8]) {
+    let type_url = format!("type.googleapis.com/{message}");
+    let Some((first, rest)) = data.split_first() else { return };
+    let (one, two) = rest.split_at(rest.len() * usize::from(*first) / 256);
+    let mut store = ConfigStore::new();
+    for body in [one, two] {
+        let any = Any { type_url: type_url.clone(), value: body.to_vec().into() };
+        let _ = store.apply(&type_url, vec![("fuzz".into(), any)], &[]);
+        let _ = store.runtime();
+        let _ = store.interests();
+    }
+}
+
+fn csr(data: &[u8]) {
+    if let Some(text) = text(data) {
+        let _ = carrick_pki::csr::CertificateRequest::from_pem(text);
+    }
+}
+
+fn certificate(data: &[u8]) {
+    let _ = carrick_pki::CertificateInfo::read(&rustls_pki_types::CertificateDer::from(data));
+}
+
+fn pem(data: &[u8]) {
+    let _ = carrick_pki::pem::certificates(data);
+    let _ = carrick_pki::pem::private_key(data);
+}
+
+fn spiffe_id(data: &[u8]) {
+    let Some(id) = text(data).and_then(|text| text.parse::<carrick_base::SpiffeId>().ok()) else { return };
+    assert_eq!(id.as_str().parse(), Ok(id.clone()), "an accepted identity reads back as itself");
+    let _ = (id.namespace(), id.service_account(), id.trust_domain());
+}
+
+fn node_id(data: &[u8]) {
+    let _ = text(data).map(str::parse::<carrick_xds::NodeId>);
+}
+
+fn selector(data: &[u8]) {
+    let Some(selector) = text(data).and_then(|text| carrick_base::Selector::parse(text).ok()) else { return };
+    let again = carrick_base::Selector::parse(&selector.to_string());
+    assert_eq!(again.as_ref(), Ok(&selector), "a selector reads back from its text");
+}
+
+fn manifest(data: &[u8]) {
+    for object in carrick_api::parse::objects(data).unwrap_or_default() {
+        let _ = carrick_api::validate::object(&object);
+    }
+}
+
+/// A path that was accepted is normal: normalising it again changes nothing.
+fn path(data: &[u8]) {
+    use carrick_proxy_core::{hygiene::path::normalize, model::hcm::PathOptions};
+    let Some(text) = text(data) else { return };
+    for merge_slashes in [false, true] {
+        let options = PathOptions { normalize: true, merge_slashes, ..Default::default() };
+        if let Ok(once) = normalize(text, &options, false) {
+            let twice = normalize(&once, &options, false).map(|path| path.into_owned()).ok();
+            assert_eq!(twice.as_deref(), Some(&*once), "normalising is idempotent");
+        }
+    }
+}
+
+/// Annotation values that shape packet rules: what is accepted must not break out of its place in the rule text.
+fn capture(data: &[u8]) {
+    let Some(text) = text(data) else { return };
+    for name in ["includeOutboundIPRanges", "excludeOutboundPorts", "excludeInterfaces", "includeInboundPorts"] {
+        let key = format!("traffic.sidecar.istio.io/{name}");
+        let _ = carrick_capture::annotations::parse(&[(key, text.to_owned())].into());
+    }
+}

@@ -1,0 +1,120 @@
+//! `carrick-fuzz [--seconds N] [--seed N] [TARGET…]`: replays the corpus, then mutates it for some seconds.
+//!
+//! Invariant: needs no special toolchain; a run is repeated by its seed. An input that makes a target panic is
+//! written to `fuzz/artifacts/<target>` before the process ends.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use carrick_fuzz::{TARGETS, Target, target};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// No input grows past this.
+const MAX_LEN: usize = 64 << 10;
+
+fn main() -> ExitCode {
+    let mut seconds = 2_u64;
+    let mut seed = 1_u64;
+    let mut wanted: Vec<&'static Target> = Vec::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let parsed = match arg.as_str() {
+            "--seconds" => args.next().and_then(|n| n.parse().ok()).map(|n| seconds = n),
+            "--seed" => args.next().and_then(|n| n.parse().ok()).map(|n| seed = n),
+            name => target(name).map(|found| wanted.push(found)),
+        };
+        if parsed.is_none() {
+            let names: Vec<&str> = TARGETS.iter().map(|t| t.name).collect();
+            eprintln!("usage: carrick-fuzz [--seconds N] [--seed N] [TARGET…]\ntargets: {}", names.join(" "));
+            return ExitCode::from(64);
+        }
+    }
+    if wanted.is_empty() {
+        wanted = TARGETS.iter().collect();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for target in wanted {
+        let corpus = corpus(&root.join("corpus").join(target.name));
+        let start = Instant::now();
+        let runs = fuzz(target, &corpus, Duration::from_secs(seconds), seed, &root.join("artifacts"));
+        println!(
+            "{:<14} {:>4} seeds {:>9} runs in {:.1} s",
+            target.name,
+            corpus.len(),
+            runs,
+            start.elapsed().as_secs_f32()
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+fn corpus(folder: &Path) -> Vec<Vec<u8>> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    files.iter().filter_map(|file| std::fs::read(file).ok()).collect()
+}
+
+fn fuzz(target: &Target, corpus: &[Vec<u8>], time: Duration, seed: u64, artifacts: &Path) -> u64 {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut runs = 0;
+    for input in corpus {
+        one(target, input, artifacts);
+        runs += 1;
+    }
+    let start = Instant::now();
+    while start.elapsed() < time {
+        let mut input = match corpus.len() {
+            0 => Vec::new(),
+            n => corpus[rng.random_range(0..n)].clone(),
+        };
+        for _ in 0..rng.random_range(1..=8) {
+            mutate(&mut input, corpus, &mut rng);
+        }
+        one(target, &input, artifacts);
+        runs += 1;
+    }
+    runs
+}
+
+fn one(target: &Target, input: &[u8], artifacts: &Path) {
+    let result = std::panic::catch_unwind(|| (target.run)(input));
+    if let Err(panic) = result {
+        let folder = artifacts.join(target.name);
+        let file = folder.join(format!("crash-{}", input.len()));
+        let kept = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&file, input));
+        eprintln!("{}: panic on an input of {} bytes, {}: {kept:?}", target.name, input.len(), file.display());
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// One small change: flip, insert, remove, repeat, splice with another seed, or an interesting number.
+fn mutate(input: &mut Vec<u8>, corpus: &[Vec<u8>], rng: &mut StdRng) {
+    let at = |len: usize, rng: &mut StdRng| if len == 0 { 0 } else { rng.random_range(0..len) };
+    let place = at(input.len(), rng);
+    match rng.random_range(0..7) {
+        0 if !input.is_empty() => input[place] ^= 1 << rng.random_range(0..8),
+        1 => input.insert(place, rng.random()),
+        2 if !input.is_empty() => {
+            let end = (place + rng.random_range(1..16)).min(input.len());
+            input.drain(place..end);
+        }
+        3 if !input.is_empty() => {
+            let end = (place + rng.random_range(1..32)).min(input.len());
+            let piece = input[place..end].to_vec();
+            input.splice(place..place, piece);
+        }
+        4 if !corpus.is_empty() => {
+            let other = &corpus[at(corpus.len(), rng)];
+            let from = at(other.len(), rng);
+            input.truncate(place);
+            input.extend_from_slice(&other[from..]);
+        }
+        5 if !input.is_empty() => input[place] = [0, 1, 0x7f, 0x80, 0xff][rng.random_range(0..5)],
+        _ => input.truncate(input.len().saturating_sub(rng.random_range(0..4))),
+    }
+    input.truncate(MAX_LEN);
+}
