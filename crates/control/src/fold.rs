@@ -6,9 +6,9 @@
 
 use crate::history::{History, Published};
 use crate::metrics::{ByType, ControlMetrics};
-use crate::objects::{Known, Name, identify};
+use crate::objects::{Known, identify};
 use crate::renderer::{Build, Renderer};
-use crate::source::{Change, Event, KINDS, Kind};
+use crate::source::{Change, Event, KINDS, Kind, Name};
 use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
 use carrick_runtime::drain::Drain;

@@ -3,7 +3,7 @@
 //! Invariant: what is not a change of anything the mesh reads (a heartbeat in a pod's status, a version) is not told as
 //! one; an object that cannot be read is kept out, alone, with the reason.
 
-use crate::source::{Change, Kind};
+use crate::source::{Change, Kind, Name};
 use carrick_api::{
     DestinationRule, EndpointSlice, MeshConfig, Namespace, PeerAuthentication, Pod, Service, from_value,
 };
@@ -12,9 +12,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Namespace (empty for cluster-wide objects) and name.
-pub(crate) type Name = (String, String);
 
 #[derive(Debug)]
 struct Table<T> {

@@ -64,6 +64,9 @@ impl Kind {
     }
 }
 
+/// Namespace (empty for cluster-wide objects) and name.
+pub(crate) type Name = (String, String);
+
 /// What happened to objects of a kind. Objects are as the API gives them, with their metadata.
 #[derive(Debug, Clone)]
 pub enum Change {

@@ -3,8 +3,7 @@
 //! Invariant: each kind is told as a whole first ([`Change::Replace`]) and as single changes from there on; an error is
 //! retried for ever with growing pauses and never loses what is known. Kinds an API does not have count as empty.
 
-use super::{Change, Event, KINDS, Kind, KindInfo};
-use crate::objects::Name;
+use super::{Change, Event, KINDS, Kind, KindInfo, Name};
 use carrick_runtime::backoff::Backoff;
 use futures_util::StreamExt;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
