@@ -124,7 +124,7 @@ impl<T: Default> IpLevel<T> {
     }
 
     fn sort(&mut self) {
-        self.0.sort_by(|(a, _), (b, _)| b.prefix_len().cmp(&a.prefix_len()));
+        self.0.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
     }
 }
 

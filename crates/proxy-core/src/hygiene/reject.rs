@@ -75,7 +75,8 @@ pub fn head(
     if path.is_empty() && !connect {
         return Err(LocalReply::Status(404, "missing_path_rejected"));
     }
-    if !path.is_empty() && !path.starts_with('/') && !(path == "*" && method == "OPTIONS") {
+    let asterisk = path == "*" && method == "OPTIONS";
+    if !(path.is_empty() || path.starts_with('/') || asterisk) {
         return Err(LocalReply::Status(404, "absolute_path_rejected"));
     }
     if headers.len() > usize::try_from(hcm.max_headers_count).unwrap_or(usize::MAX) {
