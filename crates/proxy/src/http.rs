@@ -160,7 +160,8 @@ fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
         .header_read_timeout(hcm.request_headers_timeout)
         .max_headers(usize::try_from(hcm.max_headers_count).unwrap_or(100))
         .max_buf_size(usize::try_from(hcm.max_request_headers_bytes).unwrap_or(60 * 1024).max(8192))
-        .title_case_headers(hcm.http1.header_case == HeaderCase::ProperWords);
+        .title_case_headers(hcm.http1.header_case == HeaderCase::ProperWords)
+        .preserve_header_case(hcm.http1.header_case == HeaderCase::Preserve);
     b
 }
 

@@ -16,6 +16,7 @@ use crate::upstream::pool::{self, PoolKey, Taken};
 use crate::worker::Live;
 use carrick_proxy_core::balance::hash_request;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::hcm::HeaderCase;
 use carrick_proxy_core::model::route::RouteAction;
 use carrick_proxy_core::outlier::Outcome;
 use carrick_proxy_core::retry::{Reset, RetryDecision, RetryState};
@@ -194,7 +195,8 @@ async fn attempts(
             None => {
                 let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
                 exchange.attempts = exchange.attempts.saturating_add(1);
-                Box::new(build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target))
+                let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
+                Box::new(build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target, preserve))
             }
         };
         let key = PoolKey {
@@ -378,6 +380,7 @@ fn build(
     number: u32,
     limit: Option<Duration>,
     target: &Target,
+    preserve_case: bool,
 ) -> Request<RequestBody> {
     let mut headers = if again { head.parts.headers.clone() } else { std::mem::take(&mut head.parts.headers) };
     let uri = if again { head.parts.uri.clone() } else { std::mem::take(&mut head.parts.uri) };
@@ -429,6 +432,10 @@ fn build(
     *request.uri_mut() = uri;
     *request.version_mut() = version;
     *request.headers_mut() = headers;
+    if preserve_case && !h2 {
+        // hyper keeps the names as they were written in an extension of its own.
+        *request.extensions_mut() = head.parts.extensions.clone();
+    }
     request
 }
 

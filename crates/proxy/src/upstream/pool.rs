@@ -13,6 +13,7 @@ use crate::io::sys::{self, Idle};
 use crate::worker::Worker;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::hcm::HeaderCase;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
@@ -304,10 +305,8 @@ async fn http1(
     let mut builder = http1::Builder::new();
     builder.max_buf_size(BUFFER);
     builder.max_headers(MAX_RESPONSE_HEADERS);
-    builder.title_case_headers(matches!(
-        state.cluster.http1.header_case,
-        carrick_proxy_core::model::hcm::HeaderCase::ProperWords
-    ));
+    builder.title_case_headers(state.cluster.http1.header_case == HeaderCase::ProperWords);
+    builder.preserve_header_case(state.cluster.http1.header_case == HeaderCase::Preserve);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
     worker.spawn(async move {
         // Its outcome is seen by the request on it; an idle one only ends.

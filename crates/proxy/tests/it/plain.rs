@@ -316,3 +316,33 @@ async fn http2_and_http1_are_translated_both_ways() {
     assert_eq!(status, 200);
     assert!(body.starts_with("GET http://app.test/one HTTP/2.0\n"), "{body}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_names_keep_their_case_where_configured() {
+    use carrick_proxy_core::model::hcm::HeaderCase;
+    let app = raw_server(|_, mut tcp| async move {
+        let mut buf = vec![0; 4000];
+        let n = tcp.read(&mut buf).await.unwrap();
+        let kept = String::from_utf8_lossy(&buf[..n]).contains("X-CaMel: 1");
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-KePt: {kept}\r\n\r\n");
+        tcp.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let at = free_port();
+    let mut manager = hcm(all_to("app"));
+    manager.http1.header_case = HeaderCase::Preserve;
+    let mut upstream = cluster("app");
+    upstream.http1.header_case = HeaderCase::Preserve;
+    let kind = carrick_proxy_core::model::listener::ChainKind::Http(Box::new(manager));
+    let c = config(
+        vec![listener("l", at, Default::default(), vec![chain("c", kind)])],
+        vec![(upstream, Some(endpoints(&[app])))],
+    );
+    let _run = start(c, Default::default());
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-CaMel: 1\r\n\r\n").await.unwrap();
+    let mut buf = vec![0; 4000];
+    let n = tcp.read(&mut buf).await.unwrap();
+    let text = String::from_utf8_lossy(&buf[..n]).into_owned();
+    assert!(text.contains("X-KePt: true"), "{text}");
+}
