@@ -16,10 +16,10 @@ use loads::{LoadKey, LoadMemo};
 use outbound::ClusterMemo;
 
 use crate::{
+    parts::{Load, Outbound, View, inbound::Families},
     proxy::{FileCerts, Interception, ProxyNode},
     rules::Client,
     snapshot::Snapshot,
-    view::{Load, Outbound, View, inbound::Families},
 };
 
 /// The view of one sidecar.

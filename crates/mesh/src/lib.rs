@@ -12,6 +12,7 @@ pub mod endpoints;
 pub mod input;
 pub mod model;
 pub mod names;
+mod parts;
 pub mod peer_auth;
 pub mod proxy;
 mod read;
@@ -19,10 +20,16 @@ pub mod rules;
 pub mod settings;
 pub mod snapshot;
 pub mod tls;
-pub mod view;
 
+pub use derive::{Views, sidecar};
 pub use input::{EndpointInput, SnapshotInput};
+pub use parts::View;
 pub use proxy::{FileCerts, Interception, ProxyNode};
 pub use settings::Settings;
 pub use snapshot::Snapshot;
-pub use view::{View, Views};
+
+/// What one sidecar may see and do, and how that is derived.
+pub mod view {
+    pub use crate::derive::{Views, sidecar};
+    pub use crate::parts::*;
+}

@@ -13,8 +13,8 @@ use carrick_base::{Diagnostic, Labels, Severity};
 use crate::{
     codes,
     model::{MtlsMode, PeerAuth, endpoint::carries_all},
+    parts::ModeSource,
     read::finding,
-    view::ModeSource,
 };
 
 /// All policies, by level.

@@ -17,8 +17,8 @@ use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity, TrustDomain};
 use crate::{
     codes,
     model::policy::{ConnectionPool, Keepalive, OutlierDetection},
+    parts::{AccessLog, ListenerSettings, PathNormalization},
     read::traffic,
-    view::{AccessLog, ListenerSettings, PathNormalization},
 };
 
 /// The mesh's settings.

@@ -14,13 +14,13 @@ use crate::{
         policy::{ClientTlsMode, LoadBalancer},
     },
     names,
-    proxy::FileCerts,
-    read::destination_rule::refusal,
-    snapshot::Snapshot,
-    view::{
+    parts::{
         ClientSocket, ClusterKind, MeshTls, UpstreamHttp, UserTls,
         cluster::{MeshAlpn, PlainReason},
     },
+    proxy::FileCerts,
+    read::destination_rule::refusal,
+    snapshot::Snapshot,
 };
 
 /// What decides a cluster's socket.

@@ -10,10 +10,10 @@ use carrick_base::Labels;
 use crate::{
     model::{Port, Resolution, Service, endpoint::carries_all, service::Target},
     names,
+    parts::{Inbound, InboundCluster, InboundPort, PassthroughPort, PortClass, ServerTls, inbound::Families},
     proxy::ProxyNode,
     rules,
     snapshot::Snapshot,
-    view::{Inbound, InboundCluster, InboundPort, PassthroughPort, PortClass, ServerTls, inbound::Families},
 };
 
 pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Inbound {

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use super::{Scope, outbound::VisiblePort, routes};
 use crate::{
     model::Resolution,
+    parts::{OutboundListener, OutboundTarget, PortClass},
     proxy::ProxyNode,
     snapshot::Snapshot,
-    view::{OutboundListener, OutboundTarget, PortClass},
 };
 
 pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, ports: &[VisiblePort<'_>]) -> Vec<Arc<OutboundListener>> {

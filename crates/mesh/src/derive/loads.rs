@@ -8,9 +8,9 @@ use carrick_base::{Labels, NamespacedName};
 
 use crate::{
     model::{Endpoint, MtlsMode, TlsMode, Workload},
+    parts::{Load, LoadEndpoint},
     peer_auth::Effective,
     snapshot::Snapshot,
-    view::{Load, LoadEndpoint},
 };
 
 /// What an endpoint assignment depends on, besides endpoints.

@@ -8,13 +8,13 @@ use super::{Scope, inbound::class_of, listeners, loads::LoadKey, routes};
 use crate::{
     model::{DestinationRule, Port, Resolution, Service, TrafficPolicy, policy::HashKey, policy::LoadBalancer},
     names,
+    parts::{
+        ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, UpstreamHttp, cluster::MeshAlpn,
+    },
     proxy::{FileCerts, Interception},
     rules,
     snapshot::Snapshot,
     tls::{self, Question},
-    view::{
-        ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, UpstreamHttp, cluster::MeshAlpn,
-    },
 };
 
 /// One port of a visible service, with its default cluster's traits that routes need.

@@ -12,8 +12,8 @@ use carrick_base::Hostname;
 use super::{Scope, outbound::VisiblePort};
 use crate::{
     model::{Resolution, Service},
+    parts::{PortClass, Route, RouteTable, VirtualHost},
     snapshot::Snapshot,
-    view::{PortClass, Route, RouteTable, VirtualHost},
 };
 
 /// How long a chain of external names may be.

@@ -1,6 +1,6 @@
 //! The table of semantics §2.6 and the passthrough chains of §2.4, as rendered.
 
-use carrick_mesh::view::sidecar;
+use carrick_mesh::sidecar;
 use envoy_types::pb::envoy::{
     config::listener::v3::{
         Listener, ListenerFilterChainMatchPredicate as Predicate, listener_filter_chain_match_predicate::Rule,

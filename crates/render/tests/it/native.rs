@@ -16,8 +16,12 @@ use serde_json::json;
 
 use crate::shared;
 
-/// Fields that the native engine refuses by design, naming them: revocation lists are not read yet.
-const REFUSED: [&str; 1] = ["default_validation_context.crl"];
+/// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
+/// revocation lists are not read yet, and source addresses are not kept (TPROXY), so such a proxy's listener is refused whole.
+const REFUSED: [(&str, &str); 2] = [
+    ("default_validation_context.crl", "unsupported field"),
+    ("listener_filters[1].typed_config", "envoy.filters.listener.original_src"),
+];
 
 /// Loads all resources of a proxy into the native engine.
 pub fn accept(name: &str, rendered: &Rendered) -> std::sync::Arc<RuntimeConfig> {
@@ -25,7 +29,7 @@ pub fn accept(name: &str, rendered: &Rendered) -> std::sync::Arc<RuntimeConfig> 
     let mut apply = |kind: &str, all: &Resources| {
         let upserts = all.iter().map(|(name, r)| (name.clone(), r.body.clone())).collect();
         let mut rejections = store.apply(kind, upserts, &[]).err().unwrap_or_default();
-        rejections.retain(|r| !REFUSED.iter().any(|field| r.field.ends_with(field)));
+        rejections.retain(|r| !REFUSED.iter().any(|(field, why)| r.field.ends_with(field) && r.reason.contains(why)));
         assert!(rejections.is_empty(), "{name}: refused: {}", carrick_proxy_core::nack_text(&rejections));
     };
     apply(type_url::CLUSTER, &rendered.clusters);

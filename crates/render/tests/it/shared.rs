@@ -1,6 +1,6 @@
 //! From a world and a pod to decoded resources.
 
-use carrick_mesh::{Snapshot, View, view::sidecar};
+use carrick_mesh::{Snapshot, View, sidecar};
 use carrick_render::{Cache, Rendered, Resources};
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use prost::Message;

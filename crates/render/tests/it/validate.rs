@@ -106,7 +106,7 @@ fn every_setting_of_the_mesh_is_accepted() {
         let world = everything(mesh.clone());
         for pod in ["w.x", "dual.x", "six.x", "w.x !tproxy", "w.x !files"] {
             let (snapshot, _) = Snapshot::build(&world.input());
-            let view = carrick_mesh::view::sidecar(&snapshot, &world.proxy(pod));
+            let view = carrick_mesh::sidecar(&snapshot, &world.proxy(pod));
             let rendered = carrick_render::resources(&view, &mut Cache::default());
             let name = format!("{mesh} {pod}");
             native::accept(&name, &rendered);

@@ -11,7 +11,6 @@ pub mod outbound;
 
 use std::sync::Arc;
 
-pub use crate::derive::{Views, sidecar};
 pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
 pub use inbound::{Inbound, InboundCluster, InboundPort, ModeSource, PassthroughPort, PortClass, ServerTls};
 pub use load::{Load, LoadEndpoint};
