@@ -3,7 +3,6 @@
 //! Invariant: both data planes get the same configuration from the same control plane and the same load in
 //! turns, so that what the machine does to one it does to the other; what counts are ratios within a round.
 
-pub mod process;
 pub mod sidecars;
 pub mod summary;
 

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod demo;
 pub mod output;
+pub mod process;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod table;

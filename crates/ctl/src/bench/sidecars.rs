@@ -11,8 +11,11 @@ use carrick_pod::Engine;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{process, summary::Summary};
-use crate::demo::mesh::{Mesh, PodSpec};
+use super::summary::Summary;
+use crate::{
+    demo::mesh::{Mesh, PodSpec},
+    process,
+};
 
 const NAMESPACE: &str = "bench";
 const ENGINES: [Engine; 2] = [Engine::Native, Engine::Envoy];
@@ -250,7 +253,7 @@ fn pod(role: &str, engine: Engine, ports: &[&str], command: Vec<String>) -> PodS
 }
 
 fn sidecar(pod: &str) -> Result<Vec<u32>> {
-    let found = process::sidecars_of(pod, &["carrick-proxy", "envoy"])?;
+    let found = process::sidecars_of(pod)?;
     ensure!(!found.is_empty(), "no sidecar process of pod {pod}");
     Ok(found)
 }

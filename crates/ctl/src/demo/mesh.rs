@@ -17,6 +17,8 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+use crate::process;
+
 /// How long the control plane may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a pod may take to become ready, on a machine busy with others.
@@ -240,24 +242,14 @@ impl Mesh {
     /// The process ids of this mesh's sidecars, to tell a restart.
     ///
     /// # Errors
-    /// When the process table cannot be read.
+    /// When the process table cannot be read, or no sidecar is running.
     pub fn sidecars(&self) -> Result<Vec<u32>> {
-        let own = self.dir.as_os_str().as_encoded_bytes();
-        let names_own = |file: String| {
-            std::fs::read(file).unwrap_or_default().windows(own.len().max(1)).any(|window| window == own)
-        };
         let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            let name = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let sidecar = name == "carrick-proxy" || name == "envoy";
-            if sidecar && (names_own(format!("/proc/{pid}/environ")) || names_own(format!("/proc/{pid}/cmdline"))) {
-                found.push(pid);
-            }
+        for (_, name, _) in &self.pods {
+            found.extend(process::sidecars_of(name)?);
         }
         found.sort_unstable();
-        anyhow::ensure!(!found.is_empty(), "no sidecar of this mesh is running");
+        ensure!(!found.is_empty(), "no sidecar of this mesh is running");
         Ok(found)
     }
 

@@ -49,25 +49,37 @@ pub fn pin(pid: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// All processes whose environment holds `POD_NAME=<pod>` and whose program has this name.
+/// The sidecar processes of a pod: the agent whose environment names the pod, and the Envoy it started.
 ///
 /// # Errors
 /// When the process table cannot be read.
-pub fn sidecars_of(pod: &str, programs: &[&str]) -> Result<Vec<u32>> {
+pub fn sidecars_of(pod: &str) -> Result<Vec<u32>> {
     let wanted = format!("POD_NAME={pod}");
-    let mut found = Vec::new();
+    let mut agents = Vec::new();
+    let mut envoys = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        if !program.file_name().and_then(|n| n.to_str()).is_some_and(|name| programs.contains(&name)) {
-            continue;
-        }
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes()) {
-            found.push(pid);
+        match program.file_name().and_then(|n| n.to_str()) {
+            Some("carrick-proxy") => {
+                let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                if environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes()) {
+                    agents.push(pid);
+                }
+            }
+            Some("envoy") => envoys.push(pid),
+            _ => {}
         }
     }
-    Ok(found)
+    envoys.retain(|pid| parent(*pid).is_some_and(|parent| agents.contains(&parent)));
+    agents.extend(envoys);
+    Ok(agents)
+}
+
+/// The parent's process id: the fourth field of `stat`, after the name in parentheses.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn tasks(pid: u32) -> Result<Vec<i32>> {
