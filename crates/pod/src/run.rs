@@ -48,6 +48,7 @@ pub async fn run(options: RunOptions) -> Result<i32, PodError> {
         plan = plan(options) => plan?,
         signal = signals.next_stop() => return Err(PodError::Interrupted { signal }),
     };
+    tracing::debug!("planned");
     let mut life = Life::allocate(&plan)?;
     let started = tokio::select! {
         started = life.start(&plan) => started,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use carrick_api::timestamp::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -15,6 +15,8 @@ use crate::HostOptions;
 
 /// Between two renewals; a Lease holds four times as long.
 const PERIOD: Duration = Duration::from_secs(10);
+/// The namespace of all nodes' Leases; an API may or may not come with it.
+const LEASES: &str = "kube-node-lease";
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -73,7 +75,7 @@ async fn node(options: &HostOptions, client: &Client, name: &str) -> Result<(), 
 }
 
 async fn lease(client: &Client, name: &str) -> Result<(), kube::Error> {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let leases: Api<Lease> = Api::namespaced(client.clone(), LEASES);
     let spec = json!({
         "holderIdentity": name,
         "leaseDurationSeconds": PERIOD.as_secs().saturating_mul(4),
@@ -81,6 +83,13 @@ async fn lease(client: &Client, name: &str) -> Result<(), kube::Error> {
     });
     match leases.patch(name, &PatchParams::default(), &Patch::Merge(&json!({"spec": spec}))).await {
         Err(error) if crate::api::not_found(&error) => {
+            let namespace =
+                serde_json::from_value(json!({"metadata": {"name": LEASES}})).map_err(kube::Error::SerdeError)?;
+            match Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await {
+                Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
             let lease = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}));
             leases.create(&PostParams::default(), &lease.map_err(kube::Error::SerdeError)?).await.map(drop)
         }

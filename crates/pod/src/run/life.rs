@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carrick_capture::netns::NetNs;
 use carrick_capture::nft::{self, Table};
@@ -37,8 +37,10 @@ use crate::{PodError, child};
 
 /// Letters of generated names, without those that make words or are mistaken.
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-/// How long the API may take to forget the pod before that is left to a sweep.
+/// How long an API that answers with errors, or not at all, is asked to forget the pod before that is left to a sweep.
 const FORGET: Duration = Duration::from_secs(3);
+/// The same for an API that is merely slow.
+const FORGET_SLOWLY: Duration = Duration::from_secs(15);
 
 /// The pod as far as it exists.
 pub(crate) struct Life {
@@ -98,6 +100,7 @@ impl Life {
     pub(crate) async fn start(&mut self, plan: &Plan) -> Result<Child, PodError> {
         let options = &plan.options;
         self.register(plan).await?;
+        tracing::debug!(pod = %self.name, "registered");
         let namespace = NetNs::create(&self.folder.state.netns)?;
         Netlink::open()?.attach(&self.network, &self.folder.state.link, &namespace).await?;
         let files = PodFiles::create(&self.folder)?;
@@ -120,6 +123,7 @@ impl Life {
             tokio::join!(self.go_inside(namespace.clone(), view, ip), credentials.fetch(&plan.connection.ca_pem));
         inside?;
         fetched?;
+        tracing::debug!(pod = %self.name, "inside");
         self.tasks.spawn("credentials", credentials.keep());
         self.serve_dns(plan).await?;
         if let (Some(sidecar), Some(paths)) = (&plan.sidecar, paths) {
@@ -129,7 +133,9 @@ impl Life {
             let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
             tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
             self.start_sidecar(plan, paths).await?;
+            tracing::debug!(pod = %self.name, "sidecar ready");
         }
+        tracing::debug!(pod = %self.name, "network ready");
         self.start_app(plan, ip).await
     }
 
@@ -311,13 +317,19 @@ impl Life {
 
     async fn forget(&self) -> bool {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        let begin = Instant::now();
         let until_gone = async {
             while let Err(error) = delete_object(&self.client, &self.folder.state).await {
-                tracing::debug!(%error, "pod not deleted");
+                tracing::warn!(%error, pod = %self.name, "pod not deleted");
+                if begin.elapsed() >= FORGET {
+                    return false;
+                }
                 backoff.wait().await;
             }
+            true
         };
-        tokio::time::timeout(FORGET, until_gone).await.is_ok()
+        // An API that is slow is waited for longer than one that is not there.
+        tokio::time::timeout(FORGET_SLOWLY, until_gone).await.unwrap_or(false)
     }
 }
 

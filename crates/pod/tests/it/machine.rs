@@ -46,6 +46,7 @@ pub fn network(number: u8, process: u32) -> Network {
 
 impl Machine {
     pub async fn new(number: u8) -> Machine {
+        log();
         let data = tempfile::tempdir().unwrap();
         let (roots, root_pem) =
             tokio::sync::watch::channel(Some("-----BEGIN CERTIFICATE-----\nroot of the test\n".into()));
@@ -168,7 +169,10 @@ impl Run {
         let program = std::env::current_exe().unwrap();
         let mut command = Command::new(program);
         command.args(["--exact", "machine::as_a_runner", "--nocapture"]).env(RUN, self.value.to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        // Who wants to see more wants to see it as it comes.
+        let watched = std::env::var_os("CARRICK_LOG").is_some();
+        command.stderr(if watched { Stdio::inherit() } else { Stdio::piped() });
         command.spawn().unwrap()
     }
 
@@ -201,6 +205,7 @@ fn as_a_runner() {
         network,
         ..RunOptions::new(text("namespace"), command)
     };
+    log();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let code = match runtime.block_on(carrick_pod::run(options)) {
         Ok(code) => code,
@@ -210,6 +215,13 @@ fn as_a_runner() {
         }
     };
     std::process::exit(code);
+}
+
+/// What the code under test has to say, at the level of `CARRICK_LOG`.
+fn log() {
+    let level = std::env::var("CARRICK_LOG").unwrap_or_else(|_| "warn".into());
+    // Another test of this process may have been first.
+    let _ = carrick_runtime::telemetry::init(&level, false);
 }
 
 /// Waits for a condition; a test that never meets it fails with its name.

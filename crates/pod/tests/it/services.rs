@@ -67,6 +67,8 @@ fn services_have_addresses_and_names() {
         web.wait().await.unwrap();
         eventually("web's endpoint is gone", async || on_host(&fetch(&cluster_ip, 80)).await.0 != Some(0)).await;
 
+        eventually("web is swept", async || machine.folders() == 0).await;
+
         let nodes: Api<Node> = Api::all(machine.client.clone());
         let node = nodes.get("node-5").await.unwrap();
         let conditions = node.status.unwrap().conditions.unwrap();
