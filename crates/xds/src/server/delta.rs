@@ -152,17 +152,29 @@ impl DeltaSession {
             return responses;
         }
         // What refers to clusters comes first into force: only then do clusters and their endpoints go away.
-        let referrers_busy = self.busy(&TypeUrl::Listener) || self.busy(&TypeUrl::Route);
-        let order: Vec<TypeUrl> = self.types.keys().cloned().collect();
-        for type_url in order {
-            let defer = referrers_busy && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint);
-            if type_url == TypeUrl::Endpoint {
-                self.pay();
-            }
-            responses.extend(self.pump_type(&type_url, defer));
+        let defer = self.referrers_busy();
+        self.pass(defer, &mut responses);
+        // The last of it may have turned out to need no response; nothing else would bring the rest about.
+        if defer && !self.referrers_busy() {
+            self.pass(false, &mut responses);
         }
         self.status.summarize();
         responses
+    }
+
+    fn pass(&mut self, defer: bool, responses: &mut Vec<DeltaDiscoveryResponse>) {
+        let order: Vec<TypeUrl> = self.types.keys().cloned().collect();
+        for type_url in order {
+            if type_url == TypeUrl::Endpoint {
+                self.pay();
+            }
+            let defer = defer && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint);
+            responses.extend(self.pump_type(&type_url, defer));
+        }
+    }
+
+    fn referrers_busy(&self) -> bool {
+        self.busy(&TypeUrl::Listener) || self.busy(&TypeUrl::Route)
     }
 
     /// Whether a type has something on its way to the peer, or about to be.

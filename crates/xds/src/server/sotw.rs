@@ -35,6 +35,8 @@ struct SotwType {
     must_answer: bool,
     /// The last answer was a refusal: the peer may hold nothing of `sent`.
     refused: bool,
+    /// Names were given up since the last response: if it is refused, what is left of it may be acceptable.
+    narrowed: bool,
     last_nonce: Arc<str>,
     /// The generation of the unanswered response.
     outstanding: Option<u64>,
@@ -131,6 +133,7 @@ impl SotwSession {
         status.resources = wanted.len();
         state.sent = wanted.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
         state.must_answer = false;
+        state.narrowed = false;
         state.last_nonce = nonce.clone();
         state.outstanding = Some(self.target.generation());
         let response = DiscoveryResponse {
@@ -150,6 +153,7 @@ impl SotwType {
     fn answered(&mut self, request: &DiscoveryRequest, status: &mut TypeStatus) {
         let Some(generation) = self.outstanding.take() else { return };
         self.refused = request.error_detail.is_some();
+        self.must_answer |= self.refused && self.narrowed && (self.wildcard || !self.names.is_empty());
         if let Some(error) = &request.error_detail {
             status.rejects = status.rejects.saturating_add(1);
             status.nack = Some(Nack {
@@ -178,6 +182,7 @@ impl SotwType {
         } else if more || (fewer && self.refused) {
             self.must_answer = true;
         }
+        self.narrowed |= fewer;
         self.wildcard = wildcard;
         self.names = names;
         if !self.wildcard {

@@ -307,6 +307,21 @@ fn clusters_go_after_what_refers_to_them() {
 }
 
 #[test]
+fn a_removal_does_not_wait_for_a_response_that_never_comes() {
+    let mut s = DeltaSession::new(1);
+    s.on_push(set(1, &[(Cluster, "old", 1), (Route, "a", 1), (Route, "b", 1)]));
+    let clusters = step(&mut s, ask(&Cluster, &[], &[]));
+    step(&mut s, ack(&clusters[0]));
+    let routes = step(&mut s, ask(&Route, &["a", "b"], &[]));
+    assert!(s.on_push(set(2, &[(Route, "a", 1), (Route, "b", 1)])).is_empty());
+    step(&mut s, ask(&Route, &[], &["b"]));
+    // Refused: "a" and "b" would be tried alone, but "b" is not wanted any more.
+    let out = step(&mut s, nack(&routes[0], "no"));
+    assert_eq!(shown(&out), ["RDS +a"]);
+    assert_eq!(shown(&step(&mut s, nack(&out[0], "no"))), ["CDS -old"]);
+}
+
+#[test]
 fn going_back_to_an_earlier_set_is_a_change() {
     let (one, two) = (set(1, &[(Cluster, "a", 1)]), set(2, &[(Cluster, "a", 2)]));
     let mut s = DeltaSession::new(1);

@@ -95,6 +95,17 @@ fn a_refused_version_waits_for_a_change() {
 }
 
 #[test]
+fn what_is_left_of_a_refused_response_is_sent_again() {
+    let mut s = SotwSession::new(1);
+    s.on_push(set(1, &[(Route, "bad", 9), (Route, "good", 1)]));
+    let out = step(&mut s, ask(&Route, &["bad", "good"], ""));
+    assert_eq!(shown(&out), ["RDS 91"]);
+    // Given up before the response arrived, which is then refused as a whole.
+    assert!(step(&mut s, ask(&Route, &["good"], "")).is_empty());
+    assert_eq!(shown(&step(&mut s, nack(&Route, &["good"], &out[0].nonce))), ["RDS 1"]);
+}
+
+#[test]
 fn a_reconnecting_peer_with_an_old_nonce_is_new() {
     let mut s = SotwSession::new(2);
     s.on_push(set(1, &[(Cluster, "a", 1)]));
