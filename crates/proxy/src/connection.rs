@@ -3,6 +3,7 @@
 //! Invariant: nothing is served before a chain is found and, where the chain has TLS, before its handshake proved the
 //! peer. Whoever finds no chain is reset, without a byte. What a chain does is in `http` and `tcp`.
 
+use crate::info::Info;
 use crate::inspect::{MAX_INSPECT, Verdict, client_hello, http as http_sniff};
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Stream};
@@ -10,11 +11,11 @@ use crate::io::sys;
 use crate::lifecycle::{Lease, Phase};
 use crate::options::OriginalDst;
 use crate::stats::ListenerStats;
-use crate::tls::{self, ClientProof};
+use crate::tls;
 use crate::worker::Worker;
 use bytes::BytesMut;
 use carrick_proxy_core::chain::{ConnFacts, RAW_BUFFER, TLS};
-use carrick_proxy_core::model::listener::{ChainKind, FilterChain, Listener};
+use carrick_proxy_core::model::listener::{ChainKind, Listener};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,34 +24,6 @@ use tokio::net::TcpStream;
 
 /// A handshake takes at most so long where the chain does not say.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// What is known of a connection, shared by all its requests.
-#[derive(Debug)]
-pub struct Info {
-    /// Local address as the client meant it: the original destination.
-    pub local: SocketAddr,
-    /// The original destination, only if the connection was redirected.
-    pub restored: Option<SocketAddr>,
-    /// The client.
-    pub peer: SocketAddr,
-    /// SNI.
-    pub server_name: Option<String>,
-    /// Proof of a TLS handshake; none on plain connections.
-    pub tls: Option<ClientProof>,
-    /// Number within the worker.
-    pub id: u64,
-    /// The listener.
-    pub listener: Arc<Listener>,
-    /// The chain.
-    pub chain: Arc<FilterChain>,
-}
-
-impl Info {
-    /// Whether the client proved who it is.
-    pub fn mutual(&self) -> bool {
-        self.tls.as_ref().is_some_and(|t| t.peer.is_some())
-    }
-}
 
 struct Hello {
     server_name: Option<String>,
@@ -126,6 +99,10 @@ async fn prepare(
         }
         Err(Rejected::Gone) => return None,
     };
+    // The configuration may have changed while the client was silent; what counts is what is in force now.
+    let live = worker.live();
+    let acceptor = live.config.listeners.by_address.get(&bound)?;
+    let listener = live.config.listeners.hand_off(acceptor, restored);
     let protocols: Vec<&str> = hello.protocols.iter().map(String::as_str).collect();
     let facts = ConnFacts {
         destination,

@@ -4,10 +4,11 @@
 //! made here, one per worker and address, before the configuration that needs them is visible. What happens on a
 //! connection is the workers' business.
 
+use crate::accept::{self, Command};
 use crate::options::EngineOptions;
 use crate::secrets::Secrets;
+use crate::shared::Shared;
 use crate::stats::{Stats, WorkerStats};
-use crate::worker::{self, Command};
 use arc_swap::ArcSwap;
 use carrick_proxy_core::RuntimeConfig;
 use std::collections::BTreeMap;
@@ -16,15 +17,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-
-/// What all workers read.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub options: EngineOptions,
-    pub config: ArcSwap<RuntimeConfig>,
-    pub secrets: watch::Receiver<Arc<Secrets>>,
-    pub started: std::time::Instant,
-}
 
 /// A running native engine. Dropping it ends its workers at once; [`Engine::drain`] ends them in order.
 #[derive(Debug)]
@@ -80,7 +72,7 @@ impl Engine {
             let (shared, own) = (Arc::clone(&shared), Arc::clone(&stats));
             let thread = std::thread::Builder::new()
                 .name(format!("proxy-{index}"))
-                .spawn(move || worker::run(shared, own, receiver))?;
+                .spawn(move || accept::run(shared, own, receiver))?;
             workers.push(WorkerHandle { commands, stats, thread: Some(thread) });
         }
         Ok(Engine { shared, workers, bound: Mutex::default() })

@@ -6,20 +6,21 @@
 pub mod body;
 mod connection;
 pub mod exchange;
-pub mod exec;
 mod forward;
+mod head;
 mod reply;
 mod service;
 mod upgrade;
 
-use crate::connection::Info;
+use crate::exec::LocalExec;
+use crate::info::Info;
 use crate::io::stream::Stream;
 use crate::lifecycle::{Lease, Phase};
 use crate::upstream::pool::{CONNECTION_WINDOW, WINDOW};
 use crate::worker::Worker;
 use carrick_proxy_core::model::hcm::{Codec, HeaderCase, HttpConnectionManager};
 use connection::HttpConn;
-use exec::LocalExec;
+
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};

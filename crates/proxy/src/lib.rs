@@ -7,20 +7,26 @@
 //!
 //! It deliberately does not know the control plane, xDS, or how secrets arrive.
 //!
-//! A connection's way: [`engine`] binds → `worker` accepts → `connection` asks the original destination, finds the
+//! A connection's way: `engine` binds → `accept` → `connection` asks the original destination, finds the
 //! listener, inspects the first bytes, finds the chain, makes the handshake → `http` or `tcp` → `upstream`.
 
 pub mod inspect;
 pub mod io;
 
+mod accept;
 mod connection;
 mod engine;
+mod exec;
 mod http;
+mod info;
 mod lifecycle;
+mod local;
 mod log;
 mod names;
 mod options;
+mod request_body;
 mod secrets;
+mod shared;
 mod stats;
 mod tcp;
 mod tls;

@@ -3,7 +3,7 @@
 //! Invariant: nothing is read from the client before the upstream stands, except what inspection needed; without an
 //! upstream the client is closed, and one that breaks off resets it. Connection counts and bytes are recorded once, when the connection ends.
 
-use crate::connection::Info;
+use crate::info::Info;
 use crate::io::duplex::{Duplex, End};
 use crate::io::stream::Stream;
 use crate::lifecycle::{Lease, Phase};
@@ -124,7 +124,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
         None => Arc::clone(choose_tcp_cluster(&proxy.cluster, worker.random())?),
     };
     overrides.tcp_cluster = None;
-    let Some(state) = worker.upstreams.get(worker, &live.config, &name) else {
+    let Some(state) = worker.upstreams.get(&worker.local, &live.config, &name) else {
         record.flags = flag::NO_CLUSTER;
         return None;
     };
@@ -145,7 +145,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             overrides: &overrides,
             auto_sni: None,
         };
-        let Some(chosen) = choose::choose(worker, &live, &state, wish).await else {
+        let Some(chosen) = choose::choose(&worker.local, &live.config, &state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();
             record.flags = flag::NO_HEALTHY;
             return None;
@@ -156,7 +156,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             record.flags = flag::OVERFLOW;
             return None;
         };
-        match connect::connect(worker, &state.cluster, &state.stats, &chosen.target).await {
+        match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target).await {
             Ok(stream) => {
                 state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
                 return Some(Upstream { stream, _counted: (counted, request) });

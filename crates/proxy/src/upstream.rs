@@ -11,7 +11,7 @@ pub mod pool;
 
 pub use cluster::ClusterState;
 
-use crate::worker::Worker;
+use crate::local::Local;
 use carrick_proxy_core::RuntimeConfig;
 use carrick_proxy_core::model::Name;
 use std::cell::RefCell;
@@ -27,12 +27,12 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// The state of a cluster; `None` if the configuration does not know it.
-    pub(crate) fn get(&self, worker: &Rc<Worker>, config: &RuntimeConfig, name: &str) -> Option<Rc<ClusterState>> {
+    pub(crate) fn get(&self, local: &Rc<Local>, config: &RuntimeConfig, name: &str) -> Option<Rc<ClusterState>> {
         if let Some(state) = self.clusters.borrow().get(name) {
             return Some(Rc::clone(state));
         }
         let cluster = config.clusters.get(name)?;
-        let state = Rc::new(ClusterState::new(Arc::clone(cluster), worker.stats.cluster(&cluster.stat_name)));
+        let state = Rc::new(ClusterState::new(Arc::clone(cluster), local.stats.cluster(&cluster.stat_name)));
         self.clusters.borrow_mut().insert(Arc::clone(&cluster.name), Rc::clone(&state));
         Some(state)
     }
@@ -56,11 +56,11 @@ impl Upstreams {
     }
 
     /// Ends connections that have been idle for too long.
-    pub(crate) fn sweep(&self, worker: &Worker) {
-        let now = worker.millis(std::time::Instant::now());
+    pub(crate) fn sweep(&self, local: &Local) {
+        let now = local.millis(std::time::Instant::now());
         for state in self.clusters.borrow().values() {
             state.sweep();
-            state.sweep_outliers(now, worker.random());
+            state.sweep_outliers(now, local.random());
         }
     }
 }

@@ -1,18 +1,13 @@
-//! The bodies that pass through: streamed, never collected, except the beginning of a request kept for one retry.
+//! Response bodies on their way to the client: streamed, never collected.
 //!
-//! Invariant: a body knows how it ended. Whoever hands one on gets told (`Ended`) exactly once, also by a drop.
+//! Invariant: a body knows how it ended, and its exchange is told exactly once, also by a drop.
 
 use super::exchange::Exchange;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-
-/// Most bytes of a request body that are kept so that the request can be sent again.
-pub const REPLAY_LIMIT: usize = 64 * 1024;
+use std::task::{Context, Poll};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -23,181 +18,6 @@ pub enum BodyError {
     /// A time limit.
     #[error("time limit reached")]
     TimedOut,
-}
-
-/// A request body on its way upstream.
-#[derive(Debug)]
-pub enum RequestBody {
-    /// None.
-    Empty,
-    /// Straight from the client.
-    Streamed(Source),
-    /// From the client with a memory, for requests that may be retried.
-    Replayable(Replay),
-}
-
-/// The client's body with its byte count.
-#[derive(Debug)]
-pub struct Source {
-    body: Incoming,
-    bytes: Rc<std::cell::Cell<u64>>,
-}
-
-impl Source {
-    /// Counts what passes into `bytes`.
-    pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>) -> Self {
-        Source { body, bytes }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(f)) = &frame
-            && let Some(data) = f.data_ref()
-        {
-            self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
-        }
-        Poll::Ready(frame)
-    }
-}
-
-/// A body that several attempts can read from the start, as long as what was read fits [`REPLAY_LIMIT`].
-#[derive(Debug)]
-pub struct Replay {
-    shared: Rc<RefCell<Memory>>,
-    next: usize,
-    /// Which attempt this is for; only the latest may read on.
-    attempt: u32,
-}
-
-#[derive(Debug)]
-struct Memory {
-    attempt: u32,
-    source: Source,
-    kept: Vec<Kept>,
-    size: usize,
-    overflow: bool,
-    ended: bool,
-}
-
-#[derive(Debug, Clone)]
-enum Kept {
-    Data(Bytes),
-    Trailers(http::HeaderMap),
-}
-
-impl Replay {
-    /// Remembers what it reads of `source`.
-    pub fn new(source: Source) -> Self {
-        let memory = Memory { attempt: 0, source, kept: Vec::new(), size: 0, overflow: false, ended: false };
-        Replay { shared: Rc::new(RefCell::new(memory)), next: 0, attempt: 0 }
-    }
-
-    /// Whether another attempt can start from the beginning.
-    pub fn can_restart(&self) -> bool {
-        !self.shared.borrow().overflow
-    }
-
-    /// A body for another attempt, or none when too much has gone by. Earlier attempts get nothing more.
-    pub fn again(&self) -> Option<Replay> {
-        let mut m = self.shared.borrow_mut();
-        if m.overflow {
-            return None;
-        }
-        m.attempt = m.attempt.wrapping_add(1);
-        Some(Replay { shared: Rc::clone(&self.shared), next: 0, attempt: m.attempt })
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut m = self.shared.borrow_mut();
-        if m.attempt != self.attempt {
-            // Given up: an end here would look like a whole body to a peer that still listens.
-            return Poll::Pending;
-        }
-        if let Some(kept) = m.kept.get(self.next) {
-            let frame = match kept.clone() {
-                Kept::Data(d) => Frame::data(d),
-                Kept::Trailers(t) => Frame::trailers(t),
-            };
-            self.next = self.next.saturating_add(1);
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        if m.ended {
-            return Poll::Ready(None);
-        }
-        let frame = ready!(m.source.poll(cx));
-        match &frame {
-            None => m.ended = true,
-            Some(Err(_)) => m.overflow = true,
-            Some(Ok(f)) => {
-                let kept = match (f.data_ref(), f.trailers_ref()) {
-                    (Some(d), _) => {
-                        m.size = m.size.saturating_add(d.len());
-                        Some(Kept::Data(d.clone()))
-                    }
-                    (_, Some(t)) => Some(Kept::Trailers(t.clone())),
-                    _ => None,
-                };
-                if m.size > REPLAY_LIMIT {
-                    m.overflow = true;
-                    m.kept = Vec::new();
-                } else if !m.overflow
-                    && let Some(k) = kept
-                {
-                    m.kept.push(k);
-                    self.next = m.kept.len();
-                }
-            }
-        }
-        Poll::Ready(frame)
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Streamed(s) => s.poll(cx),
-            RequestBody::Replayable(r) => r.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            RequestBody::Empty => true,
-            RequestBody::Streamed(s) => s.body.is_end_stream(),
-            RequestBody::Replayable(r) => {
-                let m = r.shared.borrow();
-                r.next >= m.kept.len() && (m.ended || m.source.body.is_end_stream())
-            }
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streamed(s) => s.body.size_hint(),
-            RequestBody::Replayable(r) if r.next == 0 && r.shared.borrow().kept.is_empty() => {
-                r.shared.borrow().source.body.size_hint()
-            }
-            // What is kept plus what is left.
-            RequestBody::Replayable(r) => {
-                let m = r.shared.borrow();
-                let kept: u64 = m
-                    .kept
-                    .iter()
-                    .skip(r.next)
-                    .map(|k| if let Kept::Data(d) = k { d.len() as u64 } else { 0 })
-                    .fold(0, u64::saturating_add);
-                match m.source.body.size_hint().exact() {
-                    Some(rest) => SizeHint::with_exact(kept.saturating_add(rest)),
-                    None => SizeHint::default(),
-                }
-            }
-        }
-    }
 }
 
 /// A response body on its way to the client.

@@ -3,7 +3,7 @@
 //! Invariant: lives on one worker; its configuration (connection manager) is that of its chain for as long as it lives,
 //! while routes, clusters and endpoints are those of the moment.
 
-use crate::connection::Info;
+use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
 use crate::stats::HttpStats;
 use crate::worker::Worker;

@@ -4,11 +4,11 @@
 //! it, or if it was a safe request (RFC 9110 §9.2.1) without body on a reused connection that ended before a byte of
 //! response; and never once a response has begun to reach the client.
 
-use super::body::{Replay, RequestBody, Source};
 use super::connection::HttpConn;
 use super::exchange::{Checkout, Exchange};
+use super::head::{Head, Routed, weighted};
 use super::reply::Failure;
-use super::service::{Head, Routed, weighted};
+use crate::request_body::{Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::{ConnectError, Target};
@@ -99,7 +99,7 @@ pub(super) async fn run(
     exchange: &mut Exchange,
 ) -> Result<Response<Incoming>, (Failure, bool)> {
     let worker = &plan.conn.worker;
-    let Some(state) = worker.upstreams.get(worker, &plan.live.config, plan.cluster) else {
+    let Some(state) = worker.upstreams.get(&worker.local, &plan.live.config, plan.cluster) else {
         return Err((Failure::NoCluster(plan.action.cluster_not_found), false));
     };
     exchange.cluster = Some(Rc::clone(&state));
@@ -180,7 +180,7 @@ async fn attempts(
             overrides: &plan.overrides,
             auto_sni: auto_sni(state, &head),
         };
-        let Some(chosen) = choose::choose(worker, plan.live, state, wish).await else {
+        let Some(chosen) = choose::choose(&worker.local, &plan.live.config, state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();
             return Err((Failure::NoHealthy, false));
         };
@@ -312,7 +312,7 @@ async fn attempt(
     exchange: &mut Exchange,
 ) -> Attempt {
     let worker = &plan.conn.worker;
-    let taken = match pool::take(worker, state, key, target, fresh, high).await {
+    let taken = match pool::take(&worker.local, state, key, target, fresh, high).await {
         Ok(t) => t,
         Err(ConnectError::Overflow) => {
             return Attempt::Failed { failure: Failure::Overflow, reset: Reset::Overflow, seen: false, reused: false };

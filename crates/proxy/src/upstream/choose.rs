@@ -6,7 +6,8 @@
 use super::cluster::ClusterState;
 use super::connect::Target;
 use super::dns;
-use crate::worker::{Live, Worker};
+use crate::local::Local;
+use carrick_proxy_core::RuntimeConfig;
 use carrick_proxy_core::balance::{Balancer, Choice};
 use carrick_proxy_core::model::EndpointSet;
 use carrick_proxy_core::model::cluster::Discovery;
@@ -46,8 +47,8 @@ pub struct Chosen {
 
 /// An endpoint for a request; `None` if none may take it.
 pub(crate) async fn choose(
-    worker: &Rc<Worker>,
-    live: &Live,
+    local: &Rc<Local>,
+    config: &RuntimeConfig,
     state: &Rc<ClusterState>,
     wish: Wish<'_>,
 ) -> Option<Chosen> {
@@ -69,12 +70,12 @@ pub(crate) async fn choose(
             return Some(Chosen { target: target(address, Arc::from(""), transport), endpoint: None });
         }
         Discovery::StrictDns | Discovery::LogicalDns => {
-            let names = live.config.endpoints.get(&cluster.name)?;
-            dns::endpoints(worker, state, names).await
+            let names = config.endpoints.get(&cluster.name)?;
+            dns::endpoints(local, state, names).await
         }
-        Discovery::Static | Discovery::Eds(_) => Arc::clone(live.config.endpoints.get(&cluster.name)?),
+        Discovery::Static | Discovery::Eds(_) => Arc::clone(config.endpoints.get(&cluster.name)?),
     };
-    let index = pick(worker, state, &set, &wish)?;
+    let index = pick(local, state, &set, &wish)?;
     let endpoint = set.endpoints.get(index)?;
     let address = set.socket(index)?;
     let transport = Arc::clone(cluster.transport.get(endpoint.transport));
@@ -82,7 +83,7 @@ pub(crate) async fn choose(
     Some(Chosen { target, endpoint: Some((set, index)) })
 }
 
-fn pick(worker: &Worker, state: &ClusterState, set: &Arc<EndpointSet>, wish: &Wish<'_>) -> Option<usize> {
+fn pick(local: &Local, state: &ClusterState, set: &Arc<EndpointSet>, wish: &Wish<'_>) -> Option<usize> {
     let mut balancer = state.balancer.borrow_mut();
     let current = balancer.as_ref().is_some_and(|b| Arc::ptr_eq(b.endpoints(), set));
     if !current {
@@ -95,7 +96,7 @@ fn pick(worker: &Worker, state: &ClusterState, set: &Arc<EndpointSet>, wish: &Wi
     }
     let balancer = balancer.as_mut()?;
     balancer.choose(&mut Choice {
-        random: &mut || worker.random(),
+        random: &mut || local.random(),
         active: &|i| set.socket(i).map_or(0, |a| state.load(a)),
         avoid: &|i| set.socket(i).is_some_and(|a| wish.tried.contains(&a)),
         reselections: wish.reselections,
@@ -105,14 +106,14 @@ fn pick(worker: &Worker, state: &ClusterState, set: &Arc<EndpointSet>, wish: &Wi
 
 impl ClusterState {
     /// Tells outlier detection what became of a request or connection.
-    pub(crate) fn outcome(&self, worker: &Worker, address: SocketAddr, outcome: Outcome, now: Instant) {
+    pub(crate) fn outcome(&self, local: &Local, address: SocketAddr, outcome: Outcome, now: Instant) {
         let Some(settings) = &self.cluster.outlier else { return };
         let count = self.balancer.borrow().as_ref().map_or(0, |b| b.endpoints().endpoints.len());
-        let millis = worker.millis(now);
-        let mut changed = self.outlier.borrow_mut().record(settings, &address, outcome, count, millis, worker.random());
+        let millis = local.millis(now);
+        let mut changed = self.outlier.borrow_mut().record(settings, &address, outcome, count, millis, local.random());
         let due = self.outlier.borrow().next_sweep(settings).is_none_or(|t| t <= millis);
         if due {
-            changed |= self.outlier.borrow_mut().sweep(settings, count, millis, worker.random());
+            changed |= self.outlier.borrow_mut().sweep(settings, count, millis, local.random());
         }
         if changed {
             self.refresh_ejections();
@@ -120,13 +121,13 @@ impl ClusterState {
     }
 
     /// Lets ejected hosts back in whose time is over.
-    pub(crate) fn sweep_outliers(&self, worker_millis: u64, random: u64) {
+    pub(crate) fn sweep_outliers(&self, now: u64, random: u64) {
         let Some(settings) = &self.cluster.outlier else { return };
         if self.outlier.borrow().ejected() == 0 {
             return;
         }
         let count = self.balancer.borrow().as_ref().map_or(0, |b| b.endpoints().endpoints.len());
-        if self.outlier.borrow_mut().sweep(settings, count, worker_millis, random) {
+        if self.outlier.borrow_mut().sweep(settings, count, now, random) {
             self.refresh_ejections();
         }
     }

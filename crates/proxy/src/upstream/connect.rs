@@ -4,10 +4,10 @@
 
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Stream};
+use crate::local::Local;
 use crate::names::flag;
 use crate::stats::ClusterStats;
 use crate::tls::{self, Refused};
-use crate::worker::Worker;
 use carrick_proxy_core::model::cluster::{Cluster, TcpKeepalive, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use rustls::pki_types::ServerName;
@@ -74,12 +74,12 @@ impl ConnectError {
 /// # Errors
 /// See [`ConnectError`].
 pub(crate) async fn connect(
-    worker: &Worker,
+    local: &Local,
     cluster: &Cluster,
     stats: &ClusterStats,
     to: &Target,
 ) -> Result<Stream, ConnectError> {
-    let all = Box::pin(steps(worker, cluster, stats, to));
+    let all = Box::pin(steps(local, cluster, stats, to));
     let result = match tokio::time::timeout(cluster.connect_timeout.max(Duration::from_millis(1)), all).await {
         Ok(r) => r,
         Err(_) => {
@@ -93,14 +93,14 @@ pub(crate) async fn connect(
     result
 }
 
-async fn steps(worker: &Worker, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
+async fn steps(local: &Local, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
     stats.upstream_cx_total.inc();
     let tcp = dial(cluster, to.address).await.map_err(ConnectError::Tcp)?;
     let socket = Socket::new(tcp);
     match &*to.transport {
         TransportSocket::Raw => Ok(Kind::Plain(socket).into()),
         TransportSocket::Tls(settings) => {
-            let config = worker.tls.client(&to.transport, settings, &to.overrides)?;
+            let config = local.tls.client(&to.transport, settings, &to.overrides)?;
             let name = to
                 .overrides
                 .sni
@@ -130,12 +130,12 @@ async fn dial(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpStream> {
     for (level, name, value) in &cluster.socket_options {
         crate::io::sys::set_option(&socket, *level, *name, *value)?;
     }
-    if let Some(local) = cluster.bind_for(address.ip()) {
-        if local.port() == 0 {
+    if let Some(own) = cluster.bind_for(address.ip()) {
+        if own.port() == 0 {
             // The port is chosen at connect, per destination, so that it does not run out.
             crate::io::sys::bind_without_port(&socket);
         }
-        socket.bind(local)?;
+        socket.bind(own)?;
     }
     let _ = socket.set_nodelay(true);
     let tcp = socket.connect(address).await?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a request waits for a look-up only when there has never been a result.
 
-use crate::worker::Worker;
+use crate::local::Local;
 use carrick_proxy_core::model::cluster::{Cluster, Discovery, DnsFamily};
 use carrick_proxy_core::model::endpoint::{EndpointAddress, LocalityEndpoints, Priority};
 use carrick_proxy_core::model::{Endpoint, EndpointSet};
@@ -27,7 +27,7 @@ const LOOKUP: Duration = Duration::from_secs(5);
 
 /// The endpoints of a DNS cluster with addresses. `names`: as configured.
 pub(crate) async fn endpoints(
-    worker: &Rc<Worker>,
+    local: &Rc<Local>,
     state: &Rc<super::ClusterState>,
     names: &Arc<EndpointSet>,
 ) -> Arc<EndpointSet> {
@@ -42,7 +42,7 @@ pub(crate) async fn endpoints(
         Some((set, true)) => {
             if !state.dns.busy.replace(true) {
                 let (state, names) = (Rc::clone(state), Arc::clone(names));
-                worker.spawn(async move {
+                local.spawn(async move {
                     refresh(&state, &names).await;
                     state.dns.busy.set(false);
                 });

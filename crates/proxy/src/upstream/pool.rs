@@ -6,11 +6,11 @@
 
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
-use crate::http::body::RequestBody;
-use crate::http::exec::LocalExec;
+use crate::exec::LocalExec;
 use crate::io::stream::Stream;
 use crate::io::sys::{self, Idle};
-use crate::worker::Worker;
+use crate::local::Local;
+use crate::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::hcm::HeaderCase;
@@ -203,7 +203,7 @@ impl Pool {
 
 impl Home {
     /// Takes a connection back once its response has ended.
-    pub fn give_back(self, worker: &Worker, mut connection: Http1) {
+    pub fn give_back(self, local: &Local, mut connection: Http1) {
         let limit = self.state.cluster.max_requests_per_connection;
         let spent = limit.is_some_and(|m| connection.served >= m);
         if self.state.is_retired() || spent || connection.sender.is_closed() {
@@ -213,7 +213,7 @@ impl Home {
         if connection.sender.is_ready() {
             self.put(connection);
         } else {
-            worker.spawn(async move {
+            local.spawn(async move {
                 if connection.sender.ready().await.is_ok() && !self.state.is_retired() {
                     self.put(connection);
                 }
@@ -247,7 +247,7 @@ impl Http1 {
 /// # Errors
 /// No connection could be made, or the circuit limits forbid it. Nothing has been sent.
 pub(crate) async fn take(
-    worker: &Rc<Worker>,
+    local: &Rc<Local>,
     state: &Rc<ClusterState>,
     key: &PoolKey,
     target: &Target,
@@ -256,14 +256,14 @@ pub(crate) async fn take(
 ) -> Result<Taken, ConnectError> {
     let pool = state.pool(key);
     if key.h2 {
-        stream(worker, state, pool, target, fresh, high).await
+        stream(local, state, pool, target, fresh, high).await
     } else {
-        exclusive(worker, state, pool, target, fresh, high).await
+        exclusive(local, state, pool, target, fresh, high).await
     }
 }
 
 async fn exclusive(
-    worker: &Rc<Worker>,
+    local: &Rc<Local>,
     state: &Rc<ClusterState>,
     pool: Rc<Pool>,
     target: &Target,
@@ -286,18 +286,18 @@ async fn exclusive(
             return Ok(Taken::Http1 { connection, home, reused: true });
         }
     };
-    let stream = connect(worker, &state.cluster, &state.stats, target).await?;
+    let stream = connect(local, &state.cluster, &state.stats, target).await?;
     drop(pending);
     state.stats.upstream_cx_http1_total.inc();
-    let (fd, local) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
-    let sender = http1(worker, state, stream, counted).await?;
+    let (fd, address) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
+    let sender = http1(local, state, stream, counted).await?;
     let now = Instant::now();
-    let connection = Http1 { sender, fd, local, since: now, made: now, served: 1 };
+    let connection = Http1 { sender, fd, local: address, since: now, made: now, served: 1 };
     Ok(Taken::Http1 { connection, home, reused: false })
 }
 
 async fn http1(
-    worker: &Worker,
+    local: &Local,
     state: &ClusterState,
     stream: Stream,
     counted: ActiveConnection,
@@ -308,7 +308,7 @@ async fn http1(
     builder.title_case_headers(state.cluster.http1.header_case == HeaderCase::ProperWords);
     builder.preserve_header_case(state.cluster.http1.header_case == HeaderCase::Preserve);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
-    worker.spawn(async move {
+    local.spawn(async move {
         // Its outcome is seen by the request on it; an idle one only ends.
         let _ = connection.with_upgrades().await;
         drop(counted);
@@ -317,7 +317,7 @@ async fn http1(
 }
 
 async fn stream(
-    worker: &Rc<Worker>,
+    local: &Rc<Local>,
     state: &Rc<ClusterState>,
     pool: Rc<Pool>,
     target: &Target,
@@ -341,10 +341,10 @@ async fn stream(
         return Ok(taken(t, true));
     }
     let counted = state.connection(high).ok_or(ConnectError::Overflow)?;
-    let stream = connect(worker, &state.cluster, &state.stats, target).await?;
+    let stream = connect(local, &state.cluster, &state.stats, target).await?;
     drop(pending);
     state.stats.upstream_cx_http2_total.inc();
-    let local = stream.socket().tcp().local_addr().ok();
+    let address = stream.socket().tcp().local_addr().ok();
     let mut builder = http2::Builder::new(LocalExec);
     builder
         .timer(TokioTimer::new())
@@ -357,14 +357,14 @@ async fn stream(
         builder.keep_alive_interval(interval).keep_alive_timeout(options.keepalive_timeout);
     }
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
-    worker.spawn(async move {
+    local.spawn(async move {
         let _ = connection.await;
         drop(counted);
     });
     let now = Instant::now();
     let made = Http2 {
         sender,
-        local,
+        local: address,
         streams: Rc::new(Cell::new(0)),
         served: Rc::new(Cell::new(0)),
         since: Rc::new(Cell::new(now)),

@@ -148,3 +148,19 @@ async fn draining_waits_for_what_is_under_way_and_no_longer() {
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(TcpStream::connect(at).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_silent_during_the_switch_meets_the_new_policy() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mesh = Mesh::new();
+    let (app, connections) = echo_app().await;
+    let at = free_port();
+    let run = start(mode(at, app, false), mesh.secrets("app"));
+    let mut early = TcpStream::connect(at).await.unwrap();
+    until("accepted", || run.engine.stats().get("listener.in.downstream_cx_active") == 1).await;
+    run.engine.apply(Arc::new(mode(at, app, true))).unwrap();
+    early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let got = tokio::time::timeout(Duration::from_secs(5), early.read_u8()).await.unwrap();
+    assert_eq!(got.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}

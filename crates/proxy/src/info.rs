@@ -1,0 +1,36 @@
+//! What is known of a downstream connection once its chain has taken it.
+//!
+//! Invariant: complete before the first byte is served, and unchanged after.
+
+use crate::tls::ClientProof;
+use carrick_proxy_core::model::listener::{FilterChain, Listener};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What is known of a connection, shared by all its requests.
+#[derive(Debug)]
+pub struct Info {
+    /// Local address as the client meant it: the original destination.
+    pub local: SocketAddr,
+    /// The original destination, only if the connection was redirected.
+    pub restored: Option<SocketAddr>,
+    /// The client.
+    pub peer: SocketAddr,
+    /// SNI.
+    pub server_name: Option<String>,
+    /// Proof of a TLS handshake; none on plain connections.
+    pub tls: Option<ClientProof>,
+    /// Number within the worker.
+    pub id: u64,
+    /// The listener.
+    pub listener: Arc<Listener>,
+    /// The chain.
+    pub chain: Arc<FilterChain>,
+}
+
+impl Info {
+    /// Whether the client proved who it is.
+    pub fn mutual(&self) -> bool {
+        self.tls.as_ref().is_some_and(|t| t.peer.is_some())
+    }
+}
