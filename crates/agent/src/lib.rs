@@ -12,6 +12,7 @@ pub mod node;
 pub mod secrets;
 
 mod admin;
+mod engine;
 mod envoy;
 mod http_client;
 mod names;

@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::admin;
 use crate::config::{AgentConfig, DrainConfig, EngineKind};
+use crate::engine::EngineHandle;
 use crate::envoy::{EnvoyEngine, Feed};
 use crate::identity::IdentityKeeper;
 use crate::metrics::AgentMetrics;
@@ -50,47 +51,6 @@ pub enum AgentError {
 
 fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
     move |source| AgentError::Io { what, source }
-}
-
-/// The engine, whichever it is.
-#[derive(Clone, Debug)]
-pub(crate) enum EngineHandle {
-    Native(Arc<NativeEngine>),
-    Envoy(Arc<EnvoyEngine>),
-}
-
-impl EngineHandle {
-    pub async fn not_ready(&self) -> Vec<String> {
-        match self {
-            Self::Native(native) => native.readiness.missing().into_iter().map(str::to_owned).collect(),
-            Self::Envoy(envoy) => envoy.not_ready().await,
-        }
-    }
-
-    pub async fn prometheus(&self) -> Vec<u8> {
-        match self {
-            Self::Native(native) => native.engine.stats().prometheus().into_bytes(),
-            Self::Envoy(envoy) => envoy.prometheus().await,
-        }
-    }
-
-    pub async fn start_drain(&self) {
-        match self {
-            Self::Native(native) => {
-                native.readiness.update(|state| state.draining = true);
-                let native = Arc::clone(native);
-                tokio::spawn(async move { native.engine.drain(Duration::from_secs(45)).await });
-            }
-            Self::Envoy(envoy) => envoy.start_drain().await,
-        }
-    }
-
-    async fn drain(&self, config: &DrainConfig) {
-        match self {
-            Self::Native(native) => native.drain(config).await,
-            Self::Envoy(envoy) => envoy.drain(config).await,
-        }
-    }
 }
 
 /// A running agent.

@@ -12,8 +12,8 @@ use http::{Method, StatusCode};
 use tokio::sync::Notify;
 
 use crate::config::Ports;
+use crate::engine::EngineHandle;
 use crate::metrics::AgentMetrics;
-use crate::run::EngineHandle;
 
 /// Prometheus' text format.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{apply, bench, cluster, demo, output::Format, proxy_config, proxy_status, up, version};
+use crate::{apply, bench, cluster, demo, output::Format, process, proxy_config, proxy_status, up, version};
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
 #[derive(Debug, Parser)]
@@ -462,7 +462,7 @@ impl Run {
             Some(path) => path,
             None => beside("carrick-proxy")?,
         };
-        options.envoy_binary = self.envoy_binary.or_else(|| on_path("envoy"));
+        options.envoy_binary = self.envoy_binary.or_else(|| process::on_path("envoy"));
         options.trust_domain = self.trust_domain;
         Ok(options)
     }
@@ -475,13 +475,7 @@ fn beside(program: &str) -> Result<PathBuf> {
     if sibling.exists() {
         return Ok(sibling);
     }
-    on_path(program).with_context(|| format!("{program} is neither beside {} nor on PATH", own.display()))
-}
-
-/// The first program of that name on the search path.
-pub fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+    process::on_path(program).with_context(|| format!("{program} is neither beside {} nor on PATH", own.display()))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -1,4 +1,4 @@
-//! What running processes have used so far, from /proc.
+//! Programs and processes of this machine: where they lie, what they have used so far (from /proc).
 //!
 //! Invariant: reads only; a process that ends between two reads counts with what it had.
 
@@ -80,6 +80,12 @@ pub fn sidecars_of(pod: &str) -> Result<Vec<u32>> {
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The first program of that name on the search path.
+pub fn on_path(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 fn tasks(pid: u32) -> Result<Vec<i32>> {

@@ -61,8 +61,7 @@ struct Burst {
 /// When the mesh does not start or a request fails.
 pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     for program in ["wrk", "h2load", "nginx"] {
-        crate::cli::on_path(program)
-            .with_context(|| format!("{program} is not installed (`make bench` installs it)"))?;
+        process::on_path(program).with_context(|| format!("{program} is not installed (`make bench` installs it)"))?;
     }
     let dir = if data_dir == Path::new(carrick_pod::options::DEFAULT_DATA_DIR) {
         std::env::temp_dir().join(format!("carrick-bench-{}", std::process::id()))
@@ -96,7 +95,7 @@ async fn measure(mesh: &mut Mesh, options: &Options, dir: &Path) -> Result<(Summ
     mesh.apply(&manifests(options.services)).await?;
     let config = dir.join("nginx.conf");
     std::fs::write(&config, NGINX)?;
-    let nginx = crate::cli::on_path("nginx").context("nginx")?.display().to_string();
+    let nginx = process::on_path("nginx").context("nginx")?.display().to_string();
     for engine in ENGINES {
         let server =
             ["sh", "-c", &format!("exec {nginx} -e /dev/stderr -c {} -p /tmp", config.display())].map(str::to_owned);
