@@ -96,7 +96,7 @@ pub struct ControlPlane {
 pub struct IdentityConfig {
     /// Service account token, read anew for each request.
     pub token_file: PathBuf,
-    /// Life asked for.
+    /// Life asked for; zero leaves it to the authority.
     pub ttl: Duration,
     /// Share of the life that is left when it is renewed.
     pub grace_ratio: f64,

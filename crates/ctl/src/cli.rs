@@ -141,6 +141,9 @@ struct Run {
     /// Environment of the process.
     #[arg(short, long = "env", value_parser = key_value, value_name = "K=V")]
     env: Vec<(String, String)>,
+    /// Environment of the sidecar, e.g. SECRET_TTL=1h or ISTIO_META_…
+    #[arg(long, value_parser = key_value, value_name = "K=V")]
+    sidecar_env: Vec<(String, String)>,
     /// The carrick-proxy binary [default: beside this program, then PATH].
     #[arg(long, env = "CARRICK_PROXY", value_name = "FILE")]
     proxy_binary: Option<PathBuf>,
@@ -456,6 +459,7 @@ impl Run {
         options.no_sidecar = self.no_sidecar;
         options.manifest = self.filename.map(|path| ManifestRef { path, workload: self.workload });
         options.env = self.env;
+        options.sidecar_env = self.sidecar_env;
         options.data_dir = global.data_dir.clone();
         options.kubeconfig = global.kubeconfig.clone();
         options.proxy_binary = match self.proxy_binary {

@@ -4,7 +4,7 @@
 //! process. The order of start is: authority, API, host network, control plane, and only then "ready".
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -172,6 +172,7 @@ fn host_options(options: &Options) -> HostOptions {
     if !options.host_names {
         host.hosts_file = None;
     }
+    host.api_address = Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, options.api_port));
     host
 }
 

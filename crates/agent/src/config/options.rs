@@ -51,7 +51,7 @@ const OPTIONS: &[Opt] = options![
     "root-file" ["CA_ROOT_CA", "XDS_ROOT_CA"] "./var/run/secrets/istio/root-cert.pem" "roots of the mesh, PEM";
     "token-file" ["CARRICK_TOKEN_FILE"] "./var/run/secrets/tokens/istio-token" "service account token, audience istio-ca";
     "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
-    "secret-ttl" ["SECRET_TTL"] "24h" "life of a certificate to ask for";
+    "secret-ttl" ["SECRET_TTL"] "0s" "life of a certificate to ask for; 0s leaves it to the authority";
     "secret-grace-ratio" ["SECRET_GRACE_PERIOD_RATIO"] "0.5" "share of its life that is left when it is renewed";
     "secret-grace-jitter" ["SECRET_GRACE_PERIOD_RATIO_JITTER"] "0.01" "random change of that share";
     "key-algorithm" ["CARRICK_KEY_ALGORITHM"] "ecdsa-p256" "key of the workload: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096";
@@ -302,7 +302,8 @@ impl<S: Surroundings> Reader<'_, S> {
 
     fn identity(&mut self) -> Option<IdentityConfig> {
         let ttl = self.take("secret-ttl", |t| {
-            value::duration(t).and_then(|d| if d.as_secs() > 0 { Ok(d) } else { Err("less than a second".to_owned()) })
+            value::duration(t)
+                .and_then(|d| if d.is_zero() || d.as_secs() > 0 { Ok(d) } else { Err("less than a second".to_owned()) })
         });
         let grace_ratio = self.take("secret-grace-ratio", value::ratio);
         let grace_jitter = self.take("secret-grace-jitter", value::ratio);

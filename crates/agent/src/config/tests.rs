@@ -52,7 +52,7 @@ fn defaults_are_istios() {
     assert_eq!(config.node.ips.len(), 2);
     assert_eq!(config.control_plane.discovery_address, "istiod.istio-system.svc:15012");
     assert_eq!(config.control_plane.ca_address, config.control_plane.discovery_address);
-    assert_eq!(config.identity.ttl, Duration::from_secs(24 * 3600));
+    assert_eq!(config.identity.ttl, Duration::ZERO);
     assert_eq!((config.identity.grace_ratio, config.identity.grace_jitter), (0.5, 0.01));
     assert_eq!(
         (config.ports.admin, config.ports.status, config.ports.health, config.ports.prometheus),
