@@ -1,7 +1,8 @@
 //! Garbage: objects whose owners are gone.
 //!
-//! Invariant: an object with at least one owner that exists stays. Owners are looked up in the store before anything is
-//! deleted, so an owner that is merely not seen yet costs nothing.
+//! Invariant: an object with at least one owner that exists stays, and loses its references to owners that are gone: a
+//! later orphaning by the last one then leaves it free, not owned by the dead. Owners are looked up in the store before
+//! anything is deleted, so an owner that is merely not seen yet costs nothing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -108,17 +109,41 @@ impl Collector {
         self.owned_by.get(uid).into_iter().flatten().cloned().collect()
     }
 
-    /// Deletes an object if none of its owners exists.
-    async fn collect(&self, (resource, namespace, name): &Place) -> ApiResult<()> {
+    /// Deletes an object if none of its owners exists; else drops its references to those that do not.
+    async fn collect(&self, place: &Place) -> ApiResult<()> {
+        self.collect_without(place, "").await
+    }
+
+    /// The same, with the owner `leaving` counted as gone.
+    async fn collect_without(&self, (resource, namespace, name): &Place, leaving: &str) -> ApiResult<()> {
         let Some(object) = self.store.get(resource, namespace, name) else { return Ok(()) };
-        let references =
-            object.pointer("/metadata/ownerReferences").and_then(Value::as_array).cloned().unwrap_or_default();
-        if references.is_empty() || references.iter().any(|reference| self.exists(reference, namespace)) {
+        let references = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        let references: Vec<&Value> = references.into_iter().flatten().collect();
+        let stays = |reference: &&Value| uid_of_reference(reference) != leaving && self.exists(reference, namespace);
+        let (present, absent): (Vec<&Value>, Vec<&Value>) = references.into_iter().partition(stays);
+        if absent.is_empty() {
             return Ok(());
         }
-        let uid = object.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
-        let options = DeleteOptions { uid, ..DeleteOptions::default() };
-        self.settle(self.store.delete(resource, namespace, name, &options).await.map(drop), name)
+        let uid = object.pointer("/metadata/uid").and_then(Value::as_str);
+        if present.is_empty() {
+            let options = DeleteOptions { uid: uid.map(str::to_owned), ..DeleteOptions::default() };
+            return self.settle(self.store.delete(resource, namespace, name, &options).await.map(drop), name);
+        }
+        let absent: Vec<&str> = absent.into_iter().map(uid_of_reference).collect();
+        self.disown((resource, namespace, name), &absent).await
+    }
+
+    /// Takes the references to these owners away.
+    async fn disown(&self, (resource, namespace, name): (&str, &str, &str), owners: &[&str]) -> ApiResult<()> {
+        let done = self.store.modify(resource, namespace, name, WriteOptions::default(), |old| {
+            let mut new = old.ok_or_else(|| ApiError::not_found(resource, name))?.clone();
+            if let Some(Value::Array(references)) = new.pointer_mut("/metadata/ownerReferences") {
+                references.retain(|reference| !owners.contains(&uid_of_reference(reference)));
+            }
+            Ok(Intent::Put(new))
+        });
+        let done = done.await.map(drop);
+        self.settle(done, name)
     }
 
     /// Whether the object that an owner reference names is there. A kind that is not served counts as there: deleting
@@ -140,23 +165,13 @@ impl Collector {
         let uid = owner.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default();
         if finalizers.iter().any(|f| f == ORPHAN) {
             for (resource, namespace, name) in self.dependents(owner) {
-                let orphaned = self.store.modify(&resource, &namespace, &name, WriteOptions::default(), |old| {
-                    let mut new = old.ok_or_else(|| ApiError::not_found(&resource, &name))?.clone();
-                    if let Some(Value::Array(references)) = new.pointer_mut("/metadata/ownerReferences") {
-                        references.retain(|r| r.get("uid").and_then(Value::as_str) != Some(uid));
-                    }
-                    Ok(Intent::Put(new))
-                });
-                let orphaned = orphaned.await.map(drop);
-                self.settle(orphaned, &name)?;
+                self.disown((&resource, &namespace, &name), &[uid]).await?;
             }
             return self.take_finalizer(place, ORPHAN).await;
         }
         if finalizers.iter().any(|f| f == FOREGROUND) {
-            for (resource, namespace, name) in self.dependents(owner) {
-                let deleted =
-                    self.store.delete(&resource, &namespace, &name, &DeleteOptions::default()).await.map(drop);
-                self.settle(deleted, &name)?;
+            for dependent in self.dependents(owner) {
+                self.collect_without(&dependent, uid).await?;
             }
             return self.take_finalizer(place, FOREGROUND).await;
         }
@@ -190,5 +205,9 @@ impl Collector {
 
 fn owner_uids(object: &Value) -> Vec<String> {
     let references = object.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten();
-    references.filter_map(|r| r.get("uid").and_then(Value::as_str).map(str::to_owned)).collect()
+    references.map(|reference| uid_of_reference(reference).to_owned()).collect()
+}
+
+fn uid_of_reference(reference: &Value) -> &str {
+    reference.get("uid").and_then(Value::as_str).unwrap_or_default()
 }

@@ -238,12 +238,31 @@ async fn dependents_go_with_their_owners() {
     fixture.until("the object whose owner never was", gone("of-nobody")).await;
     fixture.store.delete("configmaps", "default", "a", &DeleteOptions::default()).await.unwrap();
     fixture.until("the dependent of a", gone("of-a")).await;
-    assert!(fixture.store.exists("configmaps", "default", "of-both"));
+    let owners = |name: &'static str| {
+        move |s: &Store| {
+            let object = s.get("configmaps", "default", name)?;
+            let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+            Some(owners.iter().map(|o| o["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+        }
+    };
+    let owned_by = |name, by: Vec<&'static str>| move |s: &Store| (owners(name)(s)? == by).then_some(());
+    fixture.until("the reference to a, which is gone, to go", owned_by("of-both", vec!["b"])).await;
     let orphan = DeleteOptions { finalizer: Some("orphan".into()), ..DeleteOptions::default() };
     fixture.store.delete("configmaps", "default", "b", &orphan).await.unwrap();
     fixture.until("b", gone("b")).await;
-    let left = fixture.store.get("configmaps", "default", "of-both").expect("orphaned, not deleted");
-    assert_eq!(left["metadata"]["ownerReferences"].as_array().map(Vec::len), Some(1));
+    assert_eq!(owners("of-both")(&fixture.store), Some(vec![]), "orphaned, not deleted");
+
+    // In the foreground an owner takes along only what nobody else owns.
+    let c = fixture.store.create("configmaps", config("c", vec![])).await.unwrap();
+    let d = fixture.store.create("configmaps", config("d", vec![])).await.unwrap();
+    let (c, d) = (c["metadata"]["uid"].as_str().unwrap(), d["metadata"]["uid"].as_str().unwrap());
+    fixture.store.create("configmaps", config("of-c", vec![("c", c)])).await.unwrap();
+    fixture.store.create("configmaps", config("of-c-and-d", vec![("c", c), ("d", d)])).await.unwrap();
+    let foreground = DeleteOptions { finalizer: Some("foregroundDeletion".into()), ..DeleteOptions::default() };
+    fixture.store.delete("configmaps", "default", "c", &foreground).await.unwrap();
+    fixture.until("c", gone("c")).await;
+    fixture.until("the dependent of c", gone("of-c")).await;
+    fixture.until("the reference to c to go", owned_by("of-c-and-d", vec!["d"])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
