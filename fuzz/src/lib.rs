@@ -57,7 +57,7 @@ fn xds(message: &str, data: &[u8]) {
     let (one, two) = rest.split_at(rest.len() * usize::from(*first) / 256);
     let mut store = ConfigStore::new();
     for body in [one, two] {
-        let any = Any { type_url: type_url.clone(), value: body.to_vec().into() };
+        let any = Any { type_url: type_url.clone(), value: body.to_vec() };
         let _ = store.apply(&type_url, vec![("fuzz".into(), any)], &[]);
         let _ = store.runtime();
         let _ = store.interests();

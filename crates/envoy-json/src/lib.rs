@@ -163,7 +163,7 @@ mod tests {
                     name: "envoy.transport_sockets.tls".into(),
                     config_type: Some(ConfigType::TypedConfig(Any {
                         type_url: format!("type.googleapis.com/{}", <DownstreamTlsContext as prost::Name>::full_name()),
-                        value: tls.encode_to_vec().into(),
+                        value: tls.encode_to_vec(),
                     })),
                 }),
                 ..Default::default()

@@ -139,16 +139,14 @@ impl Mesh {
         let log = self.dir.join(format!("{namespace}_{name}.log"));
         let start = Instant::now();
         loop {
-            if let Some(pod) = api.get_opt(name).await? {
-                if let Some(address) = ready_address(&pod) {
-                    return Ok(address);
-                }
+            if let Some(address) = api.get_opt(name).await?.as_ref().and_then(ready_address) {
+                return Ok(address);
             }
             let runner = self.pods.iter_mut().find(|(ns, n, _)| ns == namespace && n == name);
-            if let Some((_, _, child)) = runner {
-                if let Some(status) = child.try_wait()? {
-                    bail!("pod {namespace}/{name} ended ({status}):\n{}", tail(&log));
-                }
+            if let Some((_, _, child)) = runner
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("pod {namespace}/{name} ended ({status}):\n{}", tail(&log));
             }
             ensure!(start.elapsed() < POD_LIMIT, "pod {namespace}/{name} is not ready:\n{}", tail(&log));
             tokio::time::sleep(Duration::from_millis(50)).await;

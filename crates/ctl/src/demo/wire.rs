@@ -85,11 +85,10 @@ fn read(socket: &OwnedFd, pair: (Ipv4Addr, Ipv4Addr), stop: &AtomicBool) -> Payl
         // SAFETY: the buffer is valid for its whole length.
         let got = unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
         let Ok(got) = usize::try_from(got) else { continue };
-        if let Some(payload) = frame.get(..got).and_then(|packet| tcp_payload(packet, pair)) {
-            if kept + payload.len() <= LIMIT {
-                kept += payload.len();
-                found.0.push(payload.to_vec());
-            }
+        let payload = frame.get(..got).and_then(|packet| tcp_payload(packet, pair));
+        if let Some(payload) = payload.filter(|payload| kept + payload.len() <= LIMIT) {
+            kept += payload.len();
+            found.0.push(payload.to_vec());
         }
     }
     found
