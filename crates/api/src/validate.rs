@@ -11,6 +11,8 @@ mod peer_authentication;
 mod selector;
 mod tls;
 
+pub use names::{is_label_key, is_label_value};
+
 use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity};
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -73,7 +73,7 @@ fn domain(host: &str, first_label: fn(&str) -> bool) -> Result<(), String> {
 }
 
 /// A label value: at most 63 letters, digits, `-`, `_`, `.`, with letters or digits at the ends; or empty.
-pub(super) fn is_label_value(text: &str) -> bool {
+pub fn is_label_value(text: &str) -> bool {
     let bytes = text.as_bytes();
     let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -81,7 +81,7 @@ pub(super) fn is_label_value(text: &str) -> bool {
 }
 
 /// A label key: a name like a value but not empty, with an optional `domain/` before it.
-pub(super) fn is_label_key(text: &str) -> bool {
+pub fn is_label_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),

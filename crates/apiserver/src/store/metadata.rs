@@ -3,6 +3,8 @@
 //! Invariant: after `prepare_create`/`prepare_update` an object's identity is the server's, whatever the client sent.
 //! What it leaves to others: resourceVersion (the revision) and deletion (`delete`).
 
+use carrick_api::validate::{is_label_key, is_label_value};
+
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult, Cause};
 use serde_json::{Map, Value, json};
@@ -104,6 +106,22 @@ fn check_name(kind: &Resource, name: &str) -> Option<Cause> {
     (!dns_label(name, true)).then(|| Cause::invalid("metadata.name", &value, why))
 }
 
+/// Keys of labels and annotations are qualified names (an annotation's in any case), values of labels are short words.
+fn check_labels(meta: &Map<String, Value>) -> Vec<Cause> {
+    let entries = |field: &str| meta.get(field).and_then(Value::as_object).into_iter().flatten();
+    let key = |field: &str, key: &str| {
+        let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]'), after an optional DNS subdomain and '/'";
+        (!is_label_key(key)).then(|| Cause::invalid(format!("metadata.{field}"), &json!(key), why))
+    };
+    let value = |value: &Value| {
+        let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?'), no more than 63 of them";
+        (!value.as_str().is_some_and(is_label_value)).then(|| Cause::invalid("metadata.labels", value, why))
+    };
+    let labels = entries("labels").flat_map(|(k, v)| [key("labels", k), value(v)]);
+    let annotations = entries("annotations").map(|(k, _)| key("annotations", &k.to_ascii_lowercase()));
+    labels.chain(annotations).flatten().collect()
+}
+
 /// Kinds without a desired state (ConfigMap, Event) have no generation.
 fn has_generation(kind: &Resource, object: &Value) -> bool {
     kind.group.contains('.') && object.get("spec").is_some() || kind.has_status && object.get("spec").is_some()
@@ -133,6 +151,10 @@ pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDat
     let name = text(meta, "name");
     if let Some(cause) = check_name(kind, &name) {
         return Err(ApiError::invalid(&kind.group, &kind.kind, &name, vec![cause]));
+    }
+    let causes = check_labels(meta);
+    if !causes.is_empty() {
+        return Err(ApiError::invalid(&kind.group, &kind.kind, &name, causes));
     }
     if !kind.namespaced {
         meta.shift_remove("namespace");
@@ -188,6 +210,12 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
             why: format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {uid}"),
         });
     }
+    if ["labels", "annotations"].iter().any(|field| meta.get(*field) != old_meta.get(*field)) {
+        let causes = check_labels(meta);
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(&kind.group, &kind.kind, &name, causes));
+        }
+    }
     if deleting {
         let finalizers =
             |m: &Map<String, Value>| m.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -229,4 +257,31 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
     }
     tidy(meta);
     Ok((wanted != *old).then_some(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_words() {
+        let refused = |meta: Value| check_labels(meta.as_object().unwrap()).len();
+        for good in [
+            json!({}),
+            json!({ "labels": { "a": "", "example.com/b_c": "D.e-1" } }),
+            json!({ "annotations": { "Some.Example/Key": "any text, {even this}" } }),
+        ] {
+            assert_eq!(refused(good.clone()), 0, "{good}");
+        }
+        for bad in [
+            json!({ "labels": { "a b": "c" } }),
+            json!({ "labels": { "": "c" } }),
+            json!({ "labels": { "a": "b c" } }),
+            json!({ "labels": { "a": 5 } }),
+            json!({ "labels": { "a": "x".repeat(64) } }),
+            json!({ "annotations": { "a/b/c": "" } }),
+        ] {
+            assert_eq!(refused(bad.clone()), 1, "{bad}");
+        }
+    }
 }
