@@ -17,6 +17,8 @@ use kube::{
 };
 use serde_json::Value;
 
+use crate::output::words;
+
 /// The name under which the server remembers who set a field.
 const FIELD_MANAGER: &str = "carrick-apply";
 
@@ -40,7 +42,7 @@ pub async fn run(client: &Client, files: &[PathBuf], namespace: &str, dry_run: b
                 Ok(line) => println!("{line}"),
                 Err(error) => {
                     failed = true;
-                    eprintln!("error: {source}: {error:#}");
+                    eprintln!("error: {source}: {}", words(&error));
                 }
             }
         }

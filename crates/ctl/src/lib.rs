@@ -1,8 +1,9 @@
 //! The command line as a library: what people type, and what it does.
 //!
 //! Invariant: a command parses into plain options first (`cli`), then runs; exit codes are 0 for done, 1 for
-//! failed, 64 for a command line that cannot be read, and the command's own for `run` and `exec`. No policy, no
-//! rendering and no packet is decided here: commands call the crates that do.
+//! failed, 64 for a command line that cannot be read, and the command's own for `run` and `exec` (as in a shell 127 or
+//! 126 when it cannot be started, 128 and the number for a signal). No policy, no rendering and no packet is decided
+//! here: commands call the crates that do.
 
 pub mod apply;
 pub mod bench;
@@ -53,8 +54,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("Error: {}", output::words(&error));
+            let code = error.downcast_ref::<carrick_pod::PodError>().map_or(1, carrick_pod::PodError::exit_code);
+            ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
     }
 }

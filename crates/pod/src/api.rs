@@ -50,6 +50,14 @@ pub(crate) async fn namespace(connection: &Connection, name: &str) -> Result<Nam
     }
 }
 
+/// What the API answered, in its own words: the client's own text also holds the whole answer as the program sees it.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Whether the API said that there is no such object.
 pub(crate) fn not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found())

@@ -24,7 +24,7 @@ pub enum PodError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The API refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", crate::api::words(source))]
     Api {
         /// What was being done.
         doing: String,
