@@ -244,3 +244,22 @@ fn format_strings() {
         assert!(format::parse(bad).is_err(), "{bad}");
     }
 }
+
+/// As Envoy 1.40 does it: what steers retries and time-outs goes, the count of attempts stays for the application.
+#[test]
+fn internal_headers() {
+    let sent = &[
+        ("x-envoy-attempt-count", "1"),
+        ("x-envoy-retry-on", "5xx"),
+        ("x-envoy-upstream-stream-duration-ms", "10"),
+        ("x-envoy-decorator-operation", "a"),
+        ("x-mine", "b"),
+    ];
+    let left = |edge: bool| {
+        let mut map = headers(sent);
+        hop::strip_internal(&mut map, edge, &[HeaderName::from_static("x-mine")]);
+        map.keys().map(|k| k.as_str().to_owned()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(left(false), ["x-envoy-attempt-count", "x-envoy-decorator-operation"].map(String::from).into());
+    assert_eq!(left(true), ["x-envoy-attempt-count"].map(String::from).into());
+}
