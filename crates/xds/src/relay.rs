@@ -4,6 +4,7 @@
 //! versions it holds. No state is kept here.
 
 use crate::client::{Connector, Token, open_channel};
+use carrick_runtime::backoff::Backoff;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -15,8 +16,12 @@ use futures_util::stream::{BoxStream, Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
+
+/// First and longest pause between attempts to reach the control plane.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What became of a relayed stream; for readiness and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +56,25 @@ pub fn relay_service(
 }
 
 impl Relay {
-    async fn upstream(&self) -> Result<AggregatedDiscoveryServiceClient<Channel>, Status> {
-        match open_channel(&self.connector).await {
-            Ok(channel) => {
-                Ok(AggregatedDiscoveryServiceClient::new(channel)
-                    .max_decoding_message_size(crate::client::MAX_RESPONSE))
+    /// A connection to the control plane, however long it takes. Envoy's stream waits meanwhile: refused, Envoy would
+    /// pause longer from try to try (up to half a minute) and be late when the control plane is back.
+    async fn upstream(&self) -> AggregatedDiscoveryServiceClient<Channel> {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut told = false;
+        loop {
+            match open_channel(&self.connector).await {
+                Ok(channel) => {
+                    return AggregatedDiscoveryServiceClient::new(channel)
+                        .max_decoding_message_size(crate::client::MAX_RESPONSE);
+                }
+                // Told once: an outage of a day is one line in the log, not one a second.
+                Err(error) if !told => {
+                    self.failed(Status::unavailable(crate::client::describe(&error)));
+                    told = true;
+                }
+                Err(_) => {}
             }
-            Err(error) => Err(self.failed(Status::unavailable(crate::client::describe(&error)))),
+            backoff.wait().await;
         }
     }
 
@@ -98,7 +115,7 @@ impl AggregatedDiscoveryService for Relay {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let mut upstream = self.upstream().await?;
+        let mut upstream = self.upstream().await;
         let call = self.call(request.into_inner());
         let responses = upstream.stream_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
         (self.observer)(RelayEvent::Connected);
@@ -117,7 +134,7 @@ impl AggregatedDiscoveryService for Relay {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let mut upstream = self.upstream().await?;
+        let mut upstream = self.upstream().await;
         let call = self.call(request.into_inner());
         let responses = upstream.delta_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
         (self.observer)(RelayEvent::Connected);

@@ -254,7 +254,8 @@ async fn a_relay_passes_everything_on() {
     let dir = tempfile::tempdir().expect("tempdir");
     let source = FixedSource::new(set(1, &[(Cluster, "a", 1), (Endpoint, "a", 1), (Listener, "l", 1)]));
     let served = Served::tcp(([127, 0, 0, 1], 0).into(), source.clone()).await;
-    let upstream = Connector::Plain { address: served.address.expect("tcp").to_string() };
+    let address = served.address.expect("tcp");
+    let upstream = Connector::Plain { address: address.to_string() };
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
     let service = relay_service(upstream, None, Arc::new(move |event| seen.lock().expect("events").push(event)));
@@ -268,6 +269,19 @@ async fn a_relay_passes_everything_on() {
     source.acknowledged(1).await;
     served.stop().await;
     client.until("the loss", |s| !s.reasons.is_empty()).await;
+    let unreachable =
+        |events: &[RelayEvent]| matches!(events.last(), Some(RelayEvent::Failed(why)) if why.contains("refused"));
+    let waited = async {
+        while !unreachable(&events.lock().expect("events")) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waited).await.expect("the relay tries again");
+    let again = FixedSource::new(set(2, &[(Cluster, "a", 1), (Endpoint, "a", 2), (Listener, "l", 1)]));
+    let served = Served::tcp(address, again).await;
+    client.until("the news", |s| holds(s, Endpoint, "a", 2)).await;
+    client.until("one loss only: the second stream waited", |s| s.reasons.len() == 1).await;
+    served.stop().await;
     let events = events.lock().expect("events").clone();
     assert_eq!(events[0], RelayEvent::Connected);
     assert!(events.contains(&RelayEvent::Response(Endpoint.as_str().to_owned())), "{events:?}");
