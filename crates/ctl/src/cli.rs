@@ -85,7 +85,7 @@ struct Up {
     trust_domain: String,
     /// Key algorithm of a root made at the first start: ecdsa-p256, ecdsa-p384, rsa-2048 or rsa-4096.
     #[arg(long, default_value = "ecdsa-p256", value_name = "ALGORITHM")]
-    ca_key_algorithm: String,
+    ca_key_algorithm: carrick_pki::KeyAlgorithm,
     /// Lifetime of a workload certificate whose request names none.
     #[arg(long, default_value = "24h", value_parser = duration, value_name = "DURATION")]
     workload_cert_ttl: Duration,

@@ -68,7 +68,7 @@ pub fn show(dump: &dump::Dump, section: &Section, format: Format) -> Result<Stri
                 None => endpoints::table(&found).to_string(),
             }
         }
-        Section::Secrets => match output::machine(&secrets::json(dump), format)? {
+        Section::Secrets => match output::machine(&secrets::json(dump)?, format)? {
             Some(text) => text,
             None => secrets::table(dump, std::time::SystemTime::now())?.to_string(),
         },
@@ -92,7 +92,7 @@ fn all(dump: &dump::Dump, format: Format) -> Result<String> {
             "clusters": renamed(&clusters::select(dump, &clusters::Filter::default()))?,
             "listeners": renamed(&listeners::select(dump, &listeners::Filter::default()))?,
             "routes": renamed(&routes::select(dump, &routes::Filter::default()))?,
-            "secrets": secrets::json(dump),
+            "secrets": secrets::json(dump)?,
             "endpoints": endpoints::json(&endpoints::select(dump, &endpoints::Filter::default())),
         });
         return Ok(output::machine(&value, format)?.unwrap_or_default());

@@ -41,7 +41,7 @@ pub struct Options {
     /// Trust domain of all identities.
     pub trust_domain: String,
     /// Key algorithm of a new root.
-    pub ca_key_algorithm: String,
+    pub ca_key_algorithm: KeyAlgorithm,
     /// Lifetime of a certificate whose request names none.
     pub workload_cert_ttl: Duration,
     /// Longest lifetime a workload may ask for.
@@ -154,11 +154,9 @@ fn mesh_config(options: &Options) -> Result<MeshConfig> {
 }
 
 fn authority(options: &Options) -> Result<Authority> {
-    let algorithm: KeyAlgorithm =
-        options.ca_key_algorithm.parse().map_err(|e| anyhow::anyhow!("--ca-key-algorithm: {e}"))?;
     let trust_domain = TrustDomain::new(&options.trust_domain).context("--trust-domain")?;
     let ca = CaOptions {
-        algorithm,
+        algorithm: options.ca_key_algorithm,
         trust_domain,
         default_ttl: options.workload_cert_ttl,
         max_ttl: options.max_workload_cert_ttl.max(options.workload_cert_ttl),

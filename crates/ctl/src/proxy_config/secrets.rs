@@ -21,9 +21,21 @@ fn secrets(dump: &Dump) -> impl Iterator<Item = (&Value, &'static str)> {
     })
 }
 
-/// The secrets as the proxy shows them.
-pub fn json(dump: &Dump) -> Value {
-    json!({"dynamicActiveSecrets": secrets(dump).map(|(secret, _)| secret.clone()).collect::<Vec<_>>()})
+/// The secrets as the proxy shows them, in protobuf's canonical JSON naming.
+///
+/// # Errors
+/// When one is no secret.
+pub fn json(dump: &Dump) -> Result<Value> {
+    const TYPE: &str = "type.googleapis.com/envoy.admin.v3.SecretsConfigDump.DynamicSecret";
+    let typed = |(secret, _): (&Value, _)| {
+        let mut secret = secret.clone();
+        if let Some(fields) = secret.as_object_mut() {
+            fields.insert("@type".to_owned(), TYPE.into());
+        }
+        secret
+    };
+    let found: Vec<Value> = secrets(dump).map(typed).collect();
+    Ok(json!({"dynamicActiveSecrets": super::renamed(&found.iter().collect::<Vec<_>>())?}))
 }
 
 /// The table of certificates.
