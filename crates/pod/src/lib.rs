@@ -23,6 +23,7 @@ mod sandbox;
 mod state;
 mod sweep;
 mod template;
+mod variables;
 
 pub use error::PodError;
 pub use exec::exec;

@@ -52,7 +52,7 @@ pub(crate) fn pod(
 ) -> Result<Pod, serde_json::Error> {
     let command: Vec<String> = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let ports: Vec<Value> = template.ports.iter().map(port).collect();
-    let env: Vec<Value> = template.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let env = crate::variables::object(&template.env);
     let mut app = json!({
         "name": template.container,
         "image": format!("localhost/{}", template.container),

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::PodError;
 use crate::options::{ManifestRef, Port, RunOptions};
+use crate::variables::{self, Variable};
 
 /// What the pod will be.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +32,7 @@ pub(crate) struct Template {
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) ports: Vec<Port>,
     /// Only what the manifest and the caller set.
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) env: Vec<Variable>,
     pub(crate) readiness: Option<ReadinessProbe>,
     pub(crate) grace: Duration,
     pub(crate) host_name: Option<String>,
@@ -82,8 +83,7 @@ fn from_template(
         return Err(PodError::Request(format!("{base_name:?} is no pod name: lower case letters, digits, - and .")));
     }
     let ports = if options.ports.is_empty() { container_ports(container.as_ref())? } else { options.ports.clone() };
-    let mut env = container_env(container.as_ref());
-    env.extend(options.env.iter().cloned());
+    let env = variables::of(container.as_ref(), &options.env).map_err(PodError::Request)?;
     let grace = spec.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     let account = options.service_account.clone().or(spec.service_account_name).or(spec.service_account);
     let mut template = Template {
@@ -181,12 +181,6 @@ fn container_ports(container: Option<&Container>) -> Result<Vec<Port>, PodError>
         .collect()
 }
 
-/// Values only; what refers to other objects has no meaning without a kubelet.
-fn container_env(container: Option<&Container>) -> Vec<(String, String)> {
-    let env = container.and_then(|container| container.env.clone()).unwrap_or_default();
-    env.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
-}
-
 fn readiness(probe: &Probe, ports: &[Port]) -> Option<ReadinessProbe> {
     let number = |port: &IntOrString| match port {
         IntOrString::Int(number) => u16::try_from(*number).ok(),
@@ -281,7 +275,8 @@ spec:
         assert_eq!((template.container.as_str(), template.service_account.as_str()), ("main", "kyc-sa"));
         assert_eq!(template.labels["version"], "v1");
         assert_eq!(template.ports, [Port { name: Some("http".into()), number: 8080 }]);
-        assert_eq!(template.env, [("A".to_owned(), "1".to_owned())]);
+        let names: Vec<&str> = template.env.iter().map(|variable| variable.name.as_str()).collect();
+        assert_eq!(names, ["A", "B"]);
         assert_eq!(template.grace, Duration::from_secs(5));
         let probe = template.readiness.unwrap();
         assert_eq!((probe.port, probe.path.as_deref(), probe.period), (8080, Some("/ready"), Duration::from_secs(2)));

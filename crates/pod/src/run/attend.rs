@@ -19,6 +19,7 @@ use super::{Plan, asks_to_end, status};
 use crate::injection::{CLUSTER_ID, owner, proxy_config};
 use crate::options::host_name;
 use crate::state::PodState;
+use crate::variables::{self, Facts};
 
 /// How long the endpoints may take to go before the command is asked nevertheless.
 const WITHDRAWAL: Duration = Duration::from_secs(2);
@@ -97,13 +98,25 @@ async fn is_served(slices: &Api<EndpointSlice>, ip: &str) -> Result<bool, kube::
 }
 
 /// What the command finds in its environment besides what this process has.
-pub(crate) fn app_env(plan: &Plan, pod: &str) -> Vec<(String, String)> {
+pub(crate) fn app_env(plan: &Plan, state: &PodState) -> Vec<(String, String)> {
+    let (options, template) = (&plan.options, &plan.template);
     let mut env = vec![
-        ("HOSTNAME".to_owned(), pod.to_owned()),
+        ("HOSTNAME".to_owned(), state.name.clone()),
         ("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned()),
         ("KUBERNETES_SERVICE_PORT".to_owned(), "443".to_owned()),
     ];
-    env.extend(plan.template.env.iter().cloned());
+    let facts = Facts {
+        name: &state.name,
+        namespace: &options.namespace,
+        uid: &state.uid,
+        node: &host_name(),
+        service_account: &template.service_account,
+        pod_ip: &state.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        host_ip: &options.network.gateway.to_string(),
+        labels: &template.labels,
+        annotations: &template.annotations,
+    };
+    variables::resolve(&template.env, &facts, &mut env);
     env
 }
 

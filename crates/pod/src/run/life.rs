@@ -256,7 +256,7 @@ impl Life {
         let options = &plan.options;
         let (program, arguments) =
             options.command.split_first().ok_or_else(|| PodError::Request("nothing to run".into()))?;
-        let env = super::attend::app_env(plan, &self.name);
+        let env = super::attend::app_env(plan, &self.folder.state);
         self.folder.state.env =
             std::env::vars().filter(|(key, _)| !env.iter().any(|(own, _)| own == key)).chain(env.clone()).collect();
         self.folder.state.cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
