@@ -47,6 +47,9 @@ pub(crate) async fn publish(pods: Api<Pod>, name: String, mut observed: watch::R
     }
 }
 
+/// What is left to finish for a pod whose object is gone already (deleted by force): another may take its name at once.
+const FORCED: Duration = Duration::from_secs(2);
+
 /// Returns when the object is being deleted or is gone, with the time that is left to finish if it says so.
 pub(crate) async fn deleted(pods: Api<Pod>, name: String, uid: String) -> Option<Duration> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -54,8 +57,8 @@ pub(crate) async fn deleted(pods: Api<Pod>, name: String, uid: String) -> Option
         let mut changes = Box::pin(kube::runtime::watcher::watch_object(pods.clone(), &name));
         while let Some(change) = changes.next().await {
             match change {
-                Ok(None) => return None,
-                Ok(Some(pod)) if pod.metadata.uid.as_deref() != Some(&uid) => return None,
+                Ok(None) => return Some(FORCED),
+                Ok(Some(pod)) if pod.metadata.uid.as_deref() != Some(&uid) => return Some(FORCED),
                 Ok(Some(pod)) if pod.metadata.deletion_timestamp.is_some() => {
                     let grace = pod.metadata.deletion_grace_period_seconds;
                     return grace.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
