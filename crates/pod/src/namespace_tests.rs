@@ -50,6 +50,14 @@ impl Machine {
         Machine { data, network }
     }
 
+    /// The bridge's hardware address, as `ip` shows it.
+    fn hardware_address(&self) -> String {
+        let output =
+            std::process::Command::new("ip").args(["-o", "link", "show", &self.network.bridge]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_once("link/ether ").unwrap().1.split(' ').next().unwrap().to_owned()
+    }
+
     async fn pod(&self, name: &str) -> Pod {
         let mut folder = state::allocate(&self.data, &self.network).unwrap();
         let namespace = NetNs::create(&folder.state.netns).unwrap();
@@ -132,6 +140,7 @@ async fn body(mut stream: TcpStream) -> String {
 fn a_pod_has_its_own_network_names_and_files() {
     on_a_host(async {
         let machine = Machine::new(1).await;
+        let gateway = machine.hardware_address();
         let (a, b) = (machine.pod("pod-a").await, machine.pod("pod-b").await);
         let host_name = crate::options::host_name();
         assert_eq!(a.output("hostname").await, "pod-a");
@@ -167,7 +176,11 @@ fn a_pod_has_its_own_network_names_and_files() {
         let missing = ExecOptions { command: vec!["no-such-program".into()], ..options };
         assert_eq!(exec(missing).await.unwrap_err().exit_code(), 127);
 
+        // Pods remember it: it must not follow the links that come and go.
+        assert_eq!(gateway, "02:43:0a:f4:00:01");
+        assert_eq!(machine.hardware_address(), gateway);
         a.end().await;
+        assert_eq!(machine.hardware_address(), gateway);
         b.end().await;
         machine.end().await;
     });

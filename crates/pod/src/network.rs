@@ -51,7 +51,7 @@ impl Netlink {
             .ok_or_else(|| PodError::Network { doing: format!("look for link {name}"), reason: "there is none".into() })
     }
 
-    /// The bridge with its address and the route to services; fine when they are there.
+    /// The bridge with its addresses and the route to services; fine when they are there.
     pub(crate) async fn ensure_bridge(&self, network: &Network) -> Result<(), PodError> {
         let bridge = &network.bridge;
         if self.index(bridge).await?.is_none() {
@@ -61,7 +61,10 @@ impl Netlink {
         let index = self.wanted(bridge).await?;
         let address = self.handle.address().add(index, network.gateway.into(), network.prefix).execute().await;
         there_is_fine(address).map_err(failed(format!("give {bridge} the address {}", network.gateway)))?;
-        let up = self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
+        // A bridge without a hardware address of its own takes the lowest among its ports. It would change as pods come and go, and
+        // the pods would send to the former one for seconds, until they ask again who their gateway is.
+        let own = hardware_address(network.gateway);
+        let up = self.handle.link().set(LinkUnspec::new_with_index(index).address(own).up().build()).execute().await;
         up.map_err(failed(format!("bring up {bridge}")))?;
         // Without it a host that has no default route could not even begin to send to a cluster IP.
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -137,6 +140,11 @@ impl Netlink {
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build();
         there_is_fine(self.handle.route().add(default).execute().await).map_err(failed("add the default route"))
     }
+}
+
+/// The hardware address that goes with a gateway's: locally administered, and the same after every start.
+pub(crate) fn hardware_address(gateway: Ipv4Addr) -> Vec<u8> {
+    [&[0x02, 0x43], gateway.octets().as_slice()].concat()
 }
 
 /// Settings of a pod's kernel, written by a thread inside it: no redirects (they would lead answers past the host's rules), and no
