@@ -66,7 +66,7 @@ pub async fn run(options: Options) -> Result<()> {
     let stop = stopped()?;
     let mesh_config = mesh_config(&options)?;
 
-    let lock = lock(&options.data_dir)?;
+    let lock = lock(&options.data_dir).await?;
     let authority = authority(&options)?;
     let roots = authority.roots().to_pem();
     let (_root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
@@ -123,20 +123,28 @@ fn stopped() -> Result<impl Future<Output = ()>> {
     })
 }
 
+/// How long a killed predecessor may take to be gone: a process holds its locks until the kernel has taken it apart.
+const DYING: Duration = Duration::from_secs(2);
+
 /// One `up` for a folder; the kernel gives the lock back however this process ends.
-fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+async fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
     use std::os::unix::fs::DirBuilderExt;
     let shown = data_dir.display();
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir).with_context(|| shown.to_string())?;
     let path = data_dir.join("up.lock");
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| path.display().to_string())?;
-    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another `carrick up` is running on {shown}: stop it, or choose another folder with --data-dir")
+    let mut file = file.with_context(|| path.display().to_string())?;
+    let begin = std::time::Instant::now();
+    loop {
+        match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, nix::errno::Errno::EWOULDBLOCK)) if begin.elapsed() < DYING => file = again,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                bail!("another `carrick up` is running on {shown}: stop it, or choose another folder with --data-dir")
+            }
+            Err((_, error)) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
-        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -177,4 +185,24 @@ fn host_options(options: &Options) -> HostOptions {
 /// Whether pods of this folder still run; they need the rules that are there.
 fn pods_remain(data_dir: &Path) -> bool {
     std::fs::read_dir(carrick_pod::options::run_dir(data_dir).join("pods")).is_ok_and(|mut pods| pods.next().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_has_one_owner_and_a_dying_one_is_waited_for() {
+        let folder = std::env::temp_dir().join(format!("carrick-up-lock-{}", std::process::id()));
+        let first = lock(&folder).await.unwrap();
+        let refused = lock(&folder).await.unwrap_err();
+        assert!(refused.to_string().contains("another `carrick up` is running on"), "{refused}");
+        let dying = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(first);
+        });
+        lock(&folder).await.unwrap();
+        dying.await.unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
