@@ -123,10 +123,21 @@ impl Secrets {
     }
 }
 
-/// A secret by its name: the agent has the workload's own and files, the control plane the cluster's.
+/// How long Envoy waits for a secret that a person has to provide, in milliseconds. While it waits, a cluster keeps its former
+/// settings, which may be plaintext, and no further change of any cluster is acknowledged; afterwards connections that need the
+/// secret fail until it is there.
+const PROVIDED_WAIT: u64 = 2000;
+
+/// A secret by its name: the agent has the workload's own and files, the control plane the cluster's. Only the workload's own is
+/// certain to come, and so waited for without limit.
 fn secret(name: &str) -> SdsSecretConfig {
     let from_cluster = name.starts_with("kubernetes://") || name.starts_with("configmap://");
-    let source: Option<ConfigSource> = if from_cluster { wire::ads() } else { wire::agent_sds() };
+    let own = name == names::SECRET_WORKLOAD || name == names::SECRET_ROOTS;
+    let source: Option<ConfigSource> = if from_cluster {
+        wire::ads().map(|source| ConfigSource { initial_fetch_timeout: wire::millis(PROVIDED_WAIT), ..source })
+    } else {
+        wire::agent_sds(if own { 0 } else { PROVIDED_WAIT })
+    };
     SdsSecretConfig { name: name.to_owned(), sds_config: source }
 }
 
@@ -180,5 +191,21 @@ fn san(kind: SanType, pattern: MatchPattern) -> SubjectAltNameMatcher {
         san_type: kind.into(),
         matcher: Some(StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }),
         ..SubjectAltNameMatcher::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_workloads_own_secrets_are_waited_for_without_limit() {
+        let wait = |name: &str| secret(name).sds_config.and_then(|source| source.initial_fetch_timeout);
+        for own in [names::SECRET_WORKLOAD, names::SECRET_ROOTS] {
+            assert_eq!(wait(own), wire::millis(0), "{own}");
+        }
+        for provided in ["file-cert:/a/cert.pem~/a/key.pem", "file-root:/a/ca.pem", "kubernetes://partner"] {
+            assert_eq!(wait(provided), wire::millis(PROVIDED_WAIT), "{provided}");
+        }
     }
 }

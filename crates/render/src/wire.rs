@@ -82,12 +82,13 @@ pub fn ads() -> Option<ConfigSource> {
     })
 }
 
-/// From the agent beside the proxy, which holds the keys.
-pub fn agent_sds() -> Option<ConfigSource> {
+/// From the agent beside the proxy, which holds the keys. `wait` (milliseconds, 0: for ever) is how long Envoy keeps
+/// what uses the secret from taking effect.
+pub fn agent_sds(wait: u64) -> Option<ConfigSource> {
     let target = grpc_service::EnvoyGrpc { cluster_name: SDS_CLUSTER.to_owned(), ..Default::default() };
     Some(ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
-        initial_fetch_timeout: millis(0),
+        initial_fetch_timeout: millis(wait),
         config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource {
             api_type: ApiType::Grpc.into(),
             transport_api_version: ApiVersion::V3.into(),
