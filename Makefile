@@ -24,7 +24,7 @@ test: ## every check and test; what CI runs
 	$(MAKE) --no-print-directory check unit e2e fuzz
 
 build: ## debug binaries in target/debug
-	cargo build --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	cargo build --locked -j $(JOBS) --workspace
 
 check: ## formatting, lints, layers, licences
 	cargo fmt --all --check
@@ -38,8 +38,8 @@ unit: ## tests of the crates; needs root for network namespaces
 e2e: build ## the scenarios on real traffic, with native, Envoy and mixed data planes
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 
-fuzz: ## run the fuzz targets over the committed corpus, and a little beyond
-	cargo run --locked -j $(JOBS) -p carrick-fuzz -- --seconds 2
+fuzz: build ## run the fuzz targets over the committed corpus, and a little beyond
+	$(TARGET)/debug/carrick-fuzz --seconds 2
 
 bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
 	@tools/install bench
