@@ -15,6 +15,7 @@ mod admin;
 mod engine;
 mod envoy;
 mod http_client;
+mod memory;
 mod names;
 mod native;
 mod readiness;

@@ -19,6 +19,7 @@ use crate::config::{AgentConfig, DrainConfig, EngineKind};
 use crate::engine::EngineHandle;
 use crate::envoy::{EnvoyEngine, Feed};
 use crate::identity::IdentityKeeper;
+use crate::memory;
 use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
 use crate::native::{self, NativeEngine};
@@ -186,6 +187,8 @@ pub async fn run(config: AgentConfig, logs: Option<LogHandle>) -> Result<(), Age
     let mut term = signal(SignalKind::terminate()).map_err(io("signals"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io("signals"))?;
     let mut running = start(config, SystemClock::shared(), logs).await?;
+    let settled = memory::give_back_after_start(running.engine.clone(), Arc::clone(&running.readiness));
+    running.tasks.spawn("start-up memory", settled);
     let result = tokio::select! {
         _ = term.recv() => Ok(()),
         _ = int.recv() => Ok(()),

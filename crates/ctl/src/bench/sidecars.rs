@@ -20,6 +20,9 @@ use crate::{
 const NAMESPACE: &str = "bench";
 const ENGINES: [Engine; 2] = [Engine::Native, Engine::Envoy];
 
+/// Until the start's own memory is given back.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// How much to measure.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -71,27 +74,32 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     let mut mesh = Mesh::start(&dir).await?;
     let result = measure(&mut mesh, options, &dir).await;
     mesh.stop().await?;
-    let (summary, rss) = result?;
+    let (summary, resident) = result?;
     let mut value = summary.json();
-    value.insert(
-        "rss_300_services".into(),
-        json!({"native_bytes": rss.0, "envoy_bytes": rss.1, "services": options.services}),
-    );
+    let sizes = |(native, envoy): (u64, u64)| json!({"native_bytes": native, "envoy_bytes": envoy, "services": options.services});
+    value.insert("rss_300_services".into(), sizes(resident.idle));
+    value.insert("rss_after_load".into(), sizes(resident.loaded));
     std::fs::create_dir_all(&options.out)?;
     let file = options.out.join("summary.json");
     std::fs::write(&file, crate::output::json(&Value::Object(value)))?;
     print!("{}", summary.table());
-    println!(
-        "RSS with {} services: native {:.1} MB, envoy {:.1} MB",
-        options.services,
-        rss.0 as f64 / 1e6,
-        rss.1 as f64 / 1e6
-    );
+    for (when, (native, envoy)) in [("idle", resident.idle), ("after load", resident.loaded)] {
+        let (native, envoy) = (native as f64 / 1e6, envoy as f64 / 1e6);
+        println!("RSS {when}, {} services known: native {native:.1} MB, envoy {envoy:.1} MB", options.services);
+    }
     println!("written: {}", file.display());
     Ok(0)
 }
 
-async fn measure(mesh: &mut Mesh, options: &Options, dir: &Path) -> Result<(Summary, (u64, u64))> {
+/// Resident memory of the client's sidecar in bytes, native and Envoy (agent included).
+struct Resident {
+    /// With all services known, before any load.
+    idle: (u64, u64),
+    /// After the last round.
+    loaded: (u64, u64),
+}
+
+async fn measure(mesh: &mut Mesh, options: &Options, dir: &Path) -> Result<(Summary, Resident)> {
     mesh.apply(&manifests(options.services)).await?;
     let config = dir.join("nginx.conf");
     std::fs::write(&config, NGINX)?;
@@ -107,6 +115,10 @@ async fn measure(mesh: &mut Mesh, options: &Options, dir: &Path) -> Result<(Summ
         mesh.ready(NAMESPACE, &name("server", engine)).await?;
     }
     mesh.converged().await?;
+    // Idle with all services known, once the start has settled: before any load has filled buffers.
+    tokio::time::sleep(SETTLE).await;
+    let rss = |engine| -> Result<u64> { sidecar(&name("client", engine))?.into_iter().map(process::resident).sum() };
+    let idle = (rss(Engine::Native)?, rss(Engine::Envoy)?);
     pin(mesh)?;
     let mut summary = Summary::default();
     let wanted = |mode: &str| options.modes.is_empty() || options.modes.iter().any(|m| m == mode);
@@ -132,8 +144,8 @@ async fn measure(mesh: &mut Mesh, options: &Options, dir: &Path) -> Result<(Summ
             }
         }
     }
-    let rss = |engine| -> Result<u64> { sidecar(&name("client", engine))?.into_iter().map(process::resident).sum() };
-    Ok((summary, (rss(Engine::Native)?, rss(Engine::Envoy)?)))
+    let loaded = (rss(Engine::Native)?, rss(Engine::Envoy)?);
+    Ok((summary, Resident { idle, loaded }))
 }
 
 /// One measurement: figures by name, in a fixed order.
