@@ -31,6 +31,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "manifest", run: manifest },
     Target { name: "path", run: path },
     Target { name: "capture", run: capture },
+    Target { name: "api_request", run: carrick_apiserver::parse_anything },
+    Target { name: "dns_query", run: carrick_pod::parse_query },
 ];
 
 /// The target of that name.

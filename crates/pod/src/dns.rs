@@ -1,6 +1,21 @@
 //! Cluster DNS, answered in each pod by its own runner: table, decision, sockets.
 
+use hickory_proto::op::Message;
+
 pub(crate) mod answer;
 pub(crate) mod server;
 pub(crate) mod table;
 pub(crate) mod upstream;
+
+/// One entry for fuzzing: a packet through decoding and decision, over a table of one service.
+#[doc(hidden)]
+pub fn parse_query(packet: &[u8]) {
+    let Ok(query) = Message::from_vec(packet) else { return };
+    let service = table::DnsService { ips: vec![std::net::Ipv4Addr::new(10, 96, 1, 0)], ..Default::default() };
+    let table = table::DnsTable { services: [("web.shop".to_owned(), service)].into() };
+    if let answer::Outcome::Reply(reply) | answer::Outcome::Alias(reply, _) =
+        answer::answer(Some(&table), "cluster.local", &query, usize::from(packet.len() > 64))
+    {
+        let _ = reply.to_vec();
+    }
+}

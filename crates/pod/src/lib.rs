@@ -25,6 +25,8 @@ mod sweep;
 mod template;
 mod variables;
 
+#[doc(hidden)]
+pub use dns::parse_query;
 pub use error::PodError;
 pub use exec::exec;
 pub use inside::{HttpAnswer, connect_in_pod, http_get_in_pod};
