@@ -4,6 +4,7 @@
 //! is what people know. Schemas are built when first asked for.
 
 mod columns;
+mod gateway_api;
 mod istio;
 mod kubernetes;
 mod print;
@@ -14,7 +15,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 pub use self::columns::Column;
-use self::istio::IstioShape;
+use self::istio::TextShape;
 use crate::schema::{Converted, Schema};
 use crate::timestamp::Timestamp;
 
@@ -46,7 +47,8 @@ pub struct Kind {
 
 enum Shape {
     Kubernetes(fn() -> Converted),
-    Istio(IstioShape),
+    /// Defined by the text files of `schemas/`.
+    Text(TextShape),
 }
 
 impl Kind {
@@ -99,7 +101,7 @@ impl Kind {
                 let schema = Schema::new(&converted.root, converted.definitions.into());
                 vec![schema; self.versions.len().max(1)]
             }
-            Shape::Istio(shape) => istio::schemas(self, shape),
+            Shape::Text(shape) => istio::schemas(self, shape),
         }
     }
 
@@ -124,7 +126,9 @@ pub struct Registry {
 /// The registry of everything that is served.
 pub fn registry() -> &'static Registry {
     static REGISTRY: OnceLock<Registry> = OnceLock::new();
-    REGISTRY.get_or_init(|| Registry { kinds: kubernetes::kinds().into_iter().chain(istio::kinds()).collect() })
+    REGISTRY.get_or_init(|| Registry {
+        kinds: kubernetes::kinds().into_iter().chain(istio::kinds()).chain(gateway_api::kinds()).collect(),
+    })
 }
 
 impl Registry {

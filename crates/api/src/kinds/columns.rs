@@ -122,3 +122,28 @@ pub(super) const WORKLOAD_ENTRY: &[Column] = &[NAME, AGE, column("Address", "Add
 pub(super) const PEER_AUTHENTICATION: &[Column] = &[NAME, column("Mode", "Mutual TLS mode of the whole policy."), AGE];
 pub(super) const AUTHORIZATION_POLICY: &[Column] =
     &[NAME, column("Action", "What the policy does when it matches."), AGE];
+
+pub(super) const GATEWAY_CLASS: &[Column] = &[
+    NAME,
+    column("Controller", "Who runs gateways of this class."),
+    column("Accepted", "Whether the controller takes the class."),
+    AGE,
+    wide("Description", "What the class is for."),
+];
+
+pub(super) const K8S_GATEWAY: &[Column] = &[
+    NAME,
+    column("Class", "Class of the gateway."),
+    column("Address", "Where the gateway is reached."),
+    column("Programmed", "Whether the proxies have the configuration."),
+    AGE,
+];
+
+pub(super) const ROUTE_HOSTS: &[Column] = &[NAME, column("Hostnames", "Hosts that the route is for."), AGE];
+
+pub(super) const LISTENER_SET: &[Column] = &[
+    NAME,
+    column("Accepted", "Whether the gateway takes the listeners."),
+    column("Programmed", "Whether the proxies have the configuration."),
+    AGE,
+];

@@ -1,7 +1,8 @@
-//! Istio's kinds, and the legacy authentication kinds.
+//! Istio's kinds, and the legacy authentication kinds; how kinds whose schemas are text are put together.
 //!
 //! Invariant: every version of a kind has the same fields; only the names of the roots differ.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
@@ -11,9 +12,12 @@ use super::{Kind, Shape, print};
 use crate::schema::{Definitions, Field, ObjectType, Schema, Type, definitions_of, istio_definitions};
 use crate::timestamp::Timestamp;
 
-/// The names of the definitions of spec and status.
-pub(super) struct IstioShape {
-    spec: &'static str,
+/// Where a kind's own names begin in OpenAPI, and the names of the definitions of spec and status.
+pub(super) struct TextShape {
+    pub(super) root: &'static str,
+    pub(super) spec: &'static str,
+    /// `None` for kinds without a status.
+    pub(super) status: Option<&'static str>,
 }
 
 struct Names {
@@ -132,6 +136,15 @@ pub(super) fn kinds() -> Vec<Kind> {
             name_age.1,
         ),
         kind(
+            "extensions.istio.io",
+            EXTENSION_CATEGORIES,
+            &["v1alpha1"],
+            names("TrafficExtension", "trafficextensions", "trafficextension", &[]),
+            "TrafficExtension",
+            name_age.0,
+            name_age.1,
+        ),
+        kind(
             "authentication.istio.io",
             LEGACY_CATEGORIES,
             &["v1alpha1"],
@@ -177,7 +190,7 @@ fn kind(
         custom: true,
         subresources: &["status"],
         columns,
-        shape: Shape::Istio(IstioShape { spec }),
+        shape: Shape::Text(TextShape { root: "io.istio", spec, status: Some("IstioStatus") }),
         cells,
         schemas: OnceLock::new(),
     }
@@ -195,11 +208,11 @@ fn shared_definitions() -> &'static Definitions {
     })
 }
 
-pub(super) fn schemas(kind: &Kind, shape: &IstioShape) -> Vec<Schema> {
+pub(super) fn schemas(kind: &Kind, shape: &TextShape) -> Vec<Schema> {
     let mut definitions = shared_definitions().clone();
     let group = kind.group.split('.').next().unwrap_or(kind.group);
     let roots: Vec<String> =
-        kind.versions.iter().map(|version| format!("io.istio.{group}.{version}.{}", kind.kind)).collect();
+        kind.versions.iter().map(|version| format!("{}.{group}.{version}.{}", shape.root, kind.kind)).collect();
     for root in &roots {
         definitions.insert(root.as_str().into(), Type::Object(root_object(shape)));
     }
@@ -207,21 +220,16 @@ pub(super) fn schemas(kind: &Kind, shape: &IstioShape) -> Vec<Schema> {
     roots.iter().map(|root| Schema::new(root, definitions.clone())).collect()
 }
 
-fn root_object(shape: &IstioShape) -> ObjectType {
-    let spec = format!("{}{}", crate::schema::ISTIO_PREFIX, shape.spec);
-    let status = format!("{}IstioStatus", crate::schema::ISTIO_PREFIX);
+fn root_object(shape: &TextShape) -> ObjectType {
+    let definition = |name: &str| Type::Ref(format!("{}{name}", crate::schema::ISTIO_PREFIX).into());
     let field = |name: &str, ty| (Arc::from(name), Field { description: None, ty });
-    ObjectType {
-        description: None,
-        fields: [
-            field("apiVersion", Type::String),
-            field("kind", Type::String),
-            field("metadata", Type::Ref(OBJECT_META.into())),
-            field("spec", Type::Ref(spec.into())),
-            field("status", Type::Ref(status.into())),
-        ]
-        .into(),
-        required: Vec::new(),
-        enforce_required: false,
-    }
+    let mut fields: BTreeMap<_, _> = [
+        field("apiVersion", Type::String),
+        field("kind", Type::String),
+        field("metadata", Type::Ref(OBJECT_META.into())),
+        field("spec", definition(shape.spec)),
+    ]
+    .into();
+    fields.extend(shape.status.map(|status| field("status", definition(status))));
+    ObjectType { description: None, fields, required: Vec::new(), enforce_required: false }
 }

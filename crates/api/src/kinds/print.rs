@@ -72,6 +72,31 @@ pub(super) fn paths(object: &Value, now: Timestamp, pointers: &[&str]) -> Vec<Va
     cells
 }
 
+/// The status of a condition, as a CRD's column selects it by type; absent ones print as nothing.
+pub(super) fn condition(object: &Value, type_: &str) -> Value {
+    let found =
+        items(object, "/status/conditions").iter().find(|c| c.get("type").and_then(Value::as_str) == Some(type_));
+    found.and_then(|c| c.get("status")).filter(|s| s.is_string()).cloned().unwrap_or(Value::Null)
+}
+
+/// A gateway of the Gateway API: class, first address, whether it works.
+pub(super) fn k8s_gateway(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut cells = paths(object, now, &["/spec/gatewayClassName", "/status/addresses/0/value"]);
+    cells.extend([condition(object, "Programmed"), age(object, now)]);
+    cells
+}
+
+pub(super) fn gateway_class(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut cells = paths(object, now, &["/spec/controllerName"]);
+    cells.extend([condition(object, "Accepted"), age(object, now)]);
+    cells.push(object.pointer("/spec/description").filter(|d| d.is_string()).cloned().unwrap_or(Value::Null));
+    cells
+}
+
+pub(super) fn listener_set(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), condition(object, "Accepted"), condition(object, "Programmed"), age(object, now)]
+}
+
 pub(super) fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), text(object, "/status/phase").into(), age(object, now)]
 }

@@ -1,4 +1,4 @@
-//! The schemas of Istio's kinds, from the text files in `schemas/`.
+//! The schemas of Istio's kinds and the Gateway API's, from the text files in `schemas/`.
 //!
 //! The text says one definition after the other:
 //!
@@ -7,6 +7,7 @@
 //!   field type           # description
 //!   field! type          required
 //! enum Name = A B C      numbers count up from 0; `A=3` sets one
+//! choice Name = A B C    names only, as Kubernetes' kinds have them
 //! ```
 //!
 //! A type is `string bool int32 uint32 int64 uint64 double duration time any`, a definition's name, `[]type`,
@@ -20,13 +21,14 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Definitions, EnumType, Field, IntRange, Keys, ListMerge, ObjectType, Type};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     include_str!("../../schemas/shared.txt"),
     include_str!("../../schemas/networking.txt"),
     include_str!("../../schemas/virtual_service.txt"),
     include_str!("../../schemas/security.txt"),
     include_str!("../../schemas/telemetry.txt"),
     include_str!("../../schemas/legacy.txt"),
+    include_str!("../../schemas/gateway_api.txt"),
 ];
 
 /// Prefix of the definitions' names, as OpenAPI shows them.
@@ -94,8 +96,12 @@ fn parse(text: &str) -> (Definitions, Vec<String>) {
         } else if let Some((name, values)) = line.strip_prefix("enum ").and_then(|rest| rest.split_once('=')) {
             let name: Arc<str> = format!("{PREFIX}{}", name.trim()).into();
             definitions.insert(name, Type::Enum(enum_of(values)));
+        } else if let Some((name, values)) = line.strip_prefix("choice ").and_then(|rest| rest.split_once('=')) {
+            let name: Arc<str> = format!("{PREFIX}{}", name.trim()).into();
+            let values = values.split_whitespace().map(|value| (Arc::from(value), None)).collect();
+            definitions.insert(name, Type::Enum(EnumType { values }));
         } else {
-            problem("expected `object` or `enum`");
+            problem("expected `object`, `enum` or `choice`");
         }
     }
     if let Some((name, object)) = current.take() {
