@@ -25,6 +25,14 @@ pub struct Namespace {
     pub metadata: Meta,
 }
 
+/// A node: only its labels matter, which say where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Node {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+}
+
 /// A service account: only its existence and annotations matter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -6,6 +6,7 @@
 pub mod destination_rule;
 pub mod mesh_config;
 pub mod peer_authentication;
+pub mod server_tls;
 pub mod service_entry;
 pub mod sidecar;
 pub mod traffic;

@@ -5,7 +5,8 @@
 
 use crate::source::{Change, Kind, Name};
 use carrick_api::{
-    DestinationRule, EndpointSlice, MeshConfig, Namespace, PeerAuthentication, Pod, Service, from_value,
+    DestinationRule, EndpointSlice, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
+    Sidecar, WorkloadEntry, from_value,
 };
 use carrick_mesh::{EndpointInput, SnapshotInput};
 use serde::de::DeserializeOwned;
@@ -56,6 +57,10 @@ pub(crate) struct Known {
     pods: Table<Pod>,
     peer_authentications: Table<PeerAuthentication>,
     destination_rules: Table<DestinationRule>,
+    service_entries: Table<ServiceEntry>,
+    workload_entries: Table<WorkloadEntry>,
+    sidecars: Table<Sidecar>,
+    nodes: Table<Node>,
     versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
 }
 
@@ -120,6 +125,10 @@ impl Known {
             Kind::Pod => self.pods.apply(&name, &value),
             Kind::PeerAuthentication => self.peer_authentications.apply(&name, &value),
             Kind::DestinationRule => self.destination_rules.apply(&name, &value),
+            Kind::ServiceEntry => self.service_entries.apply(&name, &value),
+            Kind::WorkloadEntry => self.workload_entries.apply(&name, &value),
+            Kind::Sidecar => self.sidecars.apply(&name, &value),
+            Kind::Node => self.nodes.apply(&name, &value),
         };
         match result {
             Ok(changed) => outcome.changed |= changed,
@@ -138,6 +147,10 @@ impl Known {
             Kind::Pod => self.pods.objects.remove(name).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.objects.remove(name).is_some(),
             Kind::DestinationRule => self.destination_rules.objects.remove(name).is_some(),
+            Kind::ServiceEntry => self.service_entries.objects.remove(name).is_some(),
+            Kind::WorkloadEntry => self.workload_entries.objects.remove(name).is_some(),
+            Kind::Sidecar => self.sidecars.objects.remove(name).is_some(),
+            Kind::Node => self.nodes.objects.remove(name).is_some(),
         }
     }
 
@@ -148,7 +161,12 @@ impl Known {
 
     /// What endpoints are made of.
     pub(crate) fn endpoints(&self) -> EndpointInput {
-        EndpointInput { endpoint_slices: self.endpoint_slices.all(), pods: self.pods.all() }
+        EndpointInput {
+            endpoint_slices: self.endpoint_slices.all(),
+            pods: self.pods.all(),
+            workload_entries: self.workload_entries.all(),
+            nodes: self.nodes.all(),
+        }
     }
 
     /// What a snapshot is made of.
@@ -160,6 +178,8 @@ impl Known {
             endpoints: self.endpoints(),
             peer_authentications: self.peer_authentications.all(),
             destination_rules: self.destination_rules.all(),
+            service_entries: self.service_entries.all(),
+            sidecars: self.sidecars.all(),
         }
     }
 }

@@ -23,6 +23,14 @@ pub enum Kind {
     PeerAuthentication,
     /// DestinationRules.
     DestinationRule,
+    /// ServiceEntries.
+    ServiceEntry,
+    /// WorkloadEntries.
+    WorkloadEntry,
+    /// Sidecars.
+    Sidecar,
+    /// Nodes.
+    Node,
 }
 
 /// How a kind is found in the API.
@@ -43,13 +51,17 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 6] = [
+pub const KINDS: [KindInfo; 10] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
     core(Kind::Pod, "", "Pod", "pods", true),
     core(Kind::PeerAuthentication, "security.istio.io", "PeerAuthentication", "peerauthentications", false),
     core(Kind::DestinationRule, "networking.istio.io", "DestinationRule", "destinationrules", false),
+    core(Kind::ServiceEntry, "networking.istio.io", "ServiceEntry", "serviceentries", false),
+    core(Kind::WorkloadEntry, "networking.istio.io", "WorkloadEntry", "workloadentries", true),
+    core(Kind::Sidecar, "networking.istio.io", "Sidecar", "sidecars", false),
+    core(Kind::Node, "", "Node", "nodes", true),
 ];
 
 const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {

@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use carrick_api::{DestinationRule, EndpointSlice, MeshConfig, Namespace, PeerAuthentication, Pod, Service};
+use carrick_api::{
+    DestinationRule, EndpointSlice, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
+    Sidecar, WorkloadEntry,
+};
 
 /// All objects at one moment.
 #[derive(Debug, Clone, Default)]
@@ -15,12 +18,16 @@ pub struct SnapshotInput {
     pub namespaces: Vec<Arc<Namespace>>,
     /// All services.
     pub services: Vec<Arc<Service>>,
-    /// Endpoints and pods.
+    /// Endpoints, and what stands behind them.
     pub endpoints: EndpointInput,
     /// All PeerAuthentications.
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,
     /// All DestinationRules.
     pub destination_rules: Vec<Arc<DestinationRule>>,
+    /// All ServiceEntries.
+    pub service_entries: Vec<Arc<ServiceEntry>>,
+    /// All Sidecars.
+    pub sidecars: Vec<Arc<Sidecar>>,
 }
 
 /// The objects that change most often.
@@ -30,4 +37,8 @@ pub struct EndpointInput {
     pub endpoint_slices: Vec<Arc<EndpointSlice>>,
     /// All pods.
     pub pods: Vec<Arc<Pod>>,
+    /// All WorkloadEntries.
+    pub workload_entries: Vec<Arc<WorkloadEntry>>,
+    /// All nodes.
+    pub nodes: Vec<Arc<Node>>,
 }

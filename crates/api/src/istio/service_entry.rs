@@ -6,10 +6,41 @@ use serde::{Deserialize, Serialize};
 
 use super::LabelSelector;
 use super::workload_entry::WorkloadEntrySpec;
-use crate::object::Object;
+use crate::object::Meta;
 use crate::scalar::{nullable, proto_enum};
 
-pub type ServiceEntry = Object<ServiceEntrySpec>;
+/// The object, with what was allocated for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceEntry {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+    #[serde(deserialize_with = "nullable")]
+    pub spec: ServiceEntrySpec,
+    #[serde(deserialize_with = "nullable")]
+    pub status: ServiceEntryStatus,
+}
+
+/// What a control plane wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceEntryStatus {
+    /// Automatic addresses of the hosts.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<AllocatedAddress>,
+}
+
+/// An automatic address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AllocatedAddress {
+    /// The address.
+    #[serde(deserialize_with = "nullable")]
+    pub value: String,
+    /// The host it is for.
+    #[serde(deserialize_with = "nullable")]
+    pub host: String,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

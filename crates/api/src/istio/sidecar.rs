@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::LabelSelector;
+use super::server_tls::ServerTls;
 use super::traffic::ConnectionPool;
 use crate::object::Object;
 use crate::scalar::{nullable, proto_enum};
@@ -50,6 +51,8 @@ pub struct SidecarIngress {
     pub capture_mode: CaptureMode,
     #[serde(deserialize_with = "nullable")]
     pub default_endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_pool: Option<ConnectionPool>,
 }

@@ -6,10 +6,47 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::object::Object;
+use crate::object::Meta;
 use crate::scalar::{nullable, nullable_map};
 
-pub type WorkloadEntry = Object<WorkloadEntrySpec>;
+/// The object, with what is known of its health.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEntry {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+    #[serde(deserialize_with = "nullable")]
+    pub spec: WorkloadEntrySpec,
+    #[serde(deserialize_with = "nullable")]
+    pub status: WorkloadEntryStatus,
+}
+
+/// What was reported of a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEntryStatus {
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<WorkloadEntryCondition>,
+}
+
+/// One condition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEntryCondition {
+    #[serde(rename = "type", deserialize_with = "nullable")]
+    pub type_: String,
+    #[serde(deserialize_with = "nullable")]
+    pub status: String,
+}
+
+impl WorkloadEntry {
+    /// Whether a health check says that the workload is not to be used. Without the annotation nobody checks.
+    pub fn is_unhealthy(&self) -> bool {
+        let checked = self.metadata.annotations.get("proxy.istio.io/health-checks-enabled");
+        let failing = self.status.conditions.iter().any(|c| c.type_ == "Healthy" && c.status == "False");
+        failing && checked.is_some_and(|v| v == "true")
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -4,9 +4,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use carrick_api::{DestinationRule, EndpointSlice, MeshConfig, PeerAuthentication, Pod, Service, from_value};
+use carrick_api::{EndpointSlice, MeshConfig, Pod, Service, from_value};
 use carrick_mesh::{EndpointInput, FileCerts, Interception, ProxyNode, SnapshotInput};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// A world in short form.
@@ -51,6 +51,12 @@ pub struct ShortService {
     pub age: i64,
 }
 
+/// Reads an object as a typed one and keeps it.
+fn take<T: DeserializeOwned>(all: &mut Vec<Arc<T>>, object: &Value) {
+    let read = from_value(object).unwrap_or_else(|error| panic!("{error} in {object}"));
+    all.push(Arc::new(read));
+}
+
 fn split(name: &str) -> (&str, &str) {
     name.split_once('.').unwrap_or((name, "default"))
 }
@@ -87,18 +93,13 @@ impl World {
                 object["metadata"]["creationTimestamp"] = created(age).into();
             }
             match object["kind"].as_str().expect("kind") {
-                "PeerAuthentication" => {
-                    let policy: PeerAuthentication = from_value(&object).expect("PeerAuthentication");
-                    input.peer_authentications.push(Arc::new(policy));
-                }
-                "DestinationRule" => {
-                    let rule: DestinationRule = from_value(&object).expect("DestinationRule");
-                    input.destination_rules.push(Arc::new(rule));
-                }
-                "EndpointSlice" => {
-                    let slice: EndpointSlice = from_value(&object).expect("EndpointSlice");
-                    input.endpoints.endpoint_slices.push(Arc::new(slice));
-                }
+                "PeerAuthentication" => take(&mut input.peer_authentications, &object),
+                "DestinationRule" => take(&mut input.destination_rules, &object),
+                "ServiceEntry" => take(&mut input.service_entries, &object),
+                "Sidecar" => take(&mut input.sidecars, &object),
+                "WorkloadEntry" => take(&mut input.endpoints.workload_entries, &object),
+                "Node" => take(&mut input.endpoints.nodes, &object),
+                "EndpointSlice" => take(&mut input.endpoints.endpoint_slices, &object),
                 kind => panic!("no such kind in cases: {kind}"),
             }
         }
@@ -110,6 +111,7 @@ impl World {
         EndpointInput {
             pods: self.pods.iter().map(|p| Arc::new(p.object())).collect(),
             endpoint_slices: self.services.iter().filter_map(|s| s.slice(&self.pods)).map(Arc::new).collect(),
+            ..EndpointInput::default()
         }
     }
 
