@@ -25,6 +25,7 @@ pub mod rewrite;
 pub mod routing;
 pub mod simulate;
 pub mod store;
+pub mod template;
 pub mod timeouts;
 
 pub use model::RuntimeConfig;

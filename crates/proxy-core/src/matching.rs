@@ -5,8 +5,10 @@
 use std::borrow::Cow;
 
 use crate::model::matcher::{
-    CookieMatcher, HeaderCondition, HeaderMatcher, QueryCondition, QueryMatcher, StringMatcher, Text,
+    CookieMatcher, HeaderCondition, HeaderMatcher, MetadataMatcher, QueryCondition, QueryMatcher, StringMatcher, Text,
+    ValueMatcher,
 };
+use crate::model::metadata::{Metadata, Value};
 use crate::model::tls::{PeerSan, SanKind, SanMatcher, Validation};
 use crate::request::RequestHead;
 
@@ -148,6 +150,32 @@ impl CookieMatcher {
         match cookie(request, &self.name) {
             Some(value) => self.value.matches(value.as_bytes()) != self.invert,
             None => self.invert,
+        }
+    }
+}
+
+impl MetadataMatcher {
+    /// Whether metadata matches; `None` is no metadata at all.
+    #[must_use]
+    pub fn matches(&self, metadata: Option<&Metadata>) -> bool {
+        self.value.matches(metadata.and_then(|m| m.at(&self.namespace, &self.path))) != self.invert
+    }
+}
+
+impl ValueMatcher {
+    /// Whether a value, or its absence, matches.
+    #[must_use]
+    pub fn matches(&self, value: Option<&Value>) -> bool {
+        match (self, value) {
+            (Self::Present(wanted), value) => value.is_some() == *wanted,
+            (Self::Or(any), value) => any.iter().any(|m| m.matches(value)),
+            (Self::Null, Some(Value::Null)) => true,
+            (Self::Number(wanted), Some(Value::Number(number))) => wanted == number,
+            (Self::Range { start, end }, Some(Value::Number(number))) => (*start..*end).contains(number),
+            (Self::Text(matcher), Some(Value::Text(text))) => matcher.matches(text.as_bytes()),
+            (Self::Bool(wanted), Some(Value::Bool(value))) => wanted == value,
+            (Self::OneOf(one), Some(Value::List(list))) => list.iter().any(|v| one.matches(Some(v))),
+            _ => false,
         }
     }
 }

@@ -5,10 +5,10 @@
 use envoy_types::pb::envoy::config::route::v3 as rds;
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
 
-use super::bad::{At, Bad, only};
+use super::bad::{At, Bad, each, only};
 use crate::model::matcher::{
-    CookieMatcher, HeaderCondition, HeaderMatcher, MatchKey, QueryCondition, QueryMatcher, RegexRewrite, StringMatcher,
-    Text,
+    CookieMatcher, HeaderCondition, HeaderMatcher, MatchKey, MetadataMatcher, QueryCondition, QueryMatcher,
+    RegexRewrite, StringMatcher, Text, ValueMatcher,
 };
 
 /// Compiled size of one regex, bytes.
@@ -143,5 +143,60 @@ pub fn cookie(matcher: &rds::CookieMatcher) -> Result<CookieMatcher, Bad> {
         name: matcher.name.as_str().into(),
         value: string(value).at("string_match")?,
         invert: matcher.invert_match,
+    })
+}
+
+/// Deepest nesting of value matchers.
+const MAX_DEPTH: usize = 8;
+
+/// `MetadataMatcher`.
+pub fn metadata(matcher: &pb::MetadataMatcher) -> Result<MetadataMatcher, Bad> {
+    use pb::metadata_matcher::path_segment::Segment;
+    if matcher.path.is_empty() {
+        return Err(Bad::field("path", "empty"));
+    }
+    Ok(MetadataMatcher {
+        namespace: matcher.filter.as_str().into(),
+        path: each("path", &matcher.path, |segment| match &segment.segment {
+            Some(Segment::Key(key)) if !key.is_empty() => Ok(key.as_str().into()),
+            _ => Err(Bad::field("key", "empty")),
+        })?,
+        value: match &matcher.value {
+            Some(matcher) => value(matcher, 0).at("value")?,
+            None => return Err(Bad::field("value", "missing")),
+        },
+        invert: matcher.invert,
+    })
+}
+
+/// `ValueMatcher`.
+pub fn value(matcher: &pb::ValueMatcher, depth: usize) -> Result<ValueMatcher, Bad> {
+    use pb::{double_matcher, list_matcher, value_matcher::MatchPattern as P};
+    if depth > MAX_DEPTH {
+        return Err(Bad::new("nested too deeply"));
+    }
+    let below = depth.saturating_add(1);
+    Ok(match &matcher.match_pattern {
+        Some(P::NullMatch(_)) => ValueMatcher::Null,
+        Some(P::DoubleMatch(double)) => match &double.match_pattern {
+            Some(double_matcher::MatchPattern::Range(range)) => {
+                ValueMatcher::Range { start: range.start, end: range.end }
+            }
+            Some(double_matcher::MatchPattern::Exact(number)) => ValueMatcher::Number(*number),
+            None => return Err(Bad::field("double_match", "empty")),
+        },
+        Some(P::StringMatch(text)) => ValueMatcher::Text(string(text).at("string_match")?),
+        Some(P::BoolMatch(wanted)) => ValueMatcher::Bool(*wanted),
+        Some(P::PresentMatch(wanted)) => ValueMatcher::Present(*wanted),
+        Some(P::ListMatch(list)) => match &list.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(one)) => {
+                ValueMatcher::OneOf(Box::new(value(one, below).at("list_match.one_of")?))
+            }
+            None => return Err(Bad::field("list_match", "empty")),
+        },
+        Some(P::OrMatch(any)) => {
+            ValueMatcher::Or(each("or_match.value_matchers", &any.value_matchers, |m| value(m, below))?)
+        }
+        None => return Err(Bad::new("empty value matcher")),
     })
 }

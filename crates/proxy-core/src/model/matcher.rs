@@ -115,3 +115,42 @@ pub struct RegexRewrite {
     /// In the regex crate's syntax (`${1}`), translated from RE2's `\1`.
     pub substitution: Box<str>,
 }
+
+/// `MetadataMatcher`: a value below a namespace of metadata.
+#[derive(Debug, Clone)]
+pub struct MetadataMatcher {
+    /// Namespace (`filter`).
+    pub namespace: Name,
+    /// Keys, at least one.
+    pub path: Vec<Name>,
+    /// What the value must be.
+    pub value: ValueMatcher,
+    /// The opposite.
+    pub invert: bool,
+}
+
+/// `ValueMatcher`. A missing value matches only `Present(false)`.
+#[derive(Debug, Clone)]
+pub enum ValueMatcher {
+    /// null.
+    Null,
+    /// A number.
+    Number(f64),
+    /// A number in `start..end`.
+    Range {
+        /// First.
+        start: f64,
+        /// The first beyond.
+        end: f64,
+    },
+    /// A text.
+    Text(StringMatcher),
+    /// A truth value.
+    Bool(bool),
+    /// There is one, or not.
+    Present(bool),
+    /// A list, one of whose values matches.
+    OneOf(Box<ValueMatcher>),
+    /// Any of these.
+    Or(Vec<ValueMatcher>),
+}

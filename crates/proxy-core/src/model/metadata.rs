@@ -34,6 +34,16 @@ impl Metadata {
         self.0.get(name)
     }
 
+    /// The value at a path below a namespace.
+    #[must_use]
+    pub fn at(&self, namespace: &str, path: &[Name]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter().try_fold(self.0.get(namespace)?.get(first)?, |value, key| match value {
+            Value::Object(object) => object.get(key),
+            _ => None,
+        })
+    }
+
     /// A text at `namespace.key`.
     #[must_use]
     pub fn text(&self, namespace: &str, key: &str) -> Option<&str> {
