@@ -4,12 +4,14 @@
 
 mod endpoint_slice;
 mod pod;
+mod secret;
 mod service;
 
 pub use self::endpoint_slice::{
     Endpoint, EndpointConditions, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL, TargetRef,
 };
 pub use self::pod::{Container, ContainerPort, Pod, PodCondition, PodIp, PodSpec, PodStatus};
+pub use self::secret::{Secret, decode_base64};
 pub use self::service::{LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec, ServiceStatus};
 
 use serde::{Deserialize, Serialize};

@@ -4,12 +4,14 @@
 //! not filled in here.
 
 pub mod destination_rule;
+pub mod gateway;
 pub mod mesh_config;
 pub mod peer_authentication;
 pub mod server_tls;
 pub mod service_entry;
 pub mod sidecar;
 pub mod traffic;
+pub mod virtual_service;
 pub mod workload_entry;
 
 use std::collections::BTreeMap;

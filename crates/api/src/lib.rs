@@ -18,14 +18,17 @@ pub mod timestamp;
 pub mod validate;
 
 pub use self::core::{
-    Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount, ServicePort, ServiceSpec,
+    Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount, ServicePort,
+    ServiceSpec,
 };
 pub use self::istio::destination_rule::{ClientTls, ClientTlsMode, DestinationRule, Subset, TrafficPolicy};
+pub use self::istio::gateway::Gateway;
 pub use self::istio::mesh_config::MeshConfig;
 pub use self::istio::peer_authentication::{MutualTlsMode, PeerAuthentication};
 pub use self::istio::server_tls::{ServerTls, ServerTlsMode};
 pub use self::istio::service_entry::ServiceEntry;
 pub use self::istio::sidecar::Sidecar;
+pub use self::istio::virtual_service::VirtualService;
 pub use self::istio::workload_entry::WorkloadEntry;
 pub use self::object::{Meta, Object, from_value};
 pub use self::protocol::Protocol;

@@ -5,8 +5,8 @@
 
 use crate::source::{Change, Kind, Name};
 use carrick_api::{
-    DestinationRule, EndpointSlice, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
-    Sidecar, WorkloadEntry, from_value,
+    DestinationRule, EndpointSlice, Gateway, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Secret, Service,
+    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::{EndpointInput, SnapshotInput};
 use serde::de::DeserializeOwned;
@@ -61,6 +61,9 @@ pub(crate) struct Known {
     workload_entries: Table<WorkloadEntry>,
     sidecars: Table<Sidecar>,
     nodes: Table<Node>,
+    virtual_services: Table<VirtualService>,
+    gateways: Table<Gateway>,
+    secrets: Table<Secret>,
     versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
 }
 
@@ -129,6 +132,9 @@ impl Known {
             Kind::WorkloadEntry => self.workload_entries.apply(&name, &value),
             Kind::Sidecar => self.sidecars.apply(&name, &value),
             Kind::Node => self.nodes.apply(&name, &value),
+            Kind::VirtualService => self.virtual_services.apply(&name, &value),
+            Kind::Gateway => self.gateways.apply(&name, &value),
+            Kind::Secret => self.secrets.apply(&name, &value),
         };
         match result {
             Ok(changed) => outcome.changed |= changed,
@@ -151,6 +157,9 @@ impl Known {
             Kind::WorkloadEntry => self.workload_entries.objects.remove(name).is_some(),
             Kind::Sidecar => self.sidecars.objects.remove(name).is_some(),
             Kind::Node => self.nodes.objects.remove(name).is_some(),
+            Kind::VirtualService => self.virtual_services.objects.remove(name).is_some(),
+            Kind::Gateway => self.gateways.objects.remove(name).is_some(),
+            Kind::Secret => self.secrets.objects.remove(name).is_some(),
         }
     }
 
@@ -180,6 +189,9 @@ impl Known {
             destination_rules: self.destination_rules.all(),
             service_entries: self.service_entries.all(),
             sidecars: self.sidecars.all(),
+            virtual_services: self.virtual_services.all(),
+            gateways: self.gateways.all(),
+            secrets: self.secrets.all(),
         }
     }
 }

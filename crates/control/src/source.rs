@@ -31,6 +31,12 @@ pub enum Kind {
     Sidecar,
     /// Nodes.
     Node,
+    /// VirtualServices.
+    VirtualService,
+    /// Gateways.
+    Gateway,
+    /// Secrets, for TLS.
+    Secret,
 }
 
 /// How a kind is found in the API.
@@ -51,7 +57,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 10] = [
+pub const KINDS: [KindInfo; 13] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -62,6 +68,9 @@ pub const KINDS: [KindInfo; 10] = [
     core(Kind::WorkloadEntry, "networking.istio.io", "WorkloadEntry", "workloadentries", true),
     core(Kind::Sidecar, "networking.istio.io", "Sidecar", "sidecars", false),
     core(Kind::Node, "", "Node", "nodes", true),
+    core(Kind::VirtualService, "networking.istio.io", "VirtualService", "virtualservices", false),
+    core(Kind::Gateway, "networking.istio.io", "Gateway", "gateways", false),
+    core(Kind::Secret, "", "Secret", "secrets", false),
 ];
 
 const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {

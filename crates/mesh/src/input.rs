@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use carrick_api::{
-    DestinationRule, EndpointSlice, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
-    Sidecar, WorkloadEntry,
+    DestinationRule, EndpointSlice, Gateway, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Secret, Service,
+    ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
 };
 
 /// All objects at one moment.
@@ -28,6 +28,12 @@ pub struct SnapshotInput {
     pub service_entries: Vec<Arc<ServiceEntry>>,
     /// All Sidecars.
     pub sidecars: Vec<Arc<Sidecar>>,
+    /// All VirtualServices.
+    pub virtual_services: Vec<Arc<VirtualService>>,
+    /// All Gateways.
+    pub gateways: Vec<Arc<Gateway>>,
+    /// All Secrets.
+    pub secrets: Vec<Arc<Secret>>,
 }
 
 /// The objects that change most often.
