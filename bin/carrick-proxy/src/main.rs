@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(Command::Sidecar(config)) => {
+        Ok(Command::Proxy(config)) => {
             let logs = match telemetry::init(&config.log_level, config.log_json) {
                 Ok(logs) => logs,
                 Err(error) => return fail(&error.to_string()),

@@ -19,6 +19,8 @@ pub use options::help;
 /// Everything an agent needs to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentConfig {
+    /// Beside a workload, or alone as a gateway.
+    pub role: Role,
     /// Who the workload is.
     pub node: NodeConfig,
     /// What carries its traffic.
@@ -39,6 +41,16 @@ pub struct AgentConfig {
     pub log_level: String,
     /// Log as JSON.
     pub log_json: bool,
+}
+
+/// What a proxy is to the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Carries the captured traffic of one workload (node type `sidecar`).
+    #[default]
+    Sidecar,
+    /// Is itself what others connect to (node type `router`): no capture, its listeners are what the Gateways say.
+    Gateway,
 }
 
 /// Who the workload is.
@@ -147,8 +159,8 @@ impl AgentConfig {
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Run beside a workload.
-    Sidecar(Box<AgentConfig>),
+    /// Run, beside a workload or as a gateway.
+    Proxy(Box<AgentConfig>),
     /// Print this text and end.
     Print(String),
 }

@@ -1,4 +1,4 @@
-//! What runs beside a workload: its identity, its secrets, its health, and the engine that carries its traffic.
+//! What runs beside a workload, or alone as a gateway: its identity, its secrets, its health, and the engine that carries its traffic.
 //!
 //! Invariants: the workload's key is made here and leaves only towards the engine of the same pod (memory, or a socket
 //! that only its user may open); without an identity the engine gets no secrets and refuses, it never falls back to
@@ -23,6 +23,6 @@ mod run;
 mod sds;
 mod status;
 
-pub use config::{AgentConfig, Command, ConfigErrors, EngineKind};
+pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, Role};
 pub use run::{AgentError, Running, run, start};
 pub use sds::secret_service;

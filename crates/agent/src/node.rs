@@ -3,18 +3,23 @@
 //! Invariant: namespace and service account in the metadata are those of the certificate that is asked for, so that the
 //! control plane's comparison of the two can succeed.
 
+use carrick_xds::NodeType;
 use carrick_xds::node::{NodeId, list, map, text};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
 
-use crate::config::{AgentConfig, EngineKind};
+use crate::config::{AgentConfig, EngineKind, Role};
 
 /// The node of this agent.
 pub fn node(config: &AgentConfig) -> Node {
     let own = &config.node;
     let ip = own.ips.first().copied().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
-    let id = NodeId::sidecar(ip, &own.name, &own.namespace, &own.cluster_domain);
+    let kind = match config.role {
+        Role::Sidecar => NodeType::Sidecar,
+        Role::Gateway => NodeType::Router,
+    };
+    let id = NodeId::of(kind, ip, &own.name, &own.namespace, &own.cluster_domain);
     let mut fields: std::collections::HashMap<String, Value> =
         own.metadata.iter().map(|(key, value)| (key.clone(), to_value(value))).collect();
     let workload = own

@@ -74,7 +74,7 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
     let (trigger, drain) = drain::channel();
     let mut tasks = TaskSet::new();
     let metrics = Arc::new(AgentMetrics::default());
-    let readiness = Arc::new(Readiness::default());
+    let readiness = Arc::new(Readiness::new(config.role));
     let quit = Arc::new(Notify::new());
     let store = SecretStore::new(config.control_plane.root_file.clone());
     let node = node::node(&config);

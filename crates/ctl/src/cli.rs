@@ -129,6 +129,9 @@ struct Run {
     /// The sidecar's data plane: native or envoy.
     #[arg(long, default_value = "native", value_name = "ENGINE")]
     engine: Engine,
+    /// The pod is a gateway: nothing but the proxy, which Gateway objects select by its labels. Takes no COMMAND.
+    #[arg(long, conflicts_with_all = ["no_sidecar", "command"])]
+    gateway: bool,
     /// Run without a sidecar, whatever the labels say.
     #[arg(long)]
     no_sidecar: bool,
@@ -154,7 +157,7 @@ struct Run {
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     trust_domain: String,
     /// Program and arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "gateway", value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -456,6 +459,7 @@ impl Run {
         options.annotations = self.annotations.into_iter().collect();
         options.ports = self.ports;
         options.engine = self.engine;
+        options.gateway = self.gateway;
         options.no_sidecar = self.no_sidecar;
         options.manifest = self.filename.map(|path| ManifestRef { path, workload: self.workload });
         options.env = self.env;
@@ -530,6 +534,9 @@ mod tests {
         assert_eq!(run.command, ["sleep", "1"]);
         assert!(Cli::try_parse_from(["carrick", "run", "-l", "app", "--", "x"]).is_err());
         assert!(Cli::try_parse_from(["carrick", "run"]).is_err());
+        let gateway = "carrick run --gateway -n edge --name in -l istio=ingressgateway --port http=80";
+        assert!(Cli::try_parse_from(gateway.split(' ')).is_ok());
+        assert!(Cli::try_parse_from("carrick run --gateway -- sleep 1".split(' ')).is_err());
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct MetadataFacts<'a> {
     /// Containers of the application, in order.
     pub containers: &'a [String],
     pub revision: &'a str,
+    /// Whether the proxy is a gateway: nobody may assume mutual TLS of its ports, so it gets no `tlsMode`.
+    pub gateway: bool,
     /// The network that the pod is in; empty when the mesh has only one.
     pub network: &'a str,
 }
@@ -37,7 +39,9 @@ const LABEL_LIMIT: usize = 63;
 pub fn added(facts: &MetadataFacts<'_>) -> Added {
     let mut added = Added::default();
     let label = |name: &str| facts.labels.get(name).map(String::as_str).filter(|v| !v.is_empty());
-    added.labels.insert("security.istio.io/tlsMode".into(), "istio".into());
+    if !facts.gateway {
+        added.labels.insert("security.istio.io/tlsMode".into(), "istio".into());
+    }
     if label("service.istio.io/canonical-name").is_none() {
         let name = label("app.kubernetes.io/name").or_else(|| label("app")).unwrap_or(facts.owner_name);
         if let Some(name) = label_value(name) {
@@ -92,6 +96,7 @@ mod tests {
             owner_name: owner,
             containers: &["istio-proxy".to_owned(), "web".to_owned()],
             revision: "default",
+            gateway: false,
             network: "",
         };
         added(&facts)

@@ -14,6 +14,8 @@ pub const CONTAINER_NAME: &str = "istio-proxy";
 /// What the container depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct ProxyFacts<'a> {
+    /// The pod's only container, for others to connect to.
+    pub gateway: bool,
     pub namespace: &'a str,
     /// DNS suffix of the cluster.
     pub domain_suffix: &'a str,
@@ -40,19 +42,21 @@ pub struct ProxyFacts<'a> {
 pub fn container(facts: &ProxyFacts<'_>) -> Value {
     let args = json!([
         "proxy",
-        "sidecar",
+        if facts.gateway { "router" } else { "sidecar" },
         "--domain",
         format!("$(POD_NAMESPACE).svc.{}", facts.domain_suffix),
         "--proxyLogLevel=warning",
         "--proxyComponentLogLevel=misc:error",
         "--log_output_level=default:info",
     ]);
+    let mut ports = if facts.gateway { declared(facts) } else { Vec::new() };
+    ports.push(json!({ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }));
     json!({
         "name": CONTAINER_NAME,
         "image": facts.image,
         "args": args,
         "env": environment(facts),
-        "ports": [{ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }],
+        "ports": ports,
         "readinessProbe": {
             "httpGet": { "path": "/healthz/ready", "port": 15021, "scheme": "HTTP" },
             "periodSeconds": 15,
@@ -70,17 +74,18 @@ pub fn container(facts: &ProxyFacts<'_>) -> Value {
     })
 }
 
+/// The declared ports, as a container's.
+fn declared(facts: &ProxyFacts<'_>) -> Vec<Value> {
+    let port = |(name, port): &(String, u16)| match name.as_str() {
+        "" => json!({ "containerPort": port, "protocol": "TCP" }),
+        name => json!({ "name": name, "containerPort": port, "protocol": "TCP" }),
+    };
+    facts.ports.iter().map(port).collect()
+}
+
 fn environment(facts: &ProxyFacts<'_>) -> Value {
     let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
-    let ports: Vec<Value> = facts
-        .ports
-        .iter()
-        .map(|(name, port)| match name.as_str() {
-            "" => json!({ "containerPort": port, "protocol": "TCP" }),
-            name => json!({ "name": name, "containerPort": port, "protocol": "TCP" }),
-        })
-        .collect();
     let proxy_config = facts.proxy_config.cloned().unwrap_or_else(|| json!({}));
     let mut env = vec![
         plain("PILOT_CERT_PROVIDER", "istiod"),
@@ -91,7 +96,7 @@ fn environment(facts: &ProxyFacts<'_>) -> Value {
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
         field("HOST_IP", "status.hostIP"),
         plain("PROXY_CONFIG", &proxy_config.to_string()),
-        plain("ISTIO_META_POD_PORTS", &Value::from(ports).to_string()),
+        plain("ISTIO_META_POD_PORTS", &Value::from(declared(facts)).to_string()),
         plain("ISTIO_META_APP_CONTAINERS", &facts.containers.join(",")),
         plain("ISTIO_META_CLUSTER_ID", facts.cluster_id),
         field("ISTIO_META_NODE_NAME", "spec.nodeName"),
@@ -119,6 +124,7 @@ mod tests {
     fn the_container_is_a_valid_pod_container() {
         let config = json!({ "proxyMetadata": { "ISTIO_META_X": "1" } });
         let facts = ProxyFacts {
+            gateway: false,
             namespace: "shop",
             domain_suffix: "cluster.local",
             image: "carrick-proxy:test",

@@ -14,6 +14,9 @@ use crate::template::Template;
 /// The one cluster of this machine.
 pub(crate) const CLUSTER_ID: &str = "Kubernetes";
 
+/// The revision of a gateway that names none.
+const DEFAULT_REVISION: &str = "default";
+
 /// Whether the pod is injected; if it is, the template gets the labels and annotations of an injected pod.
 ///
 /// # Errors
@@ -23,6 +26,10 @@ pub(crate) fn inject(
     namespace_labels: &BTreeMap<String, String>,
     template: &mut Template,
 ) -> Result<bool, PodError> {
+    if options.gateway {
+        complete(options, template, DEFAULT_REVISION)?;
+        return Ok(true);
+    }
     let facts = PodFacts {
         namespace: &options.namespace,
         namespace_labels,
@@ -32,6 +39,12 @@ pub(crate) fn inject(
     };
     let decision = carrick_inject::decide(&Config::default(), &facts);
     let Some(revision) = decision.revision.filter(|_| decision.inject && !options.no_sidecar) else { return Ok(false) };
+    complete(options, template, &revision)?;
+    Ok(true)
+}
+
+/// Gives the template the labels and annotations of a pod with a proxy.
+fn complete(options: &RunOptions, template: &mut Template, revision: &str) -> Result<(), PodError> {
     if let Some(error) = carrick_inject::validate_annotations(&template.annotations).into_iter().next() {
         return Err(PodError::Request(format!("annotation {}: {}", error.annotation, error.message)));
     }
@@ -40,12 +53,13 @@ pub(crate) fn inject(
         annotations: &template.annotations,
         owner_name: &template.workload,
         containers: std::slice::from_ref(&template.container),
-        revision: &revision,
+        revision,
+        gateway: options.gateway,
         network: "",
     });
     template.labels.extend(added.labels);
     template.annotations.extend(added.annotations);
-    Ok(true)
+    Ok(())
 }
 
 /// The sidecar's entry in the Pod object.
@@ -53,6 +67,7 @@ pub(crate) fn container(options: &RunOptions, template: &Template) -> Value {
     let ports: Vec<(String, u16)> =
         template.ports.iter().map(|port| (port.name.clone().unwrap_or_default(), port.number)).collect();
     carrick_inject::proxy_container(&ProxyFacts {
+        gateway: options.gateway,
         namespace: &options.namespace,
         domain_suffix: CLUSTER_DOMAIN,
         image: match options.engine {
@@ -65,7 +80,7 @@ pub(crate) fn container(options: &RunOptions, template: &Template) -> Value {
         mesh_id: &options.trust_domain,
         workload_name: &template.workload,
         owner: &owner(options, template),
-        containers: std::slice::from_ref(&template.container),
+        containers: if options.gateway { &[] } else { std::slice::from_ref(&template.container) },
         ports: &ports,
         proxy_config: proxy_config(template).as_ref(),
     })

@@ -64,7 +64,7 @@ pub(crate) fn pod(
     if !env.is_empty() {
         app["env"] = env.into();
     }
-    let mut containers = vec![app];
+    let mut containers = if options.gateway { Vec::new() } else { vec![app] };
     if injected {
         containers.push(crate::injection::container(options, template));
     }
@@ -197,6 +197,24 @@ mod tests {
         pending.app.running = false;
         assert_eq!(status(&pending, &mut Transitions::default(), "now")["status"]["phase"], "Pending");
         assert_eq!(status(&observed(false, None), &mut Transitions::default(), "now")["status"]["phase"], "Running");
+    }
+
+    #[test]
+    fn a_gateway_is_nothing_but_the_proxy() {
+        let mut options = RunOptions::new("edge", Vec::new());
+        assert!(crate::template::build(&options).is_err());
+        options.gateway = true;
+        options.name = Some("ingress".into());
+        options.ports = vec!["https=443".parse().unwrap()];
+        let mut template = crate::template::build(&options).unwrap();
+        assert!(crate::injection::inject(&options, &BTreeMap::new(), &mut template).unwrap());
+        assert!(!template.labels.contains_key("security.istio.io/tlsMode"));
+        let pod = pod(&options, &template, "ingress", "node", true).unwrap();
+        let containers = pod.spec.unwrap().containers;
+        let [only] = containers.as_slice() else { panic!("{containers:?}") };
+        assert_eq!(only.name, PROXY);
+        assert_eq!(only.args.as_ref().unwrap()[1], "router");
+        assert_eq!(only.ports.as_ref().unwrap()[0].container_port, 443);
     }
 
     #[test]

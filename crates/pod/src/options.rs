@@ -178,11 +178,13 @@ pub struct RunOptions {
     pub ports: Vec<Port>,
     /// The sidecar's data plane.
     pub engine: Engine,
+    /// The pod is a gateway: the proxy is its only container, `command` is empty.
+    pub gateway: bool,
     /// Run without a sidecar whatever the labels say.
     pub no_sidecar: bool,
     /// Pod template source.
     pub manifest: Option<ManifestRef>,
-    /// Program and arguments; never empty.
+    /// Program and arguments; empty only for a gateway.
     pub command: Vec<OsString>,
     /// Environment, over the manifest's, over the caller's own.
     pub env: Vec<(String, String)>,
@@ -222,6 +224,7 @@ impl RunOptions {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             engine: Engine::Native,
+            gateway: false,
             no_sidecar: false,
             manifest: None,
             command,

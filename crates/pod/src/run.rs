@@ -33,7 +33,8 @@ pub(crate) struct Plan {
 pub(crate) struct SidecarPlan {
     pub(crate) program: PathBuf,
     pub(crate) envoy: Option<PathBuf>,
-    pub(crate) capture: carrick_capture::sidecar::SidecarCapture,
+    /// `None` for a gateway, which others connect to by its address.
+    pub(crate) capture: Option<carrick_capture::sidecar::SidecarCapture>,
 }
 
 /// Runs `options.command` as a pod and returns its exit code (128+n after signal n). Signals that reach this process are passed on; `SIGTERM`
@@ -79,7 +80,10 @@ async fn plan(options: RunOptions) -> Result<Plan, PodError> {
 }
 
 fn sidecar_plan(options: &RunOptions, template: &template::Template) -> Result<SidecarPlan, PodError> {
-    let capture = carrick_capture::annotations::parse(&template.annotations)?;
+    let capture = match options.gateway {
+        true => None,
+        false => Some(carrick_capture::annotations::parse(&template.annotations)?),
+    };
     let program = find(&options.proxy_binary)
         .ok_or_else(|| PodError::Request(format!("no sidecar program {}", options.proxy_binary.display())))?;
     let envoy = match (&options.engine, &options.envoy_binary) {

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::PodError;
+use crate::object::PROXY;
 use crate::options::{ManifestRef, Port, RunOptions};
 use crate::variables::{self, Variable};
 
@@ -69,13 +70,18 @@ fn from_template(
 ) -> Result<Template, PodError> {
     let metadata = template.metadata.unwrap_or_default();
     let spec = template.spec.unwrap_or_default();
-    let program = options
-        .command
-        .first()
-        .map(|program| std::path::Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned())
-        .ok_or_else(|| PodError::Request("nothing to run: give a command after --".into()))?;
+    let program = match options.gateway {
+        true if !options.command.is_empty() => {
+            return Err(PodError::Request("a gateway runs no command of its own".into()));
+        }
+        true => Some("gateway".to_owned()),
+        false => options.command.first().map(|program| {
+            std::path::Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned()
+        }),
+    };
+    let program = program.ok_or_else(|| PodError::Request("nothing to run: give a command after --".into()))?;
     let fallback = label(&program);
-    let container = spec.containers.iter().find(|container| container.name != "istio-proxy").cloned();
+    let container = spec.containers.iter().find(|container| (container.name == PROXY) == options.gateway).cloned();
     // A pod has its own name; pods of workloads get one each.
     let exact = options.name.clone().or_else(|| workload.clone().filter(|_| kind.as_deref() == Some("Pod")));
     let base_name = exact.clone().or_else(|| workload.clone()).unwrap_or_else(|| fallback.clone());
@@ -105,10 +111,14 @@ fn from_template(
         subdomain: spec.subdomain,
         host_network: spec.host_network.unwrap_or(false),
     };
-    template.container = label(&template.container);
+    template.container = if options.gateway { PROXY.to_owned() } else { label(&template.container) };
     template.labels.extend(options.labels.clone());
     template.annotations.extend(options.annotations.clone());
-    template.readiness = container.and_then(|c| c.readiness_probe).and_then(|probe| readiness(&probe, &template.ports));
+    // The proxy of a gateway is looked at as every proxy is.
+    template.readiness = container
+        .filter(|_| !options.gateway)
+        .and_then(|c| c.readiness_probe)
+        .and_then(|probe| readiness(&probe, &template.ports));
     Ok(template)
 }
 

@@ -73,8 +73,13 @@ pub struct NodeId {
 impl NodeId {
     /// The id of a sidecar.
     pub fn sidecar(ip: IpAddr, name: &str, namespace: &str, domain: &str) -> Self {
+        Self::of(NodeType::Sidecar, ip, name, namespace, domain)
+    }
+
+    /// The id of a proxy of any type.
+    pub fn of(node_type: NodeType, ip: IpAddr, name: &str, namespace: &str, domain: &str) -> Self {
         Self {
-            node_type: NodeType::Sidecar,
+            node_type,
             ip,
             name: name.to_owned(),
             namespace: namespace.to_owned(),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::value;
 use super::{
-    AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, NodeConfig, Ports,
+    AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, NodeConfig, Ports, Role,
     Surroundings,
 };
 
@@ -70,14 +70,17 @@ const OPTIONS: &[Opt] = options![
     "log-json" ["CARRICK_LOG_JSON"] "false" "log as JSON";
 ];
 
+const COMMANDS: &str = "sidecar, gateway, version or help";
+
 /// Longest path of a Unix socket (`sun_path`, with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
 /// The help text.
 pub fn help() -> String {
     let mut text = String::from(
-        "Runs beside a workload: gets its certificate, and carries its traffic.\n\n\
+        "Runs beside a workload, or alone as a gateway: gets its certificate, and carries its traffic.\n\n\
          Usage: carrick-proxy sidecar [--FLAG VALUE]...\n\
+         \x20      carrick-proxy gateway [--FLAG VALUE]...\n\
          \x20      carrick-proxy version\n\nOptions (flag, environment, [default]):\n",
     );
     for option in OPTIONS {
@@ -105,15 +108,16 @@ struct Reader<'a, S> {
 
 pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> Result<Command, ConfigErrors> {
     let mut arguments = arguments.iter();
-    match arguments.next().map(String::as_str) {
-        Some("sidecar") => {}
+    let role = match arguments.next().map(String::as_str) {
+        Some("sidecar") => Role::Sidecar,
+        Some("gateway") => Role::Gateway,
         Some("version" | "--version" | "-V") => {
             return Ok(Command::Print(format!("carrick-proxy {}\n", env!("CARGO_PKG_VERSION"))));
         }
         Some("help" | "--help" | "-h") => return Ok(Command::Print(help())),
-        Some(other) => return Err(ConfigErrors(vec![format!("unknown command {other:?}: sidecar, version or help")])),
-        None => return Err(ConfigErrors(vec!["a command is missing: sidecar, version or help".to_owned()])),
-    }
+        Some(other) => return Err(ConfigErrors(vec![format!("unknown command {other:?}: {COMMANDS}")])),
+        None => return Err(ConfigErrors(vec![format!("a command is missing: {COMMANDS}")])),
+    };
     let mut reader = Reader {
         given: BTreeMap::new(),
         env: surroundings.environment(),
@@ -143,9 +147,9 @@ pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> R
         }
     }
     reader.read_proxy_config();
-    let config = reader.config();
+    let config = reader.config(role);
     match config {
-        Some(config) if reader.errors.is_empty() => Ok(Command::Sidecar(Box::new(config))),
+        Some(config) if reader.errors.is_empty() => Ok(Command::Proxy(Box::new(config))),
         _ => Err(ConfigErrors(reader.errors)),
     }
 }
@@ -337,7 +341,7 @@ impl<S: Surroundings> Reader<'_, S> {
         Some(ports)
     }
 
-    fn config(&mut self) -> Option<AgentConfig> {
+    fn config(&mut self, role: Role) -> Option<AgentConfig> {
         let node = self.node();
         let engine = self.engine();
         let concurrency = self.take("concurrency", value::count);
@@ -352,6 +356,7 @@ impl<S: Surroundings> Reader<'_, S> {
             self.errors.push(format!("{source}: the path is too long for a socket in it"));
         }
         Some(AgentConfig {
+            role,
             node: node?,
             engine: engine?,
             concurrency: concurrency?,

@@ -38,10 +38,21 @@ fn fake(env: &[(&str, &str)]) -> Fake {
 fn sidecar(arguments: &[&str], fake: &Fake) -> Result<AgentConfig, Vec<String>> {
     let all: Vec<String> = ["sidecar"].iter().chain(arguments).map(|a| (*a).to_owned()).collect();
     match parse(&all, fake) {
-        Ok(Command::Sidecar(config)) => Ok(*config),
+        Ok(Command::Proxy(config)) => Ok(*config),
         Ok(other) => panic!("{other:?}"),
         Err(errors) => Err(errors.0),
     }
+}
+
+#[test]
+fn a_gateway_is_a_router_that_needs_no_capture() {
+    let Ok(Command::Proxy(config)) = parse(&["gateway".to_owned()], &fake(&[])) else { panic!("not read") };
+    assert_eq!(crate::node::node(&config).id, "router~10.244.0.7~shop-1.basic~basic.svc.cluster.local");
+    let readiness = crate::readiness::Readiness::new(config.role);
+    readiness.update(|state| (state.identity, state.clusters, state.listeners) = (true, true, true));
+    assert_eq!(readiness.missing(), Vec::<&str>::new());
+    readiness.update(|state| state.listeners = false);
+    assert_eq!(readiness.missing(), ["no listeners (LDS) received yet"]);
 }
 
 #[test]

@@ -206,6 +206,7 @@ impl Plane {
         let path = |name: &str| self.folder.path().join(name);
         let admin = if engine == EngineKind::Native { 0 } else { free_port() };
         AgentConfig {
+            role: carrick_agent::Role::Sidecar,
             node: NodeConfig {
                 name: "shop-1".into(),
                 namespace: "basic".into(),

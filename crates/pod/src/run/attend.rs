@@ -26,9 +26,10 @@ const WITHDRAWAL: Duration = Duration::from_secs(2);
 /// From the endpoints' going to the last proxy's knowing.
 const SPREAD: Duration = Duration::from_millis(300);
 
-/// Stays until the command has ended; its exit code.
-pub(crate) async fn attend(life: &mut Life, mut app: Child, signals: &mut Signals) -> i32 {
-    let leader = app.id();
+/// Stays until the command has ended; its exit code. A gateway has no command: it stays until it is asked to end, and ends with 0.
+pub(crate) async fn attend(life: &mut Life, mut app: Option<Child>, signals: &mut Signals) -> i32 {
+    let leader = app.as_ref().and_then(Child::id);
+    let alone = app.is_none();
     let mut gone: Pin<Box<dyn Future<Output = Option<Duration>> + Send>> =
         Box::pin(status::deleted(life.pods.clone(), life.name.clone(), life.uid.clone()));
     let mut withdrawal: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
@@ -37,7 +38,7 @@ pub(crate) async fn attend(life: &mut Life, mut app: Child, signals: &mut Signal
     loop {
         let leaving = withdrawal.is_some() || deadline.is_some();
         tokio::select! {
-            ended = app.wait() => {
+            ended = async { match app.as_mut() { Some(app) => app.wait().await, None => std::future::pending().await } } => {
                 life.observed.send_modify(|observed| {
                     observed.app.running = false;
                     observed.app.ready = false;
@@ -45,8 +46,11 @@ pub(crate) async fn attend(life: &mut Life, mut app: Child, signals: &mut Signal
                 return ended.map_or(1, exit_code);
             }
             signal = signals.next() => {
-                if asks_to_end(signal) && !leaving {
+                let ends = asks_to_end(signal) || (alone && signal == Signal::SIGINT);
+                if ends && !leaving {
                     withdrawal = Some(withdraw(life));
+                } else if alone && ends {
+                    return 0;
                 } else {
                     to_group(leader, signal);
                 }
@@ -56,6 +60,9 @@ pub(crate) async fn attend(life: &mut Life, mut app: Child, signals: &mut Signal
                 withdrawal = Some(withdraw(life));
             }
             () = async { if let Some(withdrawal) = withdrawal.as_mut() { withdrawal.await } }, if withdrawal.is_some() => {
+                if alone {
+                    return 0;
+                }
                 withdrawal = None;
                 deadline = Some(Instant::now() + grace);
                 to_group(leader, Signal::SIGTERM);
@@ -145,7 +152,7 @@ pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -
         ("ISTIO_META_NODE_NAME", host_name()),
         ("ISTIO_META_WORKLOAD_NAME", template.workload.clone()),
         ("ISTIO_META_OWNER", owner(options, template)),
-        ("ISTIO_META_APP_CONTAINERS", template.container.clone()),
+        ("ISTIO_META_APP_CONTAINERS", if options.gateway { String::new() } else { template.container.clone() }),
         ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT".to_owned()),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
         ("CARRICK_ENGINE", options.engine.as_str().to_owned()),

@@ -73,7 +73,7 @@ impl Life {
             host_ip: options.network.gateway.to_string(),
             app_container: plan.template.container.clone(),
             created_at: now(),
-            proxy: plan.sidecar.as_ref().map(|_| ContainerView::default()),
+            proxy: plan.sidecar.as_ref().filter(|_| !options.gateway).map(|_| ContainerView::default()),
             ..Observed::default()
         };
         Ok(Life {
@@ -96,8 +96,8 @@ impl Life {
         })
     }
 
-    /// Makes the pod and starts the command in it.
-    pub(crate) async fn start(&mut self, plan: &Plan) -> Result<Child, PodError> {
+    /// Makes the pod and starts the command in it; a gateway has none.
+    pub(crate) async fn start(&mut self, plan: &Plan) -> Result<Option<Child>, PodError> {
         let options = &plan.options;
         self.register(plan).await?;
         tracing::debug!(pod = %self.name, "registered");
@@ -128,15 +128,18 @@ impl Life {
         self.serve_dns(plan).await?;
         if let (Some(sidecar), Some(paths)) = (&plan.sidecar, paths) {
             // Rules first: connections older than connection tracking would be taken for new ones by it, and be redirected in mid-stream.
-            let text = carrick_capture::sidecar::ruleset(&sidecar.capture);
-            let table = sidecar.capture.table.clone();
-            let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
-            tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
+            if let Some(capture) = &sidecar.capture {
+                let text = carrick_capture::sidecar::ruleset(capture);
+                let table = capture.table.clone();
+                let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
+                tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
+            }
             self.start_sidecar(plan, paths).await?;
             tracing::debug!(pod = %self.name, "sidecar ready");
         }
         tracing::debug!(pod = %self.name, "network ready");
-        self.start_app(plan, ip).await
+        self.remember_environment(plan)?;
+        if options.gateway { Ok(None) } else { self.start_app(plan, ip).await.map(Some) }
     }
 
     /// The Pod object, and everything that keeps it true.
@@ -219,7 +222,9 @@ impl Life {
     }
 
     async fn start_sidecar(&mut self, plan: &Plan, paths: SidecarPaths) -> Result<(), PodError> {
+        let gateway = plan.options.gateway;
         let sidecar = Sidecar {
+            role: if gateway { "gateway" } else { "sidecar" },
             env: super::attend::sidecar_env(plan, &paths, &self.folder.state),
             program: paths.program,
             folder: paths.folder,
@@ -236,7 +241,10 @@ impl Life {
             async move {
                 while changes.changed().await.is_ok() {
                     let view = changes.borrow_and_update().clone();
-                    observed.send_modify(|observed| observed.proxy = Some(view));
+                    observed.send_modify(|observed| match gateway {
+                        true => observed.app = view,
+                        false => observed.proxy = Some(view),
+                    });
                 }
             }
         });
@@ -252,15 +260,21 @@ impl Life {
         }
     }
 
+    /// What commands that are started later in the pod find as theirs.
+    fn remember_environment(&mut self, plan: &Plan) -> Result<(), PodError> {
+        let env = super::attend::app_env(plan, &self.folder.state);
+        let own = |key: &str| env.iter().any(|(own, _)| own == key);
+        let inherited: Vec<_> = std::env::vars().filter(|(key, _)| !own(key)).collect();
+        self.folder.state.env = inherited.into_iter().chain(env).collect();
+        self.folder.state.cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        self.folder.save()
+    }
+
     async fn start_app(&mut self, plan: &Plan, ip: std::net::Ipv4Addr) -> Result<Child, PodError> {
         let options = &plan.options;
         let (program, arguments) =
             options.command.split_first().ok_or_else(|| PodError::Request("nothing to run".into()))?;
         let env = super::attend::app_env(plan, &self.folder.state);
-        self.folder.state.env =
-            std::env::vars().filter(|(key, _)| !env.iter().any(|(own, _)| own == key)).chain(env.clone()).collect();
-        self.folder.state.cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
-        self.folder.save()?;
         self.terminal = child::has_terminal();
         let mut command = Command::new(program);
         command.args(arguments).envs(env).kill_on_drop(true);

@@ -38,6 +38,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// How to start it.
 #[derive(Clone, Debug)]
 pub(crate) struct Sidecar {
+    /// `sidecar` or `gateway`.
+    pub(crate) role: &'static str,
     pub(crate) program: PathBuf,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) folder: PathBuf,
@@ -51,7 +53,7 @@ impl Sidecar {
             OpenOptions::new().create(true).append(true).mode(0o640).open(&self.log).map_err(PodError::io(doing()))?;
         let error = log.try_clone().map_err(PodError::io(doing()))?;
         let mut command = Command::new(&self.program);
-        command.arg("sidecar").env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.arg(self.role).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
         command.uid(PROXY_ID).gid(PROXY_ID).current_dir(&self.folder);
         command.stdin(Stdio::null()).stdout(log).stderr(error);
         child::as_sidecar(&mut command);
