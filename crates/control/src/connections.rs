@@ -27,6 +27,8 @@ pub(crate) struct Ack {
     pub(crate) sequence: u64,
     pub(crate) at: Instant,
     pub(crate) time: SystemTime,
+    /// Nothing was refused at that moment.
+    pub(crate) clean: bool,
 }
 
 /// One connected proxy.
@@ -169,11 +171,11 @@ impl Observer for Follower {
         if !advanced {
             return;
         }
-        let at = Instant::now();
+        let (at, clean) = (Instant::now(), status.refused().is_none());
         if connection.acks.len() >= ACKS {
             connection.acks.pop_front();
         }
-        connection.acks.push_back(Ack { sequence: status.acknowledged, at, time: SystemTime::now() });
+        connection.acks.push_back(Ack { sequence: status.acknowledged, at, time: SystemTime::now(), clean });
         drop(inner);
         self.connections.bump();
         // What a proxy gets when it connects is no reaction to a change.

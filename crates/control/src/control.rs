@@ -13,6 +13,7 @@ use crate::metrics::ControlMetrics;
 use crate::renderer::Renderer;
 use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
+use crate::status::Statuses;
 use carrick_api::MeshConfig;
 use carrick_base::TrustDomain;
 use carrick_pki::ca::{Authority, Subject};
@@ -172,6 +173,12 @@ impl Control {
         };
         tasks.spawn("fold", fold.run(events, drain.clone()));
         tasks.spawn("server certificate", certificate.clone().rotate(drain.clone()));
+
+        if let Some(client) = client.clone() {
+            let statuses =
+                Statuses { client, seen: seen.clone(), connections: connections.clone(), renderer: renderer.clone() };
+            tasks.spawn("statuses", statuses.run(drain.clone()));
+        }
 
         let ads = Ads {
             callers: callers.clone(),

@@ -9,6 +9,7 @@ use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
 use crate::renderer::{Build, Renderer};
 use crate::source::{Change, Event, KINDS, Kind, Name};
+use crate::status::{self, ledger::Ledger};
 use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
 use carrick_runtime::drain::Drain;
@@ -56,6 +57,8 @@ pub(crate) struct SeenInner {
     pub(crate) revision: u64,
     /// The resource version of each object that was seen last.
     pub(crate) versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
+    /// The objects whose status is written.
+    pub(crate) ledger: Ledger,
 }
 
 impl Seen {
@@ -149,6 +152,7 @@ impl Fold {
         let replaced = matches!(event.change, Change::Replace(_));
         self.metrics.events.get_or_create(&ByType { r#type: kind.info().name.to_owned() }).inc();
         let touched = touched(&event.change);
+        let tracked = status::carries(kind).then(|| event.change.clone());
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
             warn!(kind = kind.info().name, namespace, name, reason, "object cannot be read and is left out");
@@ -163,6 +167,9 @@ impl Fold {
             let mut seen = self.seen.lock();
             seen.revision = state.revision;
             seen.history.saw(outcome.version, state.revision, now);
+            if let Some(change) = &tracked {
+                seen.ledger.take(kind, change, state.revision, &outcome.broken);
+            }
             let versions = state.known.versions(kind);
             match (touched, versions) {
                 (Some(name), Some(versions)) => {

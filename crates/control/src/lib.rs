@@ -18,6 +18,7 @@ mod objects;
 mod renderer;
 mod server_cert;
 pub mod source;
+mod status;
 
 pub use caller::{KubeReviewer, ReviewError, TokenReviewer};
 pub use control::{Control, ControlError, ControlOptions};

@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-fn api(client: &Client, info: &KindInfo) -> Api<DynamicObject> {
+/// Objects of one kind: of a namespace, or of all.
+pub(crate) fn api(client: &Client, info: &KindInfo, namespace: Option<&str>) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: info.group.to_owned(),
         version: info.version.to_owned(),
@@ -27,12 +28,15 @@ fn api(client: &Client, info: &KindInfo) -> Api<DynamicObject> {
         kind: info.name.to_owned(),
         plural: info.plural.to_owned(),
     };
-    Api::all_with(client.clone(), &resource)
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
 }
 
 /// Watches one kind until the receiver is gone.
 pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc::Sender<Event>) {
-    let mut stream = watcher(api(&client, info), watcher::Config::default()).boxed();
+    let mut stream = watcher(api(&client, info, None), watcher::Config::default()).boxed();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut listing = Vec::new();
     let mut told_missing = false;
@@ -104,7 +108,7 @@ pub(crate) struct Listed {
 pub(crate) async fn list(client: &Client) -> Result<BTreeMap<Kind, Listed>, kube::Error> {
     let mut all = BTreeMap::new();
     for info in &KINDS {
-        let list = match api(client, info).list(&ListParams::default()).await {
+        let list = match api(client, info, None).list(&ListParams::default()).await {
             Ok(list) => list,
             Err(kube::Error::Api(status)) if status.code == 404 => continue,
             Err(error) => return Err(error),

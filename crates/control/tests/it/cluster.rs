@@ -88,6 +88,21 @@ async fn follows_a_kubernetes_api() {
     assert!(answer["elapsedSeconds"].as_f64().is_some_and(|s| s < 5.0), "{answer}");
     assert!(proxy.updates() > before, "the listener is another");
 
+    // What became of it is written on it.
+    let status = async {
+        loop {
+            let policy = policies.get("default").await.expect("API");
+            let mut conditions = policy.data["status"]["conditions"].as_array().into_iter().flatten();
+            if let Some(condition) = conditions.find(|c| c["type"] == "Programmed" && c["status"] == "True") {
+                assert_eq!(condition["message"], "applied to 1 of 1 proxies");
+                assert_eq!(condition["observedGeneration"], json!(policy.metadata.generation));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), status).await.expect("a status");
+
     // A change of a kind nobody watches: everything before it was seen.
     let before = proxy.updates();
     policies.delete("default", &Default::default()).await.expect("deleted");

@@ -173,7 +173,9 @@ async fn proxies_outlive_the_control_plane_and_come_back_for_nothing() {
 /// client that reconnects to the dead server's port is now and then given that very port, and holds it by talking to itself.
 fn lasting_port() -> std::net::SocketAddr {
     let free = |port: &u16| std::net::TcpListener::bind(local(*port)).is_ok();
-    local((20_000..32_000).find(free).expect("a free port"))
+    // Runs of this test at the same time begin at different ports.
+    let begin = 20_000 + u16::try_from(std::process::id() % 10_000).expect("small");
+    local((begin..32_000).find(free).expect("a free port"))
 }
 
 /// `cargo test --release -p carrick-control --test it -- --ignored --nocapture three_hundred`

@@ -1,0 +1,158 @@
+//! Writes on every Istio object what became of it: accepted or why not, and applied to how many of the proxies it concerns.
+//!
+//! Invariant: a status is written only when it says something new, at most [`WRITES_AT_ONCE`] at a time, after a burst is over; conditions
+//! of other writers are kept. What a status says is decided in `decide`, from facts alone; this file only listens and writes.
+
+pub(crate) mod decide;
+pub(crate) mod ledger;
+
+use crate::connections::Connections;
+use crate::fold::Seen;
+use crate::renderer::Renderer;
+use crate::source::Kind;
+use crate::source::kube::api;
+use carrick_api::timestamp::Timestamp;
+use carrick_runtime::drain::Drain;
+use decide::{Condition, Proxy, Verdict};
+use futures_util::StreamExt;
+use kube::api::{Patch, PatchParams};
+use ledger::{Key, Object};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, warn};
+
+/// Patches under way at the same time.
+const WRITES_AT_ONCE: usize = 4;
+/// A burst of acknowledgements is over after this long without one.
+const QUIET: Duration = Duration::from_millis(200);
+/// Statuses are at most this late during a burst that does not end.
+const LATEST: Duration = Duration::from_secs(2);
+/// How long one patch may take.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// After this long statuses are looked at even if nothing was heard; it retries what could not be written.
+const REST: Duration = Duration::from_secs(30);
+
+/// The task.
+pub(crate) struct Statuses {
+    pub(crate) client: kube::Client,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) renderer: Arc<Renderer>,
+}
+
+impl Statuses {
+    /// Runs until drained.
+    pub(crate) async fn run(self, drain: Drain) {
+        let mut acks = self.connections.subscribe();
+        let mut objects = self.seen.lock().ledger.subscribe();
+        // What was written last, until the watch tells of it.
+        let mut written: BTreeMap<Key, Vec<Condition>> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = drain.graceful() => return,
+                changed = acks.changed() => if changed.is_err() { return },
+                changed = objects.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(REST) => {}
+            }
+            let latest = Instant::now() + LATEST;
+            loop {
+                let quiet = (Instant::now() + QUIET).min(latest);
+                tokio::select! {
+                    () = drain.graceful() => return,
+                    _ = acks.changed() => {}
+                    _ = objects.changed() => {}
+                    () = sleep_until(quiet) => break,
+                }
+                if Instant::now() >= latest {
+                    break;
+                }
+            }
+            self.write(&mut written).await;
+        }
+    }
+
+    async fn write(&self, written: &mut BTreeMap<Key, Vec<Condition>>) {
+        let Some(due) = self.due(written) else { return };
+        let writes = due.into_iter().map(|(key, object, wanted)| async move {
+            let done = self.patch(&key, &object, &wanted).await;
+            (key, wanted, done)
+        });
+        let mut writes = futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
+        while let Some((key, wanted, done)) = writes.next().await {
+            if done {
+                written.insert(key, wanted);
+            }
+        }
+    }
+
+    /// The objects whose status is to say something else.
+    fn due(&self, written: &mut BTreeMap<Key, Vec<Condition>>) -> Option<Vec<(Key, Object, Vec<Condition>)>> {
+        let current = self.renderer.current()?;
+        let mut proxies = Vec::new();
+        self.connections.each(|connection| proxies.push(Proxy::of(connection, &current.snapshot)));
+        let root = &current.snapshot.settings().root_namespace;
+        let seen = self.seen.lock();
+        written.retain(|key, _| seen.ledger.get(key).is_some());
+        let mut due = Vec::new();
+        for (key, object) in seen.ledger.all() {
+            let Some(since) = seen.history.containing(object.revision).map(|s| s.sequence) else { continue };
+            if since > current.published.sequence {
+                continue;
+            }
+            let findings = current.diagnostics.iter().filter(|d| {
+                *d.object.kind == *key.0.info().name
+                    && *d.object.name.namespace == *key.1.0
+                    && *d.object.name.name == *key.1.1
+            });
+            let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies);
+            let wanted = verdict.conditions(object.generation);
+            let known = match written.get(key) {
+                Some(written) if !decide::same(&object.conditions, written) => written,
+                _ => &object.conditions,
+            };
+            if !decide::same(known, &wanted) {
+                due.push((key.clone(), object.clone(), wanted));
+            }
+        }
+        Some(due)
+    }
+
+    /// Whether it was written, or cannot be any more.
+    async fn patch(&self, key: &Key, object: &Object, wanted: &[Condition]) -> bool {
+        let (namespace, name) = &key.1;
+        let now = Timestamp::from_system(SystemTime::now()).to_string();
+        let conditions: Vec<Value> = object
+            .foreign
+            .iter()
+            .cloned()
+            .chain(wanted.iter().map(|condition| condition.json(&object.conditions, &now)))
+            .collect();
+        let patch = json!({"status": {"conditions": conditions, "observedGeneration": object.generation}});
+        let api = api(&self.client, key.0.info(), Some(namespace));
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        match timeout(WRITE_LIMIT, api.patch_status(name, &params, &patch)).await {
+            Ok(Ok(_)) => true,
+            // It is gone, or this API has no such subresource.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => true,
+            Ok(Err(error)) => {
+                debug!(kind = key.0.info().name, namespace, name, %error, "status not written; it is tried again");
+                false
+            }
+            Err(_) => {
+                warn!(
+                    kind = key.0.info().name,
+                    namespace, name, "the API does not take a status in time; it is tried again"
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Whether objects of a kind carry a status that is ours to write.
+pub(crate) fn carries(kind: Kind) -> bool {
+    kind.info().group.ends_with(".istio.io")
+}
