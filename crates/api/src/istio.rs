@@ -3,11 +3,15 @@
 //! Invariant: all of them are `Eq + Hash`, so that they can be part of a cache key; defaults that depend on the mesh are
 //! not filled in here.
 
+pub mod authorization_policy;
 pub mod destination_rule;
 pub mod gateway;
 pub mod mesh_config;
 pub mod peer_authentication;
 pub mod server_tls;
+pub mod extension_provider;
+pub mod legacy_policy;
+pub mod request_authentication;
 pub mod service_entry;
 pub mod sidecar;
 pub mod traffic;
@@ -34,6 +38,20 @@ pub struct WorkloadSelector {
 pub struct LabelSelector {
     #[serde(deserialize_with = "nullable_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// The object that a policy is attached to, in place of a selector.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TargetReference {
+    #[serde(deserialize_with = "nullable")]
+    pub group: String,
+    #[serde(deserialize_with = "nullable")]
+    pub kind: String,
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
 }
 
 /// A port given by number.

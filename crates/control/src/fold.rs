@@ -222,7 +222,7 @@ impl Fold {
         };
         self.metrics.services.set(i64::try_from(state.known.service_count()).unwrap_or(i64::MAX));
         let build = if pending.config || state.sequence == 1 {
-            Build::Everything(Box::new(state.known.input(&self.mesh_config)), published.clone())
+            Build::Everything(Box::new(state.known.input(&self.mesh_config, Default::default())), published.clone())
         } else {
             Build::Endpoints(state.known.endpoints(), published.clone())
         };

@@ -5,10 +5,12 @@
 
 use crate::source::{Change, Kind, Name};
 use carrick_api::{
-    DestinationRule, EndpointSlice, Gateway, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Secret, Service,
-    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, from_value,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, LegacyPolicy, MeshConfig, Namespace, Node,
+    PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, from_value,
 };
-use carrick_mesh::{EndpointInput, SnapshotInput};
+use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
+use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -64,6 +66,10 @@ pub(crate) struct Known {
     virtual_services: Table<VirtualService>,
     gateways: Table<Gateway>,
     secrets: Table<Secret>,
+    authorization_policies: Table<AuthorizationPolicy>,
+    request_authentications: Table<RequestAuthentication>,
+    legacy_policies: Table<LegacyPolicy>,
+    legacy_mesh_policies: Table<LegacyPolicy>,
     versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
 }
 
@@ -135,6 +141,15 @@ impl Known {
             Kind::VirtualService => self.virtual_services.apply(&name, &value),
             Kind::Gateway => self.gateways.apply(&name, &value),
             Kind::Secret => self.secrets.apply(&name, &value),
+            Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).map_err(|reason| {
+                // Without it more would be let through than its author wanted, so that nothing is until it can be read.
+                let closed = closed_policy(&value);
+                self.authorization_policies.objects.insert(name.clone(), Arc::new(closed));
+                reason
+            }),
+            Kind::RequestAuthentication => self.request_authentications.apply(&name, &value),
+            Kind::LegacyPolicy => self.legacy_policies.apply(&name, &value),
+            Kind::LegacyMeshPolicy => self.legacy_mesh_policies.apply(&name, &value),
         };
         match result {
             Ok(changed) => outcome.changed |= changed,
@@ -160,6 +175,10 @@ impl Known {
             Kind::VirtualService => self.virtual_services.objects.remove(name).is_some(),
             Kind::Gateway => self.gateways.objects.remove(name).is_some(),
             Kind::Secret => self.secrets.objects.remove(name).is_some(),
+            Kind::AuthorizationPolicy => self.authorization_policies.objects.remove(name).is_some(),
+            Kind::RequestAuthentication => self.request_authentications.objects.remove(name).is_some(),
+            Kind::LegacyPolicy => self.legacy_policies.objects.remove(name).is_some(),
+            Kind::LegacyMeshPolicy => self.legacy_mesh_policies.objects.remove(name).is_some(),
         }
     }
 
@@ -179,7 +198,7 @@ impl Known {
     }
 
     /// What a snapshot is made of.
-    pub(crate) fn input(&self, mesh_config: &MeshConfig) -> SnapshotInput {
+    pub(crate) fn input(&self, mesh_config: &MeshConfig, keys: FetchedKeys) -> SnapshotInput {
         SnapshotInput {
             mesh_config: mesh_config.clone(),
             namespaces: self.namespaces.all(),
@@ -192,8 +211,28 @@ impl Known {
             virtual_services: self.virtual_services.all(),
             gateways: self.gateways.all(),
             secrets: self.secrets.all(),
+            authorization_policies: self.authorization_policies.all(),
+            request_authentications: self.request_authentications.all(),
+            keys,
+            legacy_policies: self.legacy_policies.all(),
+            legacy_mesh_policies: self.legacy_mesh_policies.all(),
         }
     }
+}
+
+/// What stands for a policy that cannot be read: it denies everything, to the workloads it selects if that much can be read.
+fn closed_policy(value: &Value) -> AuthorizationPolicy {
+    let mut policy = AuthorizationPolicy::default();
+    let part = |path: &str| value.pointer(path).cloned().unwrap_or(Value::Null);
+    let (name, _) = identify(value);
+    policy.metadata = from_value(&part("/metadata")).unwrap_or_default();
+    (policy.metadata.namespace, policy.metadata.name) = name;
+    policy.metadata.annotations.clear();
+    policy.spec.selector = from_value(&part("/spec/selector")).unwrap_or_default();
+    policy.spec.target_refs = from_value(&part("/spec/targetRefs")).unwrap_or_default();
+    policy.spec.action = AuthorizationAction::Deny;
+    policy.spec.rules = vec![AuthorizationRule::default()];
+    policy
 }
 
 /// Name and resource version of an object.
@@ -243,5 +282,25 @@ mod tests {
             known.take(Kind::Service, Change::Replace(vec![service("good", json!(80)), service("bad", json!({}))]));
         assert_eq!(outcome.broken.len(), 1, "{outcome:?}");
         assert_eq!(known.service_count(), 1);
+    }
+
+    #[test]
+    fn an_unreadable_policy_denies_until_it_can_be_read() {
+        let mut known = Known::default();
+        let policy = |rules: Value| {
+            json!({"metadata": {"name": "p", "namespace": "n", "resourceVersion": "1"},
+                   "spec": {"selector": {"matchLabels": {"app": "a"}}, "rules": rules}})
+        };
+        let mut take = |rules: Value| {
+            let outcome = known.take(Kind::AuthorizationPolicy, Change::Apply(policy(rules)));
+            let policies = known.input(&MeshConfig::default(), FetchedKeys::default()).authorization_policies;
+            (outcome.broken.len(), policies[0].spec.clone())
+        };
+        let (broken, spec) = take(json!("no list"));
+        assert_eq!((broken, spec.action), (1, AuthorizationAction::Deny));
+        assert_eq!(spec.rules, [AuthorizationRule::default()]);
+        assert_eq!(spec.selector.map(|s| s.match_labels.len()), Some(1));
+        let (broken, spec) = take(json!([]));
+        assert_eq!((broken, spec.action), (0, AuthorizationAction::Allow));
     }
 }

@@ -37,6 +37,14 @@ pub enum Kind {
     Gateway,
     /// Secrets, for TLS.
     Secret,
+    /// AuthorizationPolicies.
+    AuthorizationPolicy,
+    /// RequestAuthentications.
+    RequestAuthentication,
+    /// Policies of the old authentication API.
+    LegacyPolicy,
+    /// MeshPolicies of the old authentication API.
+    LegacyMeshPolicy,
 }
 
 /// How a kind is found in the API.
@@ -57,7 +65,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 13] = [
+pub const KINDS: [KindInfo; 17] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -71,10 +79,18 @@ pub const KINDS: [KindInfo; 13] = [
     core(Kind::VirtualService, "networking.istio.io", "VirtualService", "virtualservices", false),
     core(Kind::Gateway, "networking.istio.io", "Gateway", "gateways", false),
     core(Kind::Secret, "", "Secret", "secrets", false),
+    core(Kind::AuthorizationPolicy, "security.istio.io", "AuthorizationPolicy", "authorizationpolicies", false),
+    core(Kind::RequestAuthentication, "security.istio.io", "RequestAuthentication", "requestauthentications", false),
+    legacy(Kind::LegacyPolicy, "Policy", "policies"),
+    legacy(Kind::LegacyMeshPolicy, "MeshPolicy", "meshpolicies"),
 ];
 
 const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {
     KindInfo { kind, group, version: "v1", name, plural, endpoints }
+}
+
+const fn legacy(kind: Kind, name: &'static str, plural: &'static str) -> KindInfo {
+    KindInfo { kind, group: "authentication.istio.io", version: "v1alpha1", name, plural, endpoints: false }
 }
 
 impl Kind {

@@ -12,5 +12,7 @@ pub const RULE_SHADOWED: &str = "CRK0103";
 pub const TLS_REFUSED: &str = "CRK0104";
 /// A field that is not supported yet.
 pub const UNSUPPORTED: &str = "CRK0105";
+/// Keys for tokens that could not be had so far; the tokens are refused.
+pub const KEYS_MISSING: &str = "CRK0106";
 /// A value that cannot be read; the object is left out.
 pub const UNREADABLE: &str = "IST0106";

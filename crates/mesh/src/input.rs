@@ -5,9 +5,12 @@
 use std::sync::Arc;
 
 use carrick_api::{
-    DestinationRule, EndpointSlice, Gateway, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Secret, Service,
-    ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, LegacyPolicy, MeshConfig, Namespace, Node,
+    PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry,
 };
+
+use crate::FetchedKeys;
 
 /// All objects at one moment.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +25,16 @@ pub struct SnapshotInput {
     pub endpoints: EndpointInput,
     /// All PeerAuthentications.
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,
+    /// All AuthorizationPolicies.
+    pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// All RequestAuthentications.
+    pub request_authentications: Vec<Arc<RequestAuthentication>>,
+    /// Keys that RequestAuthentications name and that were fetched.
+    pub keys: FetchedKeys,
+    /// All Policies of the old API.
+    pub legacy_policies: Vec<Arc<LegacyPolicy>>,
+    /// All MeshPolicies of the old API.
+    pub legacy_mesh_policies: Vec<Arc<LegacyPolicy>>,
     /// All DestinationRules.
     pub destination_rules: Vec<Arc<DestinationRule>>,
     /// All ServiceEntries.

@@ -10,22 +10,29 @@ pub mod codes;
 mod derive;
 pub mod endpoints;
 pub mod input;
+pub mod legacy;
 pub mod model;
 pub mod names;
 mod parts;
+mod path_template;
 pub mod peer_auth;
 pub mod proxy;
 mod read;
 pub mod rules;
+pub mod security;
 pub mod settings;
 pub mod snapshot;
 pub mod tls;
+mod trust_domains;
 
 pub use derive::{Views, sidecar};
 pub use input::{EndpointInput, SnapshotInput};
+pub use model::jwt::KeySource;
 pub use parts::View;
 pub use proxy::{FileCerts, Interception, ProxyNode};
 pub use settings::Settings;
+pub use read::request_authentication::{FetchedKeys, is_key_set};
+pub use security::Security;
 pub use snapshot::Snapshot;
 
 /// What one sidecar may see and do, and how that is derived.

@@ -3,7 +3,9 @@
 //! Invariant: values here cannot be contradictory in form (a port is a number, a mode is a mode); what is wrong
 //! in an object was reported while it was read (`input`) and is not here.
 
+pub mod authz;
 pub mod endpoint;
+pub mod jwt;
 pub mod policy;
 pub mod service;
 

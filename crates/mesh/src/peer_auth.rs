@@ -12,7 +12,8 @@ use carrick_base::{Diagnostic, Labels, Severity};
 
 use crate::{
     codes,
-    model::{MtlsMode, PeerAuth, endpoint::carries_all},
+    legacy::{Legacy, LegacyIndex},
+    model::{MtlsMode, PeerAuth, Port, Service, endpoint::carries_all},
     parts::ModeSource,
     read::finding,
 };
@@ -58,7 +59,14 @@ impl Effective {
 
 impl PeerAuthIndex {
     /// Sorts policies into levels.
-    pub fn build(mut policies: Vec<PeerAuth>, root: &str, found: &mut Vec<Diagnostic>) -> Self {
+    ///
+    /// Policies of the old API stand in where no PeerAuthentication of their level is.
+    pub fn build(
+        mut policies: Vec<PeerAuth>,
+        legacy: &LegacyIndex,
+        root: &str,
+        found: &mut Vec<Diagnostic>,
+    ) -> Self {
         policies.sort_by(|a, b| a.origin.cmp(&b.origin));
         let mut index = Self::default();
         for policy in policies {
@@ -79,7 +87,22 @@ impl PeerAuthIndex {
                 index.namespaces.entry(namespace).or_default().workloads.push(policy);
             }
         }
+        if let Some(old) = legacy.mesh() {
+            stand_in(&mut index.mesh, old, found);
+        }
+        for (namespace, old) in legacy.of_namespaces() {
+            stand_in(&mut index.namespaces.entry(namespace.clone()).or_default().own, old, found);
+        }
         index
+    }
+
+    /// What holds for a workload's port that stands behind a service port: a policy of the old API about the service decides
+    /// unless a PeerAuthentication selects the workload (§14.2).
+    pub fn of_service_port(effective: &Decided, legacy: &LegacyIndex, service: &Service, port: &Port) -> Decided {
+        match (legacy.of_port(service, port), &effective.from) {
+            (None, _) | (Some(_), ModeSource::Workload(_) | ModeSource::Port(_)) => effective.clone(),
+            (Some(old), _) => Decided { mode: old.mode, from: ModeSource::Service(old.origin.name.clone()) },
+        }
     }
 
     /// The mode of a namespace as its clients guess it: no workload policy is looked at (§1.8).
@@ -124,6 +147,23 @@ impl PeerAuthIndex {
 fn take(decided: &mut Decided, policy: &PeerAuth, source: fn(carrick_base::NamespacedName) -> ModeSource) {
     if let Some(mode) = policy.mode {
         *decided = Decided { mode, from: source(policy.origin.name.clone()) };
+    }
+}
+
+fn stand_in(level: &mut Option<Arc<PeerAuth>>, old: &Legacy, found: &mut Vec<Diagnostic>) {
+    match level {
+        Some(new) => {
+            let message = format!("PeerAuthentication {} is of the same level; peers have no effect here", new.origin.name);
+            found.push(finding(&old.origin, codes::POLICY_SHADOWED, Severity::Warning, "spec.peers", message));
+        }
+        None => {
+            *level = Some(Arc::new(PeerAuth {
+                origin: old.origin.clone(),
+                selector: Labels::new(),
+                mode: Some(old.mode),
+                ports: BTreeMap::new(),
+            }));
+        }
     }
 }
 

@@ -2,15 +2,19 @@
 //!
 //! Invariant: reading one object looks at no other; what is wrong in it is a finding about it, and leaves out as little as is safe.
 
+pub mod authorization_policy;
+pub mod authorizer;
 pub mod destination_rule;
+pub mod legacy_policy;
 pub mod peer_authentication;
 pub mod pod;
+pub mod request_authentication;
 pub mod service;
 pub mod traffic;
 
 use std::sync::Arc;
 
-use carrick_api::Meta;
+use carrick_api::{Meta, istio::TargetReference};
 use carrick_base::{Diagnostic, FieldPath, NamespacedName, Severity};
 
 use crate::model::{ExportTo, Origin};
@@ -39,6 +43,20 @@ pub(crate) fn export_to<'a>(
     }
     let place = |token: &str| if token == "." { namespace.clone() } else { token.into() };
     ExportTo::Namespaces(tokens.into_iter().filter(|t| *t != "~").map(place).collect())
+}
+
+/// Names of the Gateways (Gateway API) among target references; `None` without references.
+pub(crate) fn targets<'a>(all: impl Iterator<Item = &'a TargetReference>) -> Option<Vec<Arc<str>>> {
+    let mut all = all.peekable();
+    all.peek()?;
+    let gateways = all.filter(|t| t.group == "gateway.networking.k8s.io" && t.kind == "Gateway");
+    Some(gateways.map(|t| t.name.as_str().into()).collect())
+}
+
+/// Whether a text is a header's name (RFC 9110 §5.1).
+pub(crate) fn is_header_name(text: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(token)
 }
 
 /// A finding about an object.

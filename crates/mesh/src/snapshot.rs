@@ -15,10 +15,13 @@ use crate::{
     EndpointInput, Settings, SnapshotInput,
     endpoints::{EndpointPart, Facts, ServiceFacts},
     model::{Resolution, Service, Workload},
+    legacy::LegacyIndex,
     peer_auth::PeerAuthIndex,
     proxy::ProxyNode,
     read,
     rules::RuleIndex,
+    security::SecurityIndex,
+    trust_domains::TrustDomains,
 };
 
 /// All objects at one moment.
@@ -42,6 +45,8 @@ pub(crate) struct Config {
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub peer_auth: PeerAuthIndex,
     pub rules: RuleIndex,
+    pub security: SecurityIndex,
+    pub legacy: LegacyIndex,
 }
 
 impl Snapshot {
@@ -55,17 +60,27 @@ impl Snapshot {
             input.peer_authentications.iter().map(|p| read::peer_authentication::read(p, &mut found)).collect();
         let rules = input.destination_rules.iter();
         let rules = rules.filter_map(|r| read::destination_rule::read(r, &settings, &mut found)).collect();
+        let mut legacy = |kind, all: &[Arc<carrick_api::LegacyPolicy>]| -> Vec<_> {
+            all.iter().map(|p| read::legacy_policy::read(kind, p, &input.keys, &mut found)).collect()
+        };
+        let (mesh_wide, own) =
+            (legacy("MeshPolicy", &input.legacy_mesh_policies), legacy("Policy", &input.legacy_policies));
+        let legacy = LegacyIndex::build(mesh_wide, own, &mut found);
         let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in &services {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
         }
+        let by_host: HashMap<_, _> = services.iter().map(|s| (s.hostname.clone(), s.clone())).collect();
+        let security = security(input, &settings, &by_host, &mut found);
         let config = Config {
-            by_host: services.iter().map(|s| (s.hostname.clone(), s.clone())).collect(),
+            by_host,
             by_name: services.iter().map(|s| (s.origin.name.clone(), s.clone())).collect(),
             by_namespace,
             services,
-            peer_auth: PeerAuthIndex::build(policies, &settings.root_namespace, &mut found),
+            peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
             rules: RuleIndex::build(rules, &settings.root_namespace, &mut found),
+            security,
+            legacy,
             settings,
         };
         let endpoints = EndpointPart::build(&input.endpoints, &config.settings);
@@ -106,6 +121,11 @@ impl Snapshot {
         self.config.by_host.get(host)
     }
 
+    /// The service of that place.
+    pub fn service_named(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
+        self.config.by_name.get(name)
+    }
+
     /// Services of one namespace, oldest first.
     pub fn services_in(&self, namespace: &str) -> &[Arc<Service>] {
         self.config.by_namespace.get(namespace).map_or(&[], Vec::as_slice)
@@ -114,6 +134,16 @@ impl Snapshot {
     /// All policies that say what servers take.
     pub fn peer_auth(&self) -> &PeerAuthIndex {
         &self.config.peer_auth
+    }
+
+    /// All policies about requests.
+    pub fn security(&self) -> &SecurityIndex {
+        &self.config.security
+    }
+
+    /// All policies of the old API.
+    pub fn legacy(&self) -> &LegacyIndex {
+        &self.config.legacy
     }
 
     /// All rules for clients.
@@ -146,4 +176,19 @@ impl Config {
 
 fn headless_addresses(facts: &Facts) -> HashSet<IpAddr> {
     facts.values().flat_map(|s| s.ports.values()).flat_map(|p| &p.addresses).map(|(ip, _)| *ip).collect()
+}
+
+fn security(
+    input: &SnapshotInput,
+    settings: &Settings,
+    by_host: &HashMap<Hostname, Arc<Service>>,
+    found: &mut Vec<Diagnostic>,
+) -> SecurityIndex {
+    let domains = TrustDomains::of(settings);
+    let policies = input.authorization_policies.iter();
+    let policies = policies.map(|p| read::authorization_policy::read(p, &domains, found)).collect();
+    let jwt = input.request_authentications.iter();
+    let jwt = jwt.map(|p| read::request_authentication::read(p, &input.keys, found)).collect();
+    let authorizers = read::authorizer::read_all(&input.mesh_config, |host| by_host.get(host), found);
+    SecurityIndex::build(policies, jwt, authorizers, &settings.root_namespace, found)
 }

@@ -76,7 +76,9 @@ fn automatic(snapshot: &Snapshot, question: &Question<'_>) -> ClientSocket {
             return ClientSocket::Plain(PlainReason::NotAllInMesh);
         }
     }
-    if snapshot.peer_auth().namespace_hint(service.namespace()).mode == MtlsMode::Disable {
+    let named = snapshot.legacy().of_port(service, question.port).map(|p| p.mode);
+    let hint = named.unwrap_or_else(|| snapshot.peer_auth().namespace_hint(service.namespace()).mode);
+    if hint == MtlsMode::Disable {
         return ClientSocket::Plain(PlainReason::Policy);
     }
     let tls = mesh_tls(snapshot, question, None);

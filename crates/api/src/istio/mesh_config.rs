@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::extension_provider::ExtensionProvider;
 use super::sidecar::OutboundMode;
 use super::traffic::{ConnectionPool, H2UpgradePolicy, LocalityLb, OutlierDetection, TcpKeepalive};
 use crate::object::{ReadError, from_value};
@@ -50,6 +51,8 @@ pub struct MeshConfig {
     pub default_traffic_policy: Option<DefaultTrafficPolicy>,
     /// Trust domains besides ours whose roots are distributed; only the names are read here.
     pub ca_certificates: Vec<CaCertificate>,
+    /// Who decides for policies with action `CUSTOM`, by name; other kinds of providers are kept by name only.
+    pub extension_providers: Vec<ExtensionProvider>,
     /// Not part of Istio's schema: the DNS suffix of the cluster, which Istio takes from its command line.
     pub domain_suffix: String,
     pub enable_namespaces_by_default: bool,
@@ -86,6 +89,7 @@ impl Default for MeshConfig {
             h2_upgrade_policy: H2UpgradePolicy::Default,
             default_traffic_policy: None,
             ca_certificates: Vec::new(),
+            extension_providers: Vec::new(),
             domain_suffix: "cluster.local".to_owned(),
             enable_namespaces_by_default: false,
         }

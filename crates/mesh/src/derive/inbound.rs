@@ -12,7 +12,8 @@ use crate::{
     names,
     parts::{Inbound, InboundCluster, InboundPort, PassthroughPort, PortClass, ServerTls, inbound::Families},
     proxy::ProxyNode,
-    rules,
+    peer_auth::PeerAuthIndex,
+    rules, security,
     snapshot::Snapshot,
 };
 
@@ -25,7 +26,8 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
         for port in &service.ports {
             for target in targets(snapshot, proxy, &service, port) {
                 ports.entry(target).or_insert_with(|| {
-                    let decided = effective.port(target).clone();
+                    let decided =
+                        PeerAuthIndex::of_service_port(effective.port(target), snapshot.legacy(), &service, port);
                     InboundPort {
                         target,
                         class: class_of(port),
@@ -60,6 +62,7 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
         ports: ports.into_values().collect(),
         passthrough_ports,
         connect_timeout: settings.connect_timeout,
+        security: security::of_workload(snapshot, &proxy.namespace, labels),
     }
 }
 

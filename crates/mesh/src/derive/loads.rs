@@ -7,9 +7,9 @@ use std::{collections::HashMap, sync::Arc};
 use carrick_base::{Labels, NamespacedName};
 
 use crate::{
-    model::{Endpoint, MtlsMode, TlsMode, Workload},
+    model::{Endpoint, MtlsMode, Port, Service, TlsMode, Workload},
     parts::{Load, LoadEndpoint},
-    peer_auth::Effective,
+    peer_auth::{Effective, PeerAuthIndex},
     snapshot::Snapshot,
 };
 
@@ -50,13 +50,15 @@ pub(super) fn derive(snapshot: &Snapshot, keys: &[Arc<LoadKey>], memo: &mut Load
 
 fn load(snapshot: &Snapshot, key: &LoadKey, policies: &mut HashMap<NamespacedName, Effective>) -> Load {
     let all = snapshot.endpoints().of(&key.service, &key.port_name);
+    let service = (!snapshot.legacy().is_empty()).then(|| snapshot.service_named(&key.service)).flatten();
+    let service_port = service.and_then(|s| s.ports.iter().find(|p| p.name == key.port_name).map(|p| (&**s, p)));
     let endpoints = all
         .iter()
         .filter(|e| e.ready && e.carries(&key.labels))
         .map(|e| LoadEndpoint {
             ip: e.ip,
             port: e.port,
-            mtls: takes_mtls(snapshot, e, key.by_rule, policies),
+            mtls: takes_mtls(snapshot, e, key.by_rule, service_port, policies),
             workload: e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w)),
         })
         .collect();
@@ -67,6 +69,7 @@ fn takes_mtls(
     snapshot: &Snapshot,
     endpoint: &Endpoint,
     by_rule: Option<bool>,
+    service_port: Option<(&Service, &Port)>,
     policies: &mut HashMap<NamespacedName, Effective>,
 ) -> bool {
     let Some(workload) = endpoint.workload.as_ref().filter(|w| w.tls_mode == TlsMode::Istio) else { return false };
@@ -79,7 +82,12 @@ fn takes_mtls(
     let effective = policies
         .entry(workload.name.clone())
         .or_insert_with(|| snapshot.peer_auth().effective(&workload.name.namespace, &workload.labels));
-    effective.port(endpoint.port).mode != MtlsMode::Disable
+    let effective = effective.port(endpoint.port);
+    let decided = match service_port {
+        Some((service, port)) => &PeerAuthIndex::of_service_port(effective, snapshot.legacy(), service, port),
+        None => effective,
+    };
+    decided.mode != MtlsMode::Disable
 }
 
 /// `<workload>;<namespace>;<canonical name>;<canonical revision>;<cluster>`.

@@ -10,6 +10,7 @@ use super::ListenerSettings;
 use crate::{
     model::{MtlsMode, policy::ConnectionPool},
     proxy::{FileCerts, Interception},
+    security::Security,
 };
 
 /// The inbound listener's whole input.
@@ -35,6 +36,8 @@ pub struct Inbound {
     pub passthrough_ports: Vec<PassthroughPort>,
     /// Milliseconds to connect to the workload.
     pub connect_timeout: u64,
+    /// What is asked before a request is let through.
+    pub security: Arc<Security>,
 }
 
 /// Address families of a pod.
@@ -81,6 +84,8 @@ pub enum ModeSource {
     Workload(NamespacedName),
     /// A port level of the workload's policy.
     Port(NamespacedName),
+    /// A policy of the old API about the service.
+    Service(NamespacedName),
 }
 
 /// One port that has chains of its own because a service names it.

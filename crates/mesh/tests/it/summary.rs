@@ -40,6 +40,7 @@ fn source(from: &ModeSource) -> String {
         ModeSource::Namespace(name) => format!("namespace {name}"),
         ModeSource::Workload(name) => format!("workload {name}"),
         ModeSource::Port(name) => format!("port of {name}"),
+        ModeSource::Service(name) => format!("service's {name}"),
     }
 }
 

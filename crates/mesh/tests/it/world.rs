@@ -95,6 +95,10 @@ impl World {
             match object["kind"].as_str().expect("kind") {
                 "PeerAuthentication" => take(&mut input.peer_authentications, &object),
                 "DestinationRule" => take(&mut input.destination_rules, &object),
+                "AuthorizationPolicy" => take(&mut input.authorization_policies, &object),
+                "RequestAuthentication" => take(&mut input.request_authentications, &object),
+                "Policy" => take(&mut input.legacy_policies, &object),
+                "MeshPolicy" => take(&mut input.legacy_mesh_policies, &object),
                 "ServiceEntry" => take(&mut input.service_entries, &object),
                 "Sidecar" => take(&mut input.sidecars, &object),
                 "WorkloadEntry" => take(&mut input.endpoints.workload_entries, &object),

@@ -1,0 +1,174 @@
+//! Which policies act on a workload's requests, in the order they are asked (semantics §12.1–§12.3, §13.1).
+//!
+//! Invariant: policies of all levels act together, none overrides another. A CUSTOM policy whose authorizer is not known, or whose
+//! authorizers differ, denies.
+
+use std::{collections::HashMap, sync::Arc};
+
+use carrick_base::{Diagnostic, Labels, Severity};
+
+use crate::{
+    codes,
+    model::{
+        Origin,
+        authz::{Action, Authorizer, AuthzPolicy},
+        endpoint::carries_all,
+        jwt::{JwtPolicy, JwtRule},
+    },
+    read::{authorizer::Authorizers, finding},
+    snapshot::Snapshot,
+};
+
+/// The label of workloads that a Gateway of the Gateway API was deployed as.
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// Everything that is asked before a request reaches a workload. The default lets everything through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Security {
+    /// What is done with requests that `custom_policies` match.
+    pub custom: Custom,
+    /// Policies with action CUSTOM.
+    pub custom_policies: Vec<Arc<AuthzPolicy>>,
+    /// Policies with action AUDIT.
+    pub audit: Vec<Arc<AuthzPolicy>>,
+    /// Policies with action DENY, dry ones included.
+    pub deny: Vec<Arc<AuthzPolicy>>,
+    /// Policies with action ALLOW, dry ones included.
+    pub allow: Vec<Arc<AuthzPolicy>>,
+    /// Tokens, by issuer.
+    pub jwt: Vec<Arc<JwtRule>>,
+}
+
+/// What is done with what CUSTOM policies match.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum Custom {
+    /// There are none.
+    #[default]
+    Nothing,
+    /// This authorizer is asked.
+    Ask(Arc<Authorizer>),
+    /// It is denied: there is no authorizer of that name, or more than one.
+    Refuse,
+}
+
+impl Security {
+    /// Whether everything is let through unasked.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// All policies by namespace.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SecurityIndex {
+    root: Arc<str>,
+    policies: HashMap<Arc<str>, Vec<Arc<AuthzPolicy>>>,
+    jwt: HashMap<Arc<str>, Vec<Arc<JwtPolicy>>>,
+    authorizers: Authorizers,
+}
+
+impl SecurityIndex {
+    /// Sorts policies by namespace and age.
+    pub fn build(
+        policies: Vec<AuthzPolicy>,
+        jwt: Vec<JwtPolicy>,
+        authorizers: Authorizers,
+        root: &Arc<str>,
+        found: &mut Vec<Diagnostic>,
+    ) -> Self {
+        for policy in policies.iter().filter(|p| p.action == Action::Custom) {
+            if !authorizers.contains_key(&policy.provider) {
+                let message = format!("the mesh has no authorizer {:?}; what the policy matches is denied", policy.provider);
+                found.push(finding(&policy.origin, codes::UNREADABLE, Severity::Error, "spec.provider.name", message));
+            }
+        }
+        Self {
+            root: root.clone(),
+            policies: by_namespace(policies, |p| &p.origin),
+            jwt: by_namespace(jwt, |p| &p.origin),
+            authorizers,
+        }
+    }
+
+    /// The authorizers of the mesh, by name.
+    pub fn authorizers(&self) -> &Authorizers {
+        &self.authorizers
+    }
+
+    /// All policies that select a workload, oldest first.
+    pub fn policies(&self, namespace: &str, labels: &Labels) -> Vec<Arc<AuthzPolicy>> {
+        let subject = Subject { namespace, labels };
+        self.selected(&self.policies, namespace, |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()), |p| &p.origin)
+    }
+
+    /// All RequestAuthentications that select a workload, oldest first.
+    pub fn jwt_policies(&self, namespace: &str, labels: &Labels) -> Vec<Arc<JwtPolicy>> {
+        let subject = Subject { namespace, labels };
+        self.selected(&self.jwt, namespace, |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()), |p| &p.origin)
+    }
+
+    fn selected<T>(
+        &self,
+        all: &HashMap<Arc<str>, Vec<Arc<T>>>,
+        namespace: &str,
+        meant: impl Fn(&T) -> bool,
+        origin: fn(&T) -> &Origin,
+    ) -> Vec<Arc<T>> {
+        let own = Some(namespace).filter(|n| **n != *self.root);
+        let places = std::iter::once(&*self.root).chain(own);
+        let mut out: Vec<_> =
+            places.filter_map(|n| all.get(n)).flatten().filter(|p| meant(p)).cloned().collect();
+        out.sort_by(|a, b| origin(a).cmp(origin(b)));
+        out
+    }
+}
+
+fn by_namespace<T>(all: Vec<T>, origin: fn(&T) -> &Origin) -> HashMap<Arc<str>, Vec<Arc<T>>> {
+    let mut out: HashMap<Arc<str>, Vec<Arc<T>>> = HashMap::new();
+    for policy in all {
+        out.entry(origin(&policy).namespace().clone()).or_default().push(Arc::new(policy));
+    }
+    out.values_mut().for_each(|list| list.sort_by(|a, b| origin(a).cmp(origin(b))));
+    out
+}
+
+/// Whom policies are looked up for.
+struct Subject<'a> {
+    namespace: &'a str,
+    labels: &'a Labels,
+}
+
+impl Subject<'_> {
+    /// A policy with target references is for Gateways of the Gateway API alone, of its own namespace (§12.13).
+    fn is_meant(&self, origin: &Origin, selector: &Labels, gateways: Option<&[Arc<str>]>) -> bool {
+        let Some(gateways) = gateways else { return carries_all(self.labels, selector) };
+        let own = self.labels.get(GATEWAY_NAME);
+        **origin.namespace() == *self.namespace && own.is_some_and(|own| gateways.iter().any(|g| **g == **own))
+    }
+}
+
+/// What is asked before a request reaches a workload of these labels: a sidecar's, or a gateway itself.
+pub fn of_workload(snapshot: &Snapshot, namespace: &str, labels: &Labels) -> Arc<Security> {
+    let index = snapshot.security();
+    let mut out = Security::default();
+    for policy in index.policies(namespace, labels) {
+        match policy.action {
+            Action::Custom => out.custom_policies.push(policy),
+            Action::Audit => out.audit.push(policy),
+            Action::Deny => out.deny.push(policy),
+            Action::Allow => out.allow.push(policy),
+        }
+    }
+    if let Some(first) = out.custom_policies.first() {
+        let same = out.custom_policies.iter().all(|p| p.provider == first.provider);
+        out.custom = match index.authorizers.get(&first.provider).filter(|_| same) {
+            Some(authorizer) => Custom::Ask(authorizer.clone()),
+            None => Custom::Refuse,
+        };
+    }
+    let (jwt, demands) = snapshot.legacy().tokens(snapshot, namespace, labels);
+    out.deny.extend(demands);
+    out.jwt = index.jwt_policies(namespace, labels).iter().flat_map(|p| p.rules.iter().cloned()).chain(jwt).collect();
+    out.jwt.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+    Arc::new(out)
+}
