@@ -35,8 +35,9 @@ check: ## formatting, lints, layers, licences
 unit: ## tests of the crates; needs root for network namespaces
 	cargo test --locked -j $(JOBS) --workspace
 
-e2e: build ## the scenarios on real traffic, with native, Envoy and mixed data planes
+e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed data planes
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
+	$(TARGET)/debug/carrick demo cases
 
 fuzz: build ## run the fuzz targets over the committed corpus, and a little beyond
 	$(TARGET)/debug/carrick-fuzz --seconds 2

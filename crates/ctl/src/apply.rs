@@ -38,7 +38,7 @@ pub async fn run(client: &Client, files: &[PathBuf], namespace: &str, dry_run: b
             }
         };
         for object in objects {
-            match apply_one(client, &object, namespace, dry_run).await {
+            match one(client, &object, namespace, dry_run).await {
                 Ok(line) => println!("{line}"),
                 Err(error) => {
                     failed = true;
@@ -50,22 +50,12 @@ pub async fn run(client: &Client, files: &[PathBuf], namespace: &str, dry_run: b
     Ok(u8::from(failed))
 }
 
-async fn apply_one(client: &Client, object: &Value, namespace: &str, dry_run: bool) -> Result<String> {
-    let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (api_version, kind, name) = (field("/apiVersion"), field("/kind"), field("/metadata/name"));
-    anyhow::ensure!(!api_version.is_empty(), "apiVersion is missing");
-    anyhow::ensure!(!kind.is_empty(), "kind is missing");
-    anyhow::ensure!(!name.is_empty(), "{kind}: metadata.name is missing");
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let (resource, capabilities) = pinned_kind(client, &GroupVersionKind::gvk(group, version, kind))
-        .await
-        .with_context(|| format!("{kind} {name}: the server has no {kind} in {api_version}"))?;
-    let own = field("/metadata/namespace");
-    let namespace = if own.is_empty() { namespace } else { own };
-    let api: Api<DynamicObject> = match capabilities.scope {
-        Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
-        Scope::Cluster => Api::all_with(client.clone(), &resource),
-    };
+/// Applies one object; the line tells what became of it. `namespace` is for an object that names none.
+///
+/// # Errors
+/// When the object has no kind or name, or the server refuses it.
+pub async fn one(client: &Client, object: &Value, namespace: &str, dry_run: bool) -> Result<String> {
+    let Place { api, group, kind, name, namespace } = place(client, object, namespace).await?;
     let mut params = PatchParams::apply(FIELD_MANAGER).force();
     params.dry_run = dry_run;
     params.field_validation = Some(ValidationDirective::Strict);
@@ -84,6 +74,47 @@ async fn apply_one(client: &Client, object: &Value, namespace: &str, dry_run: bo
     let group = if group.is_empty() { String::new() } else { format!(".{group}") };
     let dry = if dry_run { " (server dry run)" } else { "" };
     Ok(format!("{}{group}/{name} {verb}{dry}", kind.to_ascii_lowercase()))
+}
+
+/// Deletes one object; that it is gone already is fine.
+///
+/// # Errors
+/// When the object has no kind or name, or the server refuses.
+pub async fn delete(client: &Client, object: &Value, namespace: &str) -> Result<()> {
+    let Place { api, kind, name, namespace, .. } = place(client, object, namespace).await?;
+    match api.delete(name, &Default::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("{kind} {name} in namespace {namespace}")),
+    }
+}
+
+/// Where an object lives.
+struct Place<'a> {
+    api: Api<DynamicObject>,
+    group: &'a str,
+    kind: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+}
+
+async fn place<'a>(client: &Client, object: &'a Value, namespace: &'a str) -> Result<Place<'a>> {
+    let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind, name) = (field("/apiVersion"), field("/kind"), field("/metadata/name"));
+    anyhow::ensure!(!api_version.is_empty(), "apiVersion is missing");
+    anyhow::ensure!(!kind.is_empty(), "kind is missing");
+    anyhow::ensure!(!name.is_empty(), "{kind}: metadata.name is missing");
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (resource, capabilities) = pinned_kind(client, &GroupVersionKind::gvk(group, version, kind))
+        .await
+        .with_context(|| format!("{kind} {name}: the server has no {kind} in {api_version}"))?;
+    let own = field("/metadata/namespace");
+    let namespace = if own.is_empty() { namespace } else { own };
+    let api: Api<DynamicObject> = match capabilities.scope {
+        Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
+        Scope::Cluster => Api::all_with(client.clone(), &resource),
+    };
+    Ok(Place { api, group, kind, name, namespace })
 }
 
 /// The content of every file, folders expanded to the manifests right in them.

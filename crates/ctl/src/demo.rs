@@ -4,6 +4,10 @@
 //! here is told by our own logs. The scenarios live in files of their own; `mesh` is what they drive.
 
 pub mod banknext;
+pub mod cases;
+pub mod certificates;
+pub mod curl;
+pub mod engines;
 pub mod load;
 pub mod mesh;
 pub mod rows;
@@ -20,10 +24,15 @@ use clap::Subcommand;
 pub enum Command {
     /// A bank switches mutual TLS on and off by configuration, under load.
     Banknext(banknext::Options),
+    /// Every case file, with every pair of data planes.
+    Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
     Serve(serve::Options),
     /// An open-loop HTTP load generator for examples: prints one JSON line of counts and latencies.
     Load(load::Options),
+    /// curl on command: a line of JSON arguments in, a line of what came out.
+    #[command(hide = true)]
+    Curls,
 }
 
 /// Runs a demo command; 0 only when every row passed.
@@ -33,6 +42,8 @@ pub enum Command {
 pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
     match command {
         Command::Banknext(options) => banknext::run(&options, data_dir).await,
+        Command::Cases(options) => cases::run(&options, data_dir).await,
+        Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,
         Command::Load(options) => load::run(options).await,
     }

@@ -260,7 +260,8 @@ fn name(role: &str, engine: Engine) -> String {
 fn pod(role: &str, engine: Engine, ports: &[&str], command: Vec<String>) -> PodSpec {
     let name = name(role, engine);
     let ports = ports.iter().map(|port| (*port).to_owned()).collect();
-    PodSpec { namespace: NAMESPACE.into(), app: name.clone(), name, labels: Vec::new(), ports, engine, command }
+    let (namespace, app, labels, more) = (NAMESPACE.into(), name.clone(), Vec::new(), Vec::new());
+    PodSpec { namespace, app, name, labels, ports, engine, more, command }
 }
 
 fn sidecar(pod: &str) -> Result<Vec<u32>> {

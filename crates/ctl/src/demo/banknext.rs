@@ -17,7 +17,8 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    mesh::{Mesh, PodSpec},
+    engines::Engines,
+    mesh::{Mesh, PodSpec, folder, serve_command},
     rows::Rows,
     wire::Capture,
 };
@@ -55,31 +56,6 @@ pub struct Options {
     services: u32,
 }
 
-/// Which pairs of data planes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Engines {
-    /// Native on both sides.
-    Native,
-    /// Envoy on both sides.
-    Envoy,
-    /// Native client to Envoy server, and the other way.
-    Mixed,
-    /// All four pairs.
-    All,
-}
-
-impl Engines {
-    fn pairs(self) -> &'static [(Engine, Engine)] {
-        use Engine::{Envoy, Native};
-        match self {
-            Self::Native => &[(Native, Native)],
-            Self::Envoy => &[(Envoy, Envoy)],
-            Self::Mixed => &[(Native, Envoy), (Envoy, Native)],
-            Self::All => &[(Native, Native), (Envoy, Envoy), (Native, Envoy), (Envoy, Native)],
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Place {
     namespace: &'static str,
@@ -98,11 +74,8 @@ impl Place {
 /// When the mesh itself cannot be started.
 pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     let mut rows = Rows::new("banknext");
-    let dir = if data_dir == Path::new(carrick_pod::options::DEFAULT_DATA_DIR) {
-        std::env::temp_dir().join(format!("carrick-banknext-{}", std::process::id()))
-    } else {
-        data_dir.to_owned()
-    };
+    let own = folder(data_dir, "banknext");
+    let dir = &own.path;
     for (client, server) in options.engine.pairs() {
         println!("banknext, client {}, server {}", client.as_str(), server.as_str());
         let own = dir.join(format!("{}-{}", client.as_str(), server.as_str()));
@@ -116,9 +89,6 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         let title = format!("8 one switch for {} services under load, nothing fails", options.services);
         rows.check(&title, async || fleet(&mut mesh, options.services).await).await;
         mesh.stop().await?;
-    }
-    if data_dir == Path::new(carrick_pod::options::DEFAULT_DATA_DIR) {
-        let _ = std::fs::remove_dir_all(&dir);
     }
     Ok(rows.finish())
 }
@@ -160,7 +130,8 @@ impl Bank {
             labels: Vec::new(),
             ports: vec!["http=8080".into()],
             engine,
-            command: serve_command(place.name),
+            more: Vec::new(),
+            command: serve_command(place.name, &[]),
         };
         self.mesh.spawn(&serve(BASIC, self.server))?;
         self.mesh.spawn(&serve(ADVANCED, self.server))?;
@@ -317,12 +288,6 @@ impl Bank {
     }
 }
 
-/// The example service, run by this very program.
-fn serve_command(name: &str) -> Vec<String> {
-    let program = std::env::current_exe().map_or_else(|_| "carrick".to_owned(), |p| p.display().to_string());
-    [program.as_str(), "demo", "serve", "--port", "8080", "--name", name].map(str::to_owned).to_vec()
-}
-
 /// Constant load from inside a pod until told to end.
 struct Load {
     child: tokio::process::Child,
@@ -391,7 +356,8 @@ async fn fleet(mesh: &mut Mesh, count: u32) -> Result<String> {
                 labels: Vec::new(),
                 ports: vec!["http=8080".into()],
                 engine: Engine::Native,
-                command: serve_command(name),
+                more: Vec::new(),
+                command: serve_command(name, &[]),
             })?;
         }
         for name in batch {

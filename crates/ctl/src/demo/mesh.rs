@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail, ensure};
 use carrick_pod::Engine;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
-use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use crate::process;
@@ -30,7 +29,6 @@ const SWITCH_LIMIT_SECONDS: u32 = 30;
 pub struct Mesh {
     program: PathBuf,
     dir: PathBuf,
-    api_port: u16,
     client: Client,
     up: Child,
     pods: Vec<(String, String, Child)>,
@@ -51,6 +49,8 @@ pub struct PodSpec {
     pub ports: Vec<String>,
     /// The sidecar's data plane, where it gets one.
     pub engine: Engine,
+    /// Further arguments of `carrick run`.
+    pub more: Vec<String>,
     /// Program and arguments.
     pub command: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Mesh {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        Ok(Self { program, dir: dir.to_owned(), api_port, client, up, pods: Vec::new() })
+        Ok(Self { program, dir: dir.to_owned(), client, up, pods: Vec::new() })
     }
 
     /// A client of its API.
@@ -90,9 +90,9 @@ impl Mesh {
         &self.client
     }
 
-    /// The admin's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.join("kubeconfig")
+    /// Its folder.
+    pub fn data_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A `carrick` command against this mesh.
@@ -124,6 +124,7 @@ impl Mesh {
         for port in &spec.ports {
             command.args(["--port", port]);
         }
+        command.args(&spec.more);
         command.arg("--").args(&spec.command).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let child = command.spawn().context("carrick run")?;
         self.pods.push((spec.namespace.clone(), spec.name.clone(), child));
@@ -206,17 +207,7 @@ impl Mesh {
     pub async fn delete(&self, manifests: &str) -> Result<Duration> {
         let start = Instant::now();
         for object in carrick_api::parse::objects(manifests.as_bytes()).map_err(|e| anyhow::anyhow!("{e}"))? {
-            let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            let (group, version) = field("/apiVersion").split_once('/').unwrap_or(("", field("/apiVersion")));
-            let gvk = kube::core::GroupVersionKind::gvk(group, version, field("/kind"));
-            let (resource, _) = kube::discovery::pinned_kind(&self.client, &gvk).await?;
-            let api: Api<kube::api::DynamicObject> =
-                Api::namespaced_with(self.client.clone(), field("/metadata/namespace"), &resource);
-            match api.delete(field("/metadata/name"), &Default::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error.into()),
-            }
+            crate::apply::delete(&self.client, &object, "default").await?;
         }
         self.converged().await?;
         Ok(start.elapsed())
@@ -249,38 +240,6 @@ impl Mesh {
         found.sort_unstable();
         ensure!(!found.is_empty(), "no sidecar of this mesh is running");
         Ok(found)
-    }
-
-    /// Ends the control plane the hard way and starts it again on the same folder.
-    ///
-    /// # Errors
-    /// When it does not come back.
-    pub async fn kill_and_restart(&mut self) -> Result<()> {
-        self.up.kill().await?;
-        self.up = spawn_up(&self.program, &self.dir, self.api_port)?;
-        let start = Instant::now();
-        while self.client.apiserver_version().await.is_err() || !debug_ready().await {
-            ensure!(
-                start.elapsed() < START_LIMIT,
-                "carrick up does not come back:\n{}",
-                tail(&self.dir.join("up.log"))
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
-    }
-
-    /// Ends one pod and waits for its runner.
-    ///
-    /// # Errors
-    /// When the runner cannot be waited for.
-    pub async fn end_pod(&mut self, namespace: &str, name: &str) -> Result<()> {
-        if let Some(at) = self.pods.iter().position(|(ns, n, _)| ns == namespace && n == name) {
-            let (_, _, mut child) = self.pods.swap_remove(at);
-            terminate(&child);
-            tokio::time::timeout(Duration::from_secs(40), child.wait()).await.context("the runner does not end")??;
-        }
-        Ok(())
     }
 
     /// Ends every pod, then the control plane.
@@ -333,6 +292,36 @@ fn ready_address(pod: &Pod) -> Option<Ipv4Addr> {
     let status = pod.status.as_ref()?;
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     status.pod_ip.as_deref().filter(|_| ready)?.parse().ok()
+}
+
+/// The example service, run by this very program, on 8080 and what is told more.
+pub fn serve_command(name: &str, more: &[&str]) -> Vec<String> {
+    let program = std::env::current_exe().map_or_else(|_| "carrick".to_owned(), |p| p.display().to_string());
+    let mut command = [program.as_str(), "demo", "serve", "--port", "8080", "--name", name].map(str::to_owned).to_vec();
+    command.extend(more.iter().map(|arg| (*arg).to_owned()));
+    command
+}
+
+/// A scenario's own folder, removed when dropped unless the user named one.
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+    ours: bool,
+}
+
+/// The folder the user named, or else a new one that is called after the scenario.
+pub fn folder(data_dir: &Path, scenario: &str) -> Folder {
+    let ours = data_dir == Path::new(carrick_pod::options::DEFAULT_DATA_DIR);
+    let name = format!("carrick-{scenario}-{}", std::process::id());
+    Folder { path: if ours { std::env::temp_dir().join(name) } else { data_dir.to_owned() }, ours }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 /// The last lines of a log.

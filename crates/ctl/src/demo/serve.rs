@@ -1,70 +1,158 @@
-//! A small HTTP/1.1 and h2c service for the examples.
+//! A small HTTP/1.1, h2c, gRPC and TLS service for the examples and cases.
 //!
 //! Invariant: it knows nothing of the mesh; what it answers about a request is what reached it.
 
-use std::{convert::Infallible, net::SocketAddr};
+mod answer;
+mod tls;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+
+use answer::{Service, Via};
 
 /// How the service listens and whom it calls.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Port to listen on, on every address.
-    #[arg(long, default_value_t = 8080)]
-    port: u16,
+    /// Ports to listen on, on every address: HTTP/1.1 and HTTP/2 in the clear, gRPC by content type.
+    #[arg(long = "port", default_value = "8080", value_name = "PORT")]
+    ports: Vec<u16>,
+    /// Ports that speak TLS.
+    #[arg(long = "tls-port", requires = "certificates", value_name = "PORT")]
+    tls_ports: Vec<u16>,
+    /// Ports that speak TLS and demand a client's certificate.
+    #[arg(long = "mutual-tls-port", requires = "certificates", value_name = "PORT")]
+    mutual_tls_ports: Vec<u16>,
+    /// Folder of server.pem, server-key.pem and, for clients, ca.pem.
+    #[arg(long, value_name = "DIR")]
+    certificates: Option<PathBuf>,
     /// What the service calls itself in its answers.
     #[arg(long, default_value = "demo")]
     name: String,
     /// URLs to call for each request; their statuses are part of the answer.
     #[arg(long = "call", value_name = "URL")]
     calls: Vec<String>,
+    /// URLs to call for each request, `{path}` standing for its path; their answers become one JSON object.
+    #[arg(long = "join", value_name = "URL")]
+    joins: Vec<String>,
+    /// A JSON object to answer with instead of what was seen.
+    #[arg(long, value_name = "JSON")]
+    answer: Option<String>,
+    /// Close a connection that has been idle for this many milliseconds, or after each answer (0).
+    #[arg(long, value_name = "MS")]
+    idle: Option<u64>,
 }
-
-type Caller = Client<HttpConnector, Empty<Bytes>>;
 
 /// Serves until the process is told to stop, then lets open connections finish.
 ///
 /// # Errors
-/// When the port cannot be bound.
+/// When a port cannot be bound or a certificate cannot be read.
 pub async fn run(options: Options) -> Result<u8> {
-    let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], options.port)))
-        .await
-        .with_context(|| format!("cannot listen on port {}", options.port))?;
-    let caller = Client::builder(TokioExecutor::new()).build_http();
-    let graceful = hyper_util::server::graceful::GracefulShutdown::new();
-    let mut stop = std::pin::pin!(stopped());
+    let mut listeners = Vec::new();
+    for (ports, kind) in
+        [(&options.ports, None), (&options.tls_ports, Some(false)), (&options.mutual_tls_ports, Some(true))]
+    {
+        for port in ports {
+            let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], *port)))
+                .await
+                .with_context(|| format!("cannot listen on port {port}"))?;
+            let acceptor = match (kind, &options.certificates) {
+                (Some(mutual), Some(dir)) => Some(tls::acceptor(dir, mutual)?),
+                _ => None,
+            };
+            listeners.push((listener, acceptor));
+        }
+    }
+    let service = Arc::new(Service::new(options.name, options.calls, options.joins, options.answer)?);
+    let graceful = Arc::new(hyper_util::server::graceful::GracefulShutdown::new());
+    let idle = options.idle.map(std::time::Duration::from_millis);
+    let mut accepting = tokio::task::JoinSet::new();
+    for (listener, acceptor) in listeners {
+        accepting.spawn(accept(listener, acceptor, service.clone(), graceful.clone(), idle));
+    }
+    stopped().await;
+    accepting.shutdown().await;
+    if let Some(graceful) = Arc::into_inner(graceful) {
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), graceful.shutdown()).await;
+    }
+    Ok(0)
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: Option<tokio_rustls::TlsAcceptor>,
+    service: Arc<Service>,
+    graceful: Arc<hyper_util::server::graceful::GracefulShutdown>,
+    idle: Option<std::time::Duration>,
+) {
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => continue,
-            },
-            () = &mut stop => break,
-        };
-        let (options, caller) = (options.clone(), caller.clone());
-        let service = service_fn(move |request| answer(request, options.clone(), caller.clone()));
-        let server = auto::Builder::new(TokioExecutor::new());
-        let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let (service, acceptor, watcher) = (service.clone(), acceptor.clone(), graceful.watcher());
+        // A peer that goes away is its own business.
         tokio::spawn(async move {
-            // A peer that goes away is its own business.
-            let _ = connection.await;
+            let _ = connection(stream, acceptor, service, watcher, idle).await;
         });
     }
-    drop(listener);
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), graceful.shutdown()).await;
-    Ok(0)
+}
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: Option<tokio_rustls::TlsAcceptor>,
+    service: Arc<Service>,
+    watcher: hyper_util::server::graceful::Watcher,
+    idle: Option<std::time::Duration>,
+) -> Result<()> {
+    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    stream.set_nodelay(true)?;
+    let used = Arc::new(tokio::sync::Notify::new());
+    let served = |via: Via| {
+        let (via, used) = (Arc::new(via), used.clone());
+        service_fn(move |request: hyper::Request<Incoming>| {
+            let (service, via, used) = (service.clone(), via.clone(), used.clone());
+            async move {
+                let answered = service.answer(request, &via).await;
+                used.notify_one();
+                answered
+            }
+        })
+    };
+    let server = auto::Builder::new(TokioExecutor::new());
+    let running: std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>> = match acceptor {
+        None => {
+            let via = Via { peer, port: local.port(), tls: None };
+            let serving =
+                watcher.watch(server.serve_connection_with_upgrades(TokioIo::new(stream), served(via)).into_owned());
+            Box::pin(async move { serving.await.map_err(|error| anyhow::anyhow!(error)) })
+        }
+        Some(acceptor) => {
+            let stream = acceptor.accept(stream).await?;
+            let via = Via { peer, port: local.port(), tls: Some(tls::facts(stream.get_ref().1)) };
+            let serving =
+                watcher.watch(server.serve_connection_with_upgrades(TokioIo::new(stream), served(via)).into_owned());
+            Box::pin(async move { serving.await.map_err(|error| anyhow::anyhow!(error)) })
+        }
+    };
+    let Some(idle) = idle else { return running.await };
+    let mut running = running;
+    loop {
+        // A connection is idle from its last answer on; the first request may take its time.
+        tokio::select! {
+            ended = &mut running => return ended,
+            () = used.notified() => {}
+        }
+        tokio::select! {
+            ended = &mut running => return ended,
+            () = used.notified() => used.notify_one(),
+            () = tokio::time::sleep(idle) => return Ok(()),
+        }
+    }
 }
 
 async fn stopped() {
@@ -73,48 +161,4 @@ async fn stopped() {
         return std::future::pending().await;
     };
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    options: Options,
-    caller: Caller,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let mut calls = Vec::new();
-    for url in &options.calls {
-        calls.push(call(&caller, url).await);
-    }
-    let headers: serde_json::Map<String, Value> = request
-        .headers()
-        .iter()
-        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned().into()))
-        .collect();
-    let mut body = json!({
-        "service": options.name,
-        "path": request.uri().path(),
-        "headers": headers,
-    });
-    if !calls.is_empty() {
-        body["calls"] = calls.into();
-    }
-    let mut text = body.to_string();
-    text.push('\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    Ok(response)
-}
-
-async fn call(caller: &Caller, url: &str) -> Value {
-    let answered = async {
-        let uri: http::Uri = url.parse().context("not a URL")?;
-        let request = Request::get(uri).body(Empty::new())?;
-        let response = caller.request(request).await?;
-        let status = response.status().as_u16();
-        response.into_body().collect().await?;
-        anyhow::Ok(status)
-    };
-    match answered.await {
-        Ok(status) => json!({"url": url, "status": status}),
-        Err(error) => json!({"url": url, "error": format!("{error:#}")}),
-    }
 }

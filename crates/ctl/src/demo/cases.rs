@@ -1,0 +1,220 @@
+//! `carrick demo cases`: case files, each run by every pair of data planes: client native or Envoy, server native or
+//! Envoy.
+//!
+//! Invariant: a case passes only on what curl got and what the server says it saw; where the same resources give
+//! different outcomes in different pairs, the case fails for one of them. One mesh serves all cases; the objects of a
+//! case are gone before the next one's are judged. The format of the files is told in `cases/README.md`.
+
+mod batch;
+mod expect;
+mod file;
+mod lab;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde_json::json;
+
+use self::{
+    file::{Case, Request},
+    lab::{Lab, Pair},
+};
+use super::curl::Answer;
+
+/// How long an acknowledged configuration may take to show; Envoy acknowledges before its workers run it.
+const SETTLE: Duration = Duration::from_secs(2);
+/// The same after a request of the case has failed already.
+const SETTLE_AFTER_FAILURE: Duration = Duration::from_millis(300);
+
+/// Which cases, and how they are run.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Case files, or folders of them.
+    #[arg(default_value = "cases", value_name = "DIR|FILE")]
+    places: Vec<PathBuf>,
+    /// Pairs of data planes, client-server.
+    #[arg(
+        long = "pair",
+        value_delimiter = ',',
+        value_name = "CLIENT-SERVER",
+        default_value = "native-native,native-envoy,envoy-native,envoy-envoy"
+    )]
+    pairs: Vec<Pair>,
+    /// Only cases whose name contains one of these.
+    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Output format: a line of text for each case and pair, or of JSON.
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// One line of the report.
+struct Verdict {
+    case: String,
+    pair: Pair,
+    failures: Vec<String>,
+    took: Duration,
+}
+
+/// Runs the cases; 0 only when every one passed in every pair, and there was at least one.
+///
+/// # Errors
+/// When a file cannot be read or the mesh cannot be started.
+pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
+    let mut found = file::find(&options.places)?;
+    found.retain(|(name, _)| options.filter.is_empty() || options.filter.iter().any(|text| name.contains(text)));
+    ensure!(!found.is_empty(), "no case is found");
+    // Every file is read before anything is started, so a slip of the pen is told at once.
+    for (name, text) in &found {
+        file::read(name, text, &lab::Names::example())?;
+    }
+    let own = super::mesh::folder(data_dir, "cases");
+    let mut lab = Lab::start(&own.path, &options.pairs).await?;
+    let (mut passed, mut failed) = (0, 0);
+    for (name, text) in &found {
+        for verdict in one(&mut lab, name, text, &options.pairs).await? {
+            let fine = verdict.failures.is_empty();
+            *if fine { &mut passed } else { &mut failed } += 1;
+            verdict.print(options.output);
+        }
+    }
+    lab.stop().await?;
+    if options.output == Output::Text {
+        println!("cases: {passed} passed, {failed} failed");
+    }
+    Ok(u8::from(failed > 0 || passed == 0))
+}
+
+impl Verdict {
+    fn print(&self, output: Output) {
+        let (name, pair, seconds) = (&self.case, self.pair.to_string(), self.took.as_secs_f32());
+        match output {
+            Output::Json => println!(
+                "{}",
+                json!({"case": name, "pair": pair, "passed": self.failures.is_empty(), "failures": self.failures,
+                    "seconds": (f64::from(seconds) * 100.0).round() / 100.0})
+            ),
+            Output::Text if self.failures.is_empty() => println!("  ok    {name} {pair} ({seconds:.1} s)"),
+            Output::Text => {
+                println!("  FAIL  {name} {pair} ({seconds:.1} s)");
+                for failure in &self.failures {
+                    println!("        {failure}");
+                }
+            }
+        }
+    }
+}
+
+/// One case in all pairs: at once where their objects do not meet, else one pair after the other.
+async fn one(lab: &mut Lab, name: &str, text: &str, pairs: &[Pair]) -> Result<Vec<Verdict>> {
+    let mut cases = Vec::new();
+    for pair in pairs {
+        let case = file::read(name, text, &lab.names(*pair))?;
+        if case.pairs.is_empty() || case.pairs.contains(pair) {
+            cases.push((*pair, case));
+        }
+    }
+    if cases.iter().any(|(_, case)| case.gateway) {
+        for (pair, _) in &cases {
+            lab.gateway(*pair).await?;
+        }
+    }
+    let together = cases.iter().map(|(pair, case)| (*pair, case.objects.clone())).collect::<Vec<_>>();
+    let mut verdicts = Vec::new();
+    match batch::merge(&together) {
+        Some(objects) => round(lab, name, &objects, &cases, &mut verdicts).await,
+        None => {
+            for one in cases.chunks(1) {
+                let objects = one.first().map(|(_, case)| case.objects.clone()).unwrap_or_default();
+                round(lab, name, &objects, one, &mut verdicts).await;
+            }
+        }
+    }
+    Ok(verdicts)
+}
+
+/// Applies objects, runs the requests of the pairs side by side, deletes the objects.
+async fn round(
+    lab: &mut Lab,
+    name: &str,
+    objects: &[serde_json::Value],
+    cases: &[(Pair, Case)],
+    verdicts: &mut Vec<Verdict>,
+) {
+    let start = Instant::now();
+    let applied = lab.apply(objects).await;
+    let mut failures: Vec<Vec<String>> = Vec::new();
+    match applied {
+        Ok(()) => {
+            lab.settled().await;
+            let lab = &*lab;
+            failures = futures_util::future::join_all(
+                cases.iter().map(|(pair, case)| async move { requests(lab, *pair, case).await }),
+            )
+            .await;
+        }
+        Err(error) => {
+            let told = crate::output::words(&error);
+            for (_, case) in cases {
+                failures.push(match &case.refused {
+                    Some(text) if told.contains(text) => Vec::new(),
+                    Some(text) => vec![format!("apply: want a refusal with {text:?}, got: {told}")],
+                    None => vec![format!("apply: {told}")],
+                });
+            }
+        }
+    }
+    if let Err(error) = lab.delete(objects).await {
+        for list in &mut failures {
+            list.push(format!("delete: {}", crate::output::words(&error)));
+        }
+    }
+    for ((pair, _), failures) in cases.iter().zip(failures) {
+        verdicts.push(Verdict { case: name.to_owned(), pair: *pair, failures, took: start.elapsed() });
+    }
+}
+
+/// The failures of one pair's requests.
+async fn requests(lab: &Lab, pair: Pair, case: &Case) -> Vec<String> {
+    if let Some(text) = &case.refused {
+        return vec![format!("apply: want a refusal with {text:?}, but it was taken")];
+    }
+    lab.flush(pair).await;
+    let mut failures = Vec::new();
+    for request in &case.requests {
+        let limit = match request.within {
+            Some(seconds) => Duration::from_secs_f32(seconds),
+            None if failures.is_empty() => SETTLE,
+            None => SETTLE_AFTER_FAILURE,
+        };
+        if let Err(error) = judge(lab, pair, request, limit).await {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    failures
+}
+
+/// Sends a request until the answer is as expected, or the time is up.
+async fn judge(lab: &Lab, pair: Pair, request: &Request, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let mut answers: Vec<Answer> = Vec::new();
+        for _ in 0..request.times {
+            answers.push(lab.curl(pair, request.from.as_deref(), &request.curl()).await?);
+        }
+        let wrong = expect::check(&request.expect, &answers);
+        let Some(wrong) = wrong else { return Ok(()) };
+        ensure!(start.elapsed() < limit, "{request}: {wrong}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}

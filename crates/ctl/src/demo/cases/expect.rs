@@ -1,0 +1,135 @@
+//! Whether answers are as expected, and in words what is wrong with them.
+//!
+//! Invariant: the words say what was looked at, what was wanted and what came; only what is named is compared.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::file::Expect;
+use crate::demo::curl::Answer;
+
+/// What is wrong, or `None`.
+pub fn check(expect: &Expect, answers: &[Answer]) -> Option<String> {
+    answers.iter().find_map(|answer| one(expect, answer)).or_else(|| shares(expect, answers))
+}
+
+fn one(expect: &Expect, answer: &Answer) -> Option<String> {
+    if let Some(exit) = expect.exit.filter(|exit| *exit != answer.exit) {
+        return Some(format!("curl's exit code: want {exit}, got {answer}"));
+    }
+    if let Some(status) = expect.status.filter(|status| *status != answer.status) {
+        return Some(format!("status: want {status}, got {answer}"));
+    }
+    for (name, wanted) in &expect.headers {
+        let got = answer.headers.get(&name.to_ascii_lowercase());
+        let fine = match wanted {
+            None => got.is_none(),
+            Some(wanted) => got.is_some_and(|got| same(wanted, got)),
+        };
+        if !fine {
+            let wanted = wanted.as_deref().unwrap_or("no such header");
+            return Some(format!("header {name}: want {wanted:?}, got {}", got.map_or("none", String::as_str)));
+        }
+    }
+    if let Some(text) = expect.body.as_deref().filter(|text| !answer.body.contains(*text)) {
+        return Some(format!("body: want {text:?} in it, got {:?} ({answer})", answer.body));
+    }
+    let wanted = expect.seen.as_ref()?;
+    match answer.seen() {
+        None => Some(format!("the server was to tell what it saw, got {answer}, body {:?}", answer.body)),
+        Some(seen) => within("seen", wanted, &seen),
+    }
+}
+
+/// A text that begins with `~` is contained, any other is the whole.
+fn same(wanted: &str, got: &str) -> bool {
+    match wanted.strip_prefix('~') {
+        Some(part) => got.contains(part),
+        None => wanted == got,
+    }
+}
+
+/// Where `got` lacks what `wanted` names; null stands for what must be missing.
+fn within(at: &str, wanted: &Value, got: &Value) -> Option<String> {
+    match wanted {
+        Value::Object(fields) => fields.iter().find_map(|(name, wanted)| {
+            let key = match name.as_str() {
+                "by" if at == "seen" => "service",
+                name => name,
+            };
+            let lower = key.to_ascii_lowercase();
+            let found = got.get(key).or_else(|| got.get(lower)).unwrap_or(&Value::Null);
+            within(&format!("{at}.{name}"), wanted, found)
+        }),
+        Value::String(text) if got.as_str().is_some_and(|got| same(text, got)) => None,
+        _ if wanted == got => None,
+        _ => Some(format!("{at}: want {wanted}, got {got}")),
+    }
+}
+
+fn shares(expect: &Expect, answers: &[Answer]) -> Option<String> {
+    if expect.shares.is_empty() {
+        return None;
+    }
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for answer in answers {
+        let by = answer.seen().and_then(|seen| Some(seen.get("service")?.as_str()?.to_owned()));
+        *counts.entry(by.unwrap_or_else(|| answer.to_string())).or_default() += 1;
+    }
+    let wrong = expect.shares.iter().any(|(name, (least, most))| {
+        let count = counts.get(name).copied().unwrap_or(0);
+        count < *least || count > *most
+    });
+    wrong.then(|| format!("shares: want {:?}, got {counts:?}", expect.shares))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn expect(value: Value) -> Expect {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn answer(by: &str) -> Answer {
+        let body = json!({"service": by, "path": "/x", "headers": {"x-a": "one", "x-b": "spiffe://c/ns/lab"}});
+        let headers = [("server".to_owned(), "istio-envoy".to_owned())].into();
+        Answer { status: 200, headers, body: body.to_string(), ..Answer::default() }
+    }
+
+    #[test]
+    fn what_is_named_is_compared() {
+        let answers = [answer("s-v1")];
+        let fine = [
+            json!({"status": 200, "exit": 0, "body": "one"}),
+            json!({"headers": {"Server": "istio-envoy", "x-none": null}}),
+            json!({"seen": {"by": "s-v1", "path": "/x", "headers": {"X-A": "one", "x-b": "~/ns/", "x-c": null}}}),
+        ];
+        for wanted in fine {
+            assert_eq!(check(&expect(wanted), &answers), None);
+        }
+        let wrong = [
+            json!({"status": 403}),
+            json!({"exit": 56}),
+            json!({"body": "two"}),
+            json!({"headers": {"server": null}}),
+            json!({"headers": {"server": "envoy"}}),
+            json!({"seen": {"by": "s-v2"}}),
+            json!({"seen": {"headers": {"x-a": null}}}),
+            json!({"seen": {"headers": {"x-b": "~/sa/"}}}),
+        ];
+        for wanted in wrong {
+            assert!(check(&expect(wanted.clone()), &answers).is_some(), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn shares_are_counted() {
+        let answers = [answer("v1"), answer("v1"), answer("v2")];
+        assert_eq!(check(&expect(json!({"shares": {"v1": [2, 3], "v2": [1, 1], "v3": [0, 0]}})), &answers), None);
+        let told = check(&expect(json!({"shares": {"v2": [2, 3]}})), &answers).unwrap();
+        assert!(told.contains("\"v1\": 2"), "{told}");
+    }
+}

@@ -1,0 +1,237 @@
+//! A case file: what it says, and how placeholders become the names of a pair.
+//!
+//! Invariant: an unknown field is an error, so a misspelt expectation cannot pass unnoticed.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::lab::{Names, Pair};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    about: String,
+    #[serde(default)]
+    manifests: String,
+    #[serde(default)]
+    requests: Vec<Request>,
+    #[serde(default)]
+    refused: Option<String>,
+    #[serde(default)]
+    gateway: bool,
+    #[serde(default)]
+    pairs: Vec<String>,
+}
+
+/// A case as it is for one pair.
+#[derive(Debug)]
+pub struct Case {
+    /// The objects to apply.
+    pub objects: Vec<Value>,
+    /// What is asked, and what must come back.
+    pub requests: Vec<Request>,
+    /// The API must refuse an object with this text.
+    pub refused: Option<String>,
+    /// A gateway of the client's engine is needed.
+    pub gateway: bool,
+    /// The only pairs it is for; all when empty.
+    pub pairs: Vec<Pair>,
+}
+
+/// One request and what must come back.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    url: String,
+    /// The pod that asks; the pair's client when there is none.
+    #[serde(default)]
+    pub from: Option<String>,
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: Option<String>,
+    #[serde(default)]
+    args: Vec<String>,
+    /// How often it is sent; every answer must be as expected.
+    #[serde(default = "once")]
+    pub times: u32,
+    /// Seconds until which the answer may still be another.
+    #[serde(default)]
+    pub within: Option<f32>,
+    /// What must come back.
+    pub expect: Expect,
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// What must come back; what is not named may be anything.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// The HTTP status; 0 for no answer.
+    #[serde(default)]
+    pub status: Option<u16>,
+    /// curl's exit code.
+    #[serde(default)]
+    pub exit: Option<i32>,
+    /// Text that the body contains.
+    #[serde(default)]
+    pub body: Option<String>,
+    /// Headers of the answer; null for one that must be missing.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Option<String>>,
+    /// What the server says it saw.
+    #[serde(default)]
+    pub seen: Option<Value>,
+    /// How many of the answers come from each server: name, least, most.
+    #[serde(default)]
+    pub shares: BTreeMap<String, (u32, u32)>,
+}
+
+impl Request {
+    /// curl's arguments.
+    pub fn curl(&self) -> Vec<String> {
+        let mut args = self.args.clone();
+        if let Some(method) = &self.method {
+            if method.eq_ignore_ascii_case("HEAD") {
+                args.push("--head".to_owned());
+            } else {
+                args.extend(["-X".to_owned(), method.clone()]);
+            }
+        }
+        for (name, value) in &self.headers {
+            // curl sends a header without a value only when it ends with a semicolon.
+            let header = if value.is_empty() { format!("{name};") } else { format!("{name}: {value}") };
+            args.extend(["-H".to_owned(), header]);
+        }
+        if let Some(body) = &self.body {
+            args.extend(["--data-raw".to_owned(), body.clone()]);
+        }
+        args.push(self.url.clone());
+        args
+    }
+}
+
+impl std::fmt::Display for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(from) = &self.from {
+            write!(f, "{from} → ")?;
+        }
+        write!(f, "{} {}", self.method.as_deref().unwrap_or("GET"), self.url)?;
+        for (name, value) in &self.headers {
+            let value: String = value.chars().take(24).collect();
+            write!(f, " [{name}: {value}]")?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a case for the names of one pair.
+///
+/// # Errors
+/// When it is not in the format.
+pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
+    let text = names.put(text);
+    let written: Written = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+    ensure!(!written.about.trim().is_empty(), "{name}: about is empty");
+    let some = !written.requests.is_empty() || written.refused.is_some();
+    ensure!(some, "{name}: neither requests nor refused: it could not fail");
+    for request in &written.requests {
+        let e = &request.expect;
+        let nothing = e.status.is_none() && e.exit.is_none() && e.body.is_none() && e.headers.is_empty();
+        ensure!(!(nothing && e.seen.is_none() && e.shares.is_empty()), "{name}: {request} expects nothing");
+    }
+    let objects = carrick_api::parse::objects(written.manifests.as_bytes())
+        .map_err(|error| anyhow::anyhow!("{name}: manifests: {error}"))?;
+    let pairs = written.pairs.iter().map(|pair| pair.parse().map_err(|e: String| anyhow::anyhow!("{name}: {e}")));
+    Ok(Case {
+        objects,
+        requests: written.requests,
+        refused: written.refused,
+        gateway: written.gateway,
+        pairs: pairs.collect::<Result<_>>()?,
+    })
+}
+
+/// The case files of the places, by name (`area/case`) and text.
+///
+/// # Errors
+/// When a place cannot be read.
+pub fn find(places: &[PathBuf]) -> Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for place in places {
+        collect(place, &mut files)?;
+    }
+    files.sort();
+    files.dedup();
+    files
+        .iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let area = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            Ok((format!("{area}/{stem}"), text))
+        })
+        .collect()
+}
+
+fn collect(place: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if place.is_dir() {
+        for entry in std::fs::read_dir(place).with_context(|| place.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() || path.extension().is_some_and(|e| e == "yaml") {
+                collect(&path, files)?;
+            }
+        }
+    } else {
+        ensure!(place.is_file(), "{}: no such file", place.display());
+        files.push(place.to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CASE: &str = "about: x\nmanifests: |\n  apiVersion: v1\n  kind: A\n  metadata: {name: $server}\nrequests:\n- url: http://$server:8080/\n  headers: {a: b}\n  expect: {status: 200, seen: {by: $server-v2}}\n";
+
+    #[test]
+    fn placeholders_become_names() {
+        let case = read("x", CASE, &Names::example()).unwrap();
+        assert_eq!(case.objects[0]["metadata"]["name"], "server-nn");
+        assert_eq!(case.requests[0].curl(), ["-H", "a: b", "http://server-nn:8080/"]);
+        assert_eq!(case.requests[0].expect.seen.as_ref().unwrap()["by"], "server-nn-v2");
+    }
+
+    #[test]
+    fn a_case_that_cannot_fail_is_refused() {
+        let wrong = [
+            "about: x\nrequests: []\n",
+            "about: x\nrequests: [{url: a, expect: {}}]\n",
+            "about: x\nrequests: [{url: a, expect: {stauts: 200}}]\n",
+            "about: x\nrequests: [{url: a, expect: {status: 200}}]\npairs: [native]\n",
+        ];
+        for text in wrong {
+            assert!(read("x", text, &Names::example()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_committed_case_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cases");
+        for (name, text) in find(&[folder]).unwrap() {
+            read(&name, &text, &Names::example()).unwrap();
+        }
+    }
+}

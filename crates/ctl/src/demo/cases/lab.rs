@@ -1,0 +1,291 @@
+//! The mesh that all cases share: for each pair a client and a server in two versions, one pod outside, one partner.
+//!
+//! Invariant: what is started here stays as it is from the first case to the last; cases add and remove objects only.
+
+use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use carrick_pod::Engine;
+use serde_json::Value;
+
+use crate::demo::{
+    certificates,
+    curl::{Answer, Curl},
+    mesh::{Mesh, PodSpec, serve_command},
+};
+
+/// The namespace of all pods of the lab.
+const NAMESPACE: &str = "lab";
+/// Names in the certificate of the partner.
+const PARTNER_NAMES: [&str; 4] = ["partner.example.com", "partner", "partner.lab", "partner.lab.svc.cluster.local"];
+/// How long Envoy may take from the acknowledgement to running it.
+const WARM_LIMIT: Duration = Duration::from_secs(3);
+
+/// The data planes of client and server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    client: Engine,
+    server: Engine,
+}
+
+impl Pair {
+    /// Two letters.
+    pub fn short(self) -> &'static str {
+        match (self.client, self.server) {
+            (Engine::Native, Engine::Native) => "nn",
+            (Engine::Native, Engine::Envoy) => "ne",
+            (Engine::Envoy, Engine::Native) => "en",
+            (Engine::Envoy, Engine::Envoy) => "ee",
+        }
+    }
+}
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.client.as_str(), self.server.as_str())
+    }
+}
+
+impl FromStr for Pair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (client, server) = text.split_once('-').ok_or_else(|| format!("{text:?}: want CLIENT-SERVER"))?;
+        Ok(Self { client: client.parse()?, server: server.parse()? })
+    }
+}
+
+/// What the placeholders of a case stand for.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// The client's pod, service, app label and service account.
+    pub client: String,
+    /// The server's service, app label and service account; its pods are called after it.
+    pub server: String,
+    /// The gateway's pod and service, and the value of its `istio` label.
+    pub gateway: String,
+    /// The folder of certificates.
+    certificates: String,
+    /// The partner's address.
+    partner: String,
+}
+
+impl Names {
+    /// The names of a pair; folder and address are the lab's to add.
+    pub fn of(pair: Pair) -> Self {
+        let short = pair.short();
+        Self {
+            client: format!("client-{short}"),
+            server: format!("server-{short}"),
+            gateway: format!("gateway-{short}"),
+            certificates: "/certs".into(),
+            partner: "192.0.2.1".into(),
+        }
+    }
+
+    /// Names to read a case with before there is a lab.
+    pub fn example() -> Self {
+        Self::of(Pair { client: Engine::Native, server: Engine::Native })
+    }
+
+    /// The text with the names in place.
+    pub fn put(&self, text: &str) -> String {
+        text.replace("$client", &self.client)
+            .replace("$server", &self.server)
+            .replace("$gateway", &self.gateway)
+            .replace("$certs", &self.certificates)
+            .replace("$partner_ip", &self.partner)
+    }
+}
+
+/// The running lab.
+pub struct Lab {
+    mesh: Mesh,
+    curls: BTreeMap<String, Curl>,
+    envoys: Vec<String>,
+    certificates: String,
+    partner: String,
+}
+
+impl Lab {
+    /// Starts the mesh and the pods of these pairs.
+    ///
+    /// # Errors
+    /// When one of them does not become ready.
+    pub async fn start(dir: &Path, pairs: &[Pair]) -> Result<Self> {
+        let certs = dir.join("certs");
+        certificates::fill(&certs, &PARTNER_NAMES)?;
+        let mut mesh = Mesh::start(&dir.join("mesh")).await?;
+        mesh.apply(&objects(pairs)).await?;
+        let mut pods = vec!["outside".to_owned(), "partner".to_owned()];
+        let mut envoys = Vec::new();
+        mesh.spawn(&outsider("outside", &[]))?;
+        let partner =
+            ["--tls-port", "8443", "--mutual-tls-port", "8444", "--certificates", &certs.display().to_string()];
+        mesh.spawn(&outsider("partner", &partner))?;
+        for pair in pairs {
+            let names = Names::of(*pair);
+            let mut start = |name: String, app: &str, engine: Engine, version: Option<&str>| -> Result<()> {
+                mesh.spawn(&member(&name, app, engine, version))?;
+                if engine == Engine::Envoy {
+                    envoys.push(name.clone());
+                }
+                pods.push(name);
+                Ok(())
+            };
+            start(names.client.clone(), &names.client, pair.client, None)?;
+            for version in ["v1", "v2"] {
+                start(format!("{}-{version}", names.server), &names.server, pair.server, Some(version))?;
+            }
+        }
+        let mut lab = Self {
+            mesh,
+            curls: BTreeMap::new(),
+            envoys,
+            certificates: certs.display().to_string(),
+            partner: String::new(),
+        };
+        for pod in pods {
+            let address = lab.mesh.ready(NAMESPACE, &pod).await?;
+            if pod == "partner" {
+                lab.partner = address.to_string();
+            }
+            let curl = Curl::enter(&lab.mesh, NAMESPACE, &pod)?;
+            lab.curls.insert(pod, curl);
+        }
+        lab.mesh.converged().await?;
+        Ok(lab)
+    }
+
+    /// What the placeholders stand for.
+    pub fn names(&self, pair: Pair) -> Names {
+        Names { certificates: self.certificates.clone(), partner: self.partner.clone(), ..Names::of(pair) }
+    }
+
+    /// Starts the gateway of a pair if it does not run yet.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn gateway(&mut self, pair: Pair) -> Result<()> {
+        bail!("there is no gateway for {pair} yet")
+    }
+
+    /// Applies objects and waits until every proxy runs with them.
+    ///
+    /// # Errors
+    /// When one is refused, or a proxy does not follow.
+    pub async fn apply(&self, objects: &[Value]) -> Result<()> {
+        if objects.is_empty() {
+            return self.mesh.converged().await;
+        }
+        for object in objects {
+            crate::apply::one(self.mesh.client(), object, NAMESPACE, false).await?;
+        }
+        self.mesh.converged().await
+    }
+
+    /// Deletes objects; what is gone already is fine.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn delete(&self, objects: &[Value]) -> Result<()> {
+        for object in objects.iter().rev() {
+            crate::apply::delete(self.mesh.client(), object, NAMESPACE).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no Envoy has a listener or cluster that it acknowledged and is still warming.
+    pub async fn settled(&self) {
+        let start = std::time::Instant::now();
+        for pod in &self.envoys {
+            while self.warming(pod).await.unwrap_or(0) > 0 && start.elapsed() < WARM_LIMIT {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    async fn warming(&self, pod: &str) -> Result<u64> {
+        let path = "/stats?filter=(total_listeners_warming|warming_clusters)";
+        let answer = carrick_pod::http_get_in_pod(self.mesh.data_dir(), NAMESPACE, pod, 15000, path).await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        Ok(text.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum())
+    }
+
+    /// Uses up pooled connections of before: what was drained ends with its next answer.
+    pub async fn flush(&self, pair: Pair) {
+        let args = ["-m", "2", &format!("http://{}:8080/", Names::of(pair).server)].map(str::to_owned);
+        for _ in 0..2 {
+            let _ = self.curl(pair, None, &args).await;
+        }
+    }
+
+    /// curl in a pod of the lab, the pair's client when none is named.
+    ///
+    /// # Errors
+    /// When there is no such pod or curl cannot be run there.
+    pub async fn curl(&self, pair: Pair, from: Option<&str>, args: &[String]) -> Result<Answer> {
+        let client = Names::of(pair).client;
+        let from = from.unwrap_or(&client);
+        let curl = self.curls.get(from).with_context(|| format!("from: {from}: the lab has no such pod"))?;
+        curl.run(args).await
+    }
+
+    /// Ends everything.
+    ///
+    /// # Errors
+    /// When a process cannot be waited for.
+    pub async fn stop(self) -> Result<()> {
+        drop(self.curls);
+        self.mesh.stop().await
+    }
+}
+
+fn objects(pairs: &[Pair]) -> String {
+    let mut text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}, labels: {{istio-injection: enabled}}}}\n"
+    );
+    let mut service = |name: &str, ports: &str| {
+        text += &format!(
+            "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {name}}}}}\n\
+             spec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
+        );
+    };
+    let http = "{name: http, port: 8080}";
+    service("outside", http);
+    service("partner", &format!("{http}, {{name: http-tls, port: 8443}}, {{name: http-mutual, port: 8444}}"));
+    for pair in pairs {
+        let names = Names::of(*pair);
+        service(&names.client, http);
+        service(&names.server, &format!("{http}, {{name: tcp, port: 8081}}, {{name: grpc, port: 8082}}"));
+    }
+    text
+}
+
+fn member(name: &str, app: &str, engine: Engine, version: Option<&str>) -> PodSpec {
+    let ports = ["http=8080", "tcp=8081", "grpc=8082"];
+    PodSpec {
+        namespace: NAMESPACE.into(),
+        name: name.into(),
+        app: app.into(),
+        labels: version.map(|version| ("version".to_owned(), version.to_owned())).into_iter().collect(),
+        ports: ports.map(str::to_owned).to_vec(),
+        engine,
+        more: ["--service-account", app].map(str::to_owned).to_vec(),
+        command: serve_command(name, &["--port", "8081", "--port", "8082"]),
+    }
+}
+
+fn outsider(name: &str, more: &[&str]) -> PodSpec {
+    PodSpec {
+        namespace: NAMESPACE.into(),
+        name: name.into(),
+        app: name.into(),
+        labels: Vec::new(),
+        ports: vec!["http=8080".into()],
+        engine: Engine::Native,
+        more: ["--service-account", name, "--no-sidecar"].map(str::to_owned).to_vec(),
+        command: serve_command(name, more),
+    }
+}

@@ -1,0 +1,136 @@
+//! The certificates of people outside of the mesh: an authority, servers and clients, good ones and bad ones, as files.
+//!
+//! Invariant: nothing here is trusted by a mesh unless a manifest says so; keys are made anew for every run. The
+//! files are readable by all, since sidecars (which are another user) mount them.
+
+use std::{net::IpAddr, path::Path};
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType,
+    SerialNumber, date_time_ymd,
+};
+
+/// An authority whose key stays in memory.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone, Default)]
+pub struct Leaf<'a> {
+    /// Common name.
+    pub name: &'a str,
+    /// DNS names.
+    pub dns: &'a [&'a str],
+    /// URI names, as SPIFFE has them.
+    pub uris: &'a [&'a str],
+    /// Addresses.
+    pub addresses: &'a [IpAddr],
+    /// Valid only in a year long ago.
+    pub expired: bool,
+    /// Serial number, for the list of revoked ones.
+    pub serial: u64,
+}
+
+impl Authority {
+    /// A new self-signed authority of that common name.
+    ///
+    /// # Errors
+    /// When the library cannot make one.
+    pub fn new(name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+    }
+
+    /// The authority's certificate.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Issues `<file>.pem` (the chain) and `<file>-key.pem` in a folder.
+    ///
+    /// # Errors
+    /// When a name cannot be in a certificate or a file cannot be written.
+    pub fn issue(&self, dir: &Path, file: &str, leaf: &Leaf<'_>) -> Result<()> {
+        let names: Vec<String> = leaf.dns.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, leaf.name);
+        for uri in leaf.uris {
+            params.subject_alt_names.push(SanType::URI((*uri).try_into()?));
+        }
+        params.subject_alt_names.extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        if leaf.serial > 0 {
+            params.serial_number = Some(SerialNumber::from(leaf.serial));
+        }
+        if leaf.expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        write(dir, &format!("{file}.pem"), &format!("{}{}", certificate.pem(), self.pem()))?;
+        write(dir, &format!("{file}-key.pem"), &key.serialize_pem())
+    }
+
+    /// The list of revoked serial numbers, valid for long.
+    ///
+    /// # Errors
+    /// When the library cannot sign it.
+    pub fn revoked(&self, serials: &[u64]) -> Result<String> {
+        let entry = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+}
+
+/// The serial number of `revoked.pem`.
+const REVOKED: u64 = 4711;
+
+/// Fills a folder: `ca.pem`, `crl.pem`, `other-ca.pem`, and with a `-key.pem` each: `server`, `client`, `wrong-name`
+/// (a client of the same authority), `expired`, `revoked`, `stranger` (a client of the other authority).
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let (ours, other) = (Authority::new("Partner Root")?, Authority::new("Other Root")?);
+    write(dir, "ca.pem", &ours.pem())?;
+    write(dir, "other-ca.pem", &other.pem())?;
+    write(dir, "crl.pem", &ours.revoked(&[REVOKED])?)?;
+    let client = Leaf { name: "client", dns: &["client.example.com"], ..Leaf::default() };
+    ours.issue(dir, "server", &Leaf { name: "server", dns: server_names, ..Leaf::default() })?;
+    ours.issue(dir, "client", &client)?;
+    ours.issue(dir, "wrong-name", &Leaf { dns: &["mallory.example.com"], ..client.clone() })?;
+    ours.issue(dir, "expired", &Leaf { expired: true, ..client.clone() })?;
+    ours.issue(dir, "revoked", &Leaf { serial: REVOKED, ..client.clone() })?;
+    other.issue(dir, "stranger", &client)
+}
+
+/// Writes a file in one step, readable by everybody.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let (new, path) = (dir.join(format!(".{name}.new")), dir.join(name));
+    std::fs::write(&new, text).with_context(|| new.display().to_string())?;
+    std::fs::rename(&new, &path).with_context(|| path.display().to_string())
+}

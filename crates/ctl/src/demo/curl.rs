@@ -1,0 +1,164 @@
+//! curl inside a pod, again and again: one small process in the pod starts the real curl on command.
+//!
+//! Invariant: what is judged is curl's own exit code, status, headers and body; this only carries them. It saves
+//! entering the pod anew for each request, nothing else.
+
+use std::{collections::BTreeMap, io::Write, process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout},
+    sync::Mutex,
+};
+
+use super::mesh::Mesh;
+
+/// How long one request may take, all in all.
+const LIMIT: &str = "10";
+/// Divides curl's own words from what it was told to write out.
+const MARK: &str = "\u{1}";
+
+/// What curl said.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// Its exit code; 0 when there was an answer, whatever its status.
+    pub exit: i32,
+    /// The HTTP status, 0 when there was none.
+    pub status: u16,
+    /// The answer's headers, names in lower case, values of one name joined by a comma.
+    pub headers: BTreeMap<String, String>,
+    /// The answer's body.
+    pub body: String,
+    /// curl's error message.
+    pub error: String,
+}
+
+impl Answer {
+    /// The body as JSON: what the example service says that it saw.
+    pub fn seen(&self) -> Option<Value> {
+        serde_json::from_str(&self.body).ok()
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit {}, status {}", self.exit, self.status)?;
+        if !self.error.is_empty() {
+            write!(f, " ({})", self.error)?;
+        }
+        let body: String = self.body.trim().chars().take(160).collect();
+        if self.status != 200 && !body.is_empty() {
+            write!(f, ", body {body:?}")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Raw {
+    exit: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// The process in a pod.
+pub struct Curl {
+    pod: String,
+    channel: Mutex<Channel>,
+}
+
+struct Channel {
+    // Ended by closing its standard input; killed if it is dropped before.
+    _child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Curl {
+    /// Enters a running pod.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub fn enter(mesh: &Mesh, namespace: &str, pod: &str) -> Result<Self> {
+        let program = std::env::current_exe()?.display().to_string();
+        let mut command = mesh.carrick(&["exec", pod, "-n", namespace, "--", &program, "demo", "curls"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+        let mut child = command.spawn().context("carrick exec")?;
+        let stdin = child.stdin.take().context("no standard input")?;
+        let lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+        Ok(Self { pod: format!("{namespace}/{pod}"), channel: Mutex::new(Channel { _child: child, stdin, lines }) })
+    }
+
+    /// Runs curl with these arguments (URL included).
+    ///
+    /// # Errors
+    /// When curl could not be run; that it failed is the answer.
+    pub async fn run(&self, args: &[String]) -> Result<Answer> {
+        let mut all = vec!["-s", "-S", "-m", LIMIT, "-w", "%{stderr}\u{1}%{http_code}\u{1}%{header_json}"];
+        all.extend(args.iter().map(String::as_str));
+        let mut line = serde_json::to_string(&all)?;
+        line.push('\n');
+        let mut channel = self.channel.lock().await;
+        channel.stdin.write_all(line.as_bytes()).await.with_context(|| format!("curl in {}", self.pod))?;
+        let answer = tokio::time::timeout(Duration::from_secs(20), channel.lines.next_line());
+        let answer = answer.await.with_context(|| format!("curl in {}", self.pod))??;
+        let raw: Raw = serde_json::from_str(&answer.with_context(|| format!("{} was left", self.pod))?)?;
+        read(raw)
+    }
+}
+
+fn read(raw: Raw) -> Result<Answer> {
+    let mut parts = raw.stderr.splitn(3, MARK);
+    let error = parts.next().unwrap_or_default().trim().to_owned();
+    let (Some(status), Some(headers)) = (parts.next(), parts.next()) else {
+        ensure!(raw.exit != 0, "curl told nothing: {}", raw.stderr);
+        return Ok(Answer { exit: raw.exit, error, ..Answer::default() });
+    };
+    let headers: BTreeMap<String, Vec<String>> = serde_json::from_str(headers).unwrap_or_default();
+    Ok(Answer {
+        exit: raw.exit,
+        status: status.parse().unwrap_or(0),
+        headers: headers.into_iter().map(|(name, values)| (name.to_ascii_lowercase(), values.join(","))).collect(),
+        body: raw.stdout,
+        error,
+    })
+}
+
+/// The process's other side: a line of JSON (curl's arguments) in, a line of JSON out, until the input ends.
+///
+/// # Errors
+/// When standard input or output fails.
+pub fn serve() -> Result<u8> {
+    let mut out = std::io::stdout().lock();
+    for line in std::io::stdin().lines() {
+        let args: Vec<String> = serde_json::from_str(&line?).context("curl's arguments")?;
+        let output = std::process::Command::new("curl").args(&args).stdin(Stdio::null()).output().context("curl")?;
+        let raw = Raw {
+            exit: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        writeln!(out, "{}", serde_json::to_string(&raw)?)?;
+        out.flush()?;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_curl_tells_is_read() {
+        let raw = |exit, stderr: &str| Raw { exit, stdout: "x".into(), stderr: stderr.into() };
+        let fine = read(raw(0, "\u{1}403\u{1}{\"Server\":[\"istio-envoy\"],\"set-cookie\":[\"a\",\"b\"]}")).unwrap();
+        assert_eq!((fine.exit, fine.status, fine.body.as_str()), (0, 403, "x"));
+        assert_eq!((fine.headers["server"].as_str(), fine.headers["set-cookie"].as_str()), ("istio-envoy", "a,b"));
+        let reset = read(raw(56, "curl: (56) Recv failure\n\u{1}000\u{1}{}")).unwrap();
+        assert_eq!((reset.exit, reset.status, reset.error.as_str()), (56, 0, "curl: (56) Recv failure"));
+        assert!(read(raw(0, "nothing")).is_err());
+    }
+}

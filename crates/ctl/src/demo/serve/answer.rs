@@ -1,0 +1,211 @@
+//! What the service answers: what it saw, a joined answer of others, a status, a delay, a gRPC echo.
+//!
+//! Invariant: the answer is told by the request alone (and a count per `/flaky/` path), so a test knows it before.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode, Version,
+    body::{Frame, Incoming},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::{Value, json};
+
+/// Bytes of a request's body that are shown.
+const SHOWN_BODY: usize = 4096;
+
+/// How a request came in.
+#[derive(Debug)]
+pub struct Via {
+    /// The other end of the connection.
+    pub peer: SocketAddr,
+    /// Our port.
+    pub port: u16,
+    /// What the service's own TLS told, when the port has it.
+    pub tls: Option<Value>,
+}
+
+/// The service, shared by its connections.
+pub struct Service {
+    name: String,
+    calls: Vec<String>,
+    joins: Vec<String>,
+    fixed: Option<Value>,
+    caller: Client<HttpConnector, Empty<Bytes>>,
+    flaky: Mutex<HashMap<String, u32>>,
+}
+
+impl Service {
+    /// A service that calls `calls` and joins the answers of `joins`.
+    ///
+    /// # Errors
+    /// When the fixed answer is not JSON.
+    pub fn new(name: String, calls: Vec<String>, joins: Vec<String>, fixed: Option<String>) -> Result<Self> {
+        let fixed = fixed.map(|text| serde_json::from_str(&text).context("--answer")).transpose()?;
+        let caller = Client::builder(TokioExecutor::new()).build_http();
+        Ok(Self { name, calls, joins, fixed, caller, flaky: Mutex::default() })
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// Never; the type is hyper's.
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        via: &Via,
+    ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+        let is_grpc = request
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc {
+            return Ok(grpc_echo(request, &self.name));
+        }
+        let path = request.uri().path().to_owned();
+        let status = self.status(&path).await;
+        let told = match (&self.fixed, self.joins.is_empty()) {
+            (Some(fixed), _) => fixed.clone(),
+            (None, false) => match self.join(request.uri()).await {
+                Ok(joined) => joined,
+                Err(error) => {
+                    let mut refused = json_response(&json!({"error": format!("{error:#}")}));
+                    *refused.status_mut() = StatusCode::BAD_GATEWAY;
+                    return Ok(refused);
+                }
+            },
+            (None, true) => self.seen(request, via).await,
+        };
+        let mut response = json_response(&told);
+        *response.status_mut() = status;
+        Ok(response)
+    }
+
+    /// `/status/N` answers N, `/delay/MS` waits, `/flaky/KEY` answers 503 to every other request of that key.
+    async fn status(&self, path: &str) -> StatusCode {
+        let mut parts = path.trim_start_matches('/').split('/');
+        match (parts.next(), parts.next()) {
+            (Some("status"), Some(code)) => {
+                code.parse().ok().and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::OK)
+            }
+            (Some("delay"), Some(millis)) => {
+                tokio::time::sleep(Duration::from_millis(millis.parse().unwrap_or(0))).await;
+                StatusCode::OK
+            }
+            (Some("flaky"), Some(key)) => {
+                let mut counts = self.flaky.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = counts.entry(key.to_owned()).or_default();
+                *count = count.saturating_add(1);
+                if *count % 2 == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+            }
+            _ => StatusCode::OK,
+        }
+    }
+
+    async fn seen(&self, request: Request<Incoming>, via: &Via) -> Value {
+        let mut calls = Vec::new();
+        for url in &self.calls {
+            calls.push(self.call(url).await);
+        }
+        let headers = headers(request.headers());
+        let uri = request.uri().clone();
+        let host = uri.authority().map(ToString::to_string).or_else(|| Some(headers.get("host")?.as_str()?.to_owned()));
+        let mut told = json!({
+            "service": self.name,
+            "method": request.method().as_str(),
+            "path": uri.path_and_query().map_or("/", |p| p.as_str()),
+            "host": host,
+            "protocol": if request.version() == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+            "port": via.port,
+            "peer": via.peer.ip().to_string(),
+            "headers": headers,
+        });
+        if let Some(tls) = &via.tls {
+            told["tls"] = tls.clone();
+        }
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        if !body.is_empty() {
+            told["body"] = String::from_utf8_lossy(body.get(..SHOWN_BODY).unwrap_or(&body)).into();
+        }
+        if !calls.is_empty() {
+            told["calls"] = calls.into();
+        }
+        told
+    }
+
+    async fn call(&self, url: &str) -> Value {
+        match self.get(url).await {
+            Ok((status, _)) => json!({"url": url, "status": status}),
+            Err(error) => json!({"url": url, "error": format!("{error:#}")}),
+        }
+    }
+
+    async fn join(&self, uri: &http::Uri) -> Result<Value> {
+        let last = uri.path().rsplit('/').next().unwrap_or_default();
+        let mut joined = serde_json::Map::new();
+        for template in &self.joins {
+            let url = template.replace("{path}", uri.path()).replace("{last}", last);
+            let (status, body) = self.get(&url).await.with_context(|| url.clone())?;
+            anyhow::ensure!(status == 200, "{url}: status {status}");
+            let answer: Value = serde_json::from_slice(&body).with_context(|| url.clone())?;
+            joined.extend(answer.as_object().cloned().unwrap_or_default());
+        }
+        Ok(joined.into())
+    }
+
+    async fn get(&self, url: &str) -> Result<(u16, Bytes)> {
+        let uri: http::Uri = url.parse().context("not a URL")?;
+        let response = self.caller.request(Request::get(uri).body(Empty::new())?).await?;
+        let status = response.status().as_u16();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
+    }
+}
+
+/// The headers as JSON; values of one name are joined by a comma.
+fn headers(map: &HeaderMap) -> serde_json::Map<String, Value> {
+    let mut told = serde_json::Map::new();
+    for name in map.keys() {
+        let values: Vec<_> = map.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
+        told.insert(name.to_string(), values.join(",").into());
+    }
+    told
+}
+
+fn json_response(value: &Value) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let body = Full::new(Bytes::from(format!("{value}\n"))).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed());
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Gives a gRPC call its own messages back and ends it with status 0; the server's name is in the trailers.
+fn grpc_echo(request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    if let Ok(name) = http::HeaderValue::from_str(name) {
+        trailers.insert("x-service", name);
+    }
+    let (parts, body) = request.into_parts();
+    let ended = futures_util::stream::once(async move { Ok(Frame::trailers(trailers)) });
+    let messages = futures_util::StreamExt::filter(http_body_util::BodyStream::new(body), |frame| {
+        std::future::ready(frame.as_ref().map_or(true, Frame::is_data))
+    });
+    let body = StreamBody::new(futures_util::StreamExt::chain(messages, ended));
+    let mut response = Response::new(BodyExt::boxed(body));
+    if let Some(kind) = parts.headers.get(http::header::CONTENT_TYPE) {
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind.clone());
+    }
+    response
+}
