@@ -124,13 +124,19 @@ async fn one(lab: &mut Lab, name: &str, text: &str, pairs: &[Pair]) -> Result<Ve
             cases.push((*pair, case));
         }
     }
-    if cases.iter().any(|(_, case)| case.gateway) {
-        for (pair, _) in &cases {
-            lab.gateway(*pair).await?;
+    let mut verdicts = Vec::new();
+    let mut able = Vec::new();
+    for (pair, case) in cases {
+        match if case.gateway { lab.gateway(pair).await } else { Ok(()) } {
+            Ok(()) => able.push((pair, case)),
+            Err(error) => {
+                let failures = vec![format!("gateway: {error:#}")];
+                verdicts.push(Verdict { case: name.to_owned(), pair, failures, took: Duration::ZERO });
+            }
         }
     }
+    let cases = able;
     let together = cases.iter().map(|(pair, case)| (*pair, case.objects.clone())).collect::<Vec<_>>();
-    let mut verdicts = Vec::new();
     match batch::merge(&together) {
         Some(objects) => round(lab, name, &objects, &cases, &mut verdicts).await,
         None => {

@@ -125,7 +125,10 @@ impl Mesh {
             command.args(["--port", port]);
         }
         command.args(&spec.more);
-        command.arg("--").args(&spec.command).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        if !spec.command.is_empty() {
+            command.arg("--").args(&spec.command);
+        }
+        command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let child = command.spawn().context("carrick run")?;
         self.pods.push((spec.namespace.clone(), spec.name.clone(), child));
         Ok(())

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use carrick_pod::Engine;
 use serde_json::Value;
 
@@ -103,6 +103,7 @@ pub struct Lab {
     mesh: Mesh,
     curls: BTreeMap<String, Curl>,
     envoys: Vec<String>,
+    gateways: BTreeMap<String, Result<(), String>>,
     certificates: String,
     partner: String,
 }
@@ -142,6 +143,7 @@ impl Lab {
             mesh,
             curls: BTreeMap::new(),
             envoys,
+            gateways: BTreeMap::new(),
             certificates: certs.display().to_string(),
             partner: String::new(),
         };
@@ -162,12 +164,37 @@ impl Lab {
         Names { certificates: self.certificates.clone(), partner: self.partner.clone(), ..Names::of(pair) }
     }
 
-    /// Starts the gateway of a pair if it does not run yet.
+    /// Starts the gateway of a pair if it does not run yet; it is tried once.
     ///
     /// # Errors
     /// When it does not become ready.
     pub async fn gateway(&mut self, pair: Pair) -> Result<()> {
-        bail!("there is no gateway for {pair} yet")
+        let name = Names::of(pair).gateway;
+        if let Some(before) = self.gateways.get(&name) {
+            return before.clone().map_err(anyhow::Error::msg);
+        }
+        let started = self.start_gateway(&name, pair.client).await;
+        self.gateways.insert(name, started.as_ref().copied().map_err(|error| format!("{error:#}")));
+        started
+    }
+
+    async fn start_gateway(&mut self, name: &str, engine: Engine) -> Result<()> {
+        self.mesh.apply(&gateway_objects(name)).await?;
+        self.mesh.spawn(&PodSpec {
+            namespace: NAMESPACE.into(),
+            name: name.into(),
+            app: name.into(),
+            labels: vec![("istio".into(), name.into())],
+            ports: Vec::new(),
+            engine,
+            more: ["--gateway", "--service-account", name].map(str::to_owned).to_vec(),
+            command: Vec::new(),
+        })?;
+        self.mesh.ready(NAMESPACE, name).await?;
+        if engine == Engine::Envoy {
+            self.envoys.push(name.to_owned());
+        }
+        Ok(())
     }
 
     /// Applies objects and waits until every proxy runs with them.
@@ -261,6 +288,16 @@ fn objects(pairs: &[Pair]) -> String {
         service(&names.server, &format!("{http}, {{name: tcp, port: 8081}}, {{name: grpc, port: 8082}}"));
     }
     text
+}
+
+/// Service and account of a gateway; the ports that a Gateway names are the service's.
+fn gateway_objects(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         spec:\n  selector: {{app: {name}}}\n  ports:\n  - {{name: http, port: 80, targetPort: 8080}}\n  \
+         - {{name: https, port: 443, targetPort: 8443}}\n  - {{name: tls, port: 15443}}\n  - {{name: tcp, port: 31400}}\n"
+    )
 }
 
 fn member(name: &str, app: &str, engine: Engine, version: Option<&str>) -> PodSpec {
