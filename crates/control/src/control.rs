@@ -164,7 +164,7 @@ impl Control {
             }
         };
         let fold = Fold {
-            mesh_config: options.mesh_config,
+            mesh_config: options.mesh_config.clone(),
             debounce: options.debounce,
             renderer: renderer.clone(),
             seen: seen.clone(),
@@ -209,6 +209,7 @@ impl Control {
             renderer: renderer.clone(),
             client,
             synced: synced.clone(),
+            mesh_config: options.mesh_config,
             started: SystemTime::now(),
         };
         let admin = AdminServer::from_listener(debug, debug::router(Arc::new(pages)))

@@ -32,6 +32,7 @@ pub(crate) struct Pages {
     /// To compare what was seen with what there is; none when objects are told.
     pub(crate) client: Option<kube::Client>,
     pub(crate) synced: watch::Receiver<bool>,
+    pub(crate) mesh_config: carrick_api::MeshConfig,
     pub(crate) started: SystemTime,
 }
 
@@ -57,6 +58,9 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     });
     page(&mut router, "/debug/registryz", &pages, |pages, _| async move { registry::services(&pages) });
     page(&mut router, "/debug/endpointz", &pages, |pages, _| async move { registry::endpoints(&pages) });
+    page(&mut router, "/debug/mesh", &pages, |pages, _| async move {
+        answer(StatusCode::OK, &serde_json::to_value(&pages.mesh_config).unwrap_or_default())
+    });
     page(&mut router, "/debug/findings", &pages, |pages, _| async move { registry::findings(&pages) });
     page(&mut router, "/debug/distribution", &pages, |pages, request| async move {
         let number = |name: &str| request.query(name).map(|text| text.parse::<u64>());

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{apply, bench, cluster, demo, output::Format, process, proxy_config, proxy_status, up, version};
+use crate::{apply, bench, cluster, demo, output::Format, process, proxy_config, proxy_status, up, version, why};
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
 #[derive(Debug, Parser)]
@@ -56,6 +56,8 @@ enum Command {
     /// Show which proxies are connected and whether they run the newest configuration.
     #[command(visible_alias = "ps")]
     ProxyStatus(ProxyStatus),
+    /// Tell whether a call gets through, what happens to it, and which object decides each step.
+    Why(Why),
     /// Run a whole scenario and check every row of it on real traffic.
     Demo(Demo),
     /// Measure what the proxies cost, native and Envoy side by side.
@@ -294,6 +296,18 @@ enum ProxyConfig {
 }
 
 #[derive(Debug, Args)]
+struct Why {
+    #[command(flatten)]
+    question: why::Options,
+    /// Port of the control plane's debug pages on this machine, for the mesh's settings.
+    #[arg(long, default_value_t = 15014, value_name = "PORT")]
+    debug_port: u16,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
 struct ProxyStatus {
     /// Only this proxy: NAME[.NAMESPACE].
     proxy: Option<String>,
@@ -375,6 +389,11 @@ impl Cli {
                 let answer = proxy_status::fetch(options.debug_port).await?;
                 print!("{}", proxy_status::show(&answer, &filter, options.output)?);
                 Ok(0)
+            }
+            Command::Why(options) => {
+                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+                let client = cluster::client(&kubeconfig).await?;
+                why::run(&options.question, &client, options.debug_port, options.output).await
             }
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,

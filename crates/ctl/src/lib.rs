@@ -17,6 +17,7 @@ pub mod proxy_status;
 pub mod table;
 pub mod up;
 pub mod version;
+pub mod why;
 
 use std::process::ExitCode;
 
