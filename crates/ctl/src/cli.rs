@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{apply, bench, cluster, demo, output::Format, process, proxy_config, proxy_status, up, version, why};
+use crate::{
+    apply, bench, cluster, demo, experimental, output::Format, process, proxy_config, proxy_status, up, version, why,
+};
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
 #[derive(Debug, Parser)]
@@ -58,6 +60,9 @@ enum Command {
     ProxyStatus(ProxyStatus),
     /// Tell whether a call gets through, what happens to it, and which object decides each step.
     Why(Why),
+    /// Reports that put the API's objects beside what a proxy really runs.
+    #[command(visible_aliases = ["x", "exp"], subcommand)]
+    Experimental(Experimental),
     /// Run a whole scenario and check every row of it on real traffic.
     Demo(Demo),
     /// Measure what the proxies cost, native and Envoy side by side.
@@ -295,6 +300,69 @@ enum ProxyConfig {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Experimental {
+    /// Describe a pod or service, and every object that has a say in its traffic.
+    #[command(visible_alias = "des", subcommand)]
+    Describe(Describe),
+    /// Which certificates, tokens and rules a proxy checks, port by port.
+    #[command(visible_alias = "authn", subcommand)]
+    Auth(AuthCheck),
+    /// Which AuthorizationPolicies a proxy enforces.
+    #[command(subcommand)]
+    Authz(AuthzCheck),
+}
+
+#[derive(Debug, Subcommand)]
+enum Describe {
+    /// A pod.
+    #[command(visible_alias = "po")]
+    Pod {
+        #[command(flatten)]
+        named: Named,
+    },
+    /// A service, and its first pod.
+    #[command(visible_alias = "svc")]
+    Service {
+        #[command(flatten)]
+        named: Named,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// Its name: NAME[.NAMESPACE].
+    #[arg(value_name = "NAME[.NS]")]
+    name: String,
+    /// Namespace of a name that has none.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Admin port of the proxy.
+    #[arg(long, default_value_t = 15000, value_name = "PORT")]
+    proxy_admin_port: u16,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuthCheck {
+    /// Two tables: the listeners of a pod, and its clusters.
+    Check {
+        #[command(flatten)]
+        target: Target,
+        /// Every listener, with routes, server names and protocols.
+        #[arg(short, long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuthzCheck {
+    /// A table of policies with action and number of rules.
+    Check {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
 #[derive(Debug, Args)]
 struct Why {
     #[command(flatten)]
@@ -395,6 +463,7 @@ impl Cli {
                 let client = cluster::client(&kubeconfig).await?;
                 why::run(&options.question, &client, options.debug_port, options.output).await
             }
+            Command::Experimental(command) => experimental_command(command, &global).await.map(|()| 0),
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
             Command::Version(options) => {
@@ -432,20 +501,58 @@ async fn proxy_config_command(command: ProxyConfig, global: &Global) -> Result<(
         ProxyConfig::Bootstrap { target } => (target, Section::Bootstrap),
         ProxyConfig::All { target } => (target, Section::All),
     };
-    let dump = match (&target.file, &target.proxy) {
+    let dump = dump_of(&target, global).await?;
+    print!("{}", proxy_config::show(&dump, &section, target.output)?);
+    Ok(())
+}
+
+async fn dump_of(target: &Target, global: &Global) -> Result<proxy_config::dump::Dump> {
+    match (&target.file, &target.proxy) {
         (Some(file), _) => {
             let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-            proxy_config::dump::Dump::parse(&bytes, None)?
+            proxy_config::dump::Dump::parse(&bytes, None)
         }
         (None, Some(proxy)) => {
             let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
             let client = cluster::client(&kubeconfig).await?;
             let name = cluster::ProxyName::parse(proxy, &target.namespace);
-            proxy_config::dump::fetch(&client, &name, &global.data_dir, target.proxy_admin_port).await?
+            proxy_config::dump::fetch(&client, &name, &global.data_dir, target.proxy_admin_port).await
         }
         (None, None) => anyhow::bail!("name a proxy (POD[.NAMESPACE]) or a saved dump (--file)"),
+    }
+}
+
+async fn experimental_command(command: Experimental, global: &Global) -> Result<()> {
+    let client = async || cluster::client(&cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?).await;
+    let of = |named: Named| experimental::Wanted {
+        proxy: cluster::ProxyName::parse(&named.name, &named.namespace),
+        namespace: named.namespace,
+        root: global.istio_namespace.clone(),
+        data_dir: global.data_dir.clone(),
+        admin_port: named.proxy_admin_port,
     };
-    print!("{}", proxy_config::show(&dump, &section, target.output)?);
+    let text = match command {
+        Experimental::Describe(Describe::Pod { named }) => {
+            experimental::describe_pod(&client().await?, &of(named)).await?
+        }
+        Experimental::Describe(Describe::Service { named }) => {
+            experimental::describe_service(&client().await?, &of(named)).await?
+        }
+        Experimental::Auth(AuthCheck::Check { target, all }) => {
+            let address = match &target.proxy {
+                Some(proxy) => {
+                    let pod = cluster::ProxyName::parse(proxy, &target.namespace).pod(&client().await?).await?;
+                    pod.status.and_then(|status| status.pod_ip).unwrap_or_default()
+                }
+                None => "0.0.0.0".to_owned(),
+            };
+            experimental::auth_check::show(&dump_of(&target, global).await?, &address, all)
+        }
+        Experimental::Authz(AuthzCheck::Check { target }) => {
+            experimental::authz_check::show(&dump_of(&target, global).await?)
+        }
+    };
+    print!("{text}");
     Ok(())
 }
 

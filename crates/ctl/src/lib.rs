@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod demo;
+pub mod experimental;
 pub mod output;
 pub mod process;
 pub mod proxy_config;
