@@ -7,7 +7,7 @@ use crate::source::kube::api;
 use crate::source::{Change, KINDS, Kind};
 use carrick_api::MeshConfig;
 use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity};
-use carrick_mesh::Snapshot;
+use carrick_mesh::{FetchedKeys, Snapshot};
 use kube::api::ListParams;
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ impl Reading {
 
     /// Joins everything, and tells what is wrong in it.
     pub fn snapshot(self, mesh_config: &MeshConfig) -> (Snapshot, Vec<Diagnostic>) {
-        let (snapshot, mut found) = Snapshot::build(&self.known.input(mesh_config));
+        let (snapshot, mut found) = Snapshot::build(&self.known.input(mesh_config, FetchedKeys::new()));
         found.extend(self.broken);
         (snapshot, found)
     }

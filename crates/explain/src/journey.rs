@@ -204,6 +204,7 @@ fn source(from: &ModeSource) -> Option<String> {
         ModeSource::Mesh(name) | ModeSource::Namespace(name) | ModeSource::Workload(name) | ModeSource::Port(name) => {
             Some(format!("PeerAuthentication {}.{}", name.name, name.namespace))
         }
+        ModeSource::Service(name) => Some(format!("Policy {}.{}", name.name, name.namespace)),
     }
 }
 
