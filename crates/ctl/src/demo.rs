@@ -8,10 +8,13 @@ pub mod cases;
 pub mod certificates;
 pub mod curl;
 pub mod engines;
+pub mod issuer;
 pub mod load;
 pub mod mesh;
+pub mod product_stock;
 pub mod rows;
 pub mod serve;
+pub mod stage;
 pub mod wire;
 
 use std::path::Path;
@@ -24,10 +27,14 @@ use clap::Subcommand;
 pub enum Command {
     /// A bank switches mutual TLS on and off by configuration, under load.
     Banknext(banknext::Options),
+    /// Three services that ask one another: levels of mutual TLS, and tokens of end users.
+    ProductStock(product_stock::Options),
     /// Every case file, with every pair of data planes.
     Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
     Serve(serve::Options),
+    /// An issuer of tokens for examples: serves its key set, and any token that is asked for.
+    Issuer(issuer::Options),
     /// An open-loop HTTP load generator for examples: prints one JSON line of counts and latencies.
     Load(load::Options),
     /// curl on command: a line of JSON arguments in, a line of what came out.
@@ -42,6 +49,8 @@ pub enum Command {
 pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
     match command {
         Command::Banknext(options) => banknext::run(&options, data_dir).await,
+        Command::ProductStock(options) => product_stock::run(&options, data_dir).await,
+        Command::Issuer(options) => issuer::run(options).await,
         Command::Cases(options) => cases::run(&options, data_dir).await,
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,

@@ -297,12 +297,17 @@ fn ready_address(pod: &Pod) -> Option<Ipv4Addr> {
     status.pod_ip.as_deref().filter(|_| ready)?.parse().ok()
 }
 
-/// The example service, run by this very program, on 8080 and what is told more.
-pub fn serve_command(name: &str, more: &[&str]) -> Vec<String> {
+/// This very program with arguments, as a pod's command.
+pub fn own_command(args: &[&str]) -> Vec<String> {
     let program = std::env::current_exe().map_or_else(|_| "carrick".to_owned(), |p| p.display().to_string());
-    let mut command = [program.as_str(), "demo", "serve", "--port", "8080", "--name", name].map(str::to_owned).to_vec();
-    command.extend(more.iter().map(|arg| (*arg).to_owned()));
-    command
+    std::iter::once(program).chain(args.iter().map(|arg| (*arg).to_owned())).collect()
+}
+
+/// The example service, on 8080 and what is told more.
+pub fn serve_command(name: &str, more: &[&str]) -> Vec<String> {
+    let mut args = vec!["demo", "serve", "--port", "8080", "--name", name];
+    args.extend(more);
+    own_command(&args)
 }
 
 /// A scenario's own folder, removed when dropped unless the user named one.
