@@ -53,6 +53,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/filters/network/tcp_proxy/v3",
     "envoy/extensions/retry/host/previous_hosts/v3",
     "envoy/extensions/load_balancing_policies",
+    "envoy/extensions/path",
     "envoy/extensions/transport_sockets",
     "envoy/extensions/upstreams/http/v3",
     "envoy/service/discovery/v3",

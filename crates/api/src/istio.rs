@@ -5,13 +5,13 @@
 
 pub mod authorization_policy;
 pub mod destination_rule;
+pub mod extension_provider;
 pub mod gateway;
+pub mod legacy_policy;
 pub mod mesh_config;
 pub mod peer_authentication;
-pub mod server_tls;
-pub mod extension_provider;
-pub mod legacy_policy;
 pub mod request_authentication;
+pub mod server_tls;
 pub mod service_entry;
 pub mod sidecar;
 pub mod traffic;

@@ -24,11 +24,11 @@ pub use self::core::{
 pub use self::istio::authorization_policy::AuthorizationPolicy;
 pub use self::istio::destination_rule::{ClientTls, ClientTlsMode, DestinationRule, Subset, TrafficPolicy};
 pub use self::istio::gateway::Gateway;
+pub use self::istio::legacy_policy::LegacyPolicy;
 pub use self::istio::mesh_config::MeshConfig;
 pub use self::istio::peer_authentication::{MutualTlsMode, PeerAuthentication};
-pub use self::istio::server_tls::{ServerTls, ServerTlsMode};
-pub use self::istio::legacy_policy::LegacyPolicy;
 pub use self::istio::request_authentication::RequestAuthentication;
+pub use self::istio::server_tls::{ServerTls, ServerTlsMode};
 pub use self::istio::service_entry::ServiceEntry;
 pub use self::istio::sidecar::Sidecar;
 pub use self::istio::virtual_service::VirtualService;

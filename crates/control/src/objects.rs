@@ -4,12 +4,12 @@
 //! one; an object that cannot be read is kept out, alone, with the reason.
 
 use crate::source::{Change, Kind, Name};
+use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_api::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, LegacyPolicy, MeshConfig, Namespace, Node,
     PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
     WorkloadEntry, from_value,
 };
-use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -160,8 +160,7 @@ impl LegacyIndex {
             }
             for port in &service.ports {
                 let Some(policy) = self.of_port(service, port) else { continue };
-                let (_, ports) =
-                    by_policy.entry(policy.origin.clone()).or_insert_with(|| (policy.clone(), Vec::new()));
+                let (_, ports) = by_policy.entry(policy.origin.clone()).or_insert_with(|| (policy.clone(), Vec::new()));
                 ports.extend(target_ports(snapshot, service, port));
             }
         }
@@ -201,6 +200,8 @@ fn demand(origin: &Origin, rule: &AuthzRule, only: &[u16], but: &[u16]) -> Authz
         gateways: None,
         action: Action::Deny,
         dry_run: false,
+        // Tokens of the old API were never asked for on connections (§13.9), where the rule would deny everything (§12.10).
+        requests_only: true,
         provider: "".into(),
         rules: vec![rule],
     }

@@ -30,9 +30,9 @@ pub use input::{EndpointInput, SnapshotInput};
 pub use model::jwt::KeySource;
 pub use parts::View;
 pub use proxy::{FileCerts, Interception, ProxyNode};
-pub use settings::Settings;
 pub use read::request_authentication::{FetchedKeys, is_key_set};
 pub use security::Security;
+pub use settings::Settings;
 pub use snapshot::Snapshot;
 
 /// What one sidecar may see and do, and how that is derived.

@@ -61,12 +61,7 @@ impl PeerAuthIndex {
     /// Sorts policies into levels.
     ///
     /// Policies of the old API stand in where no PeerAuthentication of their level is.
-    pub fn build(
-        mut policies: Vec<PeerAuth>,
-        legacy: &LegacyIndex,
-        root: &str,
-        found: &mut Vec<Diagnostic>,
-    ) -> Self {
+    pub fn build(mut policies: Vec<PeerAuth>, legacy: &LegacyIndex, root: &str, found: &mut Vec<Diagnostic>) -> Self {
         policies.sort_by(|a, b| a.origin.cmp(&b.origin));
         let mut index = Self::default();
         for policy in policies {
@@ -97,7 +92,7 @@ impl PeerAuthIndex {
     }
 
     /// What holds for a workload's port that stands behind a service port: a policy of the old API about the service decides
-    /// unless a PeerAuthentication selects the workload (§14.2).
+    /// unless a PeerAuthentication for the workload says a mode (§14.2).
     pub fn of_service_port(effective: &Decided, legacy: &LegacyIndex, service: &Service, port: &Port) -> Decided {
         match (legacy.of_port(service, port), &effective.from) {
             (None, _) | (Some(_), ModeSource::Workload(_) | ModeSource::Port(_)) => effective.clone(),
@@ -153,7 +148,8 @@ fn take(decided: &mut Decided, policy: &PeerAuth, source: fn(carrick_base::Names
 fn stand_in(level: &mut Option<Arc<PeerAuth>>, old: &Legacy, found: &mut Vec<Diagnostic>) {
     match level {
         Some(new) => {
-            let message = format!("PeerAuthentication {} is of the same level; peers have no effect here", new.origin.name);
+            let message =
+                format!("PeerAuthentication {} is of the same level; peers have no effect here", new.origin.name);
             found.push(finding(&old.origin, codes::POLICY_SHADOWED, Severity::Warning, "spec.peers", message));
         }
         None => {

@@ -78,7 +78,8 @@ impl SecurityIndex {
     ) -> Self {
         for policy in policies.iter().filter(|p| p.action == Action::Custom) {
             if !authorizers.contains_key(&policy.provider) {
-                let message = format!("the mesh has no authorizer {:?}; what the policy matches is denied", policy.provider);
+                let message =
+                    format!("the mesh has no authorizer {:?}; what the policy matches is denied", policy.provider);
                 found.push(finding(&policy.origin, codes::UNREADABLE, Severity::Error, "spec.provider.name", message));
             }
         }
@@ -98,13 +99,23 @@ impl SecurityIndex {
     /// All policies that select a workload, oldest first.
     pub fn policies(&self, namespace: &str, labels: &Labels) -> Vec<Arc<AuthzPolicy>> {
         let subject = Subject { namespace, labels };
-        self.selected(&self.policies, namespace, |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()), |p| &p.origin)
+        self.selected(
+            &self.policies,
+            namespace,
+            |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()),
+            |p| &p.origin,
+        )
     }
 
     /// All RequestAuthentications that select a workload, oldest first.
     pub fn jwt_policies(&self, namespace: &str, labels: &Labels) -> Vec<Arc<JwtPolicy>> {
         let subject = Subject { namespace, labels };
-        self.selected(&self.jwt, namespace, |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()), |p| &p.origin)
+        self.selected(
+            &self.jwt,
+            namespace,
+            |p| subject.is_meant(&p.origin, &p.selector, p.gateways.as_deref()),
+            |p| &p.origin,
+        )
     }
 
     fn selected<T>(
@@ -116,8 +127,7 @@ impl SecurityIndex {
     ) -> Vec<Arc<T>> {
         let own = Some(namespace).filter(|n| **n != *self.root);
         let places = std::iter::once(&*self.root).chain(own);
-        let mut out: Vec<_> =
-            places.filter_map(|n| all.get(n)).flatten().filter(|p| meant(p)).cloned().collect();
+        let mut out: Vec<_> = places.filter_map(|n| all.get(n)).flatten().filter(|p| meant(p)).cloned().collect();
         out.sort_by(|a, b| origin(a).cmp(origin(b)));
         out
     }

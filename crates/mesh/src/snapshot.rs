@@ -14,8 +14,8 @@ use carrick_base::{Diagnostic, Hostname, NamespacedName};
 use crate::{
     EndpointInput, Settings, SnapshotInput,
     endpoints::{EndpointPart, Facts, ServiceFacts},
-    model::{Resolution, Service, Workload},
     legacy::LegacyIndex,
+    model::{Resolution, Service, Workload},
     peer_auth::PeerAuthIndex,
     proxy::ProxyNode,
     read,

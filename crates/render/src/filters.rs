@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use carrick_mesh::Security;
 use carrick_mesh::view::{ListenerSettings, PathNormalization, RouteAlpn};
 use envoy_types::pb::{
     envoy::{
@@ -32,7 +33,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 
-use crate::{access_log, tls, wire};
+use crate::{access_log, security, tls, wire};
 
 /// The HTTP filter that sets the ALPN list of upstream connections; also the key of its per-route configuration.
 pub const ALPN_FILTER: &str = "carrick.alpn";
@@ -67,14 +68,20 @@ pub fn alpn_override(alpn: Option<RouteAlpn>) -> HashMap<String, Any> {
 }
 
 /// An HTTP connection manager of the server side, with its routes inline.
-pub fn inbound_http(settings: &ListenerSettings, stat: &str, routes: RouteConfiguration) -> Filter {
+pub fn inbound_http(
+    settings: &ListenerSettings,
+    stat: &str,
+    routes: RouteConfiguration,
+    security: &Security,
+) -> Filter {
     let mut manager = manager(settings, stat);
     manager.server_name = "istio-envoy".to_owned();
     manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
     manager.set_current_client_cert_details =
         Some(SetCurrentClientCertDetails { subject: wire::flag(true), dns: true, uri: true, ..Default::default() });
     manager.route_specifier = Some(RouteSpecifier::RouteConfig(routes));
-    manager.http_filters = vec![router()];
+    manager.http_filters = security::http_filters(security);
+    manager.http_filters.push(router());
     http(&manager)
 }
 
@@ -124,7 +131,7 @@ fn router() -> HttpFilter {
     http_filter("envoy.filters.http.router", wire::any(&Router::default()))
 }
 
-fn http_filter(name: &str, config: Any) -> HttpFilter {
+pub(crate) fn http_filter(name: &str, config: Any) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(config)),
@@ -136,6 +143,6 @@ fn http(manager: &HttpConnectionManager) -> Filter {
     network("envoy.filters.network.http_connection_manager", wire::any(manager))
 }
 
-fn network(name: &str, config: Any) -> Filter {
+pub(crate) fn network(name: &str, config: Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }

@@ -12,6 +12,7 @@ pub mod filters;
 pub mod inbound;
 pub mod outbound;
 pub mod route;
+pub mod security;
 pub mod tls;
 pub mod wire;
 

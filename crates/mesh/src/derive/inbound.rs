@@ -11,8 +11,8 @@ use crate::{
     model::{Port, Resolution, Service, endpoint::carries_all, service::Target},
     names,
     parts::{Inbound, InboundCluster, InboundPort, PassthroughPort, PortClass, ServerTls, inbound::Families},
-    proxy::ProxyNode,
     peer_auth::PeerAuthIndex,
+    proxy::ProxyNode,
     rules, security,
     snapshot::Snapshot,
 };

@@ -48,6 +48,8 @@ pub struct AuthzPolicy {
     pub action: Action,
     /// Only told of, not done.
     pub dry_run: bool,
+    /// Says nothing of connections that are no HTTP.
+    pub requests_only: bool,
     /// Who is asked; empty unless the action is CUSTOM.
     pub provider: Arc<str>,
     /// What matches; none matches nothing.
@@ -82,9 +84,8 @@ impl AuthzRule {
         if action == Action::Allow {
             return None;
         }
-        let keep = |terms: &Vec<Term>| -> Vec<Term> {
-            terms.iter().filter(|t| !t.attribute.is_http()).cloned().collect()
-        };
+        let keep =
+            |terms: &Vec<Term>| -> Vec<Term> { terms.iter().filter(|t| !t.attribute.is_http()).cloned().collect() };
         Some(Self {
             index: self.index,
             from: self.from.iter().map(keep).collect(),

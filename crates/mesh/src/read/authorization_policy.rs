@@ -40,6 +40,7 @@ pub(crate) fn read(from: &AuthorizationPolicy, domains: &TrustDomains, found: &m
         gateways: targets(spec.target_ref.iter().chain(&spec.target_refs)),
         action,
         dry_run,
+        requests_only: false,
         provider: provider.map_or("", |p| p.name.as_str()).into(),
         rules,
         origin,
@@ -91,12 +92,26 @@ impl Reader<'_> {
     }
 
     fn source(&mut self, at: &FieldPath, from: &Source, whole: &mut bool) -> Vec<Term> {
-        use Attribute::{RemoteIp, RequestPrincipal, SourceAccount, SourceIp, SourceNamespace, SourcePrincipal, SourceTrustDomain};
+        use Attribute::{
+            RemoteIp, RequestPrincipal, SourceAccount, SourceIp, SourceNamespace, SourcePrincipal, SourceTrustDomain,
+        };
         let fields: [(Attribute, &str, &[String], &str, &[String]); 7] = [
             (SourcePrincipal, "principals", &from.principals, "notPrincipals", &from.not_principals),
-            (RequestPrincipal, "requestPrincipals", &from.request_principals, "notRequestPrincipals", &from.not_request_principals),
+            (
+                RequestPrincipal,
+                "requestPrincipals",
+                &from.request_principals,
+                "notRequestPrincipals",
+                &from.not_request_principals,
+            ),
             (SourceNamespace, "namespaces", &from.namespaces, "notNamespaces", &from.not_namespaces),
-            (SourceAccount, "serviceAccounts", &from.service_accounts, "notServiceAccounts", &from.not_service_accounts),
+            (
+                SourceAccount,
+                "serviceAccounts",
+                &from.service_accounts,
+                "notServiceAccounts",
+                &from.not_service_accounts,
+            ),
             (SourceTrustDomain, "trustDomains", &from.trust_domains, "notTrustDomains", &from.not_trust_domains),
             (SourceIp, "ipBlocks", &from.ip_blocks, "notIpBlocks", &from.not_ip_blocks),
             (RemoteIp, "remoteIpBlocks", &from.remote_ip_blocks, "notRemoteIpBlocks", &from.not_remote_ip_blocks),
@@ -157,7 +172,10 @@ impl Reader<'_> {
             Attribute::RequestPrincipal | Attribute::Audiences | Attribute::Presenter | Attribute::Claim(_)
         );
         if self.action == Action::Custom && from_token {
-            self.tell(any.0, "tokens are verified after the external authorizer was asked; it is asked anyway".to_owned());
+            self.tell(
+                any.0,
+                "tokens are verified after the external authorizer was asked; it is asked anyway".to_owned(),
+            );
             *whole = false;
             return None;
         }

@@ -41,7 +41,8 @@ pub(crate) fn read(
         }
     }
     // A peer method without content is taken for `mtls`: the other choice would be plaintext.
-    let mtls = spec.peers.iter().find(|p| p.mtls.is_some() || p.jwt.is_none()).map(|p| p.mtls.clone().unwrap_or_default());
+    let mtls =
+        spec.peers.iter().find(|p| p.mtls.is_some() || p.jwt.is_none()).map(|p| p.mtls.clone().unwrap_or_default());
     let mode = match mtls {
         None => MtlsMode::Disable,
         Some(mtls) if mtls.allow_tls || mtls.mode == LegacyMtlsMode::Permissive || spec.peer_is_optional => {
@@ -77,7 +78,11 @@ fn today(from: &LegacyJwt) -> NewRule {
         audiences: from.audiences.clone(),
         jwks_uri: from.jwks_uri.clone(),
         jwks: from.jwks.clone(),
-        from_headers: from.jwt_headers.iter().map(|name| JwtHeader { name: name.clone(), ..JwtHeader::default() }).collect(),
+        from_headers: from
+            .jwt_headers
+            .iter()
+            .map(|name| JwtHeader { name: name.clone(), ..JwtHeader::default() })
+            .collect(),
         from_params: from.jwt_params.clone(),
         forward_original_token: true,
         ..NewRule::default()

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_api::{RequestAuthentication, istio::request_authentication::JwtRule as Written};
 use carrick_base::{Diagnostic, FieldPath, Severity};
+use serde_json::Value;
 
 use super::{is_header_name, origin, targets};
 use crate::{
@@ -58,13 +59,12 @@ pub(crate) fn rule(
         found.push(Diagnostic { code, severity, object: origin.object(), field, message });
     };
     let jwks = match KeySource::of(&from.issuer, &from.jwks_uri, &from.jwks) {
-        None if is_key_set(&from.jwks) => from.jwks.trim().into(),
-        None => {
+        None => loadable(&from.jwks).unwrap_or_else(|| {
             tell(path.field("jwks"), Severity::Error, "is no key set; tokens of this issuer are refused".to_owned());
             NO_KEYS.into()
-        }
-        Some(source) => match keys.get(&source).filter(|k| is_key_set(k)) {
-            Some(keys) => keys.clone(),
+        }),
+        Some(source) => match keys.get(&source).and_then(|k| loadable(k)) {
+            Some(keys) => keys,
             None => {
                 let message = match &source {
                     KeySource::Uri(uri) => format!("no keys from {uri} so far; tokens of this issuer are refused"),
@@ -119,6 +119,60 @@ pub(crate) fn rule(
 
 /// Whether a text is a JSON object with a list of keys.
 pub fn is_key_set(text: &str) -> bool {
-    let parsed = serde_json::from_str::<serde_json::Value>(text).ok();
-    parsed.and_then(|v| v.get("keys").map(serde_json::Value::is_array)).unwrap_or(false)
+    keys_of(text).is_some()
+}
+
+fn keys_of(text: &str) -> Option<Vec<Value>> {
+    match serde_json::from_str::<Value>(text).ok()?.get_mut("keys")? {
+        Value::Array(keys) => Some(std::mem::take(keys)),
+        _ => None,
+    }
+}
+
+/// The key set, such that it can be loaded whatever its keys are worth. Envoy refuses a whole listener for a set without one good
+/// key, and leaves out bad keys beside a good one; so a set whose goodness is not plain gets one more key, that verifies nothing.
+fn loadable(text: &str) -> Option<Arc<str>> {
+    let mut keys = keys_of(text)?;
+    keys.retain(Value::is_object);
+    if !keys.iter().any(is_plainly_good) {
+        keys.extend(keys_of(NO_KEYS).into_iter().flatten());
+    }
+    Some(serde_json::json!({ "keys": keys }).to_string().into())
+}
+
+/// An RSA key of at least 1024 bits whose parts are base64url.
+fn is_plainly_good(key: &Value) -> bool {
+    const LEAST: usize = 170;
+    let part = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default();
+    let encoded =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let usable =
+        |name: &str, good: &[&str]| key.get(name).is_none_or(|v| v.as_str().is_some_and(|v| good.contains(&v)));
+    part("kty") == "RSA"
+        && encoded(part("n"))
+        && part("n").len() >= LEAST
+        && part("n").len() % 4 != 1
+        && part("e") == "AQAB"
+        && usable("alg", &["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"])
+        && usable("use", &["sig"])
+        && key.get("kid").is_none_or(Value::is_string)
+        && key.get("key_ops").is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_always_holds_a_key_that_can_be_loaded() {
+        let good = keys_of(NO_KEYS).expect("keys");
+        assert!(is_plainly_good(&good[0]));
+        let count = |text: &str| loadable(text).and_then(|t| keys_of(&t)).map(|k| k.len());
+        assert_eq!(count(NO_KEYS), Some(1), "a good one is left as it is");
+        assert_eq!(count(r#"{"keys":[]}"#), Some(1));
+        assert_eq!(count(r#"{"keys":[7,{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}]}"#), Some(2));
+        for broken in ["", "[]", "{}", r#"{"keys":{}}"#, r#"{"keys":[],"x":1e400}"#, "nonsense"] {
+            assert_eq!(count(broken), None, "{broken}");
+        }
+    }
 }

@@ -8,6 +8,11 @@ use carrick_mesh::view::{
     ClientSocket, Cluster, ClusterKind, Inbound, Load, MeshTls, ModeSource, OutboundListener, OutboundTarget,
     PortClass, RouteTable, UserTls, View,
 };
+use carrick_mesh::{
+    Security,
+    model::authz::{Attribute, AuthorizerKind, AuthzRule, Term, Text, Value},
+    security::Custom,
+};
 
 /// The sections to show; `clusters=b.` shows those whose name holds `b.`.
 pub fn view(view: &View, sections: &[String]) -> String {
@@ -17,6 +22,7 @@ pub fn view(view: &View, sections: &[String]) -> String {
         let holds = |name: &str| name.contains(part);
         match section {
             "in" => inbound(&mut out, &view.inbound),
+            "security" => security(&mut out, &view.inbound.security),
             "clusters" => {
                 view.outbound.clusters.iter().filter(|c| holds(&c.name)).for_each(|c| cluster(&mut out, c));
             }
@@ -41,6 +47,106 @@ fn source(from: &ModeSource) -> String {
         ModeSource::Workload(name) => format!("workload {name}"),
         ModeSource::Port(name) => format!("port of {name}"),
         ModeSource::Service(name) => format!("service's {name}"),
+    }
+}
+
+fn security(out: &mut String, all: &Security) {
+    match &all.custom {
+        Custom::Nothing => {}
+        Custom::Refuse => out.push_str("  custom refuses\n"),
+        Custom::Ask(a) => {
+            let kind = if a.kind == AuthorizerKind::Grpc { "grpc" } else { "http" };
+            let _ = writeln!(out, "  custom asks {} by {kind} at {} within {}ms", a.name, a.cluster, a.timeout);
+        }
+    }
+    for policy in all.custom_policies.iter().chain(&all.audit).chain(&all.deny).chain(&all.allow) {
+        let dry = match (policy.dry_run, policy.requests_only) {
+            (true, _) => " (dry)",
+            (false, true) => " (requests only)",
+            (false, false) => "",
+        };
+        let _ = writeln!(out, "  {} {}{dry}", policy.action.as_str(), policy.origin.name);
+        for rule in &policy.rules {
+            let _ = writeln!(out, "    {}", rule_text(rule));
+            match rule.for_tcp(policy.action).filter(|_| !policy.requests_only) {
+                Some(tcp) if tcp == *rule => {}
+                Some(tcp) => {
+                    let _ = writeln!(out, "      tcp {}", rule_text(&tcp));
+                }
+                None => out.push_str("      tcp none\n"),
+            }
+        }
+    }
+    for rule in &all.jwt {
+        let _ = write!(out, "  JWT {} keys={}", rule.issuer, rule.jwks.matches("kty").count());
+        if !rule.audiences.is_empty() {
+            let _ = write!(out, " aud={}", rule.audiences.join(","));
+        }
+        for (name, prefix) in &rule.from_headers {
+            let _ = write!(out, " header={name}:{prefix:?}");
+        }
+        rule.from_params.iter().for_each(|p| out.push_str(&format!(" param={p}")));
+        rule.from_cookies.iter().for_each(|c| out.push_str(&format!(" cookie={c}")));
+        if rule.forward {
+            out.push_str(" forward");
+        }
+        if !rule.payload_header.is_empty() {
+            let _ = write!(out, " payload->{}", rule.payload_header);
+        }
+        for (header, claim) in &rule.claim_headers {
+            let _ = write!(out, " {claim}->{header}");
+        }
+        let _ = writeln!(out, " lists={}", rule.space_delimited.join(","));
+    }
+}
+
+fn rule_text(rule: &AuthzRule) -> String {
+    let terms = |terms: &[Term]| {
+        let all: Vec<_> = terms.iter().map(term_text).collect();
+        if all.is_empty() { "anything".to_owned() } else { all.join(" & ") }
+    };
+    let alternatives = |all: &[Vec<Term>]| all.iter().map(|t| terms(t)).collect::<Vec<_>>().join(" | ");
+    let mut out = format!("[{}]", rule.index);
+    for (name, part) in [("from", &rule.from), ("to", &rule.to)] {
+        if !part.is_empty() {
+            let _ = write!(out, " {name} {}", alternatives(part));
+        }
+    }
+    if !rule.when.is_empty() {
+        let _ = write!(out, " when {}", terms(&rule.when));
+    }
+    out
+}
+
+fn term_text(term: &Term) -> String {
+    let values = |all: &[Value]| format!("({})", all.iter().map(value_text).collect::<Vec<_>>().join(" "));
+    let name = match &term.attribute {
+        Attribute::Claim(path) => format!("claim {}", path.join(".")),
+        Attribute::Header(name) => format!("header {name}"),
+        Attribute::FilterMetadata { filter, key } => format!("{filter} {key}"),
+        other => format!("{other:?}"),
+    };
+    let any = if term.any.is_empty() { String::new() } else { format!(" in {}", values(&term.any)) };
+    let none = if term.none.is_empty() { String::new() } else { format!(" not in {}", values(&term.none)) };
+    format!("{name}{any}{none}")
+}
+
+fn value_text(value: &Value) -> String {
+    let text = |text: &Text| match text {
+        Text::Exact(text) => format!("={text}"),
+        Text::Prefix(text) => format!("{text}.."),
+        Text::Suffix(text) => format!("..{text}"),
+        Text::Present => "something".to_owned(),
+    };
+    match value {
+        Value::Text(value) => text(value),
+        Value::Network(range) => format!("{}/{}", range.ip, range.length),
+        Value::Port(port) => port.to_string(),
+        Value::Template(template) => format!("template {template}"),
+        Value::Namespace(name) => name.to_string(),
+        Value::Account { namespace, name } => format!("{namespace}/{name}"),
+        Value::Element(value) => format!("element {}", text(value)),
+        Value::Subject { issuer, subject } => format!("{}+{}", text(issuer), text(subject)),
     }
 }
 

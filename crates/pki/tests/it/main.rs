@@ -3,4 +3,3 @@
 mod authority;
 mod handshake;
 mod lab;
-mod policies;

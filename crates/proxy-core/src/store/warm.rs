@@ -41,10 +41,7 @@ impl Listener {
     /// Secrets it needs by name.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let contexts = self.all_chains().filter_map(|chain| chain.tls.as_ref());
-        contexts.flat_map(|tls| {
-            let own = tls.certificates.iter().filter_map(|c| c.secret_name());
-            own.chain(tls.validation.iter().flat_map(|v| v.secret_names()))
-        })
+        contexts.flat_map(|tls| std::iter::once(&tls.certificate).chain(tls.validation.as_ref().map(|v| &v.trust)))
     }
 }
 
@@ -56,10 +53,7 @@ impl Cluster {
             TransportSocket::Tls(tls) => Some(tls),
             TransportSocket::Raw => None,
         });
-        contexts.flat_map(|tls| {
-            let own = tls.certificate.iter().filter_map(|c| c.secret_name());
-            own.chain(tls.validation.iter().flat_map(|v| v.secret_names()))
-        })
+        contexts.flat_map(|tls| tls.certificate.iter().chain(tls.validation.as_ref().map(|v| &v.trust)))
     }
 
     fn service(&self) -> Option<&Name> {

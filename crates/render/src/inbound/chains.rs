@@ -7,9 +7,9 @@ use carrick_mesh::{
     names,
     view::{Inbound, InboundPort, PortClass},
 };
-use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch};
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
 
-use crate::{filters, route, tls, wire};
+use crate::{filters, route, security, tls, wire};
 
 /// ALPN lists that a mesh client offers for HTTP.
 const ISTIO_HTTP: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -114,7 +114,7 @@ impl Set<'_> {
                 application_protocols: shape.alpn.iter().map(|a| (*a).to_owned()).collect(),
                 ..FilterChainMatch::default()
             }),
-            filters: vec![self.filter(shape.payload, view)],
+            filters: self.filters(shape.payload, view),
             transport_socket: shape.terminate.then(|| tls::server(&view.tls, alpn)).flatten(),
             ..FilterChain::default()
         }
@@ -128,22 +128,26 @@ impl Set<'_> {
         }
     }
 
-    fn filter(&self, payload: Payload, view: &Inbound) -> envoy_types::pb::envoy::config::listener::v3::Filter {
+    fn filters(&self, payload: Payload, view: &Inbound) -> Vec<Filter> {
         let cluster = self.service.map_or(names::INBOUND_PASSTHROUGH, |p| &p.cluster.name);
         let idle = self.service.and_then(|p| p.cluster.pool.as_ref()).and_then(|p| p.tcp_idle_timeout);
         match (payload, self.service) {
-            (Payload::Tcp, _) => filters::tcp(&view.settings, cluster, idle),
+            (Payload::Tcp, _) => {
+                let mut all = security::network_filters(&view.security);
+                all.push(filters::tcp(&view.settings, cluster, idle));
+                all
+            }
             (Payload::Http, Some(port)) => {
                 let operation = format!("{}:{}/*", port.service, port.service_port);
                 // Retrying on the server's side is for plain HTTP; a gRPC client knows better.
                 let grpc = port.class == PortClass::Http { h2: true };
                 let routes = route::inbound(cluster, port.service_port, Some(operation), grpc);
                 let stat = format!("inbound_{}_{};", stat_host(view), port.target);
-                filters::inbound_http(&view.settings, &stat, routes)
+                vec![filters::inbound_http(&view.settings, &stat, routes, &view.security)]
             }
             (Payload::Http, None) => {
                 let routes = route::inbound(cluster, 0, None, false);
-                filters::inbound_http(&view.settings, &format!("{cluster};"), routes)
+                vec![filters::inbound_http(&view.settings, &format!("{cluster};"), routes, &view.security)]
             }
         }
     }

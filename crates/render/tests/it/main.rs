@@ -5,6 +5,7 @@
 mod chains;
 mod envoy;
 mod native;
+mod security;
 mod shared;
 mod stable;
 mod validate;

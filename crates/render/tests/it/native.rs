@@ -18,9 +18,13 @@ use crate::shared;
 
 /// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
 /// revocation lists are not read yet, and source addresses are not kept (TPROXY), so such a proxy's listener is refused whole.
-const REFUSED: [(&str, &str); 2] = [
+const REFUSED: [(&str, &str); 5] = [
     ("default_validation_context.crl", "unsupported field"),
     ("listener_filters[1].typed_config", "envoy.filters.listener.original_src"),
+    // Until the engine has these filters.
+    ("typed_config", "envoy.filters.http.rbac"),
+    ("typed_config", "envoy.filters.http.jwt_authn"),
+    ("typed_config", "envoy.filters.network.rbac"),
 ];
 
 /// Loads all resources of a proxy into the native engine.
