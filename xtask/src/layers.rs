@@ -19,6 +19,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("render", 3),
     ("xds", 3),
     ("capture", 3),
+    ("envoy-filter", 4),
     ("explain", 4),
     ("apiserver", 4),
     ("proxy", 4),
@@ -29,7 +30,7 @@ const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// Crates that decide and never do.
-const PURE: &[&str] = &["base", "api", "mesh", "proxy-core", "render", "inject", "explain"];
+const PURE: &[&str] = &["base", "api", "mesh", "proxy-core", "render", "inject", "envoy-filter", "explain"];
 
 /// What a pure crate may not depend on.
 const IMPURE: &[&str] =

@@ -5,6 +5,7 @@
 
 pub mod authorization_policy;
 pub mod destination_rule;
+pub mod envoy_filter;
 pub mod extension_provider;
 pub mod gateway;
 pub mod legacy_policy;

@@ -23,6 +23,7 @@ pub use self::core::{
 };
 pub use self::istio::authorization_policy::AuthorizationPolicy;
 pub use self::istio::destination_rule::{ClientTls, ClientTlsMode, DestinationRule, Subset, TrafficPolicy};
+pub use self::istio::envoy_filter::EnvoyFilter;
 pub use self::istio::gateway::Gateway;
 pub use self::istio::legacy_policy::LegacyPolicy;
 pub use self::istio::mesh_config::MeshConfig;

@@ -8,6 +8,7 @@ use crate::connections::{Connection, Connections, Follower};
 use crate::fold::Seen;
 use crate::metrics::ControlMetrics;
 use crate::renderer::{Join, Renderer};
+use carrick_envoy_filter::Target;
 use carrick_mesh::{FileCerts, Interception, ProxyNode};
 use carrick_xds::node::{instance_ips, metadata_map, metadata_text};
 use carrick_xds::server::{Hello, Opened, SessionStatus, Source};
@@ -78,7 +79,8 @@ impl Ads {
         };
         self.metrics.connected.set(i64::try_from(self.connections.len()).unwrap_or(i64::MAX));
         info!(proxy = id.workload(), delta = hello.delta, "proxy connected");
-        self.renderer.join(Join { id: number, node, sets: sender });
+        let target = target(&hello.node, &id);
+        self.renderer.join(Join { id: number, node, target, sets: sender });
         Ok(Opened { sets: receiver, observer: Box::new(follower) })
     }
 }
@@ -98,6 +100,18 @@ fn check(id: &NodeId, node: &Node, caller: &Caller) -> Result<(), Status> {
             caller.spiffe
         ))),
         _ => Ok(()),
+    }
+}
+
+/// How EnvoyFilters match a node.
+fn target(node: &Node, id: &NodeId) -> Target {
+    let text = |key: &str| metadata_text(node, key).unwrap_or_default();
+    let fields = node.metadata.iter().flat_map(|m| m.fields.keys());
+    Target {
+        gateway: id.node_type == NodeType::Router,
+        native: text("CARRICK_ENGINE") == "native",
+        version: text("ISTIO_VERSION").into(),
+        metadata: fields.filter_map(|k| Some((k.as_str().into(), metadata_text(node, k)?.into()))).collect(),
     }
 }
 

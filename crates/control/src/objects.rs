@@ -6,8 +6,8 @@
 use crate::source::{Change, Kind, Name};
 use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, LegacyPolicy, MeshConfig, Namespace, Node,
-    PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
+    Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
     WorkloadEntry, from_value,
 };
 use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
@@ -66,6 +66,7 @@ pub(crate) struct Known {
     virtual_services: Table<VirtualService>,
     gateways: Table<Gateway>,
     secrets: Table<Secret>,
+    envoy_filters: Table<EnvoyFilter>,
     authorization_policies: Table<AuthorizationPolicy>,
     request_authentications: Table<RequestAuthentication>,
     legacy_policies: Table<LegacyPolicy>,
@@ -141,6 +142,7 @@ impl Known {
             Kind::VirtualService => self.virtual_services.apply(&name, &value),
             Kind::Gateway => self.gateways.apply(&name, &value),
             Kind::Secret => self.secrets.apply(&name, &value),
+            Kind::EnvoyFilter => self.envoy_filters.apply(&name, &value),
             Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).map_err(|reason| {
                 // Without it more would be let through than its author wanted, so that nothing is until it can be read.
                 let closed = closed_policy(&value);
@@ -175,6 +177,7 @@ impl Known {
             Kind::VirtualService => self.virtual_services.objects.remove(name).is_some(),
             Kind::Gateway => self.gateways.objects.remove(name).is_some(),
             Kind::Secret => self.secrets.objects.remove(name).is_some(),
+            Kind::EnvoyFilter => self.envoy_filters.objects.remove(name).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.objects.remove(name).is_some(),
             Kind::RequestAuthentication => self.request_authentications.objects.remove(name).is_some(),
             Kind::LegacyPolicy => self.legacy_policies.objects.remove(name).is_some(),
@@ -211,6 +214,7 @@ impl Known {
             virtual_services: self.virtual_services.all(),
             gateways: self.gateways.all(),
             secrets: self.secrets.all(),
+            envoy_filters: self.envoy_filters.all(),
             authorization_policies: self.authorization_policies.all(),
             request_authentications: self.request_authentications.all(),
             keys,

@@ -6,8 +6,10 @@
 
 use crate::history::Published;
 use crate::metrics::ControlMetrics;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use carrick_api::EnvoyFilter;
 use carrick_base::Diagnostic;
+use carrick_envoy_filter::{Finding, Memo, Target};
 use carrick_mesh::{EndpointInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
 use carrick_render::{Cache, Rendered, Resources};
 use carrick_xds::{Resource, ResourceSet, TypeMap, TypeUrl};
@@ -32,9 +34,14 @@ pub(crate) struct Join {
     pub(crate) id: u64,
     /// Who it is.
     pub(crate) node: ProxyNode,
+    /// How EnvoyFilters match it.
+    pub(crate) target: Target,
     /// Where its resources go.
     pub(crate) sets: watch::Sender<ResourceSet>,
 }
+
+/// Objects that a proxy's configuration was made without: the proxy as `name.namespace`, the object, the reason.
+pub(crate) type Refusals = Vec<(String, Finding)>;
 
 /// What is in force.
 #[derive(Debug)]
@@ -60,6 +67,7 @@ pub(crate) struct Renderer {
     inbox: Mutex<Inbox>,
     wake: Condvar,
     current: ArcSwapOption<Current>,
+    refusals: ArcSwap<Refusals>,
     metrics: ControlMetrics,
 }
 
@@ -68,12 +76,23 @@ const SWEEP_ROUNDS: u32 = 256;
 
 impl Renderer {
     pub(crate) fn new(metrics: ControlMetrics) -> Arc<Self> {
-        Arc::new(Self { inbox: Mutex::default(), wake: Condvar::new(), current: ArcSwapOption::empty(), metrics })
+        Arc::new(Self {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            current: ArcSwapOption::empty(),
+            refusals: ArcSwap::default(),
+            metrics,
+        })
     }
 
     /// What is in force; `None` before the first snapshot.
     pub(crate) fn current(&self) -> Option<Arc<Current>> {
         self.current.load_full()
+    }
+
+    /// Objects that proxies' configurations were made without.
+    pub(crate) fn refusals(&self) -> Arc<Refusals> {
+        self.refusals.load_full()
     }
 
     /// Hands over what to build; merges with what was not started yet.
@@ -128,7 +147,10 @@ impl Renderer {
                 return;
             }
             for join in inbox.joins {
-                work.proxies.insert(join.id, Proxy { node: join.node, sets: join.sets, last: None });
+                work.proxies.insert(
+                    join.id,
+                    Proxy { node: join.node, target: join.target, sets: join.sets, last: None, findings: Vec::new() },
+                );
             }
             for id in inbox.leaves {
                 work.proxies.remove(&id);
@@ -137,6 +159,7 @@ impl Renderer {
             let built = inbox.build.and_then(|build| self.advance(build));
             let Some(current) = self.current() else { continue };
             work.round(&current, built.is_some());
+            self.refusals.store(Arc::new(work.refusals()));
             if built.is_some() {
                 self.metrics.render.observe(start.elapsed().as_secs_f64());
                 debug!(sequence = current.published.sequence, proxies = work.proxies.len(), took = ?start.elapsed(), "pushed");
@@ -178,8 +201,10 @@ impl Renderer {
 
 struct Proxy {
     node: ProxyNode,
+    target: Target,
     sets: watch::Sender<ResourceSet>,
-    last: Option<View>,
+    last: Option<(View, Vec<Arc<EnvoyFilter>>)>,
+    findings: Vec<Finding>,
 }
 
 #[derive(Default)]
@@ -187,6 +212,7 @@ struct Work {
     proxies: BTreeMap<u64, Proxy>,
     views: Option<Views>,
     cache: Cache,
+    memo: Memo,
     shared: Shared,
     rounds: u32,
 }
@@ -211,25 +237,33 @@ impl Work {
             if !all && proxy.last.is_some() {
                 continue;
             }
-            let (cache, shared) = (&mut self.cache, &mut self.shared);
+            let (cache, memo, shared) = (&mut self.cache, &mut self.memo, &mut self.shared);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let view = views.sidecar(&effective(&current.snapshot, &proxy.node));
-                if !sweep && proxy.last.as_ref() == Some(&view) {
-                    return (None, view);
+                let node = effective(&current.snapshot, &proxy.node);
+                let filters = filters_of(&current.snapshot, &node);
+                let now = (views.sidecar(&node), filters);
+                if !sweep && proxy.last.as_ref() == Some(&now) {
+                    return (None, now);
                 }
-                (Some(shared.set(carrick_render::resources(&view, cache), current)), view)
+                let rendered = carrick_render::resources(&now.0, cache);
+                let patched = match now.1.is_empty() {
+                    true => (rendered, Vec::new()),
+                    false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
+                };
+                (Some((shared.set(patched.0, current), patched.1)), now)
             }));
             match outcome {
-                Ok((Some(set), view)) => {
+                Ok((Some((set, findings)), now)) => {
                     proxy.sets.send_replace(set);
-                    proxy.last = Some(view);
+                    proxy.last = Some(now);
+                    proxy.findings = findings;
                 }
-                Ok((None, view)) => {
+                Ok((None, now)) => {
                     rendered_all = false;
                     let published = &current.published;
                     proxy.sets.send_modify(|set| *set = set.at(published.sequence, published.version.clone()));
                     // The newer of two equal views: its parts are the ones the next comparison finds quickly.
-                    proxy.last = Some(view);
+                    proxy.last = Some(now);
                 }
                 Err(_) => {
                     error!(id, node = %proxy.node.id, "rendering panicked; the proxy keeps what it has");
@@ -241,13 +275,30 @@ impl Work {
             // Whatever was half done when it panicked is not to be trusted.
             self.views = None;
             self.cache = Cache::default();
+            self.memo = Memo::default();
             self.shared = Shared::default();
         } else if rendered_all {
             // Only when everybody was rendered do the caches know what is still in use.
             self.cache.sweep();
+            self.memo.sweep();
             self.shared.sweep();
         }
     }
+
+    /// What all proxies' configurations were made without.
+    fn refusals(&self) -> Refusals {
+        let of = |proxy: &Proxy| {
+            let name = format!("{}.{}", proxy.node.name, proxy.node.namespace);
+            proxy.findings.iter().map(move |f| (name.clone(), f.clone())).collect::<Vec<_>>()
+        };
+        self.proxies.values().flat_map(of).collect()
+    }
+}
+
+/// The EnvoyFilters of a proxy, by the labels of its pod.
+fn filters_of(snapshot: &Snapshot, node: &ProxyNode) -> Vec<Arc<EnvoyFilter>> {
+    let known = snapshot.workload_of(node);
+    snapshot.envoy_filters().of(&node.namespace, known.map_or(&node.labels, |w| &w.labels))
 }
 
 /// The labels that count are those of the pod the API knows; the node's own are for workloads it does not know.

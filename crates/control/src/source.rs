@@ -37,6 +37,8 @@ pub enum Kind {
     Gateway,
     /// Secrets, for TLS.
     Secret,
+    /// EnvoyFilters.
+    EnvoyFilter,
     /// AuthorizationPolicies.
     AuthorizationPolicy,
     /// RequestAuthentications.
@@ -65,7 +67,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 17] = [
+pub const KINDS: [KindInfo; 18] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -79,6 +81,10 @@ pub const KINDS: [KindInfo; 17] = [
     core(Kind::VirtualService, "networking.istio.io", "VirtualService", "virtualservices", false),
     core(Kind::Gateway, "networking.istio.io", "Gateway", "gateways", false),
     core(Kind::Secret, "", "Secret", "secrets", false),
+    KindInfo {
+        version: "v1alpha3",
+        ..core(Kind::EnvoyFilter, "networking.istio.io", "EnvoyFilter", "envoyfilters", false)
+    },
     core(Kind::AuthorizationPolicy, "security.istio.io", "AuthorizationPolicy", "authorizationpolicies", false),
     core(Kind::RequestAuthentication, "security.istio.io", "RequestAuthentication", "requestauthentications", false),
     legacy(Kind::LegacyPolicy, "Policy", "policies"),

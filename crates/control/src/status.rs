@@ -12,6 +12,7 @@ use crate::renderer::Renderer;
 use crate::source::Kind;
 use crate::source::kube::api;
 use carrick_api::timestamp::Timestamp;
+use carrick_base::ObjectRef;
 use carrick_runtime::drain::Drain;
 use decide::{Condition, Proxy, Verdict};
 use futures_util::StreamExt;
@@ -94,6 +95,7 @@ impl Statuses {
         let mut proxies = Vec::new();
         self.connections.each(|connection| proxies.push(Proxy::of(connection, &current.snapshot)));
         let root = &current.snapshot.settings().root_namespace;
+        let refusals = self.renderer.refusals();
         let seen = self.seen.lock();
         written.retain(|key, _| seen.ledger.get(key).is_some());
         let mut due = Vec::new();
@@ -102,12 +104,16 @@ impl Statuses {
             if since > current.published.sequence {
                 continue;
             }
-            let findings = current.diagnostics.iter().filter(|d| {
-                *d.object.kind == *key.0.info().name
-                    && *d.object.name.namespace == *key.1.0
-                    && *d.object.name.name == *key.1.1
-            });
-            let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies);
+            let named = |object: &ObjectRef| {
+                *object.kind == *key.0.info().name
+                    && *object.name.namespace == *key.1.0
+                    && *object.name.name == *key.1.1
+            };
+            let findings = current.diagnostics.iter().filter(|d| named(&d.object));
+            let denied = |proxy: &str| {
+                refusals.iter().find(|(p, f)| p == proxy && named(&f.object)).map(|(_, f)| f.reason.clone())
+            };
+            let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies, &denied);
             let wanted = verdict.conditions(object.generation);
             let known = match written.get(key) {
                 Some(written) if !decide::same(&object.conditions, written) => written,
@@ -131,7 +137,7 @@ impl Statuses {
             .chain(wanted.iter().map(|condition| condition.json(&object.conditions, &now)))
             .collect();
         let patch = json!({"status": {"conditions": conditions, "observedGeneration": object.generation}});
-        let api = api(&self.client, key.0.info(), Some(namespace));
+        let api = api(&self.client, key.0.info(), (!namespace.is_empty()).then_some(namespace));
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
         match timeout(WRITE_LIMIT, api.patch_status(name, &params, &patch)).await {
             Ok(Ok(_)) => true,

@@ -4,6 +4,8 @@
 //! model of a resource exists here. The descriptors (some hundred kilobytes, and a few megabytes decoded) are
 //! loaded at the first call only, so that a proxy nobody asks for JSON does not pay for it.
 
+mod patch;
+
 use std::sync::OnceLock;
 
 use prost::Message;
@@ -11,6 +13,8 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, SerializeOptions, prost_types::Any as ReflectAny,
 };
 use serde_json::Value;
+
+pub use patch::{Lists, bytes_from_json, merge};
 
 /// How fields are named in the JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use carrick_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, Gateway, LegacyPolicy, MeshConfig, Namespace, Node,
-    PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
+    AuthorizationPolicy, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
+    Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
     WorkloadEntry,
 };
 
@@ -47,6 +47,8 @@ pub struct SnapshotInput {
     pub gateways: Vec<Arc<Gateway>>,
     /// All Secrets.
     pub secrets: Vec<Arc<Secret>>,
+    /// All EnvoyFilters.
+    pub envoy_filters: Vec<Arc<EnvoyFilter>>,
 }
 
 /// The objects that change most often.

@@ -9,6 +9,7 @@
 pub mod codes;
 mod derive;
 pub mod endpoints;
+pub mod envoy_filters;
 pub mod input;
 pub mod legacy;
 pub mod model;

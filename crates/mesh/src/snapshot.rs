@@ -14,6 +14,7 @@ use carrick_base::{Diagnostic, Hostname, NamespacedName};
 use crate::{
     EndpointInput, Settings, SnapshotInput,
     endpoints::{EndpointPart, Facts, ServiceFacts},
+    envoy_filters::EnvoyFilters,
     legacy::LegacyIndex,
     model::{Resolution, Service, Workload},
     peer_auth::PeerAuthIndex,
@@ -44,6 +45,7 @@ pub(crate) struct Config {
     by_name: HashMap<NamespacedName, Arc<Service>>,
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub peer_auth: PeerAuthIndex,
+    pub envoy_filters: EnvoyFilters,
     pub rules: RuleIndex,
     pub security: SecurityIndex,
     pub legacy: LegacyIndex,
@@ -78,6 +80,7 @@ impl Snapshot {
             by_namespace,
             services,
             peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
+            envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
             rules: RuleIndex::build(rules, &settings.root_namespace, &mut found),
             security,
             legacy,
@@ -149,6 +152,11 @@ impl Snapshot {
     /// All rules for clients.
     pub fn rules(&self) -> &RuleIndex {
         &self.config.rules
+    }
+
+    /// Changes of the generated configuration, by proxy.
+    pub fn envoy_filters(&self) -> &EnvoyFilters {
+        &self.config.envoy_filters
     }
 
     /// Addresses and workloads.

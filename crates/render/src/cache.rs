@@ -102,7 +102,7 @@ impl<K: Eq + Hash> Memo<K> {
             return resource.clone();
         }
         let (name, body) = render(input);
-        let resource = Arc::new(Resource { name, version: version(&body), body });
+        let resource = Arc::new(Resource::of(name, body));
         self.known.insert(key(), (resource.clone(), now));
         resource
     }
@@ -148,7 +148,7 @@ fn identity<K: ?Sized>(input: &Arc<K>) -> usize {
     Arc::as_ptr(input).cast::<()>() as usize
 }
 
-fn version(body: &Any) -> Arc<str> {
+pub(crate) fn version(body: &Any) -> Arc<str> {
     let digest = Sha256::digest(&body.value);
     let mut text = String::with_capacity(VERSION_BYTES * 2);
     for byte in digest.iter().take(VERSION_BYTES) {

@@ -39,6 +39,13 @@ pub struct Resource {
     pub body: Any,
 }
 
+impl Resource {
+    /// A resource with the version that follows from its bytes.
+    pub fn of(name: Arc<str>, body: Any) -> Self {
+        Self { name, version: cache::version(&body), body }
+    }
+}
+
 /// Resources of one type by name.
 pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
 

@@ -114,7 +114,8 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// `since` is the first snapshot that contains the object as it is.
+    /// `since` is the first snapshot that contains the object as it is; `denied` tells why a proxy's configuration was made without it.
+    #[expect(clippy::too_many_arguments, reason = "facts of one object, gathered by the one caller")]
     pub(crate) fn of<'a>(
         kind: Kind,
         object: &Object,
@@ -123,6 +124,7 @@ impl Verdict {
         since: u64,
         findings: impl Iterator<Item = &'a Diagnostic>,
         proxies: &[Proxy],
+        denied: &dyn Fn(&str) -> Option<String>,
     ) -> Self {
         let (mut invalid, mut warnings) = (object.broken.clone(), Vec::new());
         for finding in findings {
@@ -135,11 +137,19 @@ impl Verdict {
             }
         }
         let concerned: Vec<&Proxy> = proxies.iter().filter(|p| concerns(kind, object, name, root, p)).collect();
-        let applied = concerned.iter().filter(|p| p.clean.is_some_and(|clean| clean >= since)).count();
-        let refused = concerned
-            .iter()
-            .filter(|p| p.clean.is_none_or(|clean| clean < since))
-            .find_map(|p| p.refused.as_ref().map(|(t, why)| (p.name.clone(), t.clone(), why.clone())));
+        let mut applied = 0;
+        let mut refused = None;
+        for proxy in &concerned {
+            let told = if let Some(why) = denied(&proxy.name) {
+                Some((kind.info().name.to_owned(), why))
+            } else if proxy.clean.is_some_and(|clean| clean >= since) {
+                applied += 1;
+                None
+            } else {
+                proxy.refused.clone()
+            };
+            refused = refused.or_else(|| told.map(|(what, why)| (proxy.name.clone(), what, why)));
+        }
         Self { invalid, warnings, applied, concerned: concerned.len(), refused }
     }
 
@@ -204,7 +214,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.take(kind, &Change::Apply(object), 7, &[]);
         let (key, object) = ledger.all().next().expect("taken");
-        let verdict = Verdict::of(kind, object, &key.1, "istio-system", 5, [].into_iter(), proxies);
+        let verdict = Verdict::of(kind, object, &key.1, "istio-system", 5, [].into_iter(), proxies, &|_| None);
         verdict.conditions(1).into_iter().map(|c| (c.status, c.reason, c.message)).collect()
     }
 
