@@ -3,15 +3,39 @@
 //! Invariant: an object is judged alone; nothing here sees another object. Types and unknown fields are the schema's
 //! business, so a value that passed the schema is expected, and a wrong type is reported, not assumed away.
 
+mod attachment;
+mod authorization_policy;
 mod connection_pool;
 mod destination_rule;
+mod envoy_filter;
+mod export;
+mod expression;
+mod extension;
+mod gateway;
+mod gateway_api;
+mod header;
+mod host;
+mod legacy;
 mod load_balancer;
+mod mesh_config;
 mod names;
+mod node;
 mod peer_authentication;
+mod proxy_config;
+mod request_authentication;
 mod selector;
+mod server_tls;
+mod service_entry;
+mod sidecar;
+mod telemetry;
 mod tls;
+mod virtual_service;
+mod workload_entry;
+mod workload_group;
 
 pub use names::{is_label_key, is_label_value};
+
+pub(crate) use self::node::Node;
 
 use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity};
 use serde::de::DeserializeOwned;
@@ -19,10 +43,14 @@ use serde_json::Value;
 
 use crate::kinds::split_api_version;
 use crate::object::from_value;
+use crate::protocol::Protocol;
 use crate::scalar::Duration;
 
 /// Istio's code for an object that does not follow its schema or its rules.
 pub const CODE: &str = "IST0106";
+
+/// Where objects for the whole mesh live.
+const ROOT_NAMESPACE: &str = "istio-system";
 
 /// Judges an object by the rules of its kind. Errors mean the object is to be refused; warnings are shown to the user.
 ///
@@ -34,11 +62,40 @@ pub fn object(value: &Value) -> Vec<Diagnostic> {
     if group.ends_with(".istio.io") {
         dry_run(value, text("kind"), &mut findings);
     }
+    let root = Node::root(value);
+    let found = &mut findings;
     match (group, text("kind")) {
-        ("security.istio.io", "PeerAuthentication") => typed(value, &mut findings, peer_authentication::check),
-        ("networking.istio.io", "DestinationRule") => typed(value, &mut findings, destination_rule::check),
+        ("networking.istio.io", "DestinationRule") => {
+            typed(value, found, destination_rule::check);
+            destination_rule::untyped(&root, found);
+        }
+        ("networking.istio.io", "EnvoyFilter") => envoy_filter::check(&root, found),
+        ("networking.istio.io", "Gateway") => gateway::check(&root, found),
+        ("networking.istio.io", "ProxyConfig") => proxy_config::check(&root, found),
+        ("networking.istio.io", "ServiceEntry") => service_entry::check(&root, found),
+        ("networking.istio.io", "Sidecar") => sidecar::check(&root, found),
+        ("networking.istio.io", "VirtualService") => virtual_service::check(&root, found),
+        ("networking.istio.io", "WorkloadEntry") => workload_entry::check(&root, found),
+        ("networking.istio.io", "WorkloadGroup") => workload_group::check(&root, found),
+        ("security.istio.io", "AuthorizationPolicy") => authorization_policy::check(&root, found),
+        ("security.istio.io", "PeerAuthentication") => typed(value, found, peer_authentication::check),
+        ("security.istio.io", "RequestAuthentication") => request_authentication::check(&root, found),
+        ("telemetry.istio.io", "Telemetry") => telemetry::check(&root, found),
+        ("extensions.istio.io", "WasmPlugin") => extension::wasm_plugin(&root, found),
+        ("extensions.istio.io", "TrafficExtension") => extension::traffic_extension(&root, found),
+        ("authentication.istio.io", "Policy") => legacy::check(&root, false, found),
+        ("authentication.istio.io", "MeshPolicy") => legacy::check(&root, true, found),
+        ("gateway.networking.k8s.io", kind) => gateway_api::check(kind, &root, found),
+        ("", "ConfigMap") => mesh_config::config_map(value, found),
         _ => {}
     }
+    findings.list
+}
+
+/// Judges a mesh configuration that stands by itself, such as a file given at the start.
+pub fn mesh_config(config: &Value) -> Vec<Diagnostic> {
+    let mut findings = Findings { object: ObjectRef::new("MeshConfig", "", "mesh"), list: Vec::new() };
+    mesh_config::check(config, &mut findings);
     findings.list
 }
 
@@ -99,6 +156,37 @@ impl Findings {
     /// The object is accepted, and its author told.
     pub(crate) fn warning(&mut self, field: &FieldPath, message: impl Into<String>) {
         self.add(Severity::Warning, field, message.into());
+    }
+
+    /// A finding with a code of its own.
+    pub(crate) fn told(&mut self, code: &'static str, severity: Severity, field: &FieldPath, message: String) {
+        self.list.push(Diagnostic { code, severity, object: self.object.clone(), field: field.clone(), message });
+    }
+
+    /// How many errors were found so far.
+    pub(crate) fn errors(&self) -> usize {
+        self.list.iter().filter(|finding| finding.severity == Severity::Error).count()
+    }
+
+    /// The name of a port: a label of a host name.
+    pub(crate) fn port_name(&mut self, field: &FieldPath, name: &str) {
+        if !names::is_label(name) {
+            self.error(field, format!("invalid port name: {name}"));
+        }
+    }
+
+    /// A protocol's word; none means that it is detected.
+    pub(crate) fn protocol(&mut self, word: &Node<'_>) {
+        if !word.text().is_empty() && Protocol::parse(word.text()).is_none() {
+            self.error(&word.path, format!("unsupported protocol: {}", word.text()));
+        }
+    }
+
+    /// A port number as it was written.
+    pub(crate) fn port_number(&mut self, node: &Node<'_>) {
+        if !(1..=65535).contains(&node.number()) {
+            self.error(&node.path, format!("port number {} must be in the range 1..65535", node.number()));
+        }
     }
 
     /// A percentage between 0 and 100.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use carrick_base::FieldPath;
 
-use super::{Findings, connection_pool, load_balancer, names, selector, tls};
+use super::{Findings, Node, connection_pool, export, load_balancer, names, selector, tls};
 use crate::istio::destination_rule::{DestinationRule, PortTrafficPolicy, Subset, TrafficPolicy};
 use crate::istio::traffic::{OutlierDetection, Tunnel};
 
@@ -22,7 +22,6 @@ pub(super) fn check(rule: &DestinationRule, findings: &mut Findings) {
     }
     subsets(&rule.spec.subsets, namespace, &spec.field("subsets"), findings);
     selector::check(rule.spec.workload_selector.as_ref(), &spec.field("workloadSelector"), findings);
-    export_to(rule, &spec.field("exportTo"), findings);
 }
 
 fn subsets(subsets: &[Subset], namespace: &str, path: &FieldPath, findings: &mut Findings) {
@@ -49,29 +48,33 @@ fn subsets(subsets: &[Subset], namespace: &str, path: &FieldPath, findings: &mut
     }
 }
 
-fn export_to(rule: &DestinationRule, path: &FieldPath, findings: &mut Findings) {
-    let targets = &rule.spec.export_to;
-    let selected = rule.spec.workload_labels().is_some();
-    let mut seen = BTreeSet::new();
-    for (index, target) in targets.iter().enumerate() {
-        let at = path.index(index);
-        let own = !rule.metadata.namespace.is_empty() && *target == rule.metadata.namespace;
-        match target.as_str() {
-            "." | "*" => {}
-            "~" => findings.error(&at, "~ (none) is only allowed on a ServiceEntry"),
-            name if !names::is_dns_label(name) => findings.error(&at, format!("invalid namespace {name:?}")),
-            _ => {}
-        }
-        // "." and the rule's own namespace say the same.
-        if !seen.insert(if own { "." } else { target.as_str() }) {
-            findings.error(&at, format!("duplicate entry in exportTo: {target}"));
-        }
-        if selected && target != "." {
-            findings.error(&at, "a rule with a workload selector can only be exported to \".\"");
-        }
+/// What a rule that selects clients may say about who sees it: its own namespace.
+fn export_to(list: &Node<'_>, selected: bool, namespace: &str, findings: &mut Findings) {
+    export::check(list, namespace, false, findings);
+    let own = |target: &str| target == "." || (!namespace.is_empty() && target == namespace);
+    for entry in list.items().iter().filter(|entry| selected && !own(entry.text())) {
+        findings.error(&entry.path, "a rule with a workload selector can only be exported to \".\"");
     }
-    if seen.contains("*") && seen.len() > 1 {
-        findings.error(path, "cannot have both public (\"*\") and non-public exportTo values");
+}
+
+/// Fields that are judged as they were written, since nothing reads them in typed form.
+pub(super) fn untyped(object: &Node<'_>, findings: &mut Findings) {
+    let spec = object.field("spec");
+    let namespace = object.field("metadata").field("namespace").text();
+    export_to(&spec.field("exportTo"), spec.field("workloadSelector").is_set(), namespace, findings);
+    let subsets = spec.field("subsets").items();
+    let policies = std::iter::once(spec.field("trafficPolicy")).chain(subsets.iter().map(|s| s.field("trafficPolicy")));
+    for policy in policies {
+        let ports = policy.field("portLevelSettings").items();
+        for level in std::iter::once(policy).chain(ports) {
+            let outlier = level.field("outlierDetection");
+            load_balancer::untyped(&level.field("loadBalancer"), outlier.is_set(), findings);
+            for status in outlier.field("outlierDetectionHttpErrorCodes").items() {
+                if !(100..600).contains(&status.number()) {
+                    findings.error(&status.path, format!("HTTP status {} is not in range 100-599", status.number()));
+                }
+            }
+        }
     }
 }
 
@@ -154,7 +157,7 @@ fn tunnel(tunnel: &Tunnel, path: &FieldPath, findings: &mut Findings) {
     }
     if tunnel.target_host.is_empty() {
         findings.error(&path.field("targetHost"), "target host cannot be empty");
-    } else if tunnel.target_host.parse::<IpAddr>().is_err() && names::plain_domain(&tunnel.target_host).is_err() {
+    } else if tunnel.target_host.parse::<IpAddr>().is_err() && names::fqdn(&tunnel.target_host).is_err() {
         findings.error(
             &path.field("targetHost"),
             format!("{:?} is neither an address nor a host name", tunnel.target_host),

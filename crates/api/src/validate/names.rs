@@ -2,6 +2,8 @@
 //!
 //! Invariant: the same texts are accepted as by Istio's validation, with the reason in words when not.
 
+use std::net::IpAddr;
+
 /// A DNS label as Kubernetes wants it: lower case letters, digits and inner dashes, at most 63.
 pub(super) fn is_dns_label(text: &str) -> bool {
     is_label(text) && !text.bytes().any(|b| b.is_ascii_uppercase())
@@ -40,6 +42,51 @@ pub(super) fn wildcard_domain(host: &str) -> Result<(), String> {
 /// What is wrong, in words.
 pub(super) fn plain_domain(host: &str) -> Result<(), String> {
     domain(host, is_label)
+}
+
+/// A complete host name: no wildcard, and not a number alone.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn fqdn(host: &str) -> Result<(), String> {
+    plain_domain(host)?;
+    if !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("domain name {host:?} invalid (top level domain {host:?} cannot be all-numeric)"));
+    }
+    Ok(())
+}
+
+/// An IP address.
+pub(super) fn is_ip(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
+}
+
+/// An IP address, or a block of them as `address/bits`.
+pub(super) fn is_subnet(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else { return is_ip(text) };
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let plain = !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
+    plain && bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+}
+
+/// The path of a unix socket, without `unix://`: absolute, or abstract with a leading `@`.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn unix_path(path: &str) -> Result<(), String> {
+    if path.is_empty() {
+        return Err("unix address must not be empty".to_owned());
+    }
+    if !path.starts_with('@') && (!path.starts_with('/') || path.ends_with('/')) {
+        return Err(format!("{path} is not an absolute path to a file"));
+    }
+    Ok(())
+}
+
+/// A wildcard that is more than the first label: `*foo.com`, `*-foo.com`.
+pub(super) fn is_partial_wildcard(host: &str) -> bool {
+    host.contains('*') && host != "*" && !host.starts_with("*.")
 }
 
 fn domain(host: &str, first_label: fn(&str) -> bool) -> Result<(), String> {

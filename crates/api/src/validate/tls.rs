@@ -10,8 +10,9 @@ use crate::istio::destination_rule::{ClientTls, ClientTlsMode};
 const CONFIG_MAP: &str = "configmap://";
 
 pub(super) fn check(tls: &ClientTls, namespace: &str, path: &FieldPath, findings: &mut Findings) {
-    let skips = tls.insecure_skip_verify == Some(true);
-    if skips {
+    config_map(&tls.credential_name, namespace, &path.field("credentialName"), findings);
+    let verifies = matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);
+    if verifies && tls.insecure_skip_verify == Some(true) {
         if !tls.ca_certificates.is_empty() {
             findings
                 .error(&path.field("caCertificates"), "cannot specify caCertificates when insecureSkipVerify is set");
@@ -31,7 +32,6 @@ pub(super) fn check(tls: &ClientTls, namespace: &str, path: &FieldPath, findings
             findings
                 .error(path, "cannot specify client certificates or CA certificate or CA CRL if credentialName is set");
         }
-        config_map(&tls.credential_name, namespace, &path.field("credentialName"), findings);
         return;
     }
     if tls.mode == ClientTlsMode::Mutual {
