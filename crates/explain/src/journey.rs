@@ -101,8 +101,8 @@ pub fn why(snapshot: &Snapshot, question: &Question) -> Result<Answer, QuestionE
 fn behind(snapshot: &Snapshot, to: &place::Destination) -> SocketAddr {
     let found = to.service.as_ref().and_then(|service| {
         let port = service.port(to.address.port())?;
-        let all = snapshot.endpoints().of(&service.origin.name, &port.name);
-        all.iter().find(|e| e.ready).map(|e| SocketAddr::new(e.ip, e.port))
+        let all = snapshot.endpoints().of(&service.id, &port.slot);
+        all.iter().find(|e| e.ready).and_then(|e| Some(SocketAddr::new(e.address.ip()?, e.address.port())))
     });
     found.unwrap_or(to.address)
 }

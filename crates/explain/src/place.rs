@@ -96,8 +96,8 @@ pub(crate) fn destination(
         has: service.ports.iter().map(|p| p.number.to_string()).collect::<Vec<_>>().join(", "),
     })?;
     let first = || {
-        let ready = snapshot.endpoints().of(&service.origin.name, &port.name).iter().find(|e| e.ready)?;
-        Some(SocketAddr::new(ready.ip, ready.port))
+        let ready = snapshot.endpoints().of(&service.id, &port.slot).iter().find(|e| e.ready)?;
+        Some(SocketAddr::new(ready.address.ip()?, ready.address.port()))
     };
     let vip = service.vips.first().map(|ip| SocketAddr::new(*ip, target.port));
     let address = vip.or_else(first).ok_or_else(missing)?;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a function of snapshot and proxy; what [`Views`] remembers is only what would come out again.
 
+mod egress;
 mod inbound;
 mod listeners;
 mod loads;
@@ -10,12 +11,13 @@ mod routes;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use carrick_base::Labels;
+use carrick_base::{Labels, NamespacedName};
 
 use loads::{LoadKey, LoadMemo};
 use outbound::ClusterMemo;
 
 use crate::{
+    locality::{self, Place},
     parts::{Load, Outbound, View, inbound::Families},
     proxy::{FileCerts, Interception, ProxyNode},
     rules::Client,
@@ -36,6 +38,12 @@ struct Scope {
     client_certs: Option<FileCerts>,
     /// Own addresses that a service without a virtual address lists, which the proxy does not listen for.
     own: Vec<IpAddr>,
+    /// The Sidecar that is followed.
+    sidecar: Option<NamespacedName>,
+    /// Whether the pod resolves ServiceEntries' hosts by their automatic addresses.
+    dns_capture: bool,
+    /// Where the client is, as far as any policy asks.
+    place: Arc<Place>,
 }
 
 /// The client side of all proxies of one scope.
@@ -91,6 +99,9 @@ impl Views {
             families: Families::of(&proxy.ips),
             client_certs: proxy.client_certs.clone(),
             own: listeners::own_headless(snapshot, proxy),
+            sidecar: snapshot.sidecars().select(&proxy.namespace, &labels).map(|s| s.origin.name.clone()),
+            dns_capture: proxy.dns_capture,
+            place: Arc::new(place_of(snapshot, proxy, &labels)),
         };
         let shared = self.scopes.entry(scope).or_insert_with_key(|scope| {
             let (outbound, keys) = outbound::derive(snapshot, scope, &mut self.clusters);
@@ -100,6 +111,21 @@ impl Views {
         let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
         View { inbound, outbound: shared.outbound.clone(), loads }
     }
+}
+
+/// Where a proxy is, as far as any policy asks.
+fn place_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Place {
+    let workload = snapshot.workload_of(proxy);
+    let locality = workload.map(|w| w.locality.clone()).unwrap_or_default();
+    let mut labels = labels.clone();
+    locality::place_labels(
+        &mut labels,
+        &locality,
+        workload.map_or("", |w| &w.node),
+        workload.map_or("", |w| &w.network),
+    );
+    labels.retain(|key, _| snapshot.config.compared.contains(key.as_str()));
+    Place { locality, labels }
 }
 
 /// Labels of the node's metadata, else those of its pod (semantics §0.6).

@@ -1,31 +1,37 @@
 //! The part of a snapshot that changes most often: which addresses stand behind which service, and who owns them.
 //!
-//! Invariant: built from slices and pods alone, in any order. `facts` is what clusters and listeners depend on; it stays the same value
+//! Invariant: built from slices, pods and entries, in any order. `facts` is what clusters and listeners depend on; it stays the same value
 //! (and the same `Arc`) when only addresses change, so that most changes touch nothing but endpoint assignments.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
+use carrick_api::EndpointSlice;
 use carrick_base::NamespacedName;
 
 use crate::{
     EndpointInput, Settings,
-    model::{Endpoint, TlsMode, Workload},
-    read,
+    model::{
+        Address, Endpoint, Registry, Resolution, Service, ServiceId, TlsMode, Workload, endpoint::carries_all,
+        service::Target,
+    },
+    read::{self, workload_entry::Entry},
 };
 
-/// Endpoints of one service by port name, each list sorted by address.
+/// Endpoints of one service by slot (see [`crate::model::Port`]), each list sorted by address.
 pub type ServiceEndpoints = BTreeMap<Arc<str>, Vec<Endpoint>>;
 
 /// Addresses and workloads.
 #[derive(Debug, Default)]
 pub struct EndpointPart {
-    services: HashMap<NamespacedName, ServiceEndpoints>,
+    services: HashMap<ServiceId, ServiceEndpoints>,
     by_name: HashMap<NamespacedName, Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
+    /// Pods that own no address of the mesh: those on the host's network.
+    hosted: HashSet<NamespacedName>,
 }
 
 /// What clusters and listeners depend on, of one service.
@@ -33,7 +39,7 @@ pub struct EndpointPart {
 pub struct ServiceFacts {
     /// Identities of all endpoints, as SPIFFE URIs.
     pub identities: BTreeSet<Arc<str>>,
-    /// By port name.
+    /// By slot.
     pub ports: BTreeMap<Arc<str>, PortFacts>,
 }
 
@@ -44,17 +50,23 @@ pub struct PortFacts {
     pub all_in_mesh: bool,
     /// Addresses and workload ports; only of services without a virtual address, which are listened for one by one.
     pub addresses: Vec<(IpAddr, u16)>,
+    /// All endpoints; only of services whose clusters hold them, because they are names.
+    pub inline: Vec<Endpoint>,
 }
 
 /// Facts of all services.
-pub type Facts = HashMap<NamespacedName, ServiceFacts>;
+pub type Facts = HashMap<ServiceId, ServiceFacts>;
 
 impl EndpointPart {
-    /// Joins slices with pods.
-    pub fn build(input: &EndpointInput, settings: &Settings) -> Self {
+    /// Joins slices with pods, and services with the workloads they select.
+    pub fn build(input: &EndpointInput, settings: &Settings, services: &[Arc<Service>]) -> Self {
         let mut part = Self::default();
+        let nodes = input.nodes.iter().map(|n| (n.metadata.name.as_str().into(), read::pod::node(n))).collect();
         for pod in &input.pods {
-            if let Some(workload) = read::pod::read(pod, settings).map(Arc::new) {
+            if pod.spec.host_network && !pod.is_terminal() {
+                part.hosted.insert(NamespacedName::new(&pod.metadata.namespace, &pod.metadata.name));
+            }
+            if let Some(workload) = read::pod::read(pod, settings, &nodes).map(Arc::new) {
                 for ip in &workload.ips {
                     // Two pods of one address: the younger name wins whichever comes first, so that order does not matter.
                     let slot = part.by_ip.entry(*ip).or_insert_with(|| workload.clone());
@@ -66,55 +78,124 @@ impl EndpointPart {
             }
         }
         for slice in &input.endpoint_slices {
-            let Some(service) = slice.service_name().filter(|_| slice.address_type != "FQDN") else { continue };
-            let service = part.services.entry(NamespacedName::new(&slice.metadata.namespace, service)).or_default();
-            for port in slice.ports.iter().filter(|p| p.protocol.is_empty() || p.protocol == "TCP") {
-                let Some(number) = port.port.filter(|n| *n > 0) else { continue };
-                let list = service.entry(port.name.as_str().into()).or_default();
-                for endpoint in &slice.endpoints {
-                    let ready = endpoint.is_ready();
-                    for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
-                        let pod =
-                            endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod").and_then(|t| {
-                                part.by_name.get(&NamespacedName::new(&slice.metadata.namespace, &t.name))
-                            });
-                        let workload = pod.filter(|w| w.ips.contains(&ip)).or_else(|| part.by_ip.get(&ip)).cloned();
-                        list.push(Endpoint { ip, port: number, ready, workload });
-                    }
-                }
+            part.take_slice(slice);
+        }
+        let mut entries: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
+        for entry in input.workload_entries.iter().filter_map(|e| read::workload_entry::read(e, settings)) {
+            entries.entry(entry.workload.name.namespace.clone()).or_default().push(entry);
+        }
+        for service in services {
+            part.take_selected(service, entries.get(service.namespace()).map_or(&[], Vec::as_slice));
+        }
+        for entry in entries.into_values().flatten() {
+            // An address that a pod has is the pod's.
+            for ip in &entry.workload.ips {
+                part.by_ip.entry(*ip).or_insert_with(|| entry.workload.clone());
             }
         }
         for list in part.services.values_mut().flat_map(BTreeMap::values_mut) {
             // Ready first, so that of two entries for one address the ready one stays.
-            list.sort_by_key(|e| (e.ip, e.port, !e.ready));
-            list.dedup_by_key(|e| (e.ip, e.port));
+            list.sort_by_cached_key(|e| (e.address.clone(), !e.ready, e.workload.as_ref().map(|w| w.name.clone())));
+            list.dedup_by(|a, b| a.address == b.address);
         }
         part
     }
 
-    /// What clusters and listeners depend on. `headless` says which services need their addresses listed.
-    pub fn facts(&self, headless: impl Fn(&NamespacedName) -> bool) -> Facts {
-        let of_service = |(name, ports): (&NamespacedName, &ServiceEndpoints)| {
-            let headless = headless(name);
+    fn take_slice(&mut self, slice: &EndpointSlice) {
+        let namespace = &slice.metadata.namespace;
+        let Some(service) = slice.service_name().filter(|_| slice.address_type != "FQDN") else { return };
+        let mut found: Vec<(Arc<str>, Endpoint)> = Vec::new();
+        for port in slice.ports.iter().filter(|p| p.protocol.is_empty() || p.protocol == "TCP") {
+            let Some(number) = port.port.filter(|n| *n > 0) else { continue };
+            for endpoint in &slice.endpoints {
+                let pod = endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod");
+                for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+                    let workload = match pod {
+                        None => self.by_ip.get(&ip).cloned(),
+                        Some(pod) => {
+                            let name = NamespacedName::new(namespace, &pod.name);
+                            let owner = self.by_name.get(&name).filter(|w| w.ips.contains(&ip));
+                            // A slice that names a pod which has not (or no more) this address is out of date: the address may
+                            // be anybody's by now, whose identity is not the service's.
+                            if owner.is_none() && !self.hosted.contains(&name) {
+                                continue;
+                            }
+                            owner.cloned()
+                        }
+                    };
+                    let address = Address::Ip(ip, number);
+                    found.push((port.name.as_str().into(), Endpoint { address, ready: endpoint.is_ready(), workload }));
+                }
+            }
+        }
+        let service = self.services.entry(ServiceId::kubernetes(namespace, service)).or_default();
+        for (slot, endpoint) in found {
+            service.entry(slot).or_default().push(endpoint);
+        }
+    }
+
+    /// Endpoints that a ServiceEntry holds, and workloads that a service selects and no slice tells of (§11.4).
+    fn take_selected(&mut self, service: &Service, entries: &[Entry]) {
+        let mut add: Vec<(Arc<str>, Endpoint)> = Vec::new();
+        for (slot, list) in &service.written {
+            add.extend(list.iter().map(|e| (slot.clone(), e.clone())));
+        }
+        let selects = |w: &Workload| !service.selector.is_empty() && carries_all(&w.labels, &service.selector);
+        let none = matches!(
+            service.resolution,
+            Resolution::Passthrough | Resolution::DynamicDns | Resolution::ExternalName(_)
+        );
+        for entry in entries.iter().filter(|e| !none && selects(&e.workload)) {
+            for port in &service.ports {
+                let (address, workload) = (entry.address(port), entry.workload.clone());
+                add.push((port.slot.clone(), Endpoint { address, ready: workload.ready, workload: Some(workload) }));
+            }
+        }
+        if service.registry == Registry::Entry && !none && !service.selector.is_empty() {
+            let own = self.by_name.values().filter(|w| w.name.namespace == *service.namespace() && selects(w));
+            for (workload, ip) in own.filter_map(|w| Some((w, w.ips.first()?))) {
+                for port in &service.ports {
+                    let Target::Number(target) = port.target else { continue };
+                    let (ready, workload) = (workload.ready, Some(workload.clone()));
+                    add.push((port.slot.clone(), Endpoint { address: Address::Ip(*ip, target), ready, workload }));
+                }
+            }
+        }
+        if add.is_empty() {
+            return;
+        }
+        let ports = self.services.entry(service.id.clone()).or_default();
+        for (slot, endpoint) in add {
+            ports.entry(slot).or_default().push(endpoint);
+        }
+    }
+
+    /// What clusters and listeners depend on.
+    pub fn facts(&self, services: &[Arc<Service>]) -> Facts {
+        let of_service = |service: &Arc<Service>| {
+            let ports = self.services.get(&service.id)?;
+            let (headless, inline) = (service.resolution == Resolution::Headless, service.resolution.is_inline());
             let workloads = ports.values().flatten().filter_map(|e| e.workload.as_ref());
-            let identities = workloads.map(|w| w.identity.as_str().into()).collect();
+            let identities = workloads.filter_map(|w| Some(w.identity.as_ref()?.as_str().into())).collect();
             let of_port = |(port, list): (&Arc<str>, &Vec<Endpoint>)| {
-                let addresses = list.iter().filter(|e| headless && e.ready).map(|e| (e.ip, e.port)).collect();
+                let usable = list.iter().filter(|e| headless && e.ready);
+                let addresses = usable.filter_map(|e| Some((e.address.ip()?, e.address.port()))).collect();
                 let all_in_mesh = !list.is_empty() && list.iter().all(|e| e.tls_mode() == TlsMode::Istio);
-                (port.clone(), PortFacts { all_in_mesh, addresses })
+                let inline = if inline { list.clone() } else { Vec::new() };
+                (port.clone(), PortFacts { all_in_mesh, addresses, inline })
             };
-            (name.clone(), ServiceFacts { identities, ports: ports.iter().map(of_port).collect() })
+            Some((service.id.clone(), ServiceFacts { identities, ports: ports.iter().map(of_port).collect() }))
         };
-        self.services.iter().map(of_service).collect()
+        services.iter().filter_map(of_service).collect()
     }
 
     /// Endpoints of a service port.
-    pub fn of(&self, service: &NamespacedName, port_name: &str) -> &[Endpoint] {
-        self.services.get(service).and_then(|ports| ports.get(port_name)).map_or(&[], Vec::as_slice)
+    pub fn of(&self, service: &ServiceId, slot: &str) -> &[Endpoint] {
+        self.services.get(service).and_then(|ports| ports.get(slot)).map_or(&[], Vec::as_slice)
     }
 
     /// All endpoints of a service.
-    pub fn of_service(&self, service: &NamespacedName) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
+    pub fn of_service(&self, service: &ServiceId) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
         self.services.get(service).into_iter().flatten().flat_map(|(name, list)| list.iter().map(move |e| (name, e)))
     }
 

@@ -179,7 +179,7 @@ impl LegacyIndex {
 fn target_ports(snapshot: &Snapshot, service: &Service, port: &Port) -> Vec<u16> {
     match &port.target {
         Target::Number(number) => vec![*number],
-        Target::Name(_) => snapshot.endpoints().of(&service.origin.name, &port.name).iter().map(|e| e.port).collect(),
+        Target::Name(_) => snapshot.endpoints().of(&service.id, &port.slot).iter().map(|e| e.address.port()).collect(),
     }
 }
 

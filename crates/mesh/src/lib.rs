@@ -6,12 +6,14 @@
 //! This crate knows nothing of Envoy's resources (`carrick-render` writes them) and nothing of how objects are
 //! read or proxies connected (`carrick-control` does both).
 
+pub mod auto_address;
 pub mod codes;
 mod derive;
 pub mod endpoints;
 pub mod envoy_filters;
 pub mod input;
 pub mod legacy;
+pub mod locality;
 pub mod model;
 pub mod names;
 mod parts;
@@ -20,6 +22,7 @@ pub mod peer_auth;
 pub mod proxy;
 mod read;
 pub mod rules;
+pub mod scope;
 pub mod security;
 pub mod settings;
 pub mod snapshot;

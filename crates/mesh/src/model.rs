@@ -6,12 +6,16 @@
 pub mod authz;
 pub mod endpoint;
 pub mod jwt;
+pub mod locality;
 pub mod policy;
 pub mod service;
+pub mod sidecar;
 
-pub use endpoint::{Endpoint, TlsMode, Workload};
+pub use endpoint::{Address, Endpoint, TlsMode, Workload};
+pub use locality::Locality;
 pub use policy::{ClientTls, DestinationRule, MtlsMode, PeerAuth, Subset, TrafficPolicy};
-pub use service::{ExportTo, Port, Resolution, Service};
+pub use service::{ExportTo, Port, Registry, Resolution, Service, ServiceId};
+pub use sidecar::SidecarConfig;
 
 use std::{cmp::Ordering, sync::Arc};
 

@@ -12,9 +12,13 @@ pub mod outbound;
 use std::sync::Arc;
 
 pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
-pub use inbound::{Inbound, InboundCluster, InboundPort, ModeSource, PassthroughPort, PortClass, ServerTls};
-pub use load::{Load, LoadEndpoint};
-pub use outbound::{Outbound, OutboundListener, OutboundTarget, Route, RouteAlpn, RouteTable, VirtualHost};
+pub use inbound::{
+    Inbound, InboundCluster, InboundPort, InboundTarget, ModeSource, PassthroughPort, PortClass, ServerTls,
+};
+pub use load::{Load, LoadEndpoint, LoadGroup};
+pub use outbound::{
+    Bind, Outbound, OutboundListener, Rest, Route, RouteAlpn, RouteTable, TcpChain, TcpForward, VirtualHost,
+};
 
 /// Everything one sidecar is to be given.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -45,6 +45,8 @@ pub struct ProxyNode {
     pub labels: Labels,
     /// The service account proven by the certificate.
     pub service_account: Arc<str>,
+    /// Whether its pod resolves ServiceEntries' hosts by their automatic addresses.
+    pub dns_capture: bool,
     /// How packets are captured.
     pub interception: Interception,
     /// Files to use as a server instead of SDS.

@@ -10,7 +10,10 @@ pub mod peer_authentication;
 pub mod pod;
 pub mod request_authentication;
 pub mod service;
+pub mod service_entry;
+pub mod sidecar;
 pub mod traffic;
+pub mod workload_entry;
 
 use std::sync::Arc;
 

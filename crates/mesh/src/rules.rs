@@ -12,7 +12,12 @@ use carrick_base::{Diagnostic, HostPattern, Hostname, Labels, NamespacedName, Se
 
 use crate::{
     codes,
-    model::{DestinationRule, TrafficPolicy, endpoint::carries_all, policy::PortedPolicy},
+    model::{
+        DestinationRule, TrafficPolicy,
+        endpoint::carries_all,
+        locality::LocalityPolicy,
+        policy::{LocalityChoice, PortedPolicy},
+    },
     read::finding,
 };
 
@@ -86,6 +91,18 @@ impl RuleIndex {
         index
     }
 
+    /// What rules say of localities.
+    pub fn locality_policies(&self) -> impl Iterator<Item = Arc<LocalityPolicy>> + '_ {
+        let hosts = self.namespaces.values();
+        let rules = hosts.flat_map(|h| h.exact.values().chain(h.wildcards.iter().map(|(_, rules)| rules))).flatten();
+        let ported = rules.flat_map(|r| r.policy.iter().chain(r.subsets.iter().filter_map(|s| s.policy.as_ref())));
+        let policies = ported.flat_map(|p| std::iter::once(&p.base).chain(p.ports.values()));
+        policies.filter_map(|p| match &p.load_balancer.as_ref()?.locality {
+            Some(LocalityChoice::Policy(policy)) => Some(policy.clone()),
+            _ => None,
+        })
+    }
+
     /// A client of this namespace and these labels.
     pub fn client(&self, namespace: &Arc<str>, labels: &Labels) -> Client {
         let rules = self.selective.get(namespace).map_or(&[][..], Vec::as_slice);
@@ -149,6 +166,9 @@ pub fn effective(rule: &DestinationRule, subset: &str, port: u16) -> TrafficPoli
         connection_pool: own.connection_pool.or(base.connection_pool),
         outlier_detection: own.outlier_detection.or(base.outlier_detection),
         tls: own.tls.or(base.tls),
+        proxy_header: own.proxy_header.or(base.proxy_header),
+        tunnel: own.tunnel.or(base.tunnel),
+        retry_budget: own.retry_budget.or(base.retry_budget),
     }
 }
 

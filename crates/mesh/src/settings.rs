@@ -16,7 +16,10 @@ use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity, TrustDomain};
 
 use crate::{
     codes,
-    model::policy::{ConnectionPool, Keepalive, OutlierDetection},
+    model::{
+        locality::LocalityPolicy,
+        policy::{ConnectionPool, Keepalive, OutlierDetection},
+    },
     parts::{AccessLog, ListenerSettings, PathNormalization},
     read::traffic,
 };
@@ -58,6 +61,10 @@ pub struct Settings {
     pub tcp_keepalive: Option<Keepalive>,
     /// Limits where no rule has any.
     pub default_pool: Option<ConnectionPool>,
+    /// Which endpoints come first where no rule says; `None` for no preference.
+    pub locality: Option<Arc<LocalityPolicy>>,
+    /// Milliseconds after which a name that could not be resolved is tried again.
+    pub dns_refresh: u64,
     /// Outlier detection where no rule has any.
     pub default_outlier: Option<OutlierDetection>,
     /// `exportTo` of services that say nothing.
@@ -125,6 +132,8 @@ impl Settings {
             h2_upgrade: config.h2_upgrade_policy == H2UpgradePolicy::Upgrade,
             tcp_keepalive: config.tcp_keepalive.as_ref().map(traffic::keepalive),
             default_pool: pool.map(traffic::connection_pool),
+            locality: traffic::locality_policy(&config.locality_lb_setting).map(Arc::new),
+            dns_refresh: traffic::millis(config.dns_refresh_rate),
             default_outlier: outlier.map(traffic::outlier_detection),
             service_export_to: config.default_service_export_to.clone(),
             rule_export_to: config.default_destination_rule_export_to.clone(),

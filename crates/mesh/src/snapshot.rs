@@ -4,7 +4,7 @@
 //! not change stays the same `Arc`.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -13,14 +13,17 @@ use carrick_base::{Diagnostic, Hostname, NamespacedName};
 
 use crate::{
     EndpointInput, Settings, SnapshotInput,
+    auto_address::AutoAddresses,
     endpoints::{EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
     legacy::LegacyIndex,
-    model::{Resolution, Service, Workload},
+    locality,
+    model::{Service, ServiceId, Workload},
     peer_auth::PeerAuthIndex,
     proxy::ProxyNode,
     read,
     rules::RuleIndex,
+    scope::SidecarIndex,
     security::SecurityIndex,
     trust_domains::TrustDomains,
 };
@@ -42,21 +45,27 @@ pub(crate) struct Config {
     /// Oldest first.
     pub services: Vec<Arc<Service>>,
     by_host: HashMap<Hostname, Arc<Service>>,
-    by_name: HashMap<NamespacedName, Arc<Service>>,
+    by_id: HashMap<ServiceId, Arc<Service>>,
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
     pub rules: RuleIndex,
     pub security: SecurityIndex,
     pub legacy: LegacyIndex,
+    pub sidecars: SidecarIndex,
+    /// Labels that policies compare between clients and endpoints.
+    pub compared: BTreeSet<Arc<str>>,
 }
 
 impl Snapshot {
     /// Reads all objects. A broken one disables itself alone, and is told of.
     pub fn build(input: &SnapshotInput) -> (Self, Vec<Diagnostic>) {
         let (settings, mut found) = Settings::parse(&input.mesh_config);
+        let automatic = AutoAddresses::allocate(&input.service_entries);
+        let entries = read::service_entry::read_all(&input.service_entries, &settings, &automatic, &mut found);
         let mut services: Vec<_> =
             input.services.iter().map(|s| Arc::new(read::service::read(s, &settings, &mut found))).collect();
+        services.extend(entries.into_iter().map(Arc::new));
         services.sort_by(|a, b| a.origin.cmp(&b.origin));
         let policies =
             input.peer_authentications.iter().map(|p| read::peer_authentication::read(p, &mut found)).collect();
@@ -68,26 +77,37 @@ impl Snapshot {
         let (mesh_wide, own) =
             (legacy("MeshPolicy", &input.legacy_mesh_policies), legacy("Policy", &input.legacy_policies));
         let legacy = LegacyIndex::build(mesh_wide, own, &mut found);
+        let rules = RuleIndex::build(rules, &settings.root_namespace, &mut found);
+        let sidecars = input.sidecars.iter().map(|s| read::sidecar::read(s, &settings, &mut found)).collect();
+        let mut by_host: HashMap<Hostname, Arc<Service>> = HashMap::new();
+        for service in &services {
+            // Kubernetes' own names come before those that entries give.
+            let slot = by_host.entry(service.hostname.clone()).or_insert_with(|| service.clone());
+            if slot.registry > service.registry {
+                *slot = service.clone();
+            }
+        }
         let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in &services {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
         }
-        let by_host: HashMap<_, _> = services.iter().map(|s| (s.hostname.clone(), s.clone())).collect();
         let security = security(input, &settings, &by_host, &mut found);
         let config = Config {
             by_host,
-            by_name: services.iter().map(|s| (s.origin.name.clone(), s.clone())).collect(),
+            by_id: services.iter().map(|s| (s.id.clone(), s.clone())).collect(),
             by_namespace,
-            services,
             peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
             envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
-            rules: RuleIndex::build(rules, &settings.root_namespace, &mut found),
             security,
             legacy,
+            compared: compared(&rules, &settings, &services),
+            sidecars: SidecarIndex::build(sidecars, &settings.root_namespace, &mut found),
+            services,
+            rules,
             settings,
         };
-        let endpoints = EndpointPart::build(&input.endpoints, &config.settings);
-        let facts = endpoints.facts(|name| config.is_headless(name));
+        let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.services);
+        let facts = endpoints.facts(&config.services);
         found.sort();
         found.dedup();
         let headless = Arc::new(headless_addresses(&facts));
@@ -99,8 +119,8 @@ impl Snapshot {
     /// The same snapshot with other endpoints and pods.
     #[must_use]
     pub fn with_endpoints(&self, input: &EndpointInput) -> Self {
-        let endpoints = EndpointPart::build(input, &self.config.settings);
-        let facts = endpoints.facts(|name| self.config.is_headless(name));
+        let endpoints = EndpointPart::build(input, &self.config.settings, &self.config.services);
+        let facts = endpoints.facts(&self.config.services);
         let endpoints = Arc::new(endpoints);
         if facts == *self.facts {
             return Self { endpoints, ..self.clone() };
@@ -124,9 +144,9 @@ impl Snapshot {
         self.config.by_host.get(host)
     }
 
-    /// The service of that place.
-    pub fn service_named(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
-        self.config.by_name.get(name)
+    /// The service of that id.
+    pub fn service_of(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.config.by_id.get(id)
     }
 
     /// Services of one namespace, oldest first.
@@ -159,6 +179,11 @@ impl Snapshot {
         &self.config.envoy_filters
     }
 
+    /// All Sidecars.
+    pub fn sidecars(&self) -> &SidecarIndex {
+        &self.config.sidecars
+    }
+
     /// Addresses and workloads.
     pub fn endpoints(&self) -> &EndpointPart {
         &self.endpoints
@@ -172,14 +197,16 @@ impl Snapshot {
     }
 
     pub(crate) fn facts_of(&self, service: &Service) -> Option<&ServiceFacts> {
-        self.facts.get(&service.origin.name)
+        self.facts.get(&service.id)
     }
 }
 
-impl Config {
-    fn is_headless(&self, name: &NamespacedName) -> bool {
-        self.by_name.get(name).is_some_and(|s| s.resolution == Resolution::Headless)
-    }
+/// Labels that policies compare, without the values that some of them give.
+fn compared(rules: &RuleIndex, settings: &Settings, services: &[Arc<Service>]) -> BTreeSet<Arc<str>> {
+    let by_service = services.iter().filter_map(|s| s.distribution).map(|d| Arc::new(locality::of_distribution(d)));
+    let policies = rules.locality_policies().chain(settings.locality.clone()).chain(by_service);
+    let keys = policies.flat_map(|p| p.priority.clone());
+    keys.map(|key| key.split_once('=').map_or(key.clone(), |(key, _)| key.into())).collect()
 }
 
 fn headless_addresses(facts: &Facts) -> HashSet<IpAddr> {

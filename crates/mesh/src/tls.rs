@@ -10,7 +10,7 @@ use carrick_api::protocol::Class;
 use crate::{
     Settings,
     model::{
-        ClientTls, MtlsMode, Port, Service,
+        ClientTls, MtlsMode, Port, Resolution, Service,
         policy::{ClientTlsMode, LoadBalancer},
     },
     names,
@@ -38,19 +38,29 @@ pub struct Question<'a> {
     pub http: UpstreamHttp,
     /// TLS of the applicable rule for this port and subset.
     pub tls: Option<&'a ClientTls>,
-    /// Whether that rule has a workload selector.
-    pub selective: bool,
+    /// Whether secrets of the cluster can be used: at gateways, and by rules with a workload selector.
+    pub secrets: bool,
     /// Certificate files of the proxy.
     pub files: Option<&'a FileCerts>,
 }
 
-/// The kind of a cluster: ORIGINAL_DST without a virtual address or with a rule's PASSTHROUGH.
-pub fn kind(service: &Service, load_balancer: Option<&LoadBalancer>) -> ClusterKind {
-    let headless = service.resolution == crate::model::Resolution::Headless;
-    if headless || load_balancer == Some(&LoadBalancer::Passthrough) {
-        ClusterKind::OriginalDst
-    } else {
-        ClusterKind::Eds
+/// The kind of a cluster (§6.2): ORIGINAL_DST without a virtual address or with a rule's PASSTHROUGH. A subset always has endpoints of
+/// its own, and so has a gateway, whose clients never chose an address of the mesh.
+pub fn kind(service: &Service, load_balancer: &LoadBalancer, subset: &str, gateway: bool) -> ClusterKind {
+    if *load_balancer == LoadBalancer::Passthrough {
+        return ClusterKind::OriginalDst;
+    }
+    match service.resolution {
+        Resolution::Headless if subset.is_empty() && !gateway => ClusterKind::OriginalDst,
+        Resolution::Passthrough if !gateway => ClusterKind::OriginalDst,
+        Resolution::Dns => ClusterKind::StrictDns,
+        Resolution::DnsRoundRobin => ClusterKind::LogicalDns,
+        Resolution::DynamicDns => ClusterKind::DynamicForward,
+        Resolution::ClusterIp
+        | Resolution::Headless
+        | Resolution::ExternalName(_)
+        | Resolution::Passthrough
+        | Resolution::Static => ClusterKind::Eds,
     }
 }
 
@@ -71,7 +81,7 @@ fn automatic(snapshot: &Snapshot, question: &Question<'_>) -> ClientSocket {
         return ClientSocket::Plain(PlainReason::AutoMtlsOff);
     }
     if question.kind == ClusterKind::OriginalDst {
-        let facts = snapshot.facts_of(service).and_then(|f| f.ports.get(&question.port.name));
+        let facts = snapshot.facts_of(service).and_then(|f| f.ports.get(&question.port.slot));
         if !facts.is_some_and(|f| f.all_in_mesh) {
             return ClientSocket::Plain(PlainReason::NotAllInMesh);
         }
@@ -92,7 +102,7 @@ fn by_rule(snapshot: &Snapshot, question: &Question<'_>, tls: &ClientTls) -> Cli
         ClientTlsMode::Disable => ClientSocket::Plain(PlainReason::Rule),
         ClientTlsMode::IstioMutual => ClientSocket::Mesh(mesh_tls(snapshot, question, Some(tls))),
         ClientTlsMode::Mutual if own_files.is_some() => ClientSocket::Mesh(mesh_tls(snapshot, question, Some(tls))),
-        ClientTlsMode::Simple | ClientTlsMode::Mutual => match refusal(tls, question.selective) {
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => match refusal(tls, question.secrets) {
             Some(reason) => ClientSocket::Refused(reason.into()),
             None => ClientSocket::User(user_tls(question, tls)),
         },
@@ -171,11 +181,15 @@ fn user_tls(question: &Question<'_>, tls: &ClientTls) -> UserTls {
     });
     let sni = given(&tls.sni);
     let speaks_http = question.port.protocol.class() != Class::Tcp;
+    let sans = match tls.subject_alt_names.is_empty() {
+        true => question.service.subject_alt_names.clone(),
+        false => tls.subject_alt_names.clone(),
+    };
     UserTls {
-        auto_san: sni.is_none() && speaks_http && tls.subject_alt_names.is_empty() && roots.is_some(),
+        auto_san: sni.is_none() && speaks_http && sans.is_empty() && roots.is_some(),
         auto_sni: sni.is_none() && speaks_http,
         sni,
-        sans: tls.subject_alt_names.clone(),
+        sans,
         crl: given(&tls.ca_crl).filter(|_| roots.is_some()),
         roots,
         certificate,

@@ -8,7 +8,7 @@ use carrick_mesh::view::{Cluster, Inbound, InboundCluster, Load, Outbound, Outbo
 use envoy_types::pb::google::protobuf::Any;
 use sha2::{Digest, Sha256};
 
-use crate::{BuiltIn, Resource, Resources, outbound::CatchAll};
+use crate::{BoundPort, BuiltIn, Resource, Resources, outbound::CatchAll};
 
 /// Bytes of the hash that make a version; 16 are beyond accident and attack.
 const VERSION_BYTES: usize = 16;
@@ -23,6 +23,7 @@ pub struct Cache {
     pub(crate) listeners: Memo<OutboundListener>,
     pub(crate) catch_all: Memo<CatchAll>,
     pub(crate) inbound: Memo<Inbound>,
+    pub(crate) bound: Memo<BoundPort>,
     pub(crate) routes: Memo<RouteTable>,
     pub(crate) loads: Memo<Load>,
     pub(crate) outbound_sets: Shared<Outbound, OutboundSet>,
@@ -47,6 +48,7 @@ impl Cache {
         self.listeners.sweep(now);
         self.catch_all.sweep(now);
         self.inbound.sweep(now);
+        self.bound.sweep(now);
         self.routes.sweep(now);
         self.loads.sweep(now);
         self.outbound_sets.sweep(now);
@@ -63,6 +65,7 @@ impl Cache {
             self.listeners.len(),
             self.catch_all.len(),
             self.inbound.len(),
+            self.bound.len(),
             self.routes.len(),
             self.loads.len(),
         ]

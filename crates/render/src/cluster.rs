@@ -5,29 +5,36 @@
 use std::collections::HashMap;
 
 use carrick_mesh::{
-    model::policy::{ConnectionPool, HashTable, LoadBalancer, OutlierDetection},
+    model::{
+        Address,
+        policy::{ConnectionPool, HashTable, LoadBalancer, OutlierDetection, ProxyHeader, RetryBudget, Warmup},
+    },
     names,
-    view::{ClientSocket, Cluster, ClusterKind, InboundCluster, PortClass, UpstreamHttp, UserTls},
+    view::{ClientSocket, Cluster, ClusterKind, InboundCluster, InboundTarget, Load, PortClass, UpstreamHttp, UserTls},
 };
 use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
                 self as api, CircuitBreakers, UpstreamConnectionOptions,
-                circuit_breakers::Thresholds,
+                circuit_breakers::{Thresholds, thresholds},
                 cluster::{
                     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-                    MaglevLbConfig, RingHashLbConfig, TransportSocketMatch,
+                    LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig,
+                    TransportSocketMatch,
+                    common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
                 },
             },
             core::v3::{
-                BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonHttp,
-                TcpKeepalive, UpstreamHttpProtocolOptions,
+                Address as At, BindConfig, Http1ProtocolOptions, Http2ProtocolOptions,
+                HttpProtocolOptions as CommonHttp, KeepaliveSettings, ProxyProtocolConfig, RuntimeDouble, TcpKeepalive,
+                TransportSocket, UpstreamHttpProtocolOptions, proxy_protocol_config,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
             },
         },
+        extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport,
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
             http_protocol_options::{
@@ -42,7 +49,7 @@ use envoy_types::pb::{
 use prost::{Message, Name};
 
 use crate::{
-    tls,
+    dns, endpoint, tls,
     wire::{
         self,
         stable::{self, Kind},
@@ -70,6 +77,24 @@ pub fn outbound(cluster: &Cluster) -> Any {
             load_balancer(&mut out, &cluster.load_balancer);
         }
         ClusterKind::OriginalDst => original_dst(&mut out),
+        ClusterKind::StrictDns | ClusterKind::LogicalDns => {
+            let logical = cluster.kind == ClusterKind::LogicalDns;
+            set_type(&mut out, if logical { DiscoveryType::LogicalDns } else { DiscoveryType::StrictDns });
+            if let Some(names) = &cluster.names {
+                dns::resolve(&mut out, names);
+            }
+            load_balancer(&mut out, &cluster.load_balancer);
+        }
+        ClusterKind::DynamicForward => {
+            out.cluster_discovery_type = cluster.names.as_ref().map(dns::dynamic);
+            out.lb_policy = LbPolicy::ClusterProvided.into();
+        }
+    }
+    if let Some(warmup) = &cluster.warmup {
+        slow_start(&mut out, warmup);
+    }
+    if let Some(budget) = &cluster.retry_budget {
+        retry_budget(&mut out, budget);
     }
     let mut user = None;
     match &cluster.socket {
@@ -95,11 +120,36 @@ pub fn outbound(cluster: &Cluster) -> Any {
             user = Some(own);
         }
     }
+    if let Some(version) = cluster.proxy_header.filter(|_| !refused) {
+        out.transport_socket = proxy_header(out.transport_socket.take(), version);
+        for each in &mut out.transport_socket_matches {
+            each.transport_socket = proxy_header(each.transport_socket.take(), version);
+        }
+    }
     if let Some(outlier) = &cluster.outlier_detection {
         outlier_detection(&mut out, outlier);
     }
+    if cluster.shares {
+        let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
+        out.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
+    }
     http_options(&mut out, cluster.http, &cluster.limits.pool, user);
-    with_metadata(&out, outbound_metadata(cluster))
+    let endpoints = cluster.endpoints.as_ref().filter(|_| !refused);
+    with_metadata(&out, outbound_metadata(cluster), endpoints.map(|load| inline(cluster, load)))
+}
+
+/// Endpoints of a cluster that resolves names. A cluster of one name at a time takes no more than one, and none takes paths.
+fn inline(cluster: &Cluster, load: &Load) -> stable::ClusterLoadAssignment {
+    let mut load = load.clone();
+    for group in &mut load.groups {
+        group.endpoints.retain(|e| !matches!(e.address, Address::Unix(_)));
+    }
+    load.groups.retain(|g| !g.endpoints.is_empty());
+    if cluster.kind == ClusterKind::LogicalDns {
+        load.groups.truncate(1);
+        load.groups.iter_mut().for_each(|g| g.endpoints.truncate(1));
+    }
+    endpoint::message(&load)
 }
 
 /// A cluster behind an inbound port.
@@ -107,13 +157,21 @@ pub fn inbound(cluster: &InboundCluster) -> Any {
     let unlimited = ConnectionPool::default();
     let pool = cluster.pool.as_ref().unwrap_or(&unlimited);
     let mut out = base(&cluster.name, cluster.connect_timeout, pool);
-    if cluster.localhost {
-        set_type(&mut out, DiscoveryType::Static);
-        let host = if cluster.v6 { "::1" } else { "127.0.0.1" };
-        out.load_assignment = Some(one_endpoint(&cluster.name, host, cluster.port));
-    } else {
-        original_dst(&mut out);
-        out.upstream_bind_config = bind(cluster.v6);
+    match &cluster.to {
+        InboundTarget::AsSent => {
+            original_dst(&mut out);
+            out.upstream_bind_config = bind(cluster.v6);
+        }
+        InboundTarget::Loopback(port) => {
+            let host = if cluster.v6 { "::1" } else { "127.0.0.1" };
+            fixed(&mut out, one_endpoint(&cluster.name, wire::address(host, *port)));
+        }
+        InboundTarget::Pod(ip, port) => {
+            fixed(&mut out, one_endpoint(&cluster.name, wire::address(&wire::host(*ip), *port)));
+            out.upstream_bind_config = bind(cluster.v6);
+        }
+        InboundTarget::Unix(path) => fixed(&mut out, one_endpoint(&cluster.name, wire::pipe(path))),
+        InboundTarget::Nowhere => fixed(&mut out, no_endpoints(&cluster.name)),
     }
     let http = match cluster.class {
         PortClass::Http { h2: true } => UpstreamHttp::Http2,
@@ -127,7 +185,12 @@ pub fn inbound(cluster: &InboundCluster) -> Any {
         ("namespace", (&*cluster.service_name.namespace).into()),
     ]);
     let services = Kind::List(stable::List { values: vec![Kind::Struct(service).into()] });
-    with_metadata(&out, stable::Struct::from([("services", services.into())]))
+    with_metadata(&out, stable::Struct::from([("services", services.into())]), None)
+}
+
+fn fixed(out: &mut api::Cluster, endpoints: ClusterLoadAssignment) {
+    set_type(out, DiscoveryType::Static);
+    out.load_assignment = Some(endpoints);
 }
 
 /// To where the client wanted to go.
@@ -204,8 +267,8 @@ fn no_endpoints(name: &str) -> ClusterLoadAssignment {
     ClusterLoadAssignment { cluster_name: name.to_owned(), ..ClusterLoadAssignment::default() }
 }
 
-fn one_endpoint(name: &str, host: &str, port: u16) -> ClusterLoadAssignment {
-    let endpoint = Endpoint { address: wire::address(host, port), ..Endpoint::default() };
+fn one_endpoint(name: &str, address: Option<At>) -> ClusterLoadAssignment {
+    let endpoint = Endpoint { address, ..Endpoint::default() };
     let endpoint = LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(endpoint)), ..LbEndpoint::default() };
     ClusterLoadAssignment {
         endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..LocalityLbEndpoints::default() }],
@@ -259,9 +322,60 @@ fn outlier_detection(out: &mut api::Cluster, from: &OutlierDetection) {
     });
 }
 
+/// New endpoints get their full share step by step, with the two algorithms that can do that.
+fn slow_start(out: &mut api::Cluster, from: &Warmup) {
+    let config = SlowStartConfig {
+        slow_start_window: wire::millis(from.duration),
+        aggression: Some(RuntimeDouble {
+            default_value: from.aggression.0,
+            runtime_key: "carrick.slow_start.aggression".to_owned(),
+        }),
+        min_weight_percent: Some(Percent { value: from.minimum_percent.0 }),
+    };
+    out.lb_config = match out.lb_policy() {
+        LbPolicy::LeastRequest => Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+            slow_start_config: Some(config),
+            ..LeastRequestLbConfig::default()
+        })),
+        LbPolicy::RoundRobin => {
+            Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(config) }))
+        }
+        _ => return,
+    };
+}
+
+fn retry_budget(out: &mut api::Cluster, from: &RetryBudget) {
+    let budget = thresholds::RetryBudget {
+        budget_percent: Some(Percent { value: from.percent.0 }),
+        min_retry_concurrency: wire::number(from.minimum),
+        ..thresholds::RetryBudget::default()
+    };
+    for limits in out.circuit_breakers.iter_mut().flat_map(|b| &mut b.thresholds) {
+        limits.retry_budget = Some(budget.clone());
+    }
+}
+
+/// Connections begin with a PROXY header; whatever they are otherwise follows.
+fn proxy_header(inner: Option<TransportSocket>, version: ProxyHeader) -> Option<TransportSocket> {
+    let version = match version {
+        ProxyHeader::V1 => proxy_protocol_config::Version::V1,
+        ProxyHeader::V2 => proxy_protocol_config::Version::V2,
+    };
+    let config = ProxyProtocolUpstreamTransport {
+        config: Some(ProxyProtocolConfig { version: version.into(), ..ProxyProtocolConfig::default() }),
+        transport_socket: inner.or_else(tls::plain),
+        ..ProxyProtocolUpstreamTransport::default()
+    };
+    wire::transport_socket("envoy.transport_sockets.upstream_proxy_protocol", wire::any(&config))
+}
+
 /// HTTP options of a cluster. HTTP/1.1 without any is Envoy's default and is left out.
 fn http_options(out: &mut api::Cluster, http: UpstreamHttp, pool: &ConnectionPool, user: Option<&UserTls>) {
-    let common = (pool.http_idle_timeout.is_some() || pool.max_requests_per_connection.is_some()).then(|| CommonHttp {
+    let limited = pool.http_idle_timeout.is_some()
+        || pool.max_requests_per_connection.is_some()
+        || pool.max_connection_duration.is_some();
+    let common = limited.then(|| CommonHttp {
+        max_connection_duration: pool.max_connection_duration.and_then(wire::millis),
         idle_timeout: pool.http_idle_timeout.and_then(wire::millis),
         max_requests_per_connection: pool.max_requests_per_connection.and_then(wire::number),
         ..CommonHttp::default()
@@ -276,6 +390,11 @@ fn http_options(out: &mut api::Cluster, http: UpstreamHttp, pool: &ConnectionPoo
     }
     let http2 = Http2ProtocolOptions {
         max_concurrent_streams: pool.max_concurrent_streams.and_then(wire::number),
+        connection_keepalive: pool.http2_keepalive.map(|(interval, timeout)| KeepaliveSettings {
+            interval: wire::millis(interval),
+            timeout: wire::millis(timeout),
+            ..KeepaliveSettings::default()
+        }),
         ..Http2ProtocolOptions::default()
     };
     let explicit =
@@ -323,11 +442,15 @@ fn outbound_metadata(cluster: &Cluster) -> stable::Struct {
     istio
 }
 
-/// Packs a cluster with its `istio` metadata, whose map is appended in a stable order: protobuf messages may be concatenated.
-fn with_metadata(cluster: &api::Cluster, istio: stable::Struct) -> Any {
+/// Packs a cluster with its `istio` metadata and endpoints, whose maps are appended in a stable order: protobuf messages may be concatenated.
+fn with_metadata(
+    cluster: &api::Cluster,
+    istio: stable::Struct,
+    load_assignment: Option<stable::ClusterLoadAssignment>,
+) -> Any {
     let metadata = stable::Metadata { filter_metadata: [("istio".to_owned(), istio)].into() };
     let mut value = cluster.encode_to_vec();
-    value.extend(stable::ClusterMetadata { metadata: Some(metadata) }.encode_to_vec());
+    value.extend(stable::ClusterMetadata { load_assignment, metadata: Some(metadata) }.encode_to_vec());
     Any { type_url: api::Cluster::type_url(), value }
 }
 

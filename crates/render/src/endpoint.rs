@@ -2,8 +2,11 @@
 //!
 //! Invariant: an endpoint without the mark is only ever matched by the plaintext socket.
 
-use carrick_mesh::view::{Load, LoadEndpoint};
-use envoy_types::pb::{envoy::config::core::v3::HealthStatus, google::protobuf::Any};
+use carrick_mesh::view::{Load, LoadEndpoint, LoadGroup};
+use envoy_types::pb::{
+    envoy::config::core::v3::{HealthStatus, Locality},
+    google::protobuf::Any,
+};
 
 use crate::wire::{
     self,
@@ -12,16 +15,29 @@ use crate::wire::{
 
 /// The assignment of one cluster.
 pub fn assignment(load: &Load) -> Any {
-    let lb_endpoints: Vec<_> = load.endpoints.iter().map(endpoint).collect();
-    let weight = u32::try_from(lb_endpoints.len()).ok().and_then(wire::number);
-    let locality = LocalityLbEndpoints {
-        locality: Some(envoy_types::pb::envoy::config::core::v3::Locality::default()),
-        lb_endpoints,
-        load_balancing_weight: weight,
-    };
-    let endpoints = if load.endpoints.is_empty() { Vec::new() } else { vec![locality] };
-    let message = ClusterLoadAssignment { cluster_name: load.cluster.to_string(), endpoints };
-    wire::any_as("envoy.config.endpoint.v3.ClusterLoadAssignment", &message)
+    wire::any_as("envoy.config.endpoint.v3.ClusterLoadAssignment", &message(load))
+}
+
+/// The same, as part of a cluster.
+pub fn message(load: &Load) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: load.cluster.to_string(),
+        endpoints: load.groups.iter().map(locality).collect(),
+    }
+}
+
+fn locality(group: &LoadGroup) -> LocalityLbEndpoints {
+    let sum = || group.endpoints.iter().fold(0_u32, |sum, e| sum.saturating_add(e.weight));
+    LocalityLbEndpoints {
+        locality: Some(Locality {
+            region: group.locality.region.to_string(),
+            zone: group.locality.zone.to_string(),
+            sub_zone: group.locality.subzone.to_string(),
+        }),
+        lb_endpoints: group.endpoints.iter().map(endpoint).collect(),
+        load_balancing_weight: wire::number(group.share.unwrap_or_else(sum)),
+        priority: group.priority,
+    }
 }
 
 fn endpoint(from: &LoadEndpoint) -> LbEndpoint {
@@ -35,9 +51,9 @@ fn endpoint(from: &LoadEndpoint) -> LbEndpoint {
         metadata.filter_metadata.insert("istio".to_owned(), istio);
     }
     LbEndpoint {
-        endpoint: Some(Endpoint { address: wire::address(&wire::host(from.ip), from.port) }),
+        endpoint: Some(Endpoint { address: wire::endpoint(&from.address) }),
         health_status: HealthStatus::Healthy.into(),
         metadata: (!metadata.filter_metadata.is_empty()).then_some(metadata),
-        load_balancing_weight: wire::number(1),
+        load_balancing_weight: wire::number(from.weight),
     }
 }

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 
-use carrick_mesh::Security;
-use carrick_mesh::view::{ListenerSettings, PathNormalization, RouteAlpn};
+use carrick_mesh::{
+    Security, names,
+    view::{ListenerSettings, PathNormalization, RouteAlpn, TcpForward, cluster::NameLookup},
+};
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -26,14 +28,18 @@ use envoy_types::pb::{
                     },
                     http_filter,
                 },
-                tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+                tcp_proxy::v3::{
+                    TcpProxy,
+                    tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight},
+                },
             },
         },
+        r#type::v3::{HashPolicy, hash_policy},
     },
     google::protobuf::Any,
 };
 
-use crate::{access_log, security, tls, wire};
+use crate::{access_log, dns, security, tls, wire};
 
 /// The HTTP filter that sets the ALPN list of upstream connections; also the key of its per-route configuration.
 pub const ALPN_FILTER: &str = "carrick.alpn";
@@ -86,11 +92,16 @@ pub fn inbound_http(
 }
 
 /// An HTTP connection manager of the client side, with its routes by RDS.
-pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str) -> Filter {
+pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynamic: Option<&NameLookup>) -> Filter {
     let mut manager = manager(settings, stat);
     manager.route_specifier =
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
-    manager.http_filters = vec![http_filter(ALPN_FILTER, wire::any(&SetFilterState::default())), router()];
+    manager.http_filters = vec![http_filter(ALPN_FILTER, wire::any(&SetFilterState::default()))];
+    manager.http_filters.extend(
+        dynamic
+            .map(|names| http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))),
+    );
+    manager.http_filters.push(router());
     http(&manager)
 }
 
@@ -104,6 +115,38 @@ pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>
         ..TcpProxy::default()
     };
     network("envoy.filters.network.tcp_proxy", wire::any(&proxy))
+}
+
+/// The filters that forward a connection: to one cluster or to several by weight, through a tunnel, or to the name it asks for.
+pub fn tcp_forward(settings: &ListenerSettings, to: &TcpForward) -> Vec<Filter> {
+    let first = to.clusters.first().map_or(names::BLACK_HOLE, |(cluster, _)| cluster);
+    let cluster_specifier = match to.clusters.as_slice() {
+        [] | [_] => ClusterSpecifier::Cluster(first.to_owned()),
+        several => ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: several
+                .iter()
+                .map(|(name, weight)| ClusterWeight { name: name.to_string(), weight: *weight, ..Default::default() })
+                .collect(),
+        }),
+    };
+    let source = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
+    let proxy = TcpProxy {
+        stat_prefix: first.to_owned(),
+        cluster_specifier: Some(cluster_specifier),
+        access_log: access_log::all(settings.access_log.as_ref()),
+        idle_timeout: to.idle_timeout.and_then(wire::millis),
+        hash_policy: to.source_hash.then_some(HashPolicy { policy_specifier: Some(source) }).into_iter().collect(),
+        tunneling_config: to.tunnel.as_ref().map(|(host, post)| TunnelingConfig {
+            hostname: host.to_string(),
+            use_post: *post,
+            ..TunnelingConfig::default()
+        }),
+        ..TcpProxy::default()
+    };
+    let lookup = to.dynamic.as_ref().map(|(names, port)| {
+        network("envoy.filters.network.sni_dynamic_forward_proxy", wire::any(&dns::sni_filter(names, *port)))
+    });
+    lookup.into_iter().chain([network("envoy.filters.network.tcp_proxy", wire::any(&proxy))]).collect()
 }
 
 fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {

@@ -62,6 +62,29 @@ pub fn listener(view: &Inbound) -> Option<Listener> {
     })
 }
 
+/// The listener of a port that is listened on for real (§2.14); `None` for any other.
+pub fn bound(view: &Inbound, port: u16) -> Option<Listener> {
+    let port = view.ports.iter().find(|p| p.target == port)?;
+    let ip = port.bind?;
+    let set = chains::set(port);
+    let filter_chains = set.render(view);
+    Some(Listener {
+        name: bound_name(ip, port.target),
+        address: wire::address(&wire::host(ip), port.target),
+        filter_chains,
+        listener_filters: inspect::inspectors(&[set]),
+        listener_filters_timeout: wire::millis(view.settings.detection_timeout),
+        continue_on_listener_filters_timeout: true,
+        traffic_direction: TrafficDirection::Inbound.into(),
+        ..Listener::default()
+    })
+}
+
+/// The name of such a listener.
+pub fn bound_name(ip: std::net::IpAddr, port: u16) -> String {
+    format!("{ip}_{port}")
+}
+
 /// Connections to 15006 itself would be forwarded to itself for ever.
 fn black_hole(view: &Inbound) -> FilterChain {
     FilterChain {

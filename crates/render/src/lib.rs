@@ -7,6 +7,7 @@
 pub mod access_log;
 pub mod cache;
 pub mod cluster;
+pub mod dns;
 pub mod endpoint;
 pub mod filters;
 pub mod inbound;
@@ -84,6 +85,7 @@ pub fn resources(view: &View, cache: &mut Cache) -> Rendered {
     clusters.extend(inbound_clusters(&view.inbound, cache));
     let mut listeners = (*shared.listeners).clone();
     listeners.extend(inbound_listener(&view.inbound, cache));
+    listeners.extend(bound_listeners(&view.inbound, cache));
     Rendered {
         clusters: Arc::new(clusters),
         endpoints: load_set(&view.loads, cache),
@@ -115,7 +117,7 @@ fn outbound_set(view: &Arc<Outbound>, cache: &mut Cache) -> OutboundSet {
     }
     if let Some(port) = view.listen_port {
         let input =
-            CatchAll { port, families: view.families, allow_any: view.allow_any, settings: view.settings.clone() };
+            CatchAll { port, families: view.families, rest: view.rest.clone(), settings: view.settings.clone() };
         let render = |c: &CatchAll| (outbound::LISTENER.into(), wire::any(&outbound::catch_all(c)));
         add(&mut listeners, cache.catch_all.get(now, &input, || Arc::new(input.clone()), render));
     }
@@ -175,6 +177,28 @@ fn inbound_listener(view: &Arc<Inbound>, cache: &mut Cache) -> Option<(Arc<str>,
     };
     let resource = cache.inbound.get(cache.generation, view, || view.clone(), render);
     Some((resource.name.clone(), resource))
+}
+
+/// A port of an inbound side that is listened on for real.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BoundPort {
+    view: Arc<Inbound>,
+    port: u16,
+}
+
+fn bound_listeners(view: &Arc<Inbound>, cache: &mut Cache) -> Vec<(Arc<str>, Arc<Resource>)> {
+    let ports = view.ports.iter().filter_map(|p| Some((p.bind?, p.target)));
+    let of = |(ip, port): (std::net::IpAddr, u16)| {
+        let input = BoundPort { view: view.clone(), port };
+        let render = |b: &BoundPort| {
+            let listener = inbound::bound(&b.view, b.port).unwrap_or_default();
+            (Arc::from(inbound::bound_name(ip, port)), wire::any(&listener))
+        };
+        let key = || Arc::new(BoundPort { view: view.clone(), port });
+        let resource = cache.bound.get(cache.generation, &input, key, render);
+        (resource.name.clone(), resource)
+    };
+    ports.map(of).collect()
 }
 
 fn built_in(input: BuiltIn, cache: &mut Cache) -> Arc<Resource> {

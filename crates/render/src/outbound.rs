@@ -1,17 +1,20 @@
 //! The listener on 15001, and those it hands connections to by their original destination (semantics §7).
 //!
-//! Invariant: only 15001 is bound; a listener never inspects a connection whose protocol was declared as something other than HTTP.
+//! Invariant: only 15001 is bound, and what a Sidecar wants to be; a listener never inspects a connection whose protocol was declared as something other than HTTP.
+
+use std::sync::Arc;
 
 use carrick_mesh::{
+    model::service::Prefix,
     names,
-    view::{ListenerSettings, OutboundListener, OutboundTarget, inbound::Families},
+    view::{Bind, ListenerSettings, OutboundListener, inbound::Families},
 };
 use envoy_types::pb::envoy::{
     config::{
-        core::v3::TrafficDirection,
+        core::v3::{CidrRange, TrafficDirection},
         listener::v3::{AdditionalAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, listener_filter},
     },
-    extensions::filters::listener::http_inspector::v3::HttpInspector,
+    extensions::filters::listener::{http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector},
 };
 
 use crate::{filters, inbound, wire};
@@ -26,8 +29,8 @@ pub struct CatchAll {
     pub port: u16,
     /// Families it listens on.
     pub families: Families,
-    /// Whether traffic to what nobody declared may leave.
-    pub allow_any: bool,
+    /// The cluster of traffic to what nobody declared.
+    pub rest: Arc<str>,
     /// Settings of the mesh.
     pub settings: ListenerSettings,
 }
@@ -45,7 +48,7 @@ pub fn catch_all(from: &CatchAll) -> Listener {
     };
     let rest = FilterChain {
         name: "virtualOutbound-catchall-tcp".to_owned(),
-        filters: vec![filters::tcp(&from.settings, undeclared(from.allow_any), None)],
+        filters: vec![filters::tcp(&from.settings, &from.rest, None)],
         ..FilterChain::default()
     };
     let both = from.families.v4 && from.families.v6;
@@ -66,48 +69,85 @@ pub fn catch_all(from: &CatchAll) -> Listener {
     }
 }
 
-/// One listener that is handed connections.
+/// One listener that is handed connections, or listens for real.
 pub fn listener(from: &OutboundListener) -> Listener {
-    let host = from.address.map_or_else(|| wire::wildcard(from.v6).to_owned(), wire::host);
-    let stat = format!("outbound_{};", from.name);
-    let http = |routes: &str| FilterChain {
-        filter_chain_match: Some(FilterChainMatch {
-            transport_protocol: "raw_buffer".to_owned(),
-            application_protocols: inbound::plain_http(),
-            ..FilterChainMatch::default()
-        }),
-        filters: vec![filters::outbound_http(&from.settings, &stat, routes)],
-        ..FilterChain::default()
+    let wildcard = |v6| wire::address(wire::wildcard(v6), from.port);
+    let address = match &from.bind {
+        Bind::Any { v6 } => wildcard(*v6),
+        Bind::Ip(ip) => wire::address(&wire::host(*ip), from.port),
+        Bind::Unix(path) => wire::pipe(path),
     };
-    let tcp = |name: &str, cluster: &str| FilterChain {
-        name: name.to_owned(),
-        filters: vec![filters::tcp(&from.settings, cluster, None)],
-        ..FilterChain::default()
-    };
-    let (filter_chains, default_filter_chain) = match &from.target {
-        OutboundTarget::Http { routes } => {
-            (vec![http(routes)], Some(tcp("PassthroughFilterChain", undeclared(from.allow_any))))
+    let by_name = from.chains.iter().any(|c| !c.server_names.is_empty());
+    let mut filter_chains: Vec<_> = from.http.iter().map(|routes| http_chain(from, routes)).collect();
+    for chain in &from.chains {
+        filter_chains.push(FilterChain {
+            filter_chain_match: Some(FilterChainMatch {
+                server_names: chain.server_names.iter().map(ToString::to_string).collect(),
+                prefix_ranges: chain.prefixes.iter().map(range).collect(),
+                ..FilterChainMatch::default()
+            }),
+            filters: filters::tcp_forward(&from.settings, &chain.forward),
+            ..FilterChain::default()
+        });
+    }
+    let only_tcp = filter_chains.is_empty();
+    let otherwise = match &from.tcp {
+        Some(forward) => {
+            FilterChain { filters: filters::tcp_forward(&from.settings, forward), ..FilterChain::default() }
         }
-        OutboundTarget::Auto { routes, cluster } => (vec![http(routes)], Some(tcp("", cluster))),
-        OutboundTarget::Tcp { cluster } => (vec![tcp("", cluster)], None),
+        None => FilterChain {
+            name: "PassthroughFilterChain".to_owned(),
+            filters: vec![filters::tcp(&from.settings, &from.rest, None)],
+            ..FilterChain::default()
+        },
     };
-    let inspected = default_filter_chain.is_some();
+    let default_filter_chain = if only_tcp {
+        filter_chains.push(otherwise);
+        None
+    } else {
+        Some(otherwise)
+    };
+    let mut listener_filters = Vec::new();
+    listener_filters.extend(by_name.then(tls_inspector));
+    listener_filters.extend(from.http.is_some().then(http_inspector));
+    let inspected = !listener_filters.is_empty();
     Listener {
         name: from.name.to_string(),
-        address: wire::address(&host, from.port),
+        address,
         filter_chains,
         default_filter_chain,
-        listener_filters: inspected.then(http_inspector).into_iter().collect(),
+        listener_filters,
         listener_filters_timeout: inspected.then(|| wire::millis(from.settings.detection_timeout)).flatten(),
         continue_on_listener_filters_timeout: inspected,
-        bind_to_port: wire::flag(false),
+        bind_to_port: if from.bound { None } else { wire::flag(false) },
         traffic_direction: TrafficDirection::Outbound.into(),
         ..Listener::default()
     }
 }
 
-fn undeclared(allow_any: bool) -> &'static str {
-    if allow_any { names::PASSTHROUGH } else { names::BLACK_HOLE }
+fn http_chain(from: &OutboundListener, routes: &str) -> FilterChain {
+    let stat = format!("outbound_{};", from.name);
+    FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            transport_protocol: "raw_buffer".to_owned(),
+            application_protocols: inbound::plain_http(),
+            ..FilterChainMatch::default()
+        }),
+        filters: vec![filters::outbound_http(&from.settings, &stat, routes, from.dynamic.as_ref())],
+        ..FilterChain::default()
+    }
+}
+
+fn range(prefix: &Prefix) -> CidrRange {
+    CidrRange { address_prefix: wire::host(prefix.ip), prefix_len: wire::number(u32::from(prefix.length)) }
+}
+
+fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(wire::any(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
 }
 
 fn http_inspector() -> ListenerFilter {

@@ -4,8 +4,7 @@
 
 use carrick_mesh::{
     model::policy::HashKey,
-    names,
-    view::{Route, RouteTable, VirtualHost},
+    view::{Rest, Route, RouteTable, VirtualHost},
 };
 use envoy_types::pb::envoy::{
     config::route::v3::{
@@ -14,7 +13,7 @@ use envoy_types::pb::envoy::{
         route::Action,
         route_action::{
             ClusterSpecifier, HashPolicy, MaxStreamDuration,
-            hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter},
+            hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter},
         },
         route_match::PathSpecifier,
     },
@@ -30,9 +29,9 @@ const RETRIES: u32 = 2;
 /// A table of the client side.
 pub fn table(table: &RouteTable) -> RouteConfiguration {
     let mut hosts: Vec<_> = table.hosts.iter().map(|h| virtual_host(h)).collect();
-    match table.rest {
-        Some(true) => hosts.push(rest("allow_any", forward(names::PASSTHROUGH))),
-        Some(false) => {
+    match &table.rest {
+        Some(Rest::Forward(cluster)) => hosts.push(rest("allow_any", forward(cluster))),
+        Some(Rest::Refuse) => {
             let refuse = DirectResponseAction { status: 502, ..DirectResponseAction::default() };
             hosts.push(rest("block_all", Action::DirectResponse(refuse)));
         }
@@ -160,11 +159,14 @@ fn default_retries(elsewhere: bool) -> RetryPolicy {
 fn hash_policy(key: &HashKey) -> HashPolicy {
     let specifier = match key {
         HashKey::Header(name) => PolicySpecifier::Header(Header { header_name: name.to_string(), ..Header::default() }),
-        HashKey::Cookie { name, path, ttl } => PolicySpecifier::Cookie(Cookie {
+        HashKey::Cookie { name, path, ttl, attributes } => PolicySpecifier::Cookie(Cookie {
             name: name.to_string(),
             path: path.to_string(),
             ttl: ttl.and_then(wire::millis),
-            ..Cookie::default()
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| CookieAttribute { name: name.to_string(), value: value.to_string() })
+                .collect(),
         }),
         HashKey::SourceIp => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
         HashKey::Query(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.to_string() }),

@@ -6,7 +6,9 @@
 use std::{net::IpAddr, sync::Arc};
 
 use carrick_mesh::{
-    FileCerts, names,
+    FileCerts,
+    model::sidecar::{ClientCertificates, IngressTls},
+    names,
     view::{MeshTls, ServerTls, UpstreamHttp, UserTls, cluster::MeshAlpn},
 };
 use envoy_types::pb::envoy::{
@@ -63,6 +65,28 @@ pub fn server(tls: &ServerTls, alpn: &[&str]) -> Option<TransportSocket> {
     let context = DownstreamTlsContext {
         common_tls_context: Some(common),
         require_client_certificate: wire::flag(true),
+        ..DownstreamTlsContext::default()
+    };
+    wire::transport_socket(TLS_SOCKET, wire::any(&context))
+}
+
+/// The socket of an inbound port that a Sidecar gives a certificate of its own (§2.8).
+pub fn ingress(tls: &IngressTls) -> Option<TransportSocket> {
+    let version = |minor| if minor == 3 { TlsProtocol::TlSv13 } else { TlsProtocol::TlSv12 };
+    let parameters = TlsParameters {
+        tls_minimum_protocol_version: version(tls.min_version).into(),
+        tls_maximum_protocol_version: version(tls.max_version.max(tls.min_version)).into(),
+        cipher_suites: tls.cipher_suites.iter().map(ToString::to_string).collect(),
+        ..TlsParameters::default()
+    };
+    let mut common = common(parameters, &ALPN_SERVER_HTTP);
+    common.tls_certificate_sds_secret_configs = vec![secret(&tls.certificate)];
+    let names = || tls.subject_alt_names.iter().map(|name| exact(name)).collect();
+    common.validation_context_type =
+        tls.roots.as_ref().map(|roots| combined(names(), secret(roots), tls.crl.as_deref()));
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: wire::flag(tls.clients == ClientCertificates::Required),
         ..DownstreamTlsContext::default()
     };
     wire::transport_socket(TLS_SOCKET, wire::any(&context))

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
-        Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, CidrRange, ConfigSource, GrpcService,
+        Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, CidrRange, ConfigSource, GrpcService, Pipe,
         SocketAddress, TransportSocket, TypedExtensionConfig, address::Address as Choice, api_config_source::ApiType,
         config_source::ConfigSourceSpecifier, grpc_service, socket_address::PortSpecifier, transport_socket,
     },
@@ -56,6 +56,21 @@ pub fn socket_address(host: &str, port: u16) -> SocketAddress {
 
 pub fn address(host: &str, port: u16) -> Option<Address> {
     Some(Address { address: Some(Choice::SocketAddress(socket_address(host, port))) })
+}
+
+/// A path of a Unix domain socket.
+pub fn pipe(path: &str) -> Option<Address> {
+    Some(Address { address: Some(Choice::Pipe(Pipe { path: path.to_owned(), ..Pipe::default() })) })
+}
+
+/// Where an endpoint is.
+pub fn endpoint(at: &carrick_mesh::model::Address) -> Option<Address> {
+    use carrick_mesh::model::Address as At;
+    match at {
+        At::Ip(ip, port) => address(&host(*ip), *port),
+        At::Name(name, port) => address(name, *port),
+        At::Unix(path) => pipe(path),
+    }
 }
 
 /// Every address of a family.
@@ -177,9 +192,11 @@ pub mod stable {
         pub filter_metadata: BTreeMap<String, Struct>,
     }
 
-    /// The metadata of `envoy.config.cluster.v3.Cluster`, to be appended to the rest of the message.
+    /// The metadata and endpoints of `envoy.config.cluster.v3.Cluster`, to be appended to the rest of the message.
     #[derive(Clone, PartialEq, Message)]
     pub struct ClusterMetadata {
+        #[prost(message, optional, tag = "33")]
+        pub load_assignment: Option<ClusterLoadAssignment>,
         #[prost(message, optional, tag = "25")]
         pub metadata: Option<Metadata>,
     }
@@ -202,6 +219,8 @@ pub mod stable {
         pub lb_endpoints: Vec<LbEndpoint>,
         #[prost(message, optional, tag = "3")]
         pub load_balancing_weight: Option<UInt32Value>,
+        #[prost(uint32, tag = "5")]
+        pub priority: u32,
     }
 
     /// `envoy.config.endpoint.v3.LbEndpoint`.

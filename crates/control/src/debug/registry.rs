@@ -40,14 +40,14 @@ pub(super) fn endpoints(pages: &Pages) -> Response {
                 let endpoints: Vec<Value> = current
                     .snapshot
                     .endpoints()
-                    .of_service(&s.origin.name)
+                    .of_service(&s.id)
                     .map(|(port, e)| {
                         json!({
                             "port": &**port,
-                            "address": std::net::SocketAddr::new(e.ip, e.port).to_string(),
+                            "address": e.address.to_string(),
                             "ready": e.ready,
                             "workload": e.workload.as_ref().map(|w| w.name.to_string()),
-                            "identity": e.workload.as_ref().map(|w| w.identity.as_str().to_owned()),
+                            "identity": e.workload.as_ref().and_then(|w| Some(w.identity.as_ref()?.as_str().to_owned())),
                         })
                     })
                     .collect();

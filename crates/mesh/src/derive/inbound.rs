@@ -1,18 +1,25 @@
-//! The server side (semantics §2): ports of the services a workload stands behind, with the mode each is in.
+//! The server side (semantics §2): ports of the services a workload stands behind, or those its Sidecar names, with the mode each is in.
 //!
 //! Invariant: one entry per workload port; of several services the oldest gives protocol and name.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use carrick_api::protocol::Class;
-use carrick_base::Labels;
+use carrick_api::{Protocol, protocol::Class};
+use carrick_base::{Hostname, Labels};
 
 use crate::{
-    model::{Port, Resolution, Service, endpoint::carries_all, service::Target},
+    model::{
+        Endpoint, MtlsMode, Port, Resolution, Service, SidecarConfig,
+        endpoint::carries_all,
+        service::Target,
+        sidecar::{Ingress, IngressTarget},
+    },
     names,
-    parts::{Inbound, InboundCluster, InboundPort, PassthroughPort, PortClass, ServerTls, inbound::Families},
-    peer_auth::PeerAuthIndex,
-    proxy::ProxyNode,
+    parts::{
+        Inbound, InboundCluster, InboundPort, InboundTarget, PassthroughPort, PortClass, ServerTls, inbound::Families,
+    },
+    peer_auth::{Effective, PeerAuthIndex},
+    proxy::{Interception, ProxyNode},
     rules, security,
     snapshot::Snapshot,
 };
@@ -21,8 +28,14 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
     let settings = snapshot.settings();
     let effective = snapshot.peer_auth().effective(&proxy.namespace, labels);
     let families = Families::of(&proxy.ips);
+    let sidecar = snapshot.sidecars().select(&proxy.namespace, labels);
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
-    for service in services_of(snapshot, proxy, labels) {
+    for (sidecar, ingress) in sidecar.iter().flat_map(|s| s.ingress.iter().map(move |i| (s, i))) {
+        ports.insert(ingress.port, of_ingress(snapshot, proxy, sidecar, ingress, &effective));
+    }
+    // A Sidecar that names ports names all of them (§2.15).
+    let services = if ports.is_empty() { services_of(snapshot, proxy, labels) } else { Vec::new() };
+    for service in services {
         for port in &service.ports {
             for target in targets(snapshot, proxy, &service, port) {
                 ports.entry(target).or_insert_with(|| {
@@ -36,7 +49,9 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
                         service: service.hostname.clone(),
                         service_name: service.origin.name.clone(),
                         service_port: port.number,
-                        cluster: cluster(snapshot, proxy, &service, port, target),
+                        cluster: cluster(snapshot, proxy, &service, port, target, sidecar),
+                        tls: None,
+                        bind: None,
                     }
                 });
             }
@@ -68,10 +83,67 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
 
 /// What a declared protocol means for chains.
 pub(super) fn class_of(port: &Port) -> PortClass {
-    match port.protocol.class() {
+    class_of_protocol(port.protocol)
+}
+
+fn class_of_protocol(protocol: Protocol) -> PortClass {
+    match protocol.class() {
         Class::Auto => PortClass::Auto,
-        Class::Http => PortClass::Http { h2: port.protocol.is_http2() },
+        Class::Http => PortClass::Http { h2: protocol.is_http2() },
         Class::Tcp | Class::Udp => PortClass::Tcp,
+    }
+}
+
+/// A port that a Sidecar names (§2.8, §2.9). Its own TLS counts only where mesh TLS is switched off.
+fn of_ingress(
+    snapshot: &Snapshot,
+    proxy: &ProxyNode,
+    sidecar: &SidecarConfig,
+    ingress: &Ingress,
+    effective: &Effective,
+) -> InboundPort {
+    let settings = snapshot.settings();
+    let decided = effective.port(ingress.port).clone();
+    let tls = ingress.tls.clone().filter(|_| decided.mode == MtlsMode::Disable);
+    let class = match (&tls, ingress.protocol) {
+        (Some(_), Protocol::Https) => PortClass::Http { h2: false },
+        (_, protocol) => class_of_protocol(protocol),
+    };
+    let pool = ingress.pool.as_ref().or(sidecar.inbound_pool.as_ref()).cloned();
+    let (name, namespace) = (&sidecar.origin.name.name, &sidecar.origin.name.namespace);
+    let hostname = Hostname::new(&format!("{name}.{namespace}"));
+    let own = proxy.ips.first().copied();
+    let to = match &ingress.to {
+        IngressTarget::AsSent if settings.inbound_localhost => InboundTarget::Loopback(ingress.port),
+        IngressTarget::AsSent if proxy.interception == Interception::None => InboundTarget::Loopback(ingress.port),
+        IngressTarget::AsSent => InboundTarget::AsSent,
+        IngressTarget::Loopback(port) => InboundTarget::Loopback(*port),
+        IngressTarget::Pod(port) => own.map_or(InboundTarget::Nowhere, |ip| InboundTarget::Pod(ip, *port)),
+        IngressTarget::Unix(path) => InboundTarget::Unix(path.clone()),
+        IngressTarget::Nowhere => InboundTarget::Nowhere,
+    };
+    let bound = !ingress.captured || proxy.interception == Interception::None;
+    InboundPort {
+        target: ingress.port,
+        class,
+        mode: decided.mode,
+        mode_from: decided.from,
+        service: hostname.clone(),
+        service_name: sidecar.origin.name.clone(),
+        service_port: ingress.port,
+        cluster: InboundCluster {
+            name: names::inbound_cluster(ingress.port),
+            port: ingress.port,
+            to,
+            class,
+            connect_timeout: pool.as_ref().and_then(|p| p.connect_timeout).unwrap_or(settings.connect_timeout),
+            pool,
+            v6: own.is_some_and(|ip| ip.is_ipv6()),
+            service: hostname,
+            service_name: sidecar.origin.name.clone(),
+        },
+        tls,
+        bind: ingress.bind.or(own).filter(|_| bound),
     }
 }
 
@@ -85,7 +157,7 @@ fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Vec<A
         if known && !service.selector.is_empty() {
             return carries_all(labels, &service.selector);
         }
-        snapshot.endpoints().of_service(&service.origin.name).any(|(_, e)| proxy.ips.contains(&e.ip))
+        snapshot.endpoints().of_service(&service.id).any(|(_, e)| is_own(proxy, e))
     };
     snapshot.services_in(&proxy.namespace).iter().filter(stands_behind).cloned().collect()
 }
@@ -100,23 +172,35 @@ fn targets(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Por
     if let Some(number) = name.and_then(|n| snapshot.workload_of(proxy)?.ports.get(n)) {
         return vec![*number];
     }
-    let endpoints = snapshot.endpoints().of(&service.origin.name, &port.name).iter();
-    let mut own: Vec<u16> = endpoints.filter(|e| proxy.ips.contains(&e.ip)).map(|e| e.port).collect();
+    let endpoints = snapshot.endpoints().of(&service.id, &port.slot).iter();
+    let mut own: Vec<u16> = endpoints.filter(|e| is_own(proxy, e)).map(|e| e.address.port()).collect();
     own.sort_unstable();
     own.dedup();
     own
 }
 
-fn cluster(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Port, target: u16) -> InboundCluster {
+fn is_own(proxy: &ProxyNode, endpoint: &Endpoint) -> bool {
+    endpoint.address.ip().is_some_and(|ip| proxy.ips.contains(&ip))
+}
+
+fn cluster(
+    snapshot: &Snapshot,
+    proxy: &ProxyNode,
+    service: &Service,
+    port: &Port,
+    target: u16,
+    sidecar: Option<&Arc<SidecarConfig>>,
+) -> InboundCluster {
     let settings = snapshot.settings();
     // Rules with a workload selector are for clients only, so none is selected here.
     let client = rules::Client { namespace: proxy.namespace.clone(), selected: Vec::new() };
     let rule = snapshot.rules().lookup(&client, service.namespace(), &service.hostname);
-    let pool = rule.and_then(|rule| rules::effective(rule, "", port.number).connection_pool);
+    let by_rule = || rule.and_then(|rule| rules::effective(rule, "", port.number).connection_pool);
+    let pool = sidecar.and_then(|s| s.inbound_pool.clone()).or_else(by_rule);
     InboundCluster {
         name: names::inbound_cluster(target),
         port: target,
-        localhost: settings.inbound_localhost,
+        to: if settings.inbound_localhost { InboundTarget::Loopback(target) } else { InboundTarget::AsSent },
         class: class_of(port),
         connect_timeout: pool.as_ref().and_then(|p| p.connect_timeout).unwrap_or(settings.connect_timeout),
         pool,

@@ -4,10 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use carrick_base::{Labels, NamespacedName};
+use carrick_base::Labels;
 
 use crate::{
-    model::{Endpoint, MtlsMode, Port, Service, TlsMode, Workload},
+    locality::{self, Spread},
+    model::{Address, Endpoint, MtlsMode, Port, Service, ServiceId, TlsMode, Workload},
     parts::{Load, LoadEndpoint},
     peer_auth::{Effective, PeerAuthIndex},
     snapshot::Snapshot,
@@ -17,19 +18,24 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct LoadKey {
     pub cluster: Arc<str>,
-    pub service: NamespacedName,
-    pub port_name: Arc<str>,
+    pub service: ServiceId,
+    pub slot: Arc<str>,
     /// Labels of the subset.
     pub labels: Labels,
     /// What the client's rule says for all endpoints, if it has TLS; else each endpoint's policy decides.
     pub by_rule: Option<bool>,
+    /// Which endpoints come first, if that matters.
+    pub spread: Option<Spread>,
 }
+
+/// Policies of workloads by the workload's address, which is its snapshot's own.
+pub(super) type Policies = HashMap<usize, Effective>;
 
 /// Assignments of one snapshot by what they depend on, and the policies of workloads met on the way.
 #[derive(Debug, Default)]
 pub(super) struct LoadMemo {
     loads: HashMap<Arc<LoadKey>, Arc<Load>>,
-    policies: HashMap<NamespacedName, Effective>,
+    policies: Policies,
 }
 
 impl LoadMemo {
@@ -43,26 +49,38 @@ pub(super) fn derive(snapshot: &Snapshot, keys: &[Arc<LoadKey>], memo: &mut Load
     let LoadMemo { loads, policies } = memo;
     let mut of = |key: &Arc<LoadKey>| match loads.get(key) {
         Some(known) => known.clone(),
-        None => loads.entry(key.clone()).or_insert(Arc::new(load(snapshot, key, policies))).clone(),
+        None => {
+            // EDS has addresses only; a name behind it could not be resolved by anybody.
+            let all = snapshot.endpoints().of(&key.service, &key.slot).iter();
+            let all = all.filter(|e| !matches!(e.address, Address::Name(..)));
+            loads.entry(key.clone()).or_insert(Arc::new(load(snapshot, key, all, policies))).clone()
+        }
     };
     keys.iter().map(&mut of).collect()
 }
 
-fn load(snapshot: &Snapshot, key: &LoadKey, policies: &mut HashMap<NamespacedName, Effective>) -> Load {
-    let all = snapshot.endpoints().of(&key.service, &key.port_name);
-    let service = (!snapshot.legacy().is_empty()).then(|| snapshot.service_named(&key.service)).flatten();
-    let service_port = service.and_then(|s| s.ports.iter().find(|p| p.name == key.port_name).map(|p| (&**s, p)));
+/// The assignment of these endpoints.
+pub(super) fn load<'a>(
+    snapshot: &Snapshot,
+    key: &LoadKey,
+    all: impl Iterator<Item = &'a Endpoint>,
+    policies: &mut Policies,
+) -> Load {
+    let service = (!snapshot.legacy().is_empty()).then(|| snapshot.service_of(&key.service)).flatten();
+    let service_port = service.and_then(|s| s.ports.iter().find(|p| p.slot == key.slot).map(|p| (&**s, p)));
     let endpoints = all
-        .iter()
         .filter(|e| e.ready && e.carries(&key.labels))
-        .map(|e| LoadEndpoint {
-            ip: e.ip,
-            port: e.port,
-            mtls: takes_mtls(snapshot, e, key.by_rule, service_port, policies),
-            workload: e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w)),
+        .map(|e| {
+            let endpoint = LoadEndpoint {
+                address: e.address.clone(),
+                mtls: takes_mtls(snapshot, e, key.by_rule, service_port, policies),
+                workload: e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w)),
+                weight: e.weight(),
+            };
+            (e, endpoint)
         })
         .collect();
-    Load { cluster: key.cluster.clone(), endpoints }
+    Load { cluster: key.cluster.clone(), groups: locality::arrange(endpoints, key.spread.as_ref()) }
 }
 
 fn takes_mtls(
@@ -70,7 +88,7 @@ fn takes_mtls(
     endpoint: &Endpoint,
     by_rule: Option<bool>,
     service_port: Option<(&Service, &Port)>,
-    policies: &mut HashMap<NamespacedName, Effective>,
+    policies: &mut Policies,
 ) -> bool {
     let Some(workload) = endpoint.workload.as_ref().filter(|w| w.tls_mode == TlsMode::Istio) else { return false };
     if let Some(enabled) = by_rule {
@@ -80,9 +98,9 @@ fn takes_mtls(
         return false;
     }
     let effective = policies
-        .entry(workload.name.clone())
+        .entry(Arc::as_ptr(workload) as usize)
         .or_insert_with(|| snapshot.peer_auth().effective(&workload.name.namespace, &workload.labels));
-    let effective = effective.port(endpoint.port);
+    let effective = effective.port(endpoint.address.port());
     let decided = match service_port {
         Some((service, port)) => &PeerAuthIndex::of_service_port(effective, snapshot.legacy(), service, port),
         None => effective,
@@ -90,8 +108,11 @@ fn takes_mtls(
     decided.mode != MtlsMode::Disable
 }
 
-/// `<workload>;<namespace>;<canonical name>;<canonical revision>;<cluster>`.
+/// `<workload>;<namespace>;<canonical name>;<canonical revision>;<cluster>`; empty for what no object of its own stands for.
 fn describe(workload: &Workload) -> Arc<str> {
+    if workload.workload_name.is_empty() {
+        return "".into();
+    }
     let label = |keys: &[&str]| keys.iter().find_map(|k| workload.labels.get(*k)).map(String::as_str);
     let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);

@@ -1,15 +1,30 @@
-//! The client side (semantics §3, §4, §7): clusters of all visible services, and what leads to them.
+//! The client side (semantics §3, §4, §7, §8): clusters of all visible services, and what leads to them.
 //!
 //! Invariant: services a proxy may not see leave no trace in its view.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use super::{Scope, inbound::class_of, listeners, loads::LoadKey, routes};
+use super::{
+    Scope, egress,
+    inbound::class_of,
+    listeners,
+    loads::{self, LoadKey, Policies},
+    routes,
+};
 use crate::{
-    model::{DestinationRule, Port, Resolution, Service, TrafficPolicy, policy::HashKey, policy::LoadBalancer},
+    locality::{self, Place, Spread},
+    model::{
+        DestinationRule, Port, Resolution, Service, TrafficPolicy,
+        policy::{HashKey, LoadBalancer, LocalityChoice},
+    },
     names,
     parts::{
-        ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, UpstreamHttp, cluster::MeshAlpn,
+        ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, TcpForward, UpstreamHttp,
+        cluster::{MeshAlpn, NameLookup},
+        inbound::Families,
     },
     proxy::{FileCerts, Interception},
     rules,
@@ -23,8 +38,16 @@ pub(super) struct VisiblePort<'a> {
     pub port: &'a Port,
     pub class: PortClass,
     pub cluster: Arc<str>,
+    pub forward: TcpForward,
     pub alpn: Option<RouteAlpn>,
     pub hash: Option<HashKey>,
+}
+
+/// Ports of one egress listener.
+pub(super) struct VisiblePorts<'a> {
+    /// The listener; `None` is the implicit one of everything.
+    pub egress: Option<&'a crate::model::sidecar::Egress>,
+    pub ports: Vec<VisiblePort<'a>>,
 }
 
 /// Clusters of one service as clients of one rule see them.
@@ -34,8 +57,17 @@ struct Reached {
     keys: Vec<Arc<LoadKey>>,
 }
 
-/// What a service's clusters depend on within one snapshot: the service and the rule, by address, and the client's files.
-type ReachedKey = (usize, Option<usize>, Option<FileCerts>);
+/// The client, as far as clusters depend on it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Reacher {
+    files: Option<FileCerts>,
+    families: Families,
+    place: Arc<Place>,
+    gateway: bool,
+}
+
+/// What a service's clusters depend on within one snapshot: the service and the rule, by address, and the client.
+type ReachedKey = (usize, Option<usize>, Reacher);
 
 /// Clusters of one snapshot. Addresses are those of the snapshot's own `Arc`s, so a memory lasts no longer than its snapshot.
 #[derive(Debug, Default)]
@@ -49,60 +81,115 @@ impl ClusterMemo {
 
 pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo) -> (Outbound, Vec<Arc<LoadKey>>) {
     let settings = snapshot.settings();
-    let visible = |s: &&Arc<Service>| s.export_to.allows(&scope.client.namespace);
-    let (mut clusters, mut keys, mut ports) = (Vec::new(), Vec::new(), Vec::new());
-    for service in snapshot.services().iter().filter(visible) {
+    let reacher = Reacher {
+        files: scope.client_certs.clone(),
+        families: scope.families,
+        place: scope.place.clone(),
+        gateway: false,
+    };
+    let segments = egress::segments(snapshot, scope);
+    let (mut clusters, mut keys) = (Vec::new(), Vec::new());
+    let mut defaults: HashMap<_, HashMap<u16, Arc<Cluster>>> = HashMap::new();
+    for (service, ports) in egress::union(&segments) {
         if matches!(service.resolution, Resolution::ExternalName(_)) {
             continue;
         }
         let rule = snapshot.rules().lookup(&scope.client, service.namespace(), &service.hostname);
-        let key = (Arc::as_ptr(service) as usize, rule.map(|r| Arc::as_ptr(r) as usize), scope.client_certs.clone());
-        let reached = memo
-            .0
-            .entry(key)
-            .or_insert_with(|| Arc::new(reach(snapshot, scope.client_certs.as_ref(), service, rule.map(|r| &**r))));
-        let defaults = reached.clusters.iter().filter(|c| c.subset.is_empty());
-        ports.extend(service.ports.iter().zip(defaults).map(|(port, cluster)| visible_port(service, port, cluster)));
-        clusters.extend(reached.clusters.iter().cloned());
-        keys.extend(reached.keys.iter().cloned());
+        let key = (Arc::as_ptr(service) as usize, rule.map(|r| Arc::as_ptr(r) as usize), reacher.clone());
+        let reached =
+            memo.0.entry(key).or_insert_with(|| Arc::new(reach(snapshot, &reacher, service, rule.map(|r| &**r))));
+        let seen = reached.clusters.iter().filter(|c| ports.contains(&c.port));
+        for cluster in seen.clone().filter(|c| c.subset.is_empty()) {
+            defaults.entry(&service.id).or_default().insert(cluster.port, cluster.clone());
+        }
+        let names: HashSet<_> = seen.clone().map(|c| &c.name).collect();
+        keys.extend(reached.keys.iter().filter(|k| names.contains(&k.cluster)).cloned());
+        clusters.extend(seen.cloned());
     }
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    clusters.dedup_by(|a, b| a.name == b.name);
     keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+    keys.dedup_by(|a, b| a.cluster == b.cluster);
+    let mut parts = Vec::new();
+    for segment in &segments {
+        let mut ports = Vec::new();
+        for service in &segment.services {
+            let Some(defaults) = defaults.get(&service.id) else { continue };
+            let seen = service.ports.iter().filter(|p| segment.has(p.number));
+            ports.extend(seen.filter_map(|port| Some(visible_port(service, port, defaults.get(&port.number)?))));
+        }
+        parts.push(VisiblePorts { egress: segment.egress, ports });
+    }
     let aliases = routes::aliases(snapshot, &scope.client.namespace);
+    let rest = egress::rest(snapshot, scope, |name| clusters.binary_search_by(|c| (*c.name).cmp(name)).is_ok());
     let outbound = Outbound {
         listen_port: (scope.interception != Interception::None).then_some(settings.outbound_port),
         families: scope.families,
         settings: settings.listener.clone(),
-        allow_any: settings.allow_any,
         connect_timeout: settings.connect_timeout,
-        listeners: listeners::derive(snapshot, scope, &ports),
-        routes: routes::derive(snapshot, scope, &ports, &aliases),
+        listeners: listeners::derive(snapshot, scope, &parts, &rest),
+        routes: routes::derive(snapshot, scope, &parts, &aliases, &rest),
+        rest,
         clusters,
     };
     (outbound, keys)
 }
 
 /// All clusters of a service, those of a port together, its default one first.
-fn reach(snapshot: &Snapshot, files: Option<&FileCerts>, service: &Service, rule: Option<&DestinationRule>) -> Reached {
+fn reach(snapshot: &Snapshot, reacher: &Reacher, service: &Service, rule: Option<&DestinationRule>) -> Reached {
     let mut reached = Reached { clusters: Vec::new(), keys: Vec::new() };
     for port in &service.ports {
         let subsets = rule.iter().flat_map(|r| r.subsets.iter().map(|s| (&*s.name, Some(&s.labels))));
         for (subset, labels) in std::iter::once(("", None)).chain(subsets.filter(|(name, _)| !name.is_empty())) {
             let policy = rule.map(|r| rules::effective(r, subset, port.number)).unwrap_or_default();
-            let cluster = cluster(snapshot, files, service, port, subset, rule, &policy);
-            if cluster.kind == ClusterKind::Eds && !matches!(cluster.socket, ClientSocket::Refused(_)) {
-                reached.keys.push(Arc::new(LoadKey {
-                    cluster: cluster.name.clone(),
-                    service: service.origin.name.clone(),
-                    port_name: port.name.clone(),
-                    labels: labels.cloned().unwrap_or_default(),
-                    by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
-                }));
+            let mut cluster = cluster(snapshot, reacher, service, port, subset, rule, &policy);
+            let key = LoadKey {
+                cluster: cluster.name.clone(),
+                service: service.id.clone(),
+                slot: port.slot.clone(),
+                labels: labels.cloned().unwrap_or_default(),
+                by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
+                spread: spread(snapshot, service, &policy, cluster.outlier_detection.is_some(), &reacher.place),
+            };
+            cluster.shares = key.spread.as_ref().is_some_and(|s| !s.policy.distribute.is_empty());
+            if !matches!(cluster.socket, ClientSocket::Refused(_)) {
+                match cluster.kind {
+                    ClusterKind::Eds => reached.keys.push(Arc::new(key)),
+                    ClusterKind::StrictDns | ClusterKind::LogicalDns => {
+                        let facts = snapshot.facts_of(service).and_then(|f| f.ports.get(&port.slot));
+                        let all = facts.map_or(&[][..], |f| &f.inline).iter();
+                        let load = loads::load(snapshot, &key, all, &mut Policies::new());
+                        cluster.endpoints = Some(Arc::new(load));
+                    }
+                    ClusterKind::OriginalDst | ClusterKind::DynamicForward => {}
+                }
             }
             reached.clusters.push(Arc::new(cluster));
         }
     }
     reached
+}
+
+/// Which endpoints come first (§27.1): the rule's word, else the service's, else the mesh's. Without outlier detection nothing would ever
+/// be known to fail, so that only shares, and what a service asks for itself, hold without it (§27.2).
+fn spread(
+    snapshot: &Snapshot,
+    service: &Service,
+    policy: &TrafficPolicy,
+    outlier_detection: bool,
+    place: &Arc<Place>,
+) -> Option<Spread> {
+    let (policy, always) = match policy.load_balancer.as_ref().and_then(|b| b.locality.as_ref()) {
+        Some(LocalityChoice::Off) => return None,
+        Some(LocalityChoice::Policy(policy)) => (policy.clone(), false),
+        None => match service.distribution {
+            Some(distribution) => (Arc::new(locality::of_distribution(distribution)), true),
+            None => (snapshot.settings().locality.clone()?, false),
+        },
+    };
+    let in_force = always || outlier_detection || !policy.distribute.is_empty();
+    let known = *place != Arc::default() || !policy.priority.is_empty();
+    (in_force && known).then(|| Spread { policy, place: place.clone() })
 }
 
 fn visible_port<'a>(service: &'a Arc<Service>, port: &'a Port, cluster: &Cluster) -> VisiblePort<'a> {
@@ -118,12 +205,13 @@ fn visible_port<'a>(service: &'a Arc<Service>, port: &'a Port, cluster: &Cluster
         LoadBalancer::ConsistentHash(hash) => Some(hash.key.clone()),
         _ => None,
     };
-    VisiblePort { service, port, class: class_of(port), cluster: cluster.name.clone(), alpn, hash }
+    let forward = TcpForward::to(cluster);
+    VisiblePort { service, port, class: class_of(port), cluster: cluster.name.clone(), forward, alpn, hash }
 }
 
 fn cluster(
     snapshot: &Snapshot,
-    files: Option<&FileCerts>,
+    reacher: &Reacher,
     service: &Service,
     port: &Port,
     subset: &str,
@@ -136,7 +224,8 @@ fn cluster(
         pool.tcp_keepalive.clone_from(&settings.tcp_keepalive);
     }
     let http = upstream_http(port, pool.h2_upgrade, pool.use_client_protocol, settings.h2_upgrade);
-    let kind = tls::kind(service, policy.load_balancer.as_ref());
+    let balancing = policy.load_balancer.clone().unwrap_or_default();
+    let kind = tls::kind(service, &balancing.algorithm, subset, reacher.gateway);
     let question = Question {
         service,
         port,
@@ -144,10 +233,11 @@ fn cluster(
         kind,
         http,
         tls: policy.tls.as_ref(),
-        selective: rule.is_some_and(|r| r.workload_selector.is_some()),
-        files,
+        secrets: reacher.gateway || rule.is_some_and(|r| r.workload_selector.is_some()),
+        files: reacher.files.as_ref(),
     };
     let socket = tls::socket(snapshot, &question);
+    let resolves = matches!(kind, ClusterKind::StrictDns | ClusterKind::LogicalDns | ClusterKind::DynamicForward);
     Cluster {
         name: names::outbound_cluster(port.number, subset, &service.hostname),
         hostname: service.hostname.clone(),
@@ -158,7 +248,14 @@ fn cluster(
         socket,
         http,
         limits: Limits { connect_timeout: pool.connect_timeout.unwrap_or(settings.connect_timeout), pool },
-        load_balancer: policy.load_balancer.clone().unwrap_or_default(),
+        load_balancer: balancing.algorithm,
+        warmup: balancing.warmup,
+        shares: false,
+        endpoints: None,
+        names: resolves.then_some(NameLookup { refresh: settings.dns_refresh, families: reacher.families }),
+        proxy_header: policy.proxy_header,
+        tunnel: policy.tunnel.clone(),
+        retry_budget: policy.retry_budget.clone(),
         outlier_detection: policy.outlier_detection.clone().or_else(|| settings.default_outlier.clone()),
         rule: rule.map(|r| r.origin.name.clone()),
     }

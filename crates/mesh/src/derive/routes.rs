@@ -9,10 +9,17 @@ use std::{
 
 use carrick_base::Hostname;
 
-use super::{Scope, outbound::VisiblePort};
+use super::{
+    Scope, listeners,
+    outbound::{VisiblePort, VisiblePorts},
+};
 use crate::{
-    model::{Resolution, Service},
-    parts::{PortClass, Route, RouteTable, VirtualHost},
+    model::{
+        Resolution, Service,
+        sidecar::{Egress, EgressBind},
+    },
+    names,
+    parts::{PortClass, Rest, Route, RouteTable, VirtualHost},
     snapshot::Snapshot,
 };
 
@@ -27,6 +34,15 @@ pub(super) fn port_table(port: u16) -> Arc<str> {
 /// The table of HTTP found on a service's undeclared port.
 pub(super) fn sniffed_table(host: &Hostname, port: u16) -> Arc<str> {
     format!("{host}:{port}").into()
+}
+
+/// The table of a Sidecar's own port.
+pub(super) fn egress_table(egress: &Egress) -> Arc<str> {
+    match (&egress.bind, &egress.port) {
+        (Some(EgressBind::Unix(path)), _) => path.clone(),
+        (_, Some(port)) => port_table(port.number),
+        (_, None) => port_table(0),
+    }
 }
 
 /// ExternalName services a namespace sees, by the service they stand for, oldest first.
@@ -58,25 +74,57 @@ struct Filling {
 pub(super) fn derive(
     snapshot: &Snapshot,
     scope: &Scope,
-    ports: &[VisiblePort<'_>],
+    parts: &[VisiblePorts<'_>],
     aliases: &HashMap<Hostname, Vec<Arc<Service>>>,
+    rest: &Arc<str>,
 ) -> Vec<Arc<RouteTable>> {
-    let allow_any = snapshot.settings().allow_any;
+    let rest = if **rest == *names::BLACK_HOLE { Rest::Refuse } else { Rest::Forward(rest.clone()) };
+    let own_ports: HashSet<u16> =
+        parts.iter().filter_map(|p| p.egress?.port.as_ref()).map(|p| p.number).filter(|n| *n > 0).collect();
+    let mut out = Vec::new();
+    for part in parts {
+        let Some(egress) = part.egress.filter(|e| e.port.is_some()) else {
+            let ports: Vec<_> = part.ports.iter().filter(|v| !own_ports.contains(&v.port.number)).collect();
+            out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, None));
+            continue;
+        };
+        let ports: Vec<_> = part.ports.iter().collect();
+        let table = egress.port.as_ref().is_some_and(|p| p.protocol.is_http()).then(|| egress_table(egress));
+        out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, table));
+    }
+    out.sort_by(|a, b| a.name.cmp(&b.name));
+    out.dedup_by(|a, b| a.name == b.name);
+    out
+}
+
+/// The tables of some ports; of one listener if `only` is its table's name.
+fn of_ports(
+    snapshot: &Snapshot,
+    scope: &Scope,
+    ports: &[&VisiblePort<'_>],
+    aliases: &HashMap<Hostname, Vec<Arc<Service>>>,
+    rest: &Rest,
+    only: Option<Arc<str>>,
+) -> Vec<Arc<RouteTable>> {
     let domain = &snapshot.settings().domain_suffix;
     // A port has a table if something declared HTTP listens on it; undeclared ports are in it too, for requests by name.
-    let http = |p: &&VisiblePort<'_>| matches!(p.class, PortClass::Http { .. });
-    let mut tables: BTreeMap<u16, Filling> =
-        ports.iter().filter(http).map(|p| (p.port.number, Filling::default())).collect();
+    let http = |p: &&&VisiblePort<'_>| matches!(p.class, PortClass::Http { .. });
+    let table_of = |number: u16| only.clone().unwrap_or_else(|| port_table(number));
+    let mut tables: BTreeMap<Arc<str>, Filling> =
+        ports.iter().filter(http).map(|p| (table_of(p.port.number), Filling::default())).collect();
+    if let Some(own) = &only {
+        tables.entry(own.clone()).or_default();
+    }
     let mut out = Vec::new();
     for visible in ports.iter().filter(|p| p.class != PortClass::Tcp) {
         let number = visible.port.number;
-        if visible.class == PortClass::Auto {
+        if visible.class == PortClass::Auto && only.is_none() {
             let host = virtual_host(visible, vec!["*".into()]);
             let name = sniffed_table(&visible.service.hostname, number);
             out.push(Arc::new(RouteTable { name, hosts: vec![Arc::new(host)], rest: None }));
         }
-        let Some(table) = tables.get_mut(&number) else { continue };
-        let mut domains = domains(visible.service, &scope.client.namespace, domain);
+        let Some(table) = tables.get_mut(&table_of(number)) else { continue };
+        let mut domains = domains(visible.service, scope, domain);
         for alias in aliases.get(&visible.service.hostname).into_iter().flatten() {
             domains.extend(names(alias, &scope.client.namespace, domain));
         }
@@ -85,11 +133,10 @@ pub(super) fn derive(
             table.hosts.push(Arc::new(virtual_host(visible, domains)));
         }
     }
-    out.extend(tables.into_iter().map(|(number, Filling { mut hosts, .. })| {
+    out.extend(tables.into_iter().map(|(name, Filling { mut hosts, .. })| {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
-        Arc::new(RouteTable { name: port_table(number), hosts, rest: Some(allow_any) })
+        Arc::new(RouteTable { name, hosts, rest: Some(rest.clone()) })
     }));
-    out.sort_by(|a, b| a.name.cmp(&b.name));
     out
 }
 
@@ -106,25 +153,25 @@ fn virtual_host(visible: &VisiblePort<'_>, domains: Vec<Arc<str>>) -> VirtualHos
 }
 
 /// All domains of a service: its names, then its addresses.
-fn domains(service: &Service, namespace: &str, domain: &str) -> Vec<Arc<str>> {
-    let mut out = names(service, namespace, domain);
+fn domains(service: &Service, scope: &Scope, domain: &str) -> Vec<Arc<str>> {
+    let mut out = names(service, &scope.client.namespace, domain);
     if service.resolution == Resolution::Headless {
         out.push(format!("*.{}", service.hostname).into());
     }
     let address = |ip: &std::net::IpAddr| if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
-    out.extend(service.vips.iter().map(|ip| Arc::from(address(ip))));
+    out.extend(listeners::addresses(service, scope.dns_capture).iter().map(|ip| Arc::from(address(ip))));
     out
 }
 
 /// The full name, and the short forms that a pod of this namespace resolves.
 fn names(service: &Service, namespace: &str, domain: &str) -> Vec<Arc<str>> {
-    let (name, own) = (service.short_name(), service.namespace());
-    let mut out: Vec<Arc<str>> = vec![service.hostname.as_str().into()];
-    if service.hostname != Hostname::service(name, own, domain) {
-        return out;
-    }
-    if **own == *namespace {
-        out.push(name.clone());
+    let host = service.hostname.as_str();
+    let mut out: Vec<Arc<str>> = vec![host.into()];
+    // A ServiceEntry may well be named like a service of the cluster.
+    let inside = host.strip_suffix(domain).and_then(|h| h.strip_suffix(".svc.")).and_then(|h| h.split_once('.'));
+    let Some((name, own)) = inside.filter(|(name, own)| !own.contains('.') && *name != "*") else { return out };
+    if *own == *namespace {
+        out.push(name.into());
     }
     out.push(format!("{name}.{own}").into());
     out.push(format!("{name}.{own}.svc").into());

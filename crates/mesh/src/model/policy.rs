@@ -5,9 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use carrick_api::scalar::Number;
 use carrick_base::{HostPattern, Labels};
 
-use super::{ExportTo, Origin};
+use super::{ExportTo, Origin, locality::LocalityPolicy};
 
 /// What a server takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,6 +131,8 @@ pub enum HashKey {
         path: Arc<str>,
         /// Its lifetime in milliseconds.
         ttl: Option<u64>,
+        /// More attributes, as name and value.
+        attributes: Vec<(Arc<str>, Arc<str>)>,
     },
     /// The peer's address.
     SourceIp,
@@ -175,6 +178,8 @@ pub struct ConnectionPool {
     pub use_client_protocol: bool,
     /// Streams at once on one HTTP/2 connection.
     pub max_concurrent_streams: Option<u32>,
+    /// Milliseconds between pings on an HTTP/2 connection, and to wait for the answer.
+    pub http2_keepalive: Option<(u64, u64)>,
 }
 
 /// TCP keep-alive.
@@ -209,17 +214,83 @@ pub struct OutlierDetection {
     pub min_health_percent: u32,
 }
 
-/// The four blocks that a port level replaces as a group (semantics §4.4).
+/// `loadBalancer`: the algorithm and what goes with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Balancing {
+    /// The algorithm.
+    pub algorithm: LoadBalancer,
+    /// How new endpoints are brought up.
+    pub warmup: Option<Warmup>,
+    /// Which endpoints come first.
+    pub locality: Option<LocalityChoice>,
+}
+
+/// What a rule says of localities.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LocalityChoice {
+    /// `enabled: false`.
+    Off,
+    /// This, in place of the mesh's.
+    Policy(Arc<LocalityPolicy>),
+}
+
+/// How new endpoints are brought up to their full share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Warmup {
+    /// Milliseconds it takes.
+    pub duration: u64,
+    /// The share to begin with, in percent.
+    pub minimum_percent: Number,
+    /// The curve's exponent.
+    pub aggression: Number,
+}
+
+/// `tunnel`: TCP inside of an HTTP request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tunnel {
+    /// The method is POST rather than CONNECT.
+    pub post: bool,
+    /// Where the tunnel leads.
+    pub host: Arc<str>,
+    /// Its port.
+    pub port: u16,
+}
+
+/// `retryBudget`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RetryBudget {
+    /// Percent of active and pending requests that may be retries.
+    pub percent: Number,
+    /// Retries that are always allowed.
+    pub minimum: u32,
+}
+
+/// Version of a PROXY header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyHeader {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// The four blocks that a port level replaces as a group, and those that have no port level (semantics §4.4).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TrafficPolicy {
     /// How an endpoint is chosen.
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<Balancing>,
     /// Limits and timeouts.
     pub connection_pool: Option<ConnectionPool>,
     /// When an endpoint is left out.
     pub outlier_detection: Option<OutlierDetection>,
     /// TLS as a client.
     pub tls: Option<ClientTls>,
+    /// The PROXY header that connections begin with.
+    pub proxy_header: Option<ProxyHeader>,
+    /// The tunnel that connections go through.
+    pub tunnel: Option<Tunnel>,
+    /// How many retries there may be.
+    pub retry_budget: Option<RetryBudget>,
 }
 
 /// A policy with its port levels.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use carrick_base::{Hostname, NamespacedName};
 
+use super::{Load, inbound::Families};
 use crate::{
-    model::policy::{ConnectionPool, LoadBalancer, OutlierDetection},
+    model::policy::{ConnectionPool, LoadBalancer, OutlierDetection, ProxyHeader, RetryBudget, Tunnel, Warmup},
     proxy::FileCerts,
 };
 
@@ -34,6 +35,20 @@ pub struct Cluster {
     pub limits: Limits,
     /// How an endpoint is chosen.
     pub load_balancer: LoadBalancer,
+    /// How new endpoints are brought up.
+    pub warmup: Option<Warmup>,
+    /// Whether places have shares of traffic that a rule gives them.
+    pub shares: bool,
+    /// The endpoints, where they are part of the cluster.
+    pub endpoints: Option<Arc<Load>>,
+    /// How names are resolved, where endpoints are names.
+    pub names: Option<NameLookup>,
+    /// The PROXY header that connections begin with.
+    pub proxy_header: Option<ProxyHeader>,
+    /// The tunnel that TCP connections go through.
+    pub tunnel: Option<Tunnel>,
+    /// How many retries there may be at once.
+    pub retry_budget: Option<RetryBudget>,
     /// When an endpoint is left out.
     pub outlier_detection: Option<OutlierDetection>,
     /// The rule that shaped it, if one did.
@@ -47,6 +62,21 @@ pub enum ClusterKind {
     Eds,
     /// The address the client chose.
     OriginalDst,
+    /// All addresses of names that are part of the cluster.
+    StrictDns,
+    /// One address at a time of a name that is part of the cluster.
+    LogicalDns,
+    /// The name that the request asks for.
+    DynamicForward,
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NameLookup {
+    /// Milliseconds after which a name that could not be resolved is tried again.
+    pub refresh: u64,
+    /// Address families the pod has.
+    pub families: Families,
 }
 
 /// How connections are secured.

@@ -8,7 +8,7 @@ use carrick_base::{Hostname, NamespacedName};
 
 use super::ListenerSettings;
 use crate::{
-    model::{MtlsMode, policy::ConnectionPool},
+    model::{MtlsMode, policy::ConnectionPool, sidecar::IngressTls},
     proxy::{FileCerts, Interception},
     security::Security,
 };
@@ -41,7 +41,7 @@ pub struct Inbound {
 }
 
 /// Address families of a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Families {
     /// Has an IPv4 address.
     pub v4: bool,
@@ -88,7 +88,7 @@ pub enum ModeSource {
     Service(NamespacedName),
 }
 
-/// One port that has chains of its own because a service names it.
+/// One port that has chains of its own because a service or a Sidecar names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InboundPort {
     /// The workload's port.
@@ -107,6 +107,10 @@ pub struct InboundPort {
     pub service_port: u16,
     /// The cluster behind it.
     pub cluster: InboundCluster,
+    /// TLS of the workload's own, in place of mesh TLS; then `mode` is DISABLE.
+    pub tls: Option<IngressTls>,
+    /// The address to listen on for real, where packets are not brought to the sidecar.
+    pub bind: Option<IpAddr>,
 }
 
 /// Where inbound requests of one port go.
@@ -116,8 +120,8 @@ pub struct InboundCluster {
     pub name: Arc<str>,
     /// The workload's port.
     pub port: u16,
-    /// To 127.0.0.1 instead of the pod's address (`inboundTrafficPolicy: LOCALHOST`).
-    pub localhost: bool,
+    /// Where the workload is.
+    pub to: InboundTarget,
     /// What is spoken to the workload.
     pub class: PortClass,
     /// Limits, from the service's DestinationRule.
@@ -130,6 +134,21 @@ pub struct InboundCluster {
     pub service: Hostname,
     /// Name and namespace of that service.
     pub service_name: NamespacedName,
+}
+
+/// Where the workload is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum InboundTarget {
+    /// The address and port that the client wanted.
+    AsSent,
+    /// This port on the loopback address.
+    Loopback(u16),
+    /// This port on the pod's own address.
+    Pod(IpAddr, u16),
+    /// This path.
+    Unix(Arc<str>),
+    /// Nowhere: what a Sidecar asks for cannot be done.
+    Nowhere,
 }
 
 /// One port that has chains of its own because a policy names it.

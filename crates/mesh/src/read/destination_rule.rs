@@ -8,7 +8,7 @@ use super::{export_to, finding, origin, traffic};
 use crate::{
     Settings, codes,
     model::{
-        DestinationRule, ExportTo, Origin, Subset,
+        DestinationRule, ExportTo, Subset,
         policy::{ClientTls, ClientTlsMode, PortedPolicy},
     },
 };
@@ -52,18 +52,17 @@ pub(crate) fn read(
         origin,
     };
     report_tls(&rule, found);
-    report_unsupported(from, &rule.origin, found);
     Some(rule)
 }
 
 /// Why a sidecar cannot honour this TLS block, if it cannot. Istio would send plaintext in these cases (§3.8, §3.9); we refuse.
-pub(crate) fn refusal(tls: &ClientTls, selects_workloads: bool) -> Option<&'static str> {
+pub(crate) fn refusal(tls: &ClientTls, secrets: bool) -> Option<&'static str> {
     if matches!(tls.mode, ClientTlsMode::Disable | ClientTlsMode::IstioMutual) {
         return None;
     }
     let name = &tls.credential_name;
     if !name.is_empty() {
-        let usable = selects_workloads || name.starts_with("configmap://");
+        let usable = secrets || name.starts_with("configmap://");
         return (!usable).then_some("credentialName is for sidecars only in a rule with a workloadSelector");
     }
     match tls.mode {
@@ -92,18 +91,5 @@ fn report_tls(rule: &DestinationRule, found: &mut Vec<Diagnostic>) {
         if let Some(policy) = &subset.policy {
             check(policy, &format!("spec.subsets[{index}].trafficPolicy"));
         }
-    }
-}
-
-fn report_unsupported(from: &carrick_api::DestinationRule, origin: &Origin, found: &mut Vec<Diagnostic>) {
-    let Some(policy) = &from.spec.traffic_policy else { return };
-    let parts = [
-        (policy.tunnel.is_some(), "tunnel"),
-        (policy.proxy_protocol.is_some(), "proxyProtocol"),
-        (policy.retry_budget.is_some(), "retryBudget"),
-    ];
-    for (_, part) in parts.into_iter().filter(|(set, _)| *set) {
-        let field = format!("spec.trafficPolicy.{part}");
-        found.push(finding(origin, codes::UNSUPPORTED, Severity::Warning, &field, "not supported yet, has no effect"));
     }
 }

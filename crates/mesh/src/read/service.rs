@@ -2,7 +2,7 @@
 //!
 //! Invariant: UDP ports are left out; an address that does not parse is left out and told of.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use carrick_api::{Protocol, core::IntOrString};
 use carrick_base::{Diagnostic, Hostname, Severity, SpiffeId};
@@ -10,10 +10,14 @@ use carrick_base::{Diagnostic, Hostname, Severity, SpiffeId};
 use super::{export_to, finding, origin};
 use crate::{
     Settings, codes,
-    model::{Port, Resolution, Service, service::Target},
+    model::{
+        Port, Registry, Resolution, Service, ServiceId,
+        service::{Distribution, Target},
+    },
 };
 
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
 const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
 
@@ -45,15 +49,33 @@ pub(crate) fn read(from: &carrick_api::Service, settings: &Settings, found: &mut
         .chain(accounts.map(|sa| SpiffeId::istio(&settings.trust_domain, &namespace, sa).as_str().into()))
         .collect();
     Service {
+        id: ServiceId::kubernetes(&namespace, &origin.name.name),
+        registry: Registry::Kubernetes,
         hostname: Hostname::service(&origin.name.name, &namespace, &settings.domain_suffix),
         ports: ports(from),
         vips,
+        prefixes: Vec::new(),
+        automatic: Vec::new(),
         resolution,
         selector: from.spec.selector.clone(),
         export_to: export_to(annotation(EXPORT_TO), &settings.service_export_to, &namespace),
         identities,
+        subject_alt_names: Vec::new(),
+        written: BTreeMap::new(),
+        distribution: distribution(from),
         external: false,
         origin,
+    }
+}
+
+/// The field, else the annotation that preceded it.
+fn distribution(from: &carrick_api::Service) -> Option<Distribution> {
+    let annotation = || from.metadata.annotations.get(DISTRIBUTION).map(String::as_str);
+    let field = Some(from.spec.traffic_distribution.as_str()).filter(|f| !f.is_empty());
+    match field.or_else(annotation)? {
+        "PreferClose" | "PreferSameZone" => Some(Distribution::SameZone),
+        "PreferSameNode" => Some(Distribution::SameNode),
+        _ => None,
     }
 }
 
@@ -75,7 +97,8 @@ fn ports(from: &carrick_api::Service) -> Vec<Port> {
                 Err(_) => Target::Name(text.as_str().into()),
             },
         };
-        out.push(Port { number: port.port, name: port.name.as_str().into(), target, protocol });
+        let name: Arc<str> = port.name.as_str().into();
+        out.push(Port { number: port.port, slot: name.clone(), name, target, protocol });
     }
     out
 }

@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use carrick_api::{
     istio::{destination_rule as api, traffic},
-    scalar::Duration,
+    scalar::{Duration, Number},
 };
 
-use crate::model::policy::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, HashKey, HashTable, Keepalive, LoadBalancer,
-    OutlierDetection, PortedPolicy, TrafficPolicy,
+use crate::model::{
+    locality::LocalityPolicy,
+    policy::{
+        Balancing, ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, HashKey, HashTable, Keepalive,
+        LoadBalancer, LocalityChoice, OutlierDetection, PortedPolicy, ProxyHeader, RetryBudget, TrafficPolicy, Tunnel,
+        Warmup,
+    },
 };
 
 /// A duration in milliseconds, saturating.
@@ -58,6 +62,8 @@ pub(crate) fn connection_pool(from: &traffic::ConnectionPool) -> ConnectionPool 
         };
         pool.use_client_protocol = http.use_client_protocol;
         pool.max_concurrent_streams = limit(http.max_concurrent_streams);
+        let pings = http.http2_keep_alive.as_ref();
+        pool.http2_keepalive = pings.and_then(|p| Some((millis(p.interval?), millis(p.timeout?))));
     }
     pool
 }
@@ -75,17 +81,46 @@ pub(crate) fn outlier_detection(from: &traffic::OutlierDetection) -> OutlierDete
     }
 }
 
-fn load_balancer(from: &traffic::LoadBalancer) -> Option<LoadBalancer> {
-    if let Some(hash) = &from.consistent_hash {
-        return consistent_hash(hash).map(LoadBalancer::ConsistentHash);
-    }
-    from.simple.map(|simple| match simple {
+fn load_balancer(from: &traffic::LoadBalancer) -> Balancing {
+    let simple = match from.simple.unwrap_or_default() {
         traffic::SimpleLb::Unspecified | traffic::SimpleLb::LeastConn | traffic::SimpleLb::LeastRequest => {
             LoadBalancer::LeastRequest
         }
         traffic::SimpleLb::Random => LoadBalancer::Random,
         traffic::SimpleLb::Passthrough => LoadBalancer::Passthrough,
         traffic::SimpleLb::RoundRobin => LoadBalancer::RoundRobin,
+    };
+    let hash = from.consistent_hash.as_ref().and_then(consistent_hash).map(LoadBalancer::ConsistentHash);
+    Balancing {
+        algorithm: hash.unwrap_or(simple),
+        warmup: warmup(from),
+        locality: from.locality_lb_setting.as_ref().map(|setting| {
+            locality_policy(setting).map_or(LocalityChoice::Off, |policy| LocalityChoice::Policy(Arc::new(policy)))
+        }),
+    }
+}
+
+/// The block, or the older field that has the duration alone.
+fn warmup(from: &traffic::LoadBalancer) -> Option<Warmup> {
+    let (duration, block) = match &from.warmup {
+        Some(block) => (block.duration?, Some(block)),
+        None => (from.warmup_duration_secs?, None),
+    };
+    Some(Warmup {
+        duration: millis(duration),
+        minimum_percent: block.and_then(|b| b.minimum_percent).unwrap_or(Number(10.0)),
+        aggression: block.and_then(|b| b.aggression).unwrap_or(Number(1.0)),
+    })
+}
+
+/// `localityLbSetting`; `None` when it is switched off.
+pub(crate) fn locality_policy(from: &traffic::LocalityLb) -> Option<LocalityPolicy> {
+    let shares =
+        |to: &std::collections::BTreeMap<String, u32>| to.iter().map(|(at, w)| (at.as_str().into(), *w)).collect();
+    (from.enabled != Some(false)).then(|| LocalityPolicy {
+        distribute: from.distribute.iter().map(|d| (d.from.as_str().into(), shares(&d.to))).collect(),
+        failover: from.failover.iter().map(|f| (f.from.as_str().into(), f.to.as_str().into())).collect(),
+        priority: from.failover_priority.iter().map(|p| p.as_str().into()).collect(),
     })
 }
 
@@ -97,6 +132,7 @@ fn consistent_hash(from: &traffic::ConsistentHash) -> Option<ConsistentHash> {
             name: cookie.name.as_str().into(),
             path: cookie.path.as_str().into(),
             ttl: cookie.ttl.map(millis),
+            attributes: cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
         }
     } else if from.use_source_ip == Some(true) {
         HashKey::SourceIp
@@ -130,24 +166,42 @@ fn client_tls(from: &api::ClientTls) -> ClientTls {
     }
 }
 
+fn tunnel(from: &traffic::Tunnel) -> Option<Tunnel> {
+    Some(Tunnel {
+        post: from.protocol.eq_ignore_ascii_case("POST"),
+        host: from.target_host.as_str().into(),
+        port: u16::try_from(from.target_port).ok().filter(|p| *p > 0)?,
+    })
+}
+
 /// A traffic policy with its port levels. Of two entries for a port the first counts.
 pub(crate) fn policy(from: &api::TrafficPolicy) -> PortedPolicy {
     let mut out = PortedPolicy {
         base: TrafficPolicy {
-            load_balancer: from.load_balancer.as_ref().and_then(load_balancer),
+            load_balancer: from.load_balancer.as_ref().map(load_balancer),
             connection_pool: from.connection_pool.as_ref().map(connection_pool),
             outlier_detection: from.outlier_detection.as_ref().map(outlier_detection),
             tls: from.tls.as_ref().map(client_tls),
+            proxy_header: from.proxy_protocol.as_ref().map(|p| match p.version {
+                traffic::ProxyProtocolVersion::V1 => ProxyHeader::V1,
+                traffic::ProxyProtocolVersion::V2 => ProxyHeader::V2,
+            }),
+            tunnel: from.tunnel.as_ref().and_then(tunnel),
+            retry_budget: from.retry_budget.as_ref().map(|b| RetryBudget {
+                percent: b.percent.unwrap_or(Number(20.0)),
+                minimum: if b.min_retry_concurrency == 0 { 3 } else { b.min_retry_concurrency },
+            }),
         },
         ports: std::collections::BTreeMap::new(),
     };
     for entry in &from.port_level_settings {
         let Some(port) = entry.port.as_ref().and_then(|p| u16::try_from(p.number).ok()) else { continue };
         out.ports.entry(port).or_insert_with(|| TrafficPolicy {
-            load_balancer: entry.load_balancer.as_ref().and_then(load_balancer),
+            load_balancer: entry.load_balancer.as_ref().map(load_balancer),
             connection_pool: entry.connection_pool.as_ref().map(connection_pool),
             outlier_detection: entry.outlier_detection.as_ref().map(outlier_detection),
             tls: entry.tls.as_ref().map(client_tls),
+            ..TrafficPolicy::default()
         });
     }
     out

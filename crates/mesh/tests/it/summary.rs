@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use carrick_mesh::view::{
-    ClientSocket, Cluster, ClusterKind, Inbound, Load, MeshTls, ModeSource, OutboundListener, OutboundTarget,
-    PortClass, RouteTable, UserTls, View,
+    ClientSocket, Cluster, ClusterKind, Inbound, InboundTarget, Load, MeshTls, ModeSource, OutboundListener, PortClass,
+    Rest, RouteTable, TcpForward, UserTls, View,
 };
 use carrick_mesh::{
     Security,
@@ -29,7 +29,7 @@ pub fn view(view: &View, sections: &[String]) -> String {
             "traffic" => view.outbound.clusters.iter().filter(|c| holds(&c.name)).for_each(|c| traffic(&mut out, c)),
             "loads" => view.loads.iter().filter(|l| holds(&l.cluster)).for_each(|l| load(&mut out, l)),
             "listeners" => {
-                let _ = writeln!(out, "  15001 {:?} allow_any={}", view.outbound.listen_port, view.outbound.allow_any);
+                let _ = writeln!(out, "  15001 {:?} rest to {}", view.outbound.listen_port, view.outbound.rest);
                 view.outbound.listeners.iter().filter(|l| holds(&l.name)).for_each(|l| listener(&mut out, l));
             }
             "routes" => view.outbound.routes.iter().filter(|t| holds(&t.name)).for_each(|t| table(&mut out, t)),
@@ -167,8 +167,19 @@ fn inbound(out: &mut String, view: &Inbound) {
         if let Some(pool) = &port.cluster.pool {
             let _ = write!(out, " max_connections={:?}", pool.max_connections);
         }
-        if port.cluster.localhost {
-            out.push_str(" to localhost");
+        match &port.cluster.to {
+            InboundTarget::AsSent => {}
+            InboundTarget::Loopback(port) => drop(write!(out, " to localhost:{port}")),
+            InboundTarget::Pod(ip, port) => drop(write!(out, " to {ip}:{port}")),
+            InboundTarget::Unix(path) => drop(write!(out, " to {path}")),
+            InboundTarget::Nowhere => out.push_str(" to nowhere"),
+        }
+        if let Some(tls) = &port.tls {
+            let roots = tls.roots.as_deref().unwrap_or("none");
+            let _ = write!(out, " own tls {} clients={:?} roots={roots}", tls.certificate, tls.clients);
+        }
+        if let Some(ip) = &port.bind {
+            let _ = write!(out, " bound at {ip}");
         }
         out.push('\n');
     }
@@ -186,12 +197,18 @@ fn cluster(out: &mut String, cluster: &Cluster) {
     let kind = match cluster.kind {
         ClusterKind::Eds => "",
         ClusterKind::OriginalDst => " original-dst",
+        ClusterKind::StrictDns => " strict-dns",
+        ClusterKind::LogicalDns => " logical-dns",
+        ClusterKind::DynamicForward => " dynamic",
     };
     let _ = write!(out, "  {}{kind} {}", cluster.name, socket(&cluster.socket));
     if let Some(rule) = &cluster.rule {
         let _ = write!(out, " by {rule}");
     }
     out.push('\n');
+    if let Some(endpoints) = &cluster.endpoints {
+        load(out, endpoints);
+    }
 }
 
 fn socket(socket: &ClientSocket) -> String {
@@ -229,6 +246,18 @@ fn traffic(out: &mut String, cluster: &Cluster) {
     if let Some(outlier) = &cluster.outlier_detection {
         let _ = write!(out, " outlier=5xx:{:?}/{}%", outlier.consecutive_5xx, outlier.max_ejection_percent);
     }
+    if let Some(warmup) = &cluster.warmup {
+        let _ = write!(out, " warmup={}ms/{}%", warmup.duration, warmup.minimum_percent.0);
+    }
+    if let Some(budget) = &cluster.retry_budget {
+        let _ = write!(out, " retries={}%/{}", budget.percent.0, budget.minimum);
+    }
+    if let Some(header) = &cluster.proxy_header {
+        let _ = write!(out, " proxy={header:?}");
+    }
+    if let Some(tunnel) = &cluster.tunnel {
+        let _ = write!(out, " tunnel={}:{} post={}", tunnel.host, tunnel.port, tunnel.post);
+    }
     let tls = match cluster.socket {
         ClientSocket::Plain(_) => "plain",
         ClientSocket::Auto(_) => "auto",
@@ -240,25 +269,62 @@ fn traffic(out: &mut String, cluster: &Cluster) {
 }
 
 fn load(out: &mut String, load: &Load) {
-    let each: Vec<_> =
-        load.endpoints.iter().map(|e| format!("{}:{}{}", e.ip, e.port, if e.mtls { "*" } else { "" })).collect();
-    let _ = writeln!(out, "  {} -> {}", load.cluster, if each.is_empty() { "-".to_owned() } else { each.join(" ") });
+    let _ = write!(out, "  {} ->", load.cluster);
+    for group in &load.groups {
+        let place = group.locality.to_string();
+        if !place.is_empty() || group.priority > 0 {
+            let _ = write!(out, " [{place} priority {}", group.priority);
+            if let Some(share) = group.share {
+                let _ = write!(out, " share {share}");
+            }
+            out.push(']');
+        }
+        for endpoint in &group.endpoints {
+            let _ = write!(out, " {}", endpoint.address);
+            if endpoint.weight != 1 {
+                let _ = write!(out, "({})", endpoint.weight);
+            }
+            if endpoint.mtls {
+                out.push('*');
+            }
+        }
+    }
+    out.push_str(if load.groups.is_empty() { " -\n" } else { "\n" });
+}
+
+fn forward(to: &TcpForward) -> String {
+    let mut out = to.clusters.iter().map(|(c, _)| &**c).collect::<Vec<_>>().join("+");
+    if let Some((target, _)) = &to.tunnel {
+        let _ = write!(out, " through a tunnel to {target}");
+    }
+    if to.source_hash {
+        out.push_str(" by source");
+    }
+    out
 }
 
 fn listener(out: &mut String, listener: &OutboundListener) {
-    let target = match &listener.target {
-        OutboundTarget::Http { routes } => format!("http by {routes}"),
-        OutboundTarget::Auto { routes, cluster } => format!("http by {routes}, else {cluster}"),
-        OutboundTarget::Tcp { cluster } => format!("tcp to {cluster}"),
+    let target = match (&listener.http, &listener.tcp) {
+        (Some(routes), None) => format!("http by {routes}"),
+        (Some(routes), Some(to)) => format!("http by {routes}, else {}", forward(to)),
+        (None, Some(to)) => format!("tcp to {}", forward(to)),
+        (None, None) => format!("rest to {}", listener.rest),
     };
-    let _ = writeln!(out, "  {} {target}", listener.name);
+    let bound = if listener.bound { " bound" } else { "" };
+    let _ = writeln!(out, "  {}{bound} {target}", listener.name);
+    for chain in &listener.chains {
+        let prefixes: Vec<_> = chain.prefixes.iter().map(|p| format!("{}/{}", p.ip, p.length)).collect();
+        let names = chain.server_names.join(",");
+        let _ = writeln!(out, "    [{names}] [{}] to {}", prefixes.join(","), forward(&chain.forward));
+    }
 }
 
 fn table(out: &mut String, table: &RouteTable) {
-    let rest = match table.rest {
-        Some(true) => "rest passes",
-        Some(false) => "rest is refused",
-        None => "no rest",
+    let rest = match &table.rest {
+        Some(Rest::Forward(cluster)) if **cluster == *"PassthroughCluster" => "rest passes".to_owned(),
+        Some(Rest::Forward(cluster)) => format!("rest to {cluster}"),
+        Some(Rest::Refuse) => "rest is refused".to_owned(),
+        None => "no rest".to_owned(),
     };
     let _ = writeln!(out, "  {} ({rest})", table.name);
     for host in &table.hosts {

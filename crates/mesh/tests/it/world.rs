@@ -33,6 +33,7 @@ pub struct ShortPod {
     pub not_ready: bool,
     /// Named container ports.
     pub ports: BTreeMap<String, u16>,
+    pub node: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -137,6 +138,7 @@ impl World {
         for word in words {
             match word {
                 "!none" => proxy.interception = Interception::None,
+                "!dns" => proxy.dns_capture = true,
                 "!tproxy" => proxy.interception = Interception::Tproxy,
                 "!files" => {
                     let files = FileCerts { chain: "/c/chain".into(), key: "/c/key".into(), root: "/c/root".into() };
@@ -165,9 +167,13 @@ impl ShortPod {
         let ips: Vec<&str> = self.ip.split(',').collect();
         from_value(&json!({
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
-            "spec": {"serviceAccountName": self.account(), "containers": [{"name": "app", "ports": ports}]},
+            "spec": {
+                "serviceAccountName": self.account(), "nodeName": self.node,
+                "containers": [{"name": "app", "ports": ports}],
+            },
             "status": {
                 "phase": "Running",
+                "conditions": [{"type": "Ready", "status": if self.not_ready { "False" } else { "True" }}],
                 "podIP": ips[0],
                 "podIPs": ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
             },

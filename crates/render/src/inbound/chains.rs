@@ -1,6 +1,7 @@
 //! The chains of each port: the table of semantics §2.6, and the passthrough chains of §2.4.
 //!
-//! Invariant: under STRICT every chain terminates mesh TLS; under DISABLE none does; only PERMISSIVE has both.
+//! Invariant: under STRICT every chain terminates mesh TLS; under DISABLE none does; only PERMISSIVE has both. TLS of the workload's own
+//! replaces the whole set of its port.
 
 use carrick_mesh::{
     model::MtlsMode,
@@ -35,7 +36,7 @@ pub struct Shape {
     /// ALPN, by the ClientHello or by the HTTP inspector; empty for any.
     pub alpn: &'static [&'static str],
     payload: Payload,
-    /// Mesh TLS is terminated; else TLS goes on as it is.
+    /// TLS is terminated, the mesh's or the workload's own; else it goes on as it is.
     terminate: bool,
 }
 
@@ -45,6 +46,11 @@ const fn mesh(alpn: &'static [&'static str], payload: Payload) -> Shape {
 
 const fn plain(alpn: &'static [&'static str], payload: Payload) -> Shape {
     Shape { tls: false, alpn, payload, terminate: false }
+}
+
+/// TLS of the workload's own.
+const fn own(payload: Payload) -> Shape {
+    Shape { tls: true, alpn: &[], payload, terminate: true }
 }
 
 const OPAQUE_TLS: Shape = Shape { tls: true, alpn: &[], payload: Payload::Tcp, terminate: false };
@@ -81,12 +87,18 @@ pub fn sets(view: &Inbound) -> Vec<Set<'_>> {
     let passthrough = |port, mode| Set { port, shapes: shapes(mode, PortClass::Auto), service: None };
     std::iter::once(passthrough(None, view.mode))
         .chain(view.passthrough_ports.iter().map(|p| passthrough(Some(p.port), p.mode)))
-        .chain(view.ports.iter().map(|p| Set {
-            port: Some(p.target),
-            shapes: shapes(p.mode, p.class),
-            service: Some(p),
-        }))
+        .chain(view.ports.iter().filter(|p| p.bind.is_none()).map(set))
         .collect()
+}
+
+/// The chains of a port that is named.
+pub fn set(port: &InboundPort) -> Set<'_> {
+    let shapes = match (&port.tls, port.class) {
+        (None, class) => shapes(port.mode, class),
+        (Some(_), PortClass::Http { .. } | PortClass::Auto) => const { &[own(Payload::Http)] },
+        (Some(_), PortClass::Tcp) => const { &[own(Payload::Tcp)] },
+    };
+    Set { port: Some(port.target), shapes, service: Some(port) }
 }
 
 impl Set<'_> {
@@ -115,7 +127,11 @@ impl Set<'_> {
                 ..FilterChainMatch::default()
             }),
             filters: self.filters(shape.payload, view),
-            transport_socket: shape.terminate.then(|| tls::server(&view.tls, alpn)).flatten(),
+            transport_socket: match self.service.and_then(|p| p.tls.as_ref()) {
+                _ if !shape.terminate => None,
+                Some(own) => tls::ingress(own),
+                None => tls::server(&view.tls, alpn),
+            },
             ..FilterChain::default()
         }
     }
