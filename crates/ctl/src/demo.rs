@@ -8,6 +8,7 @@ pub mod cases;
 pub mod certificates;
 pub mod curl;
 pub mod engines;
+pub mod hipster;
 pub mod issuer;
 pub mod load;
 pub mod mesh;
@@ -29,10 +30,14 @@ pub enum Command {
     Banknext(banknext::Options),
     /// Three services that ask one another: levels of mutual TLS, and tokens of end users.
     ProductStock(product_stock::Options),
+    /// A shop with manifests of Istio's first API, and the four TLS modes of a client.
+    Hipster(hipster::Options),
     /// Every case file, with every pair of data planes.
     Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
     Serve(serve::Options),
+    /// Certificates for examples: an authority, servers and clients, good ones and bad ones, as files in a folder.
+    Certificates(certificates::Options),
     /// An issuer of tokens for examples: serves its key set, and any token that is asked for.
     Issuer(issuer::Options),
     /// An open-loop HTTP load generator for examples: prints one JSON line of counts and latencies.
@@ -51,6 +56,8 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Banknext(options) => banknext::run(&options, data_dir).await,
         Command::ProductStock(options) => product_stock::run(&options, data_dir).await,
         Command::Issuer(options) => issuer::run(options).await,
+        Command::Hipster(options) => hipster::run(&options, data_dir).await,
+        Command::Certificates(options) => certificates::run(&options).map(|()| 0),
         Command::Cases(options) => cases::run(&options, data_dir).await,
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,

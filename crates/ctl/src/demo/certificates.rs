@@ -3,14 +3,38 @@
 //! Invariant: nothing here is trusted by a mesh unless a manifest says so; keys are made anew for every run. The
 //! files are readable by all, since sidecars (which are another user) mount them.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType,
     SerialNumber, date_time_ymd,
 };
+
+/// Where the files go, and whom they name.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// The folder.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Names of the server.
+    #[arg(long = "name", default_value = "server.example.com", value_name = "HOST")]
+    names: Vec<String>,
+}
+
+/// Fills the folder.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn run(options: &Options) -> Result<()> {
+    let names: Vec<&str> = options.names.iter().map(String::as_str).collect();
+    fill(&options.dir, &names)
+}
 
 /// An authority whose key stays in memory.
 pub struct Authority {

@@ -199,6 +199,32 @@ pub fn pod(namespace: &str, name: &str, app: &str, engine: Engine, command: Vec<
     }
 }
 
+/// A gateway, which Gateway objects select by its `istio` label.
+pub fn gateway(namespace: &str, name: &str, label: &str, engine: Engine) -> PodSpec {
+    PodSpec {
+        namespace: namespace.into(),
+        name: name.into(),
+        app: name.into(),
+        labels: vec![("istio".into(), label.into())],
+        ports: Vec::new(),
+        engine,
+        more: vec!["--gateway".into()],
+        command: Vec::new(),
+    }
+}
+
+/// A Secret as a manifest.
+pub fn secret(namespace: &str, name: &str, kind: &str, data: &[(&str, Vec<u8>)]) -> String {
+    use base64::Engine as _;
+    let mut text = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: {kind}\ndata:\n"
+    );
+    for (key, value) in data {
+        text += &format!("  {key}: {}\n", base64::engine::general_purpose::STANDARD.encode(value));
+    }
+    text
+}
+
 /// Fails with the text when one of the parts is missing in it.
 ///
 /// # Errors
