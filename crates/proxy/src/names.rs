@@ -45,6 +45,7 @@ pub mod flag {
     pub const OVERFLOW: &str = "UO";
     pub const CONNECT_FAILED: &str = "UF";
     pub const UPSTREAM_CLOSED: &str = "UC";
+    pub const UPSTREAM_PROTOCOL: &str = "UPE";
     pub const UPSTREAM_RESET: &str = "UR";
     pub const UPSTREAM_TIMEOUT: &str = "UT";
     pub const CONNECT_FAILED_RETRIES: &str = "UF,URX";
@@ -70,4 +71,5 @@ pub mod details {
     pub const CONNECT_TIMEOUT: &str = "upstream_reset_before_response_started{connection_timeout}";
     pub const TERMINATED: &str = "upstream_reset_before_response_started{connection_termination}";
     pub const REMOTE_RESET: &str = "upstream_reset_before_response_started{remote_reset}";
+    pub const PROTOCOL_ERROR: &str = "upstream_reset_before_response_started{protocol_error}";
 }

@@ -216,10 +216,10 @@ impl Mesh {
         Ok(start.elapsed())
     }
 
-    /// Waits until every connected proxy has acknowledged a configuration that holds all that is stored now.
+    /// Waits until every connected proxy has accepted a configuration that holds all that is stored now.
     ///
     /// # Errors
-    /// When that does not happen in time.
+    /// When that does not happen in time, or one refuses it.
     pub async fn converged(&self) -> Result<()> {
         let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
         let newest = namespaces.list(&kube::api::ListParams::default().limit(1)).await?;
@@ -228,6 +228,12 @@ impl Mesh {
         let limit = Duration::from_secs(u64::from(SWITCH_LIMIT_SECONDS) + 5);
         let (status, body) = tokio::time::timeout(limit, crate::proxy_status::get(15014, &path)).await??;
         ensure!(status == 200, "not every proxy followed: {}", String::from_utf8_lossy(&body));
+        let told: serde_json::Value = serde_json::from_slice(&body).context("the distribution is not JSON")?;
+        for proxy in told.get("proxies").and_then(serde_json::Value::as_array).into_iter().flatten() {
+            if let Some(refused) = proxy.get("refused") {
+                bail!("{} refused its configuration: {refused}", proxy["name"]);
+            }
+        }
         Ok(())
     }
 

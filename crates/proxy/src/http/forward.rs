@@ -364,7 +364,7 @@ fn judge(e: &hyper::Error) -> (Failure, Reset) {
         source = s.source();
     }
     if e.is_parse() || e.is_parse_too_large() {
-        return (Failure::Reset("protocol error".into()), Reset::ProtocolError);
+        return (Failure::NotHttp, Reset::ProtocolError);
     }
     (Failure::Terminated, Reset::Remote)
 }

@@ -31,6 +31,8 @@ pub enum Failure {
     Terminated,
     /// The upstream reset the stream before a response.
     Reset(String),
+    /// What the upstream sent is not HTTP.
+    NotHttp,
     /// The route's time is over.
     Timeout,
     /// One attempt's time is over.
@@ -54,6 +56,7 @@ impl Failure {
             Failure::NoCluster(s) | Failure::Direct(s, _) | Failure::Redirect(s, _) => *s,
             Failure::Timeout | Failure::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
             Failure::UpgradeRefused => StatusCode::FORBIDDEN,
+            Failure::NotHttp => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -71,6 +74,7 @@ impl Failure {
             (Failure::Terminated, true) => flag::UPSTREAM_CLOSED_RETRIES,
             (Failure::Reset(_), false) => flag::UPSTREAM_RESET,
             (Failure::Reset(_), true) => flag::UPSTREAM_RESET_RETRIES,
+            (Failure::NotHttp, _) => flag::UPSTREAM_PROTOCOL,
             (Failure::Timeout | Failure::PerTryTimeout, _) => flag::UPSTREAM_TIMEOUT,
             _ => flag::NONE,
         }
@@ -88,6 +92,7 @@ impl Failure {
             Failure::Connect(_) => details::CONNECT_FAILED,
             Failure::Terminated => details::TERMINATED,
             Failure::Reset(_) => details::REMOTE_RESET,
+            Failure::NotHttp => details::PROTOCOL_ERROR,
             Failure::Timeout => details::RESPONSE_TIMEOUT,
             Failure::PerTryTimeout => details::PER_TRY_TIMEOUT,
             Failure::UpgradeRefused => details::UPGRADE_FAILED,
@@ -110,6 +115,7 @@ impl Failure {
                 Bytes::from(format!("{BEFORE}{latest}: remote connection failure, transport failure reason: {e}"))
             }
             Failure::Terminated => Bytes::from(format!("{BEFORE}{latest}: connection termination")),
+            Failure::NotHttp => Bytes::from(format!("{BEFORE}{latest}: protocol error")),
             Failure::Reset(why) => Bytes::from(format!("{BEFORE}{latest}: {why}")),
             _ => Bytes::new(),
         }
