@@ -8,7 +8,9 @@ pub mod cases;
 pub mod certificates;
 pub mod curl;
 pub mod engines;
+pub mod gopay_partners;
 pub mod hipster;
+pub mod intuit_gateway;
 pub mod issuer;
 pub mod load;
 pub mod mesh;
@@ -32,6 +34,10 @@ pub enum Command {
     ProductStock(product_stock::Options),
     /// A shop with manifests of Istio's first API, and the four TLS modes of a client.
     Hipster(hipster::Options),
+    /// TLS that ends at the workload's own sidecar, behind an API gateway in the mesh.
+    IntuitGateway(intuit_gateway::Options),
+    /// Partners that call in with their certificates, and are called out with ours.
+    GopayPartners(gopay_partners::Options),
     /// Every case file, with every pair of data planes.
     Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
@@ -58,6 +64,8 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Issuer(options) => issuer::run(options).await,
         Command::Hipster(options) => hipster::run(&options, data_dir).await,
         Command::Certificates(options) => certificates::run(&options).map(|()| 0),
+        Command::IntuitGateway(options) => intuit_gateway::run(&options, data_dir).await,
+        Command::GopayPartners(options) => gopay_partners::run(&options, data_dir).await,
         Command::Cases(options) => cases::run(&options, data_dir).await,
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,

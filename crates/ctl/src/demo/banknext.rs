@@ -6,7 +6,6 @@
 use std::{
     net::Ipv4Addr,
     path::Path,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -14,10 +13,10 @@ use anyhow::{Context, Result, ensure};
 use carrick_pod::Engine;
 use clap::Args;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
 
 use super::{
     engines::Engines,
+    load::Running,
     mesh::{Mesh, PodSpec, folder, serve_command},
     rows::Rows,
     wire::Capture,
@@ -217,7 +216,7 @@ impl Bank {
     async fn switch_under_load(&mut self, switches: u32) -> Result<String> {
         let before = self.mesh.sidecars()?;
         let urls = [BASIC.url("load"), ADVANCED.url("load")];
-        let load = Load::start(&self.mesh, INSIDE, &urls).await?;
+        let load = Running::start(&self.mesh, INSIDE.namespace, INSIDE.name, LOAD_RATE, &urls).await?;
         let mut times = Vec::new();
         for _ in 0..switches {
             for manifests in [CHALLENGE_1, CHALLENGE_2, CHALLENGE_3] {
@@ -288,44 +287,6 @@ impl Bank {
     }
 }
 
-/// Constant load from inside a pod until told to end.
-struct Load {
-    child: tokio::process::Child,
-}
-
-impl Load {
-    async fn start(mesh: &Mesh, from: Place, urls: &[String]) -> Result<Self> {
-        let program = std::env::current_exe()?.display().to_string();
-        let mut args = vec!["exec", from.name, "-n", from.namespace, "--", program.as_str(), "demo", "load"];
-        args.extend(["--rate", LOAD_RATE, "--seconds", "3600", "--until-stdin-closes"]);
-        for url in urls {
-            args.extend(["--url", url]);
-        }
-        let mut command = mesh.carrick(&args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let child = command.spawn().context("carrick exec")?;
-        // Let the load settle, so that the first switch already meets a constant rate.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        Ok(Self { child })
-    }
-
-    /// Ends the load; the text names rate and worst latency. Fails when any request failed.
-    async fn finish(mut self) -> Result<String> {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if let Some(mut stdin) = self.child.stdin.take() {
-            stdin.shutdown().await?;
-        }
-        let output = tokio::time::timeout(Duration::from_secs(30), self.child.wait_with_output()).await??;
-        let line: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the load gave no report: {}", String::from_utf8_lossy(&output.stderr)))?;
-        let (requests, failed) = (line["requests"].as_u64().unwrap_or(0), line["failed"].as_u64().unwrap_or(1));
-        let rate = requests as f64 / line["seconds"].as_f64().unwrap_or(f64::INFINITY);
-        ensure!(failed == 0, "{failed} of {requests} requests failed: {}", line["failures"]);
-        ensure!(requests > 0, "no request was sent");
-        Ok(format!("{requests} requests at {rate:.0}/s, 0 failed, p99 {} µs", line["p99_us"]))
-    }
-}
-
 fn spread(times: &mut [Duration]) -> String {
     times.sort();
     let at = |n: usize| times.get(n).map_or(0, Duration::as_millis);
@@ -368,8 +329,7 @@ async fn fleet(mesh: &mut Mesh, count: u32) -> Result<String> {
     let started = start.elapsed();
     let before = mesh.sidecars()?;
     let urls: Vec<String> = names.iter().skip(1).take(20).map(|n| format!("http://{n}.{NAMESPACE}:8080/")).collect();
-    let from = Place { namespace: NAMESPACE, name: "svc-0" };
-    let load = Load::start(mesh, from, &urls).await?;
+    let load = Running::start(mesh, NAMESPACE, "svc-0", LOAD_RATE, &urls).await?;
     let on = mesh.apply(CHALLENGE_3).await?;
     let off = mesh.delete(CHALLENGE_3).await?;
     let report = load.finish().await?;

@@ -140,10 +140,13 @@ pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
     write(dir, "ca.pem", &ours.pem())?;
     write(dir, "other-ca.pem", &other.pem())?;
     write(dir, "crl.pem", &ours.revoked(&[REVOKED])?)?;
-    let client = Leaf { name: "client", dns: &["client.example.com"], ..Leaf::default() };
+    let uris = &["spiffe://partner.example.com/client"];
+    let client = Leaf { name: "client", dns: &["client.example.com"], uris, ..Leaf::default() };
     ours.issue(dir, "server", &Leaf { name: "server", dns: server_names, ..Leaf::default() })?;
     ours.issue(dir, "client", &client)?;
-    ours.issue(dir, "wrong-name", &Leaf { dns: &["mallory.example.com"], ..client.clone() })?;
+    let mallory =
+        Leaf { dns: &["mallory.example.com"], uris: &["spiffe://partner.example.com/mallory"], ..client.clone() };
+    ours.issue(dir, "wrong-name", &mallory)?;
     ours.issue(dir, "expired", &Leaf { expired: true, ..client.clone() })?;
     ours.issue(dir, "revoked", &Leaf { serial: REVOKED, ..client.clone() })?;
     other.issue(dir, "stranger", &client)

@@ -4,18 +4,21 @@
 //! below 400. Latency is counted from the time a request was due.
 
 use std::{
+    process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use serde_json::json;
-use tokio::{sync::Semaphore, task::JoinSet};
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, sync::Semaphore, task::JoinSet};
+
+use super::mesh::Mesh;
 
 /// Most requests under way at once; one more fails at once instead of waiting.
 const MAX_IN_FLIGHT: usize = 2_000;
@@ -128,4 +131,49 @@ where
     });
     answered.await.context("no answer in 15 s").flatten().with_context(|| shown.to_string())?;
     Ok(due.elapsed())
+}
+
+/// Constant load from inside a pod until told to end.
+pub struct Running {
+    child: tokio::process::Child,
+}
+
+impl Running {
+    /// Starts it in a pod and lets it settle.
+    ///
+    /// # Errors
+    /// When the pod cannot be entered.
+    pub async fn start(mesh: &Mesh, namespace: &str, pod: &str, rate: &str, urls: &[String]) -> Result<Self> {
+        let program = std::env::current_exe()?.display().to_string();
+        let mut args = vec!["exec", pod, "-n", namespace, "--", program.as_str(), "demo", "load"];
+        args.extend(["--rate", rate, "--seconds", "3600", "--until-stdin-closes"]);
+        for url in urls {
+            args.extend(["--url", url]);
+        }
+        let mut command = mesh.carrick(&args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let child = command.spawn().context("carrick exec")?;
+        // Let the load settle, so that the first switch already meets a constant rate.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(Self { child })
+    }
+
+    /// Ends the load; the text names rate and worst latency.
+    ///
+    /// # Errors
+    /// When any request failed.
+    pub async fn finish(mut self) -> Result<String> {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Some(mut stdin) = self.child.stdin.take() {
+            stdin.shutdown().await?;
+        }
+        let output = tokio::time::timeout(Duration::from_secs(30), self.child.wait_with_output()).await??;
+        let line: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the load gave no report: {}", String::from_utf8_lossy(&output.stderr)))?;
+        let (requests, failed) = (line["requests"].as_u64().unwrap_or(0), line["failed"].as_u64().unwrap_or(1));
+        let rate = requests as f64 / line["seconds"].as_f64().unwrap_or(f64::INFINITY);
+        ensure!(failed == 0, "{failed} of {requests} requests failed: {}", line["failures"]);
+        ensure!(requests > 0, "no request was sent");
+        Ok(format!("{requests} requests at {rate:.0}/s, 0 failed, p99 {} µs", line["p99_us"]))
+    }
 }
