@@ -38,11 +38,34 @@ pub struct Choice<'a> {
     pub reselections: u32,
     /// Hash of the request for consistent hashing.
     pub hash: Option<u64>,
+    /// Priorities to avoid if others are there (previous priorities of a retry).
+    pub avoid_priority: &'a dyn Fn(usize) -> bool,
+    /// The share of its weight that a host takes now, 0–1, while it starts slowly.
+    pub share: Option<&'a dyn Fn(usize) -> f64>,
 }
+
+impl<'a> Choice<'a> {
+    /// A choice that depends on nothing but randomness.
+    pub fn at_random(random: &'a mut dyn FnMut() -> u64) -> Self {
+        Self {
+            random,
+            active: &|_| 0,
+            avoid: &|_| false,
+            reselections: 0,
+            hash: None,
+            avoid_priority: &|_| false,
+            share: None,
+        }
+    }
+}
+
+/// Draws until a host that starts slowly is taken although its share is small.
+const SLOW_START_DRAWS: u32 = 16;
 
 /// Hosts that one draw chooses among: of a priority, healthy or degraded or all, of a locality or all.
 #[derive(Debug)]
 struct Pool {
+    priority: usize,
     share: u32,
     hosts: Vec<usize>,
     weights: Option<Vec<u64>>,
@@ -88,7 +111,7 @@ impl Balancer {
             hosts.iter().copied().filter(|i| share.accept.is_none_or(|wanted| health(*i) == wanted)).collect()
         };
         if !self.locality_weighted || share.accept.is_none() {
-            return Vec::from_iter(self.pool(share.load, eligible(&priority.hosts)));
+            return Vec::from_iter(self.pool(share.priority, share.load, eligible(&priority.hosts)));
         }
         // A locality's effective weight falls with its availability, as priorities' loads do.
         let localities = priority.localities.iter().filter_map(|locality| {
@@ -104,10 +127,10 @@ impl Balancer {
             let part = u128::from(weight).saturating_mul(u128::from(scale)).checked_div(u128::from(total)).unwrap_or(0);
             u32::try_from(part).unwrap_or(u32::MAX).max(1)
         };
-        localities.into_iter().filter_map(|(weight, hosts)| self.pool(load(weight), hosts)).collect()
+        localities.into_iter().filter_map(|(weight, hosts)| self.pool(share.priority, load(weight), hosts)).collect()
     }
 
-    fn pool(&self, share: u32, hosts: Vec<usize>) -> Option<Pool> {
+    fn pool(&self, priority: usize, share: u32, hosts: Vec<usize>) -> Option<Pool> {
         if hosts.is_empty() || share == 0 {
             return None;
         }
@@ -118,12 +141,22 @@ impl Balancer {
         let uniform = hosts.iter().all(|i| Some(weight(i)) == first);
         let table = HashTable::build(&self.policy, &self.set, &hosts);
         let weights = (!uniform).then(|| hosts.iter().map(weight).collect());
-        Some(Pool { share, hosts, weights, table })
+        Some(Pool { priority, share, hosts, weights, table })
     }
 
     /// An endpoint index, or `None` if no host may take traffic (503, flag UH).
     pub fn choose(&mut self, choice: &mut Choice<'_>) -> Option<usize> {
         let mut chosen = self.draw(choice)?;
+        if let Some(share) = choice.share {
+            for _ in 0..SLOW_START_DRAWS {
+                #[allow(clippy::cast_precision_loss)]
+                let drawn = ((choice.random)() >> 11) as f64 / (1_u64 << 53) as f64;
+                if drawn < share(chosen) {
+                    break;
+                }
+                chosen = self.draw(choice)?;
+            }
+        }
         for _ in 0..choice.reselections {
             if !(choice.avoid)(chosen) {
                 break;
@@ -166,8 +199,13 @@ impl Balancer {
             0 => None,
             1 => Some(0),
             _ => {
-                let shares: Vec<u64> = self.pools.iter().map(|p| u64::from(p.share)).collect();
-                weighted(&shares, choice.hash.unwrap_or_else(|| (choice.random)()))
+                let random = choice.hash.unwrap_or_else(|| (choice.random)());
+                let share = |p: &Pool| if (choice.avoid_priority)(p.priority) { 0 } else { u64::from(p.share) };
+                let untried: Vec<u64> = self.pools.iter().map(share).collect();
+                weighted(&untried, random).or_else(|| {
+                    let all: Vec<u64> = self.pools.iter().map(|p| u64::from(p.share)).collect();
+                    weighted(&all, random)
+                })
             }
         }
     }

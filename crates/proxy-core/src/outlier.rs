@@ -29,13 +29,34 @@ pub struct OutlierState<K> {
     last_sweep: Option<u64>,
 }
 
+/// Successes among outcomes.
+#[derive(Debug, Default, Clone, Copy)]
+struct Rate {
+    success: u64,
+    total: u64,
+}
+
+impl Rate {
+    fn count(&mut self, success: bool) {
+        self.total = self.total.saturating_add(1);
+        self.success = self.success.saturating_add(u64::from(success));
+    }
+
+    /// Percent of successes, if there were `volume` outcomes at least.
+    #[allow(clippy::cast_precision_loss)]
+    fn percent(self, volume: u32) -> Option<f64> {
+        (self.total >= u64::from(volume).max(1)).then(|| 100.0 * self.success as f64 / self.total as f64)
+    }
+}
+
 #[derive(Debug, Default, Clone)]
 struct Host {
     consecutive_5xx: u32,
     consecutive_gateway: u32,
     consecutive_local: u32,
-    success: u64,
-    total: u64,
+    /// Of the interval so far: all outcomes, or with the split those of responses, and of local origin.
+    external: Rate,
+    local: Rate,
     /// When it was ejected and until when, in milliseconds.
     ejected: Option<(u64, u64)>,
     /// How often in a row; falls again while the host behaves.
@@ -87,17 +108,18 @@ impl<K: Eq + Hash + Clone> OutlierState<K> {
         let entry = self.hosts.entry(host.clone()).or_default();
         let chance = entry.count(settings, outcome);
         let enforce = chance.is_some_and(|percent| random % 100 < u64::from(percent));
-        enforce && self.eject(settings, host, host_count, now)
+        enforce && self.eject(settings, host, host_count, now, random)
     }
 
-    fn eject(&mut self, settings: &OutlierDetection, host: &K, host_count: usize, now: u64) -> bool {
+    fn eject(&mut self, settings: &OutlierDetection, host: &K, host_count: usize, now: u64, random: u64) -> bool {
         let share = self.ejected.saturating_mul(100).checked_div(host_count.max(1)).unwrap_or(100);
         let room = share < usize::try_from(settings.max_ejection_percent).unwrap_or(usize::MAX)
             || (self.ejected == 0 && settings.always_eject_one_host);
         let Some(entry) = self.hosts.get_mut(host).filter(|h| room && h.ejected.is_none()) else { return false };
         entry.times = entry.times.saturating_add(1);
         let length = settings.base_ejection_time.saturating_mul(entry.times).min(settings.max_ejection_time);
-        entry.ejected = Some((now, now.saturating_add(millis(length))));
+        let jitter = random.checked_rem(millis(settings.max_ejection_time_jitter).saturating_add(1)).unwrap_or(0);
+        entry.ejected = Some((now, now.saturating_add(millis(length)).saturating_add(jitter)));
         self.ejected = self.ejected.saturating_add(1);
         true
     }
@@ -123,31 +145,53 @@ impl<K: Eq + Hash + Clone> OutlierState<K> {
             }
         }
         self.ejected = self.hosts.values().filter(|h| h.ejected.is_some()).count();
-        for key in self.below_success_rate(settings) {
-            let enforce = random % 100 < u64::from(settings.enforcing_success_rate);
-            changed |= enforce && self.eject(settings, &key, host_count, now);
+        for (keys, chance) in self.judge(settings) {
+            let enforce = random % 100 < u64::from(chance);
+            for key in keys {
+                changed |= enforce && self.eject(settings, &key, host_count, now, random);
+            }
         }
         for host in self.hosts.values_mut() {
-            (host.success, host.total) = (0, 0);
+            (host.external, host.local) = (Rate::default(), Rate::default());
         }
         changed
     }
 
+    /// Hosts that the interval's rates speak against, with the chance that they are ejected.
+    fn judge(&self, settings: &OutlierDetection) -> Vec<(Vec<K>, u32)> {
+        let mut out = Vec::new();
+        type Which = fn(&Host) -> Rate;
+        let mut kinds: Vec<(Which, u32, u32)> =
+            vec![(|h| h.external, settings.enforcing_success_rate, settings.enforcing_failure_percentage)];
+        if settings.split_external_local_origin_errors {
+            kinds.push((
+                |h| h.local,
+                settings.enforcing_local_origin_success_rate,
+                settings.enforcing_failure_percentage_local_origin,
+            ));
+        }
+        for (rate, success, failure) in kinds {
+            if success > 0 {
+                out.push((self.below_success_rate(settings, rate), success));
+            }
+            if failure > 0 {
+                out.push((self.above_failure_percentage(settings, rate), failure));
+            }
+        }
+        out
+    }
+
+    fn rates(&self, rate: fn(&Host) -> Rate, volume: u32, minimum_hosts: u32) -> Vec<(&K, f64)> {
+        let present = self.hosts.iter().filter(|(_, h)| h.ejected.is_none());
+        let rates: Vec<_> = present.filter_map(|(key, h)| Some((key, rate(h).percent(volume)?))).collect();
+        if rates.len() < usize::try_from(minimum_hosts).unwrap_or(usize::MAX) { Vec::new() } else { rates }
+    }
+
     /// Hosts whose success rate is further below the mean than the deviation allows.
     #[allow(clippy::cast_precision_loss)]
-    fn below_success_rate(&self, settings: &OutlierDetection) -> Vec<K> {
-        let enough =
-            |h: &Host| h.ejected.is_none() && h.total >= u64::from(settings.success_rate_request_volume).max(1);
-        let rates: Vec<(&K, f64)> = self
-            .hosts
-            .iter()
-            .filter(|(_, h)| enough(h))
-            .map(|(key, h)| (key, 100.0 * h.success as f64 / h.total as f64))
-            .collect();
-        if settings.enforcing_success_rate == 0
-            || rates.is_empty()
-            || rates.len() < usize::try_from(settings.success_rate_minimum_hosts).unwrap_or(usize::MAX)
-        {
+    fn below_success_rate(&self, settings: &OutlierDetection, rate: fn(&Host) -> Rate) -> Vec<K> {
+        let rates = self.rates(rate, settings.success_rate_request_volume, settings.success_rate_minimum_hosts);
+        if rates.is_empty() {
             return Vec::new();
         }
         let count = rates.len() as f64;
@@ -155,6 +199,14 @@ impl<K: Eq + Hash + Clone> OutlierState<K> {
         let variance = rates.iter().map(|(_, r)| (r - mean).powi(2)).sum::<f64>() / count;
         let threshold = mean - variance.sqrt() * f64::from(settings.success_rate_stdev_factor) / 1000.0;
         rates.into_iter().filter(|(_, rate)| *rate < threshold).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Hosts that failed too often, whatever the others did.
+    fn above_failure_percentage(&self, settings: &OutlierDetection, rate: fn(&Host) -> Rate) -> Vec<K> {
+        let volume = settings.failure_percentage_request_volume;
+        let rates = self.rates(rate, volume, settings.failure_percentage_minimum_hosts);
+        let limit = f64::from(settings.failure_percentage_threshold);
+        rates.into_iter().filter(|(_, rate)| 100.0 - rate >= limit).map(|(key, _)| key.clone()).collect()
     }
 }
 
@@ -165,10 +217,12 @@ impl Host {
             Outcome::ConnectSuccess => {
                 if settings.split_external_local_origin_errors {
                     self.consecutive_local = 0;
+                    self.local.count(true);
                 }
                 None
             }
             Outcome::LocalFailure if settings.split_external_local_origin_errors => {
+                self.local.count(false);
                 self.consecutive_local = self.consecutive_local.saturating_add(1);
                 let reached = self.consecutive_local >= settings.consecutive_local_origin_failure.max(1);
                 reached.then(|| {
@@ -183,9 +237,9 @@ impl Host {
     }
 
     fn external(&mut self, settings: &OutlierDetection, status: u16) -> Option<u32> {
-        self.total = self.total.saturating_add(1);
-        if !(500..600).contains(&status) {
-            self.success = self.success.saturating_add(1);
+        let success = !(500..600).contains(&status);
+        self.external.count(success);
+        if success {
             self.consecutive_5xx = 0;
             self.consecutive_gateway = 0;
             return None;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::model::retry::{RetryOn, RetryPolicy};
+use crate::model::retry::{ResetFormat, RetryOn, RetryPolicy};
 use crate::request::RequestHead;
 
 /// How an attempt ended without usable response headers.
@@ -90,9 +90,55 @@ impl<'a> RetryState<'a> {
         self.policy.filter(|p| p.avoid_previous_hosts && self.retries > 0).map_or(0, |p| p.host_selection_attempts)
     }
 
-    /// After response headers. `circuit_open` = the cluster allows one more retry (see [`crate::circuit`]).
-    pub fn on_response(&mut self, status: u16, headers: &HeaderMap, circuit_open: bool, random: u64) -> RetryDecision {
-        if self.wants_response(status, headers) { self.take(circuit_open, random) } else { RetryDecision::No }
+    /// The limit of an attempt's silence.
+    #[must_use]
+    pub fn per_try_idle(&self) -> Option<Duration> {
+        self.policy.and_then(|p| p.per_try_idle_timeout)
+    }
+
+    /// Of the attempts so far, how many of the latest count as tried for `previous_priorities`; `None` without that policy.
+    #[must_use]
+    pub fn priorities_tried(&self, attempts: usize) -> Option<usize> {
+        let frequency = usize::try_from(self.policy?.previous_priorities?).ok()?;
+        // What was tried is taken in every `frequency` attempts.
+        Some(attempts.checked_div(frequency)?.saturating_mul(frequency))
+    }
+
+    /// After response headers. `circuit_open` = the cluster allows one more retry (see [`crate::circuit`]); `unix` = seconds
+    /// since 1970, asked only if a header holds a time.
+    pub fn on_response(
+        &mut self,
+        status: u16,
+        headers: &HeaderMap,
+        circuit_open: bool,
+        random: u64,
+        unix: &dyn Fn() -> u64,
+    ) -> RetryDecision {
+        if !self.wants_response(status, headers) {
+            return RetryDecision::No;
+        }
+        match (self.take(circuit_open, random), self.asked_pause(headers, unix)) {
+            // Spread a little, so that those who were sent away together do not come back together.
+            (RetryDecision::After(_), Some(asked)) => {
+                let spread = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX).checked_div(2).unwrap_or(0);
+                let more = random.checked_rem(spread.saturating_add(1)).unwrap_or(0);
+                RetryDecision::After(asked.saturating_add(Duration::from_millis(more)))
+            }
+            (decision, _) => decision,
+        }
+    }
+
+    /// The pause that the response's own headers ask for.
+    fn asked_pause(&self, headers: &HeaderMap, unix: &dyn Fn() -> u64) -> Option<Duration> {
+        let settings = self.policy?.rate_limited.as_ref()?;
+        settings.headers.iter().find_map(|(name, format)| {
+            let number: u64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
+            let pause = match format {
+                ResetFormat::Seconds => Duration::from_secs(number),
+                ResetFormat::UnixTimestamp => Duration::from_secs(number.checked_sub(unix())?),
+            };
+            (pause <= settings.max).then_some(pause)
+        })
     }
 
     /// After a reset. `request_sent` = some bytes of the request may have reached the upstream.

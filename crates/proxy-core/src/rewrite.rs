@@ -27,6 +27,10 @@ pub fn path(action: &RouteAction, matched: &PathMatch, request_path: &str) -> Op
         PathRewrite::Prefix(prefix) => replace_prefix(only, matched, prefix)?,
         PathRewrite::Regex(regex) => regex.apply(only),
         PathRewrite::Full(full) => full.to_string(),
+        PathRewrite::Template(rewrite) => match matched {
+            PathMatch::Template(template) => rewrite.apply(template, only)?,
+            _ => return None,
+        },
     };
     Some(with_query(new, query))
 }
@@ -85,8 +89,6 @@ pub fn redirect(redirect: &Redirect, matched: &PathMatch, request: &RequestHead<
         (None, Some("443")) if redirect.scheme.as_deref() == Some("http") => None,
         (None, port) => port.map(str::to_owned),
     };
-    let port =
-        port.filter(|p| !matches!((scheme, p.as_str()), ("http", "80") | ("https", "443")) || redirect.port.is_none());
     let (only, query) = split_path(request.path);
     let query = query.filter(|_| !redirect.strip_query);
     let path = match &redirect.path {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::model::Name;
+use crate::model::metadata::Metadata;
 use crate::model::route::{
     Action, Domains, PathMatch, RequireTls, Route, RouteAction, RouteMatch, RouteTable, Target, VirtualHost,
     WeightedCluster,
@@ -14,7 +15,7 @@ use crate::request::{RequestHead, is_grpc};
 
 /// Facts about connection and request that routing may ask for.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RouteFacts {
+pub struct RouteFacts<'a> {
     /// Random per request.
     pub random: u64,
     /// The client presented a certificate.
@@ -23,6 +24,8 @@ pub struct RouteFacts {
     pub tls_validated: bool,
     /// The request came from an internal address.
     pub internal: bool,
+    /// What filters told of the request so far.
+    pub metadata: Option<&'a Metadata>,
 }
 
 /// Outcome of routing.
@@ -56,7 +59,7 @@ pub struct ClusterChoice<'a> {
 impl RouteTable {
     /// Finds the route of a request.
     #[must_use]
-    pub fn find<'a>(&'a self, request: &RequestHead<'_>, facts: &RouteFacts) -> RouteLookup<'a> {
+    pub fn find<'a>(&'a self, request: &RequestHead<'_>, facts: &RouteFacts<'_>) -> RouteLookup<'a> {
         let Some(virtual_host) = self.virtual_host(request.authority) else { return RouteLookup::NotFound };
         let plain = request.scheme != "https";
         let must_redirect = match virtual_host.require_tls {
@@ -135,7 +138,7 @@ pub fn split_port(authority: &str) -> (&str, Option<&str>) {
 impl RouteMatch {
     /// Whether a request fulfils all conditions.
     #[must_use]
-    pub fn matches(&self, request: &RequestHead<'_>, facts: &RouteFacts, ignore_parameters: bool) -> bool {
+    pub fn matches(&self, request: &RequestHead<'_>, facts: &RouteFacts<'_>, ignore_parameters: bool) -> bool {
         self.fraction.is_none_or(|ppm| facts.random % 1_000_000 < u64::from(ppm))
             && self.path.matches(request, ignore_parameters)
             && (!self.grpc || is_grpc(request.headers))
@@ -144,6 +147,7 @@ impl RouteMatch {
             && self.cookies.iter().all(|m| m.matches(request))
             && self.tls_presented.is_none_or(|wanted| wanted == facts.tls_presented)
             && self.tls_validated.is_none_or(|wanted| wanted == facts.tls_validated)
+            && self.metadata.iter().all(|m| m.matches(facts.metadata))
     }
 }
 
@@ -170,7 +174,7 @@ impl PathMatch {
         match self {
             Self::Prefix { value, .. } | Self::SeparatedPrefix { value, .. } => Some(value.len()),
             Self::Exact { .. } => Some(path.len()),
-            Self::Regex(_) => Some(path.len()),
+            Self::Regex(_) | Self::Template(_) => Some(path.len()),
             Self::Connect => None,
         }
     }
@@ -184,6 +188,7 @@ impl PathMatch {
                 starts(path, value, *ignore_case) && matches!(path.as_bytes().get(value.len()), None | Some(b'/'))
             }
             Self::Regex(regex) => regex.is_match(path.as_bytes()),
+            Self::Template(template) => template.matches(path),
         }
     }
 }

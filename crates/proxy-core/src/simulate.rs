@@ -9,7 +9,7 @@ use crate::balance::{Balancer, Choice};
 use crate::chain::{ConnFacts, RAW_BUFFER, TLS};
 use crate::facts::Facts;
 use crate::format::Values;
-use crate::model::cluster::{Cluster, Discovery, TransportIndex, TransportSocket};
+use crate::model::cluster::{Cluster, Discovery, TransportIndex};
 use crate::model::filter::UpstreamOverrides;
 use crate::model::hcm::HttpConnectionManager;
 use crate::model::listener::{ChainKind, Direction, FilterChain, Listener};
@@ -237,7 +237,7 @@ fn http(
         remote: Some(connection.source),
         ..Facts::default()
     };
-    let facts = RouteFacts { random, tls_presented: terminated, tls_validated: terminated, internal: false };
+    let facts = RouteFacts { random, tls_presented: terminated, tls_validated: terminated, ..RouteFacts::default() };
     let Some(table) = runtime.route_table(&manager.routes) else {
         verdict.end = End::Answered(404);
         return verdict;
@@ -299,7 +299,9 @@ fn upstream(
     connection: &Connection<'_>,
     random: u64,
 ) -> Option<Upstream> {
-    let (address, index) = if cluster.discovery == Discovery::OriginalDst {
+    let (address, index) = if cluster.discovery == Discovery::DynamicForward {
+        (None, TransportIndex::DEFAULT)
+    } else if cluster.discovery == Discovery::OriginalDst {
         let port = cluster.original_dst.port_override.unwrap_or(connection.destination.port());
         (Some(SocketAddr::new(connection.destination.ip(), port)), TransportIndex::DEFAULT)
     } else {
@@ -310,16 +312,12 @@ fn upstream(
             next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             next >> 16
         };
-        let mut choice = Choice { random: &mut draw, active: &|_| 0, avoid: &|_| false, reselections: 0, hash: None };
-        let chosen = balancer.choose(&mut choice)?;
+        let chosen = balancer.choose(&mut Choice::at_random(&mut draw))?;
         (set.socket(chosen), set.endpoints.get(chosen)?.transport)
     };
-    let tls = match cluster.transport.get(index).as_ref() {
-        TransportSocket::Raw => None,
-        TransportSocket::Tls(tls) => {
-            let alpn = overrides.alpn.clone().unwrap_or_else(|| tls.alpn.to_vec());
-            Some((overrides.sni.clone().or_else(|| tls.sni.clone()), alpn))
-        }
-    };
+    let tls = cluster.transport.get(index).tls().map(|tls| {
+        let alpn = overrides.alpn.clone().unwrap_or_else(|| tls.alpn.to_vec());
+        (overrides.sni.clone().or_else(|| tls.sni.clone()), alpn)
+    });
     Some(Upstream { address, tls })
 }

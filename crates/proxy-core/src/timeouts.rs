@@ -31,14 +31,21 @@ pub fn timeouts(hcm: &HttpConnectionManager, action: &RouteAction, request: &Req
     };
     let nonzero = |d: Duration| (!d.is_zero()).then_some(d);
     let mut global = action.timeout;
+    let mut max_stream = action.max_stream_duration.unwrap_or(hcm.max_stream_duration);
     if let Some(grpc) = action.grpc_timeout.filter(|_| request.is_grpc()) {
         let asked = request.headers.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(grpc_timeout);
         // A timeout of zero from the caller has run out already: the least that can be set.
         let asked = asked.map(|t| t.saturating_sub(grpc.offset).max(Duration::from_millis(1)));
-        global = match (asked, grpc.max) {
+        let limit = match (asked, grpc.max) {
             (Some(asked), Some(max)) => Some(asked.min(max)),
             (asked, max) => asked.or(max),
         };
+        match (grpc.of_stream, asked) {
+            (false, _) => global = limit,
+            (true, Some(_)) => max_stream = limit,
+            // Without the header the stream has its plain limit.
+            (true, None) => {}
+        }
     }
     if router(hcm).is_some_and(|r| r.respect_expected_rq_timeout)
         && let Some(expected) = millis("x-envoy-expected-rq-timeout-ms")
@@ -52,12 +59,7 @@ pub fn timeouts(hcm: &HttpConnectionManager, action: &RouteAction, request: &Req
         .or_else(|| action.retry.as_ref().and_then(|r| r.per_try_timeout))
         // An attempt never outlives the request.
         .filter(|t| global.is_none_or(|g| *t < g));
-    Timeouts {
-        global,
-        per_try,
-        idle: action.idle_timeout.unwrap_or(hcm.stream_idle_timeout),
-        max_stream: action.max_stream_duration.unwrap_or(hcm.max_stream_duration),
-    }
+    Timeouts { global, per_try, idle: action.idle_timeout.unwrap_or(hcm.stream_idle_timeout), max_stream }
 }
 
 fn router(hcm: &HttpConnectionManager) -> Option<&Router> {

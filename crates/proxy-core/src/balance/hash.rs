@@ -86,14 +86,14 @@ pub fn hash_request(
                     None => xxh64(value, 0),
                 })
             }
-            HashSource::Cookie { name, ttl, path } => match (cookie(request, name), ttl) {
+            HashSource::Cookie { name, ttl, path, attributes } => match (cookie(request, name), ttl) {
                 (Some(value), _) => Some(xxh64(value.as_bytes(), 0)),
                 (None, None) => None,
                 (None, Some(ttl)) => {
                     let value = format!("{fresh:016x}");
                     let age = if ttl.is_zero() { String::new() } else { format!("; Max-Age={}", ttl.as_secs()) };
                     let path = if path.is_empty() { String::new() } else { format!("; Path={path}") };
-                    set_cookie = Some(format!("{name}=\"{value}\"{age}{path}; HttpOnly"));
+                    set_cookie = Some(format!("{name}=\"{value}\"{age}{path}{attributes}; HttpOnly"));
                     Some(xxh64(value.as_bytes(), 0))
                 }
             },

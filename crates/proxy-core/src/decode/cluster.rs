@@ -13,11 +13,9 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 
 use super::bad::{At, Bad, decode, each, given, only, type_name};
-use super::basic::{ads, bare_socket, duration, json, keepalive, metadata, number, positive};
-use super::{cluster_lb, headers, http_options, tls};
-use crate::model::cluster::{
-    Cluster, Discovery, DnsFamily, DnsOptions, HttpProtocol, Transport, TransportMatch, TransportSocket,
-};
+use super::basic::{ads, bare_socket, json, keepalive, metadata, number, positive};
+use super::{cluster_dns, cluster_lb, cluster_policy, cluster_socket, headers, health_check, http_options};
+use crate::model::cluster::{Cluster, Discovery, DnsOptions, HttpProtocol, Transport, TransportMatch, TransportSocket};
 use crate::model::hcm::{Http1Options, Http2Options};
 use crate::model::tls::UpstreamTls;
 
@@ -30,19 +28,20 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
         load_assignment, max_requests_per_connection, circuit_breakers, upstream_http_protocol_options, common_http_protocol_options,
         http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate, dns_lookup_family, outlier_detection, upstream_bind_config, common_lb_config, transport_socket, metadata, protocol_selection,
         upstream_connection_options, connection_pool_per_downstream_connection,
-        cluster_discovery_type, lb_config,
+        cluster_discovery_type, lb_config, respect_dns_ttl, dns_jitter, health_checks, lb_subset_config, load_balancing_policy,
     } refuse {
-        per_connection_buffer_limit_bytes, respect_dns_ttl, close_connections_on_host_health_failure, transport_socket_matcher, stats_matcher, per_connection_buffer_high_watermark_timeout, health_checks, dns_jitter,
+        per_connection_buffer_limit_bytes, close_connections_on_host_health_failure, transport_socket_matcher, stats_matcher, per_connection_buffer_high_watermark_timeout,
         dns_failure_refresh_rate, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
-        wait_for_warm_on_init, cleanup_interval, lb_subset_config, ignore_health_on_host_removal, filters, load_balancing_policy,
+        wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal, filters,
         lrs_server, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats, preconnect_policy,
         queuing_policies,
     });
-    let discovery = discovery(value)?;
+    let (discovery, dns) = discovery(value)?;
     let http = http(value)?;
     let bind = given("upstream_bind_config", &value.upstream_bind_config, bind)?.unwrap_or_default();
     let metadata = metadata(&value.metadata).at("metadata")?;
-    let lb = cluster_lb::common(&value.common_lb_config).at("common_lb_config")?;
+    let common = cluster_lb::common(&value.common_lb_config).at("common_lb_config")?;
+    let lb = cluster_policy::balancing(value, &discovery, &common)?;
     let limits = cluster_lb::circuits(&value.circuit_breakers).at("circuit_breakers")?;
     let cluster = Cluster {
         name: value.name.as_str().into(),
@@ -52,11 +51,14 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
             value.alt_stat_name.as_str().into()
         },
         connect_timeout: positive("connect_timeout", &value.connect_timeout, Duration::from_secs(5))?,
-        lb: cluster_lb::policy(value, &discovery, lb.by_hostname)?,
+        lb: lb.policy,
         original_dst: cluster_lb::original_dst(value)?,
         discovery,
-        panic_threshold: lb.panic_threshold,
+        panic_threshold: common.panic_threshold,
         locality_weighted: lb.locality_weighted,
+        slow_start: lb.slow_start,
+        subsets: lb.subsets,
+        health_checks: each("health_checks", &value.health_checks, health_check::health_check)?,
         http: http.protocol,
         http1: http.http1,
         http2: http.http2,
@@ -84,28 +86,29 @@ pub fn cluster(value: &pb::Cluster) -> Result<(Cluster, Option<ClusterLoadAssign
         bind_additional: bind.additional,
         socket_options: bind.options,
         pool_per_downstream: value.connection_pool_per_downstream_connection,
-        dns: dns(value)?,
+        dns,
         metadata,
     };
     let inline = inline_endpoints(value, &cluster)?;
     Ok((cluster, inline))
 }
 
-fn discovery(value: &pb::Cluster) -> Result<Discovery, Bad> {
+fn discovery(value: &pb::Cluster) -> Result<(Discovery, DnsOptions), Bad> {
     use pb::cluster::DiscoveryType as T;
+    let plain = || cluster_dns::plain(value);
     let kind = match &value.cluster_discovery_type {
         None => T::Static,
         Some(pb::cluster::ClusterDiscoveryType::Type(kind)) => {
             T::try_from(*kind).map_err(|_| Bad::field("type", "unknown value"))?
         }
         Some(pb::cluster::ClusterDiscoveryType::ClusterType(custom)) => {
-            return Err(Bad::field("cluster_type", format_args!("unsupported cluster type \"{}\"", custom.name)));
+            return cluster_dns::custom(custom).at("cluster_type");
         }
     };
     if value.eds_cluster_config.is_some() && kind != T::Eds {
         return Err(Bad::field("eds_cluster_config", "the cluster is not of type EDS"));
     }
-    Ok(match kind {
+    let discovery = match kind {
         T::Static => Discovery::Static,
         T::StrictDns => Discovery::StrictDns,
         T::LogicalDns => Discovery::LogicalDns,
@@ -117,15 +120,16 @@ fn discovery(value: &pb::Cluster) -> Result<Discovery, Bad> {
             let service = if config.service_name.is_empty() { &value.name } else { &config.service_name };
             Discovery::Eds(service.as_str().into())
         }
-    })
+    };
+    Ok((discovery, plain()?))
 }
 
 fn inline_endpoints(value: &pb::Cluster, cluster: &Cluster) -> Result<Option<ClusterLoadAssignment>, Bad> {
     use crate::model::endpoint::EndpointAddress as E;
     let assignment = value.load_assignment.as_ref();
     match (&cluster.discovery, assignment) {
-        (Discovery::Eds(_) | Discovery::OriginalDst, None) => Ok(None),
-        (Discovery::Eds(_) | Discovery::OriginalDst, Some(_)) => {
+        (Discovery::Eds(_) | Discovery::OriginalDst | Discovery::DynamicForward, None) => Ok(None),
+        (Discovery::Eds(_) | Discovery::OriginalDst | Discovery::DynamicForward, Some(_)) => {
             Err(Bad::field("load_assignment", "not for this cluster type"))
         }
         (_, None) => Ok(Some(ClusterLoadAssignment::default())),
@@ -147,7 +151,7 @@ fn inline_endpoints(value: &pb::Cluster, cluster: &Cluster) -> Result<Option<Clu
 /// the HTTP level becomes one of the socket, where the handshake can see it.
 fn transport(value: &pb::Cluster, auto_san: bool) -> Result<Transport, Bad> {
     let read = |socket: &core::TransportSocket| {
-        let socket = tls::upstream_socket(socket)?;
+        let socket = cluster_socket::upstream(socket)?;
         match socket.as_ref() {
             TransportSocket::Tls(own) if auto_san && own.validation.is_none() => {
                 Err(Bad::new("auto_san_validation needs a validation context"))
@@ -299,21 +303,4 @@ fn socket_option(value: &core::SocketOption) -> Result<(i32, i32, i32), Bad> {
     };
     let int = |field: &str, n: i64| i32::try_from(n).map_err(|_| Bad::field(field, "out of range"));
     Ok((int("level", value.level)?, int("name", value.name)?, int("int_value", *number)?))
-}
-
-fn dns(value: &pb::Cluster) -> Result<DnsOptions, Bad> {
-    use pb::cluster::DnsLookupFamily as F;
-    Ok(DnsOptions {
-        refresh: given("dns_refresh_rate", &value.dns_refresh_rate, duration)?
-            .unwrap_or(Duration::from_secs(5))
-            .max(Duration::from_millis(10)),
-        family: match F::try_from(value.dns_lookup_family) {
-            Ok(F::Auto) => DnsFamily::Auto,
-            Ok(F::V4Only) => DnsFamily::V4,
-            Ok(F::V6Only) => DnsFamily::V6,
-            Ok(F::V4Preferred) => DnsFamily::V4Preferred,
-            Ok(F::All) => DnsFamily::All,
-            Err(_) => return Err(Bad::field("dns_lookup_family", "unknown value")),
-        },
-    })
 }

@@ -1,6 +1,6 @@
-//! Load balancing, circuit limits and outlier detection of clusters.
+//! Common balancing options, circuit limits and outlier detection of clusters. Policies are in `cluster_policy`.
 //!
-//! Invariant: Envoy's defaults; slow start, subsets, bounded-load hashing and failure-percentage ejection are refused.
+//! Invariant: Envoy's defaults; bounded-load hashing and limits per host are refused.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::bad::{At, Bad, given, only};
-use super::basic::{number, percent, port, positive, truth};
+use super::basic::{duration, number, percent, port, positive, truth};
 use super::headers;
-use crate::model::cluster::{CircuitLimits, Discovery, LbPolicy, OriginalDst, OutlierDetection, RetryBudget};
+use crate::model::cluster::{CircuitLimits, OriginalDst, OutlierDetection, RetryBudget};
 use pb::cluster as inner;
 
 /// What `CommonLbConfig` says.
@@ -46,74 +46,6 @@ pub fn common(value: &Option<inner::CommonLbConfig>) -> Result<CommonLb, Bad> {
         None => {}
     }
     Ok(out)
-}
-
-/// The policy.
-pub fn policy(value: &pb::Cluster, discovery: &Discovery, by_hostname: bool) -> Result<LbPolicy, Bad> {
-    use inner::{LbConfig as C, LbPolicy as P};
-    let kind = P::try_from(value.lb_policy).map_err(|_| Bad::field("lb_policy", "unknown value"))?;
-    if (*discovery == Discovery::OriginalDst) != (kind == P::ClusterProvided) {
-        return Err(Bad::field("lb_policy", "ORIGINAL_DST clusters, and only they, have CLUSTER_PROVIDED"));
-    }
-    Ok(match kind {
-        P::RoundRobin => {
-            if let Some(C::RoundRobinLbConfig(config)) = &value.lb_config {
-                only!(config, inner::RoundRobinLbConfig {} refuse { slow_start_config });
-            }
-            LbPolicy::RoundRobin
-        }
-        P::Random => LbPolicy::Random,
-        P::ClusterProvided => LbPolicy::ClusterProvided,
-        P::LeastRequest => least_request(value).at("least_request_lb_config")?,
-        P::RingHash => ring_hash(value, by_hostname).at("ring_hash_lb_config")?,
-        P::Maglev => {
-            let table = match &value.lb_config {
-                Some(C::MaglevLbConfig(config)) => config.table_size.as_ref().map_or(65_537, |s| s.value),
-                _ => 65_537,
-            };
-            if !(2..=5_000_011).contains(&table) || !is_prime(table) {
-                return Err(Bad::field("maglev_lb_config.table_size", "must be a prime of at most 5000011"));
-            }
-            LbPolicy::Maglev { table, by_hostname }
-        }
-        P::LoadBalancingPolicyConfig => {
-            return Err(Bad::field("lb_policy", "LOAD_BALANCING_POLICY_CONFIG is not supported"));
-        }
-    })
-}
-
-fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d: &u64| d.saturating_mul(*d) <= n).all(|d| n.checked_rem(d) != Some(0))
-}
-
-fn least_request(value: &pb::Cluster) -> Result<LbPolicy, Bad> {
-    let Some(inner::LbConfig::LeastRequestLbConfig(config)) = &value.lb_config else {
-        return Ok(LbPolicy::LeastRequest { choices: 2, bias: 1.0 });
-    };
-    only!(config, inner::LeastRequestLbConfig { choice_count, active_request_bias } refuse { slow_start_config });
-    let bias = given("active_request_bias", &config.active_request_bias, |bias| {
-        only!(bias, core::RuntimeDouble { default_value } refuse { runtime_key });
-        if (0.0..=1e6).contains(&bias.default_value) { Ok(bias.default_value) } else { Err(Bad::new("out of range")) }
-    })?;
-    match number(&config.choice_count) {
-        Some(0 | 1) => Err(Bad::field("choice_count", "must be at least 2")),
-        choices => Ok(LbPolicy::LeastRequest { choices: choices.unwrap_or(2).min(64), bias: bias.unwrap_or(1.0) }),
-    }
-}
-
-fn ring_hash(value: &pb::Cluster, by_hostname: bool) -> Result<LbPolicy, Bad> {
-    let mut out = (1024, 8_388_608);
-    if let Some(inner::LbConfig::RingHashLbConfig(config)) = &value.lb_config {
-        if config.hash_function != i32::from(inner::ring_hash_lb_config::HashFunction::XxHash) {
-            return Err(Bad::field("hash_function", "only XX_HASH is supported"));
-        }
-        out.0 = config.minimum_ring_size.as_ref().map_or(out.0, |s| s.value);
-        out.1 = config.maximum_ring_size.as_ref().map_or(out.1, |s| s.value);
-    }
-    if out.0 > out.1 || out.1 > 8_388_608 {
-        return Err(Bad::field("minimum_ring_size", "out of range"));
-    }
-    Ok(LbPolicy::RingHash { min: out.0, max: out.1, by_hostname })
 }
 
 /// Original-destination options.
@@ -190,20 +122,6 @@ pub fn outlier(value: &pb::OutlierDetection) -> Result<OutlierDetection, Bad> {
         percent @ 0..=100 => Ok(percent),
         _ => Err(Bad::field(field, "not a percentage")),
     };
-    // Off by default; thresholds alone do nothing.
-    for (field, value) in [
-        ("enforcing_failure_percentage", &value.enforcing_failure_percentage),
-        ("enforcing_failure_percentage_local_origin", &value.enforcing_failure_percentage_local_origin),
-    ] {
-        if number(value).unwrap_or(0) > 0 {
-            return Err(Bad::unsupported(field));
-        }
-    }
-    // Envoy's default is 100, but it needs the split, which is off by default.
-    if value.split_external_local_origin_errors && number(&value.enforcing_local_origin_success_rate).unwrap_or(100) > 0
-    {
-        return Err(Bad::field("enforcing_local_origin_success_rate", "must be 0: not supported"));
-    }
     let base = positive("base_ejection_time", &value.base_ejection_time, Duration::from_secs(30))?;
     Ok(OutlierDetection {
         consecutive_5xx: number(&value.consecutive_5xx).unwrap_or(5),
@@ -231,5 +149,21 @@ pub fn outlier(value: &pb::OutlierDetection) -> Result<OutlierDetection, Bad> {
         success_rate_minimum_hosts: number(&value.success_rate_minimum_hosts).unwrap_or(5),
         success_rate_request_volume: number(&value.success_rate_request_volume).unwrap_or(100),
         success_rate_stdev_factor: number(&value.success_rate_stdev_factor).unwrap_or(1900),
+        enforcing_local_origin_success_rate: chance(
+            "enforcing_local_origin_success_rate",
+            &value.enforcing_local_origin_success_rate,
+            100,
+        )?,
+        failure_percentage_threshold: chance("failure_percentage_threshold", &value.failure_percentage_threshold, 85)?,
+        enforcing_failure_percentage: chance("enforcing_failure_percentage", &value.enforcing_failure_percentage, 0)?,
+        enforcing_failure_percentage_local_origin: chance(
+            "enforcing_failure_percentage_local_origin",
+            &value.enforcing_failure_percentage_local_origin,
+            0,
+        )?,
+        failure_percentage_minimum_hosts: number(&value.failure_percentage_minimum_hosts).unwrap_or(5),
+        failure_percentage_request_volume: number(&value.failure_percentage_request_volume).unwrap_or(50),
+        max_ejection_time_jitter: given("max_ejection_time_jitter", &value.max_ejection_time_jitter, duration)?
+            .unwrap_or_default(),
     })
 }

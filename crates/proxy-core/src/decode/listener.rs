@@ -16,9 +16,9 @@ use super::bad::{At, Bad, decode, each, given, only, type_name};
 use super::basic::{duration, keepalive, limit, metadata, number, socket, truth};
 use super::{access_log, chain_match, filter, hcm, tls};
 use crate::model::Name;
-use crate::model::filter::FilterStateSet;
+use crate::model::filter::{FilterStateKey, FilterStateSet};
 use crate::model::listener::{
-    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, TcpProxy, TcpTarget,
+    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, TcpProxy, TcpTarget, Tunnel,
 };
 
 /// A listener.
@@ -212,15 +212,38 @@ fn network_filter(value: &pb::Filter, state: &mut Vec<FilterStateSet>) -> Result
             );
             Ok(None)
         }
+        // The cluster is named by the SNI, which is what such filter state says.
+        "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => {
+            state.push(FilterStateSet {
+                key: FilterStateKey::TcpCluster,
+                value: super::headers::format("%REQUESTED_SERVER_NAME%")?,
+                skip_if_empty: true,
+            });
+            Ok(None)
+        }
         _ => Err(Bad::field("typed_config", format_args!("unsupported network filter \"{}\"", value.name))),
     }
 }
 
+fn tunnel(value: &tcp::tcp_proxy::TunnelingConfig) -> Result<Tunnel, Bad> {
+    only!(value, tcp::tcp_proxy::TunnelingConfig { hostname, headers_to_add } refuse {
+        use_post, post_path, propagate_response_headers, propagate_response_trailers, request_id_extension, request_id_header, request_id_metadata_key, formatters,
+    });
+    if value.hostname.is_empty() {
+        return Err(Bad::field("hostname", "empty"));
+    }
+    Ok(Tunnel {
+        hostname: super::headers::format(&value.hostname).at("hostname")?,
+        headers: super::headers::ops("request", &value.headers_to_add, &[]).at("headers_to_add")?,
+    })
+}
+
 fn tcp_proxy(value: &tcp::TcpProxy) -> Result<TcpProxy, Bad> {
     only!(value, tcp::TcpProxy {
-        stat_prefix, idle_timeout, access_log, max_connect_attempts, hash_policy, max_downstream_connection_duration, cluster_specifier
+        stat_prefix, idle_timeout, access_log, max_connect_attempts, hash_policy, max_downstream_connection_duration, cluster_specifier,
+        metadata_match, tunneling_config
     } refuse {
-        on_demand, metadata_match, downstream_idle_timeout, upstream_idle_timeout, backoff_options, tunneling_config,
+        on_demand, downstream_idle_timeout, upstream_idle_timeout, backoff_options,
         max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, flush_access_log_on_connected,
         access_log_options, proxy_protocol_tlvs, proxy_protocol_tlv_merge_policy, upstream_connect_mode, max_early_data_bytes,
         check_drain_close,
@@ -253,6 +276,8 @@ fn tcp_proxy(value: &tcp::TcpProxy) -> Result<TcpProxy, Bad> {
         return Err(Bad::field("max_connect_attempts", "must be greater than zero"));
     }
     Ok(TcpProxy {
+        tunnel: given("tunneling_config", &value.tunneling_config, tunnel)?.map(Box::new),
+        subset: super::route_action::subset(&value.metadata_match).at("metadata_match")?,
         cluster,
         stat_prefix: value.stat_prefix.as_str().into(),
         idle_timeout: limit("idle_timeout", &value.idle_timeout, Some(Duration::from_secs(3600)))?,

@@ -5,20 +5,20 @@
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
-use super::bad::{At, Bad, each, given, only, type_name};
+use super::bad::{At, Bad, each, given, only, type_name, unpack};
 use super::basic::{duration, limit, number, positive};
-use super::matcher;
-use crate::model::retry::{RetryOn, RetryPolicy};
+use super::{headers, matcher};
+use crate::model::retry::{RateLimitedBackOff, ResetFormat, RetryOn, RetryPolicy};
 
 /// `RetryPolicy`.
 pub fn policy(value: &pb::RetryPolicy) -> Result<RetryPolicy, Bad> {
     only!(value, pb::RetryPolicy {
         retry_on, num_retries, per_try_timeout, retry_host_predicate, host_selection_retry_max_attempts,
-        retriable_status_codes, retry_back_off, retriable_headers, retriable_request_headers,
-    } refuse {
-        per_try_idle_timeout, retry_priority, retry_options_predicates, rate_limited_retry_back_off, refresh_cluster_on_retry,
-    });
+        retriable_status_codes, retry_back_off, retriable_headers, retriable_request_headers, per_try_idle_timeout, retry_priority,
+        rate_limited_retry_back_off,
+    } refuse { retry_options_predicates, refresh_cluster_on_retry });
     let mut on = RetryOn::default();
     for token in value.retry_on.split(',').map(str::trim).filter(|t| !t.is_empty()) {
         let bit =
@@ -48,6 +48,42 @@ pub fn policy(value: &pb::RetryPolicy) -> Result<RetryPolicy, Bad> {
         )?,
         backoff_base: base,
         backoff_max: max,
+        per_try_idle_timeout: limit("per_try_idle_timeout", &value.per_try_idle_timeout, None)?,
+        previous_priorities: given("retry_priority", &value.retry_priority, priority)?,
+        rate_limited: given("rate_limited_retry_back_off", &value.rate_limited_retry_back_off, rate_limited)?,
+    })
+}
+
+/// `previous_priorities`: how often what was tried is forgotten.
+fn priority(value: &pb::retry_policy::RetryPriority) -> Result<u32, Bad> {
+    use pb::retry_policy::retry_priority::ConfigType;
+    let Some(ConfigType::TypedConfig(any)) = &value.config_type else {
+        return Err(Bad::new(format_args!("unsupported retry priority \"{}\"", value.name)));
+    };
+    let config: PreviousPrioritiesConfig =
+        unpack(any, "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig")
+            .at("typed_config")?;
+    match u32::try_from(config.update_frequency) {
+        Ok(frequency @ 1..) => Ok(frequency),
+        _ => Err(Bad::field("typed_config.update_frequency", "must be greater than zero")),
+    }
+}
+
+fn rate_limited(value: &pb::retry_policy::RateLimitedRetryBackOff) -> Result<RateLimitedBackOff, Bad> {
+    use pb::retry_policy::ResetHeaderFormat as F;
+    if value.reset_headers.is_empty() {
+        return Err(Bad::field("reset_headers", "empty"));
+    }
+    Ok(RateLimitedBackOff {
+        headers: each("reset_headers", &value.reset_headers, |header| {
+            let format = match F::try_from(header.format) {
+                Ok(F::Seconds) => ResetFormat::Seconds,
+                Ok(F::UnixTimestamp) => ResetFormat::UnixTimestamp,
+                Err(_) => return Err(Bad::field("format", "unknown value")),
+            };
+            Ok((headers::name(&header.name).at("name")?, format))
+        })?,
+        max: positive("max_interval", &value.max_interval, Duration::from_secs(300))?,
     })
 }
 

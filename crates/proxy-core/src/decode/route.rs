@@ -7,13 +7,16 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 
-use super::bad::{At, Bad, each, given, only};
+use super::bad::{At, Bad, each, given, only, unpack};
 use super::basic::{metadata, runtime_fraction, truth};
-use super::{filter, headers, matcher, retry, route_action};
+use super::route_action::Inherited;
+use super::{filter, headers, matcher, mirror, retry, route_action};
 use crate::model::route::{
-    Action, DirectResponse, Domains, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
+    Action, DirectResponse, Domains, Mirror, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
 };
+use crate::template::PathTemplate;
 
 /// Longest body of a direct response, as Envoy's own highest default.
 const MAX_BODY: usize = 1024 * 1024;
@@ -23,12 +26,13 @@ pub fn route_table(value: &pb::RouteConfiguration) -> Result<RouteTable, Bad> {
     only!(value, pb::RouteConfiguration {
         name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
         request_headers_to_remove, most_specific_header_mutations_wins, ignore_port_in_host_matching,
-        ignore_path_parameters_in_path_matching,
+        ignore_path_parameters_in_path_matching, request_mirror_policies,
     } refuse {
-        vhds, validate_clusters, max_direct_response_body_size_bytes, cluster_specifier_plugins, request_mirror_policies, vhost_header,
+        vhds, validate_clusters, max_direct_response_body_size_bytes, cluster_specifier_plugins, vhost_header,
         typed_per_filter_config, metadata, route_specifiers,
     });
-    let virtual_hosts = each("virtual_hosts", &value.virtual_hosts, |v| virtual_host(v).map(Arc::new))?;
+    let mirrors = mirror::policies(&value.request_mirror_policies)?;
+    let virtual_hosts = each("virtual_hosts", &value.virtual_hosts, |v| virtual_host(v, &mirrors).map(Arc::new))?;
     Ok(RouteTable {
         name: value.name.as_str().into(),
         domains: domains(&virtual_hosts)?,
@@ -79,24 +83,26 @@ fn longest_first(map: ByLength) -> Vec<(usize, HashMap<Box<str>, usize>)> {
     list
 }
 
-fn virtual_host(value: &pb::VirtualHost) -> Result<VirtualHost, Bad> {
+fn virtual_host(value: &pb::VirtualHost, mirrors: &Arc<[Mirror]>) -> Result<VirtualHost, Bad> {
     only!(value, pb::VirtualHost {
         name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
         response_headers_to_remove, typed_per_filter_config, include_request_attempt_count, include_attempt_count_in_response,
-        retry_policy, metadata,
+        retry_policy, metadata, request_mirror_policies,
     } refuse {
         matcher, virtual_clusters, rate_limits, cors, retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies, route_specifiers,
+        per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers,
     });
     use pb::virtual_host::TlsRequirementType as T;
     if value.domains.is_empty() {
         return Err(Bad::field("domains", "empty"));
     }
     let policy = given("retry_policy", &value.retry_policy, retry::policy)?.map(Arc::new);
+    let own = mirror::policies(&value.request_mirror_policies)?;
+    let inherited = Inherited { retry: policy.as_ref(), mirrors: if own.is_empty() { mirrors } else { &own } };
     Ok(VirtualHost {
         name: value.name.as_str().into(),
         domains: value.domains.iter().map(|d| d.as_str().into()).collect(),
-        routes: each("routes", &value.routes, |r| route(r, policy.as_ref()).map(Arc::new))?,
+        routes: each("routes", &value.routes, |r| route(r, inherited).map(Arc::new))?,
         require_tls: match T::try_from(value.require_tls) {
             Ok(T::None) => RequireTls::None,
             Ok(T::ExternalOnly) => RequireTls::ExternalOnly,
@@ -113,15 +119,17 @@ fn virtual_host(value: &pb::VirtualHost) -> Result<VirtualHost, Bad> {
     })
 }
 
-fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPolicy>>) -> Result<Route, Bad> {
+fn route(value: &pb::Route, inherited: Inherited<'_>) -> Result<Route, Bad> {
     only!(value, pb::Route {
         name, r#match, metadata, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
         response_headers_to_add, response_headers_to_remove, stat_prefix, action,
     } refuse { decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
     let matching = value.r#match.as_ref().ok_or_else(|| Bad::field("match", "missing"))?;
+    let matched = route_match(matching).at("match")?;
     let action = match &value.action {
         Some(pb::route::Action::Route(action)) => {
-            Action::Forward(Box::new(route_action::forward(action, inherited).at("route")?))
+            let forward = route_action::forward(action, inherited, &matched.path).at("route")?;
+            Action::Forward(Box::new(forward))
         }
         Some(pb::route::Action::Redirect(action)) => {
             Action::Redirect(Box::new(route_action::redirect(action).at("redirect")?))
@@ -133,7 +141,7 @@ fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPol
     };
     Ok(Route {
         name: value.name.as_str().into(),
-        matching: route_match(matching).at("match")?,
+        matching: matched,
         action,
         request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
         response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
@@ -145,8 +153,8 @@ fn route(value: &pb::Route, inherited: Option<&Arc<crate::model::retry::RetryPol
 
 fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
     only!(value, pb::RouteMatch {
-        case_sensitive, runtime_fraction, headers, query_parameters, cookies, grpc, tls_context, path_specifier
-    } refuse { dynamic_metadata, filter_state });
+        case_sensitive, runtime_fraction, headers, query_parameters, cookies, grpc, tls_context, path_specifier, dynamic_metadata
+    } refuse { filter_state });
     use pb::route_match::PathSpecifier as P;
     let ignore_case = !truth(&value.case_sensitive).unwrap_or(true);
     let text = |value: &str| -> Box<str> { if ignore_case { value.to_ascii_lowercase().into() } else { value.into() } };
@@ -164,7 +172,7 @@ fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
             PathMatch::SeparatedPrefix { value: text(prefix), ignore_case }
         }
         Some(P::ConnectMatcher(_)) => PathMatch::Connect,
-        Some(P::PathMatchPolicy(_)) => return Err(Bad::unsupported("path_match_policy")),
+        Some(P::PathMatchPolicy(policy)) => PathMatch::Template(template(policy).at("path_match_policy")?),
         None => return Err(Bad::new("no path specifier")),
     };
     let tls = value.tls_context.as_ref();
@@ -177,7 +185,15 @@ fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
         tls_presented: tls.and_then(|t| truth(&t.presented)),
         tls_validated: tls.and_then(|t| truth(&t.validated)),
         fraction: given("runtime_fraction", &value.runtime_fraction, runtime_fraction)?,
+        metadata: each("dynamic_metadata", &value.dynamic_metadata, matcher::metadata)?,
     })
+}
+
+fn template(policy: &core::TypedExtensionConfig) -> Result<PathTemplate, Bad> {
+    let any = policy.typed_config.as_ref().ok_or_else(|| Bad::field("typed_config", "missing"))?;
+    let config: UriTemplateMatchConfig =
+        unpack(any, "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig").at("typed_config")?;
+    PathTemplate::parse(&config.path_template).map_err(|e| Bad::field("typed_config.path_template", e))
 }
 
 fn direct(value: &pb::DirectResponseAction) -> Result<DirectResponse, Bad> {

@@ -29,6 +29,12 @@ pub struct Cluster {
     pub panic_threshold: f64,
     /// Weigh localities by their own weights (`locality_weighted_lb_config`).
     pub locality_weighted: bool,
+    /// New hosts take less at first.
+    pub slow_start: Option<SlowStart>,
+    /// Endpoints are divided by their labels.
+    pub subsets: Option<Subsets>,
+    /// Active health checks; a host must pass all of them.
+    pub health_checks: Vec<HealthCheck>,
     /// HTTP version and its options.
     pub http: HttpProtocol,
     /// HTTP/1 options.
@@ -86,6 +92,138 @@ pub enum Discovery {
     LogicalDns,
     /// EDS under this service name.
     Eds(Name),
+    /// The host that a request or connection names (dynamic forward proxy).
+    DynamicForward,
+}
+
+/// How a host's share grows after it appeared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStart {
+    /// Full weight after this.
+    pub window: Duration,
+    /// Shape: 1 = linear. Default 1.
+    pub aggression: f64,
+    /// Least share of the weight, 0–1. Default 0.1.
+    pub least: f64,
+}
+
+impl SlowStart {
+    /// The share of its weight that a host of this age takes, above 0 and at most 1.
+    #[must_use]
+    pub fn share(&self, age: Duration) -> f64 {
+        if age >= self.window {
+            return 1.0;
+        }
+        let part = age.as_secs_f64().max(0.001) / self.window.as_secs_f64().max(0.001);
+        part.powf(1.0 / self.aggression).max(self.least).min(1.0)
+    }
+}
+
+/// `lb_subset_config`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subsets {
+    /// Key sets that subsets are made of, each sorted.
+    pub selectors: Vec<Vec<Name>>,
+    /// Where a request goes whose labels name no subset, or an empty one.
+    pub fallback: SubsetFallback,
+}
+
+/// `LbSubsetFallbackPolicy`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SubsetFallback {
+    /// Nowhere.
+    None,
+    /// Any endpoint.
+    Any,
+    /// The endpoints with these labels.
+    Default(Arc<BTreeMap<Name, Value>>),
+}
+
+/// The endpoints a request may go to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SubsetChoice {
+    /// All.
+    Any,
+    /// Those with these labels.
+    Labels(Arc<BTreeMap<Name, Value>>),
+    /// None: no endpoint is healthy for it.
+    None,
+}
+
+impl Cluster {
+    /// Which endpoints a request with these labels may go to; `filled` tells whether a subset has any endpoint.
+    #[must_use]
+    pub fn subset(
+        &self,
+        labels: Option<&Arc<BTreeMap<Name, Value>>>,
+        filled: &dyn Fn(&BTreeMap<Name, Value>) -> bool,
+    ) -> SubsetChoice {
+        let Some(subsets) = &self.subsets else { return SubsetChoice::Any };
+        if let Some(labels) = labels
+            && subsets.selectors.iter().any(|keys| keys.iter().eq(labels.keys()))
+            && filled(labels)
+        {
+            return SubsetChoice::Labels(Arc::clone(labels));
+        }
+        match &subsets.fallback {
+            SubsetFallback::None => SubsetChoice::None,
+            SubsetFallback::Any => SubsetChoice::Any,
+            SubsetFallback::Default(labels) => SubsetChoice::Labels(Arc::clone(labels)),
+        }
+    }
+}
+
+/// An active health check.
+#[derive(Debug, Clone)]
+pub struct HealthCheck {
+    /// A check may take so long.
+    pub timeout: Duration,
+    /// From the end of one check to the next.
+    pub interval: Duration,
+    /// Spread at random over so much more.
+    pub jitter: Duration,
+    /// Failures until a host is unhealthy.
+    pub unhealthy_threshold: u32,
+    /// Successes until it is healthy again; the first check of a new host counts alone.
+    pub healthy_threshold: u32,
+    /// Another port than the endpoint's.
+    pub port: Option<u16>,
+    /// What is asked.
+    pub kind: HealthCheckKind,
+}
+
+/// Kinds of health checks.
+#[derive(Debug, Clone)]
+pub enum HealthCheckKind {
+    /// A request.
+    Http {
+        /// Method.
+        method: http::Method,
+        /// Host; empty = the cluster's name.
+        host: Name,
+        /// Path.
+        path: Name,
+        /// Additional headers.
+        headers: Vec<(http::HeaderName, http::HeaderValue)>,
+        /// Good statuses, `start..end`.
+        statuses: Vec<(u16, u16)>,
+        /// HTTP/2.
+        h2: bool,
+    },
+    /// Bytes, or no more than a connection.
+    Tcp {
+        /// Sent.
+        send: Vec<u8>,
+        /// Each must come, in this order.
+        receive: Vec<Vec<u8>>,
+    },
+    /// `grpc.health.v1.Health/Check`.
+    Grpc {
+        /// Service asked for.
+        service: Name,
+        /// Host; empty = the cluster's name.
+        authority: Name,
+    },
 }
 
 /// Options of ORIGINAL_DST clusters.
@@ -104,6 +242,10 @@ pub struct DnsOptions {
     pub refresh: Duration,
     /// Which families.
     pub family: DnsFamily,
+    /// Each refresh is put off by up to so much.
+    pub jitter: Duration,
+    /// The records' own lifetimes count, where they are known.
+    pub respect_ttl: bool,
 }
 
 /// `dns_lookup_family`.
@@ -123,7 +265,7 @@ pub enum DnsFamily {
 
 impl Default for DnsOptions {
     fn default() -> Self {
-        Self { refresh: Duration::from_secs(5), family: DnsFamily::Auto }
+        Self { refresh: Duration::from_secs(5), family: DnsFamily::Auto, jitter: Duration::ZERO, respect_ttl: false }
     }
 }
 
@@ -201,6 +343,34 @@ pub enum TransportSocket {
     Raw,
     /// TLS.
     Tls(UpstreamTls),
+    /// The PROXY protocol before either of the others. Such connections belong to one downstream connection.
+    ProxyProtocol {
+        /// Version.
+        version: ProxyProtocol,
+        /// What follows.
+        inner: Arc<TransportSocket>,
+    },
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+impl TransportSocket {
+    /// TLS settings, if it is TLS at last.
+    #[must_use]
+    pub fn tls(&self) -> Option<&UpstreamTls> {
+        match self {
+            Self::Raw => None,
+            Self::Tls(tls) => Some(tls),
+            Self::ProxyProtocol { inner, .. } => inner.tls(),
+        }
+    }
 }
 
 /// Index of a transport socket within a cluster; `DEFAULT` = the default one.
@@ -291,6 +461,20 @@ pub struct OutlierDetection {
     pub success_rate_request_volume: u32,
     /// Factor × 1000. Default 1900.
     pub success_rate_stdev_factor: u32,
+    /// Success rate of local failures, with the split: chance. Default 100.
+    pub enforcing_local_origin_success_rate: u32,
+    /// Failure-percentage ejection: percentage. Default 85.
+    pub failure_percentage_threshold: u32,
+    /// Its chance. Default 0.
+    pub enforcing_failure_percentage: u32,
+    /// Its chance for local failures, with the split. Default 0.
+    pub enforcing_failure_percentage_local_origin: u32,
+    /// Hosts needed. Default 5.
+    pub failure_percentage_minimum_hosts: u32,
+    /// Requests per host and interval needed. Default 50.
+    pub failure_percentage_request_volume: u32,
+    /// Each ejection lasts up to so much longer. Default 0.
+    pub max_ejection_time_jitter: Duration,
 }
 
 /// TCP keep-alive; `None` = the kernel's default.

@@ -104,6 +104,51 @@ pub struct Locality {
 pub type Name0 = Box<str>;
 
 impl EndpointSet {
+    /// The endpoints whose metadata carries all of these labels (namespace `envoy.lb`), grouped as here.
+    #[must_use]
+    pub fn with_labels(&self, labels: &std::collections::BTreeMap<Name, super::metadata::Value>) -> Self {
+        let fits = |e: &Endpoint| {
+            let have = e.metadata.namespace("envoy.lb");
+            labels.iter().all(|(k, v)| have.and_then(|h| h.get(k)) == Some(v))
+        };
+        let mut kept = Vec::new();
+        let mut place = vec![None; self.endpoints.len()];
+        for (old, endpoint) in self.endpoints.iter().enumerate() {
+            if fits(endpoint) {
+                if let Some(slot) = place.get_mut(old) {
+                    *slot = Some(kept.len());
+                }
+                kept.push(endpoint.clone());
+            }
+        }
+        let moved = |hosts: &[usize]| hosts.iter().filter_map(|h| place.get(*h).copied().flatten()).collect::<Vec<_>>();
+        let priorities = self.priorities.iter().map(|p| Priority {
+            localities: p
+                .localities
+                .iter()
+                .map(|l| LocalityEndpoints { locality: l.locality.clone(), weight: l.weight, hosts: moved(&l.hosts) })
+                .collect(),
+            hosts: moved(&p.hosts),
+            uniform: p.uniform,
+        });
+        let priorities = priorities.collect();
+        Self { endpoints: kept, priorities, overprovisioning_factor: self.overprovisioning_factor }
+    }
+
+    /// What identifies an endpoint among all: its address, or for a Unix socket one that no host can have, made from its path.
+    #[must_use]
+    pub fn key(&self, index: usize) -> Option<SocketAddr> {
+        match &self.endpoints.get(index)?.address {
+            EndpointAddress::Socket(address) => Some(*address),
+            EndpointAddress::Pipe(path) => {
+                // Below ff00::/8, which is multicast: never a stream's peer.
+                let hash = u128::from(crate::balance::xxh64(path.as_bytes(), 0));
+                Some(SocketAddr::new(std::net::Ipv6Addr::from(0xff00_u128 << 112 | hash).into(), 0))
+            }
+            EndpointAddress::Dns { .. } => None,
+        }
+    }
+
     /// The socket address of an endpoint, if it has one.
     #[must_use]
     pub fn socket(&self, index: usize) -> Option<SocketAddr> {

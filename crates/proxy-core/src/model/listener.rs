@@ -142,6 +142,10 @@ pub enum ChainKind {
 /// Forwarding of bytes.
 #[derive(Debug)]
 pub struct TcpProxy {
+    /// The bytes go through a tunnel that an HTTP request opens.
+    pub tunnel: Option<Box<Tunnel>>,
+    /// Only endpoints of these subset labels.
+    pub subset: super::route::SubsetLabels,
     /// Where to.
     pub cluster: TcpTarget,
     /// Name in statistics.
@@ -170,6 +174,15 @@ pub enum TcpTarget {
         /// Sum of weights.
         total: u32,
     },
+}
+
+/// `tunneling_config`: CONNECT to the upstream, then bytes.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// Target of the CONNECT, `host:port`.
+    pub hostname: super::format::Format,
+    /// Headers of the request.
+    pub headers: super::headers::HeaderOps,
 }
 
 /// `FilterChainMatch` as written.

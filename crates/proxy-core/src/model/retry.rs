@@ -29,6 +29,30 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// Longest back-off. Default 10 × base.
     pub backoff_max: Duration,
+    /// An attempt that is silent for so long is given up.
+    pub per_try_idle_timeout: Option<Duration>,
+    /// Avoid priorities tried before; forgotten every so many attempts (`previous_priorities`).
+    pub previous_priorities: Option<u32>,
+    /// Wait as a response's headers ask.
+    pub rate_limited: Option<RateLimitedBackOff>,
+}
+
+/// `rate_limited_retry_back_off`.
+#[derive(Debug, Clone)]
+pub struct RateLimitedBackOff {
+    /// Headers in order; the first with a good value counts.
+    pub headers: Vec<(http::HeaderName, ResetFormat)>,
+    /// A longer wait is not honoured. Default 300 s.
+    pub max: Duration,
+}
+
+/// What a reset header holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetFormat {
+    /// Seconds from now.
+    Seconds,
+    /// Seconds since 1970.
+    UnixTimestamp,
 }
 
 /// `retry_on` and `retry_grpc_on` tokens as a set.

@@ -12,9 +12,10 @@ use super::Name;
 use super::filter::FilterStateSet;
 use super::format::Format;
 use super::headers::HeaderOps;
-use super::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, RegexRewrite};
+use super::matcher::{CookieMatcher, HeaderMatcher, MetadataMatcher, QueryMatcher, RegexRewrite};
 use super::metadata::Metadata;
 use super::retry::RetryPolicy;
+use crate::template::{PathTemplate, TemplateRewrite};
 
 /// A route configuration.
 #[derive(Debug, Default)]
@@ -143,6 +144,8 @@ pub struct RouteMatch {
     pub tls_validated: Option<bool>,
     /// Taken for this share of requests only, in parts per million.
     pub fraction: Option<u32>,
+    /// On dynamic metadata (claims of a token, say).
+    pub metadata: Vec<MetadataMatcher>,
 }
 
 /// Condition on the path (without query), except `Connect`.
@@ -171,6 +174,8 @@ pub enum PathMatch {
     },
     /// Matches whole.
     Regex(regex::bytes::Regex),
+    /// Matches a template.
+    Template(PathTemplate),
     /// CONNECT requests.
     Connect,
 }
@@ -215,6 +220,48 @@ pub struct RouteAction {
     pub hash: Vec<HashPolicy>,
     /// Upgrades that differ from the connection manager's.
     pub upgrades: Vec<Upgrade>,
+    /// CONNECT ends here and its bytes go to the upstream as TCP (`connect_config`).
+    pub terminate_connect: Option<TerminateConnect>,
+    /// Copies of requests that are sent elsewhere, their answers thrown away.
+    pub mirrors: Arc<[Mirror]>,
+    /// Only endpoints of these subset labels (`metadata_match`, namespace `envoy.lb`).
+    pub subset: SubsetLabels,
+}
+
+/// Labels that endpoints of a subset carry.
+pub type SubsetLabels = Option<Arc<std::collections::BTreeMap<Name, super::metadata::Value>>>;
+
+/// How a terminated CONNECT goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminateConnect {
+    /// POST is treated like CONNECT.
+    pub allow_post: bool,
+    /// Tells the upstream the client's address.
+    pub proxy_protocol: Option<super::cluster::ProxyProtocol>,
+}
+
+/// Where a copy goes.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    /// The cluster.
+    pub target: MirrorTarget,
+    /// Share of requests, in parts per million.
+    pub fraction: u32,
+    /// Adds `-shadow` to the host.
+    pub host_suffix: bool,
+    /// Host of the copy.
+    pub host_rewrite: Option<Name>,
+    /// Mutations of the copy.
+    pub request: HeaderOps,
+}
+
+/// Cluster of a mirror.
+#[derive(Debug, Clone)]
+pub enum MirrorTarget {
+    /// By name.
+    Cluster(Name),
+    /// Named by a header.
+    Header(HeaderName),
 }
 
 /// Target of a route.
@@ -252,6 +299,8 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<Name>,
     /// Per-filter configuration.
     pub per_filter: PerFilter,
+    /// Only endpoints of these subset labels, merged with the route's.
+    pub subset: SubsetLabels,
 }
 
 /// `grpc-timeout` handling.
@@ -261,6 +310,8 @@ pub struct GrpcTimeout {
     pub max: Option<Duration>,
     /// Subtracted from the header.
     pub offset: Duration,
+    /// It limits the whole stream (`grpc_timeout_header_max`: DEADLINE_EXCEEDED), not the response (`max_grpc_timeout`: UNAVAILABLE).
+    pub of_stream: bool,
 }
 
 /// Path rewrite.
@@ -272,6 +323,8 @@ pub enum PathRewrite {
     Regex(RegexRewrite),
     /// The whole path is replaced; the query stays.
     Full(Box<str>),
+    /// Made from what the route's template captured.
+    Template(TemplateRewrite),
 }
 
 /// Host rewrite.
@@ -314,6 +367,8 @@ pub enum HashSource {
         ttl: Option<Duration>,
         /// Path attribute.
         path: Name,
+        /// More attributes, `; Name=value` or `; Name`, ready to append.
+        attributes: Name,
     },
     /// The client's address.
     SourceIp,

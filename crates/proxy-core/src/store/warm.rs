@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
 use super::{ConfigStore, Interests};
 use crate::decode::endpoint;
-use crate::model::cluster::{Discovery, TransportSocket};
+use crate::model::cluster::Discovery;
 use crate::model::hcm::RouteSource;
 use crate::model::{ChainKind, Cluster, EndpointSet, FilterChain, Listener, Listeners, Name, RuntimeConfig};
 
@@ -49,10 +49,7 @@ impl Cluster {
     /// Secrets it needs by name.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let sockets = self.transport.matches.iter().map(|m| &m.socket).chain(std::iter::once(&self.transport.default));
-        let contexts = sockets.filter_map(|socket| match socket.as_ref() {
-            TransportSocket::Tls(tls) => Some(tls),
-            TransportSocket::Raw => None,
-        });
+        let contexts = sockets.filter_map(|socket| socket.tls());
         contexts.flat_map(|tls| tls.certificate.iter().chain(tls.validation.as_ref().map(|v| &v.trust)))
     }
 

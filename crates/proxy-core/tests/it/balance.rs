@@ -47,7 +47,7 @@ fn draw(balancer: &mut Balancer, times: usize, active: &dyn Fn(usize) -> u32) ->
     };
     let mut counts = BTreeMap::new();
     for _ in 0..times {
-        let mut choice = Choice { random: &mut random, active, avoid: &|_| false, reselections: 0, hash: None };
+        let mut choice = Choice { active, ..Choice::at_random(&mut random) };
         if let Some(host) = balancer.choose(&mut choice) {
             *counts.entry(host).or_default() += 1;
         }
@@ -123,13 +123,13 @@ fn ejected_hosts_get_nothing_until_panic() {
 #[test]
 fn previous_hosts_are_avoided_while_attempts_last() {
     let mut two = balancer(|_| {}, &[&hosts(2)]);
+    let mut zero = || 0;
     for _ in 0..4 {
-        let mut choice =
-            Choice { random: &mut || 0, active: &|_| 0, avoid: &|host| host == 0, reselections: 5, hash: None };
+        let mut choice = Choice { avoid: &|host| host == 0, reselections: 5, ..Choice::at_random(&mut zero) };
         assert_eq!(two.choose(&mut choice), Some(1));
     }
     let mut only = balancer(|_| {}, &[&hosts(1)]);
-    let mut choice = Choice { random: &mut || 0, active: &|_| 0, avoid: &|_| true, reselections: 5, hash: None };
+    let mut choice = Choice { avoid: &|_| true, reselections: 5, ..Choice::at_random(&mut zero) };
     assert_eq!(only.choose(&mut choice), Some(0));
 }
 
@@ -144,7 +144,8 @@ fn no_hosts_no_choice() {
 }
 
 fn by_hash(balancer: &mut Balancer, hash: u64) -> usize {
-    let mut choice = Choice { random: &mut || 0, active: &|_| 0, avoid: &|_| false, reselections: 0, hash: Some(hash) };
+    let mut zero = || 0;
+    let mut choice = Choice { hash: Some(hash), ..Choice::at_random(&mut zero) };
     balancer.choose(&mut choice).expect("a host")
 }
 
@@ -191,6 +192,7 @@ fn requests_hash_by_what_the_route_says() {
             name: "s".into(),
             ttl: Some(std::time::Duration::from_secs(60)),
             path: "/".into(),
+            attributes: "".into(),
         },
     };
     let policies = [header, cookie];
@@ -201,4 +203,93 @@ fn requests_hash_by_what_the_route_says() {
     assert_eq!(set.as_deref(), Some("s=\"0000000000000001\"; Max-Age=60; Path=/; HttpOnly"));
     let back = crate::message::Request::get("h/").with("cookie", "a=b; s=\"0000000000000001\"");
     assert_eq!(hash_request(&policies, &back.head(), None, 2), (hash, None));
+}
+
+#[test]
+fn new_hosts_take_their_share_slowly() {
+    use carrick_proxy_core::model::cluster::SlowStart;
+    use std::time::Duration;
+    let slow = SlowStart { window: Duration::from_secs(100), aggression: 1.0, least: 0.1 };
+    let at = |seconds| (slow.share(Duration::from_secs(seconds)) * 100.0).round();
+    assert_eq!([0, 5, 50, 99, 100, 500].map(at), [10.0, 10.0, 50.0, 99.0, 100.0, 100.0]);
+    let steep = SlowStart { aggression: 2.0, ..slow };
+    assert_eq!((steep.share(Duration::from_secs(25)) * 100.0).round(), 50.0);
+    for kind in [cds::cluster::LbPolicy::RoundRobin, cds::cluster::LbPolicy::Random] {
+        let mut two = balancer(policy(kind), &[&hosts(2)]);
+        let mut seed = 7_u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed ^ (seed >> 32)
+        };
+        let share = |host: usize| if host == 0 { 0.25 } else { 1.0 };
+        let mut counts = [0_u32; 2];
+        for _ in 0..5000 {
+            let mut choice = Choice { share: Some(&share), ..Choice::at_random(&mut random) };
+            counts[two.choose(&mut choice).unwrap()] += 1;
+        }
+        assert!((850..1150).contains(&counts[0]), "{kind:?}: a fifth of 5000, found {counts:?}");
+    }
+}
+
+#[test]
+fn priorities_tried_are_avoided_while_there_are_others() {
+    let first = [unhealthy(endpoint(&host(1))), endpoint(&host(2)), unhealthy(endpoint(&host(3)))];
+    let mut two = balancer(|c| c.common_lb_config = no_panic(), &[&first, &hosts(1)]);
+    let mut random = || 0;
+    for _ in 0..5 {
+        let mut choice = Choice { avoid_priority: &|p| p == 0, ..Choice::at_random(&mut random) };
+        assert_eq!(two.choose(&mut choice), Some(3), "the host of the second priority");
+        let mut choice = Choice { avoid_priority: &|_| true, ..Choice::at_random(&mut random) };
+        assert_eq!(two.choose(&mut choice), Some(1), "all tried: as if none");
+    }
+}
+
+fn no_panic() -> Option<cds::cluster::CommonLbConfig> {
+    Some(cds::cluster::CommonLbConfig { healthy_panic_threshold: Some(Percent { value: 0.0 }), ..Default::default() })
+}
+
+#[test]
+fn policies_of_the_newer_field() {
+    use carrick_proxy_core::model::cluster::LbPolicy;
+    use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+    use envoy_types::pb::envoy::extensions::load_balancing_policies as typed;
+    use envoy_types::pb::google::protobuf::Any;
+    let listed = |configs: Vec<Any>| cds::LoadBalancingPolicy {
+        policies: configs
+            .into_iter()
+            .map(|config| cds::load_balancing_policy::Policy {
+                typed_extension_config: Some(TypedExtensionConfig { name: "p".to_owned(), typed_config: Some(config) }),
+            })
+            .collect(),
+    };
+    let unknown = || Any { type_url: "type.googleapis.com/x.Unknown".to_owned(), value: vec![] };
+    let random = || crate::message::any(&typed::random::v3::Random::default());
+    let locality = crate::message::any(&typed::wrr_locality::v3::WrrLocality {
+        endpoint_picking_policy: Some(listed(vec![
+            crate::message::any(&typed::round_robin::v3::RoundRobin::default()),
+        ])),
+    });
+    let cases = [
+        (vec![random()], LbPolicy::Random, false),
+        (vec![unknown(), random()], LbPolicy::Random, false),
+        (vec![locality], LbPolicy::RoundRobin, true),
+        (
+            vec![crate::message::any(&typed::maglev::v3::Maglev::default())],
+            LbPolicy::Maglev { table: 65_537, by_hostname: false },
+            false,
+        ),
+    ];
+    for (configs, expected, weighted) in cases {
+        let mut resource = cluster("c", cds::cluster::DiscoveryType::Eds);
+        resource.load_balancing_policy = Some(listed(configs));
+        let mut store = Store::default();
+        store.clusters(&[resource]).expect("accepted");
+        store.endpoints(&[assignment("c", &[&hosts(1)])]).expect("accepted");
+        let found = &store.runtime().clusters["c"];
+        assert_eq!((&found.lb, found.locality_weighted), (&expected, weighted));
+    }
+    let mut resource = cluster("c", cds::cluster::DiscoveryType::Eds);
+    resource.load_balancing_policy = Some(listed(vec![unknown()]));
+    let refused = Store::default().clusters(&[resource]).expect_err("refused");
+    assert_eq!(refused[0].to_string(), "c: load_balancing_policy: no supported policy among \"p\"");
 }

@@ -51,7 +51,7 @@ fn responses_worth_a_retry() {
         let policy = policy(on, |p| p.retriable_status_codes = vec![429]);
         let request = Request::get("h/");
         let mut state = RetryState::new(Some(&policy), &request.head()).unwrap();
-        let decision = state.on_response(status, &headers, true, 0);
+        let decision = state.on_response(status, &headers, true, 0, &|| 0);
         assert_eq!(decision != RetryDecision::No, expected, "{on} {status} {headers:?}");
     }
 }
@@ -83,10 +83,10 @@ fn retries_end_and_back_off() {
     let request = Request::get("h/");
     let mut state = RetryState::new(Some(&policy), &request.head()).unwrap();
     let none = HeaderMap::new();
-    assert_eq!(state.on_response(500, &none, false, 24), RetryDecision::Overflow);
-    assert_eq!(state.on_response(500, &none, true, 24), RetryDecision::After(Duration::from_millis(24)));
-    assert_eq!(state.on_response(500, &none, true, 74), RetryDecision::After(Duration::from_millis(24)));
-    assert_eq!(state.on_response(500, &none, true, 0), RetryDecision::LimitExceeded);
+    assert_eq!(state.on_response(500, &none, false, 24, &|| 0), RetryDecision::Overflow);
+    assert_eq!(state.on_response(500, &none, true, 24, &|| 0), RetryDecision::After(Duration::from_millis(24)));
+    assert_eq!(state.on_response(500, &none, true, 74, &|| 0), RetryDecision::After(Duration::from_millis(24)));
+    assert_eq!(state.on_response(500, &none, true, 0, &|| 0), RetryDecision::LimitExceeded);
     assert_eq!(state.retries(), 2);
 }
 
@@ -96,8 +96,8 @@ fn only_some_requests_and_callers_ask() {
     assert!(RetryState::new(None, &request.head()).is_none());
     let asking = Request::get("h/").with("x-envoy-retry-on", "5xx").with("x-envoy-max-retries", "1");
     let mut state = RetryState::new(None, &asking.head()).unwrap();
-    assert!(matches!(state.on_response(500, &HeaderMap::new(), true, 0), RetryDecision::After(_)));
-    assert_eq!(state.on_response(500, &HeaderMap::new(), true, 0), RetryDecision::LimitExceeded);
+    assert!(matches!(state.on_response(500, &HeaderMap::new(), true, 0, &|| 0), RetryDecision::After(_)));
+    assert_eq!(state.on_response(500, &HeaderMap::new(), true, 0, &|| 0), RetryDecision::LimitExceeded);
     let picky = policy("5xx", |p| {
         p.retriable_request_headers = vec![pb::HeaderMatcher { name: "x-idempotent".to_owned(), ..Default::default() }]
     });
@@ -134,13 +134,18 @@ fn time_limits() {
         a.max_stream_duration =
             Some(pb::route_action::MaxStreamDuration { grpc_timeout_header_max: seconds(0), ..Default::default() });
     };
-    assert_eq!(limits(unlimited, &grpc()).global, None);
-    assert_eq!(limits(unlimited, &grpc().with("grpc-timeout", "3S")).global, Some(3 * second));
+    let asked = limits(unlimited, &grpc().with("grpc-timeout", "3S"));
+    assert_eq!((asked.global, asked.max_stream), (Some(15 * second), Some(3 * second)));
+    assert_eq!(limits(unlimited, &grpc()).max_stream, None);
+    #[allow(deprecated)]
+    let old = |a: &mut pb::RouteAction| a.max_grpc_timeout = seconds(0);
+    assert_eq!(limits(old, &grpc()).global, None);
+    assert_eq!(limits(old, &grpc().with("grpc-timeout", "3S")).global, Some(3 * second));
     let capped = |a: &mut pb::RouteAction| {
         a.max_stream_duration =
             Some(pb::route_action::MaxStreamDuration { grpc_timeout_header_max: seconds(2), ..Default::default() });
     };
-    assert_eq!(limits(capped, &grpc().with("grpc-timeout", "3S")).global, Some(2 * second));
+    assert_eq!(limits(capped, &grpc().with("grpc-timeout", "3S")).max_stream, Some(2 * second));
     let tries = |a: &mut pb::RouteAction| {
         a.retry_policy =
             Some(pb::RetryPolicy { retry_on: "5xx".to_owned(), per_try_timeout: seconds(20), ..Default::default() });
@@ -251,4 +256,107 @@ fn a_host_far_below_the_mean_is_ejected_at_the_sweep() {
     assert!(state.sweep(&settings, 10, 10_000, 0));
     assert!(state.is_ejected(&3));
     assert_eq!(state.ejected(), 1);
+}
+
+#[test]
+fn a_response_may_say_when_to_come_back() {
+    use pb::retry_policy::{RateLimitedRetryBackOff, ResetHeader};
+    let asks = |format| {
+        policy("5xx", |p| {
+            p.num_retries = number(9);
+            p.rate_limited_retry_back_off = Some(RateLimitedRetryBackOff {
+                reset_headers: vec![ResetHeader { name: "retry-after".to_owned(), format }],
+                max_interval: seconds(60),
+            });
+        })
+    };
+    // Format, header, pause: spread upwards by at most half; a default back-off below a second otherwise.
+    let cases = [(0, "2", Some(2)), (0, "61", None), (0, "soon", None), (1, "1003", Some(3)), (1, "999", None)];
+    for (format, value, pause) in cases {
+        let policy = asks(format);
+        let request = Request::get("h/");
+        let mut state = RetryState::new(Some(&policy), &request.head()).expect("retries");
+        let headers = HeaderMap::from_iter([("retry-after".parse().unwrap(), value.parse().unwrap())]);
+        let RetryDecision::After(found) = state.on_response(503, &headers, true, 7, &|| 1000) else {
+            panic!("{value}")
+        };
+        match pause {
+            Some(seconds) => {
+                let least = Duration::from_secs(seconds);
+                assert!((least..least * 3 / 2).contains(&found), "{value}: {found:?}");
+            }
+            None => assert!(found < Duration::from_secs(1), "{value}: {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn priorities_tried_count_every_so_many_attempts() {
+    use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
+    let policy = policy("5xx", |p| {
+        p.retry_priority = Some(pb::retry_policy::RetryPriority {
+            name: "envoy.retry_priorities.previous_priorities".to_owned(),
+            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(crate::message::any(
+                &PreviousPrioritiesConfig { update_frequency: 2 },
+            ))),
+        });
+    });
+    let request = Request::get("h/");
+    let state = RetryState::new(Some(&policy), &request.head()).expect("retries");
+    assert_eq!([0, 1, 2, 3, 4].map(|n| state.priorities_tried(n)), [Some(0), Some(0), Some(2), Some(2), Some(4)]);
+}
+
+#[test]
+fn hosts_that_fail_too_often_are_ejected_by_percentage() {
+    let settings = OutlierDetection {
+        enforcing_success_rate: 0,
+        enforcing_failure_percentage: 100,
+        failure_percentage_minimum_hosts: 2,
+        failure_percentage_request_volume: 10,
+        failure_percentage_threshold: 60,
+        consecutive_5xx: 1000,
+        max_ejection_percent: 100,
+        ..outlier_defaults()
+    };
+    let mut state = OutlierState::new();
+    for i in 0..20 {
+        for (host, bad) in [("good", 5), ("poor", 11), ("bad", 12)] {
+            state.record(&settings, &host, Outcome::Status(if i < bad { 500 } else { 200 }), 3, 0, 0);
+        }
+    }
+    assert!(state.sweep(&settings, 3, 10_000, 0));
+    assert_eq!(["good", "poor", "bad"].map(|h| state.is_ejected(&h)), [false, false, true]);
+}
+
+#[test]
+fn local_failures_have_a_success_rate_of_their_own() {
+    let settings = OutlierDetection {
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: 1000,
+        enforcing_success_rate: 0,
+        enforcing_local_origin_success_rate: 100,
+        success_rate_minimum_hosts: 4,
+        success_rate_request_volume: 10,
+        success_rate_stdev_factor: 1000,
+        max_ejection_percent: 100,
+        ..outlier_defaults()
+    };
+    let mut state = OutlierState::new();
+    for host in ["a", "b", "c", "d"] {
+        for i in 0..10 {
+            let fails = host == "d" && i % 2 == 0;
+            let outcome = if fails { Outcome::LocalFailure } else { Outcome::ConnectSuccess };
+            state.record(&settings, &host, outcome, 4, 0, 0);
+        }
+    }
+    state.sweep(&settings, 4, 10_000, 0);
+    assert_eq!(["a", "d"].map(|h| state.is_ejected(&h)), [false, true]);
+}
+
+fn outlier_defaults() -> OutlierDetection {
+    let mut store = Store::default();
+    let mut resource = cluster("c", envoy_types::pb::envoy::config::cluster::v3::cluster::DiscoveryType::Static);
+    resource.outlier_detection = Some(Default::default());
+    store.clusters(&[resource]).expect("accepted");
+    store.runtime().clusters["c"].outlier.clone().expect("on")
 }

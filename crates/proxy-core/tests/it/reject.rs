@@ -116,14 +116,18 @@ fn set_fields_without_support() {
         format!("{MANAGER}.local_reply_config: unsupported field")
     );
     assert_eq!(
-        refused_action(|a| a.request_mirror_policies = vec![Default::default()]),
-        format!("{ACTION}.request_mirror_policies: unsupported field")
+        refused_action(|a| a.internal_redirect_policy = Some(Default::default())),
+        format!("{ACTION}.internal_redirect_policy: unsupported field")
     );
-    assert_eq!(refused_cluster(|c| c.health_checks = vec![Default::default()]), "c: health_checks: unsupported field");
     assert_eq!(
-        refused_cluster(|c| c.lb_subset_config = Some(Default::default())),
-        "c: lb_subset_config: unsupported field"
+        refused_action(|a| a.request_mirror_policies = vec![Default::default()]),
+        format!("{ACTION}.request_mirror_policies[0].cluster: empty")
     );
+    assert_eq!(
+        refused_cluster(|c| c.health_checks = vec![Default::default()]),
+        "c: health_checks[0].timeout: must be greater than zero"
+    );
+    assert_eq!(refused_cluster(|c| c.lrs_server = Some(Default::default())), "c: lrs_server: unsupported field");
 }
 
 #[test]

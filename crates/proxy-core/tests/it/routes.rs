@@ -264,6 +264,8 @@ fn redirects() {
         ),
         (pb::RedirectAction { host_redirect: "o".to_owned(), ..base.clone() }, 301, "http://o/a?q"),
         (pb::RedirectAction { port_redirect: 8443, strip_query: true, ..base.clone() }, 301, "http://h:8443/a"),
+        // A port that is asked for is written although it is the scheme's own, as Envoy does.
+        (pb::RedirectAction { port_redirect: 80, strip_query: true, ..base.clone() }, 301, "http://h:80/a"),
         (
             pb::RedirectAction {
                 path_rewrite_specifier: Some(P::PathRedirect("/z".to_owned())),
@@ -331,4 +333,104 @@ fn mutations_go_from_route_to_table_unless_reversed() {
         assert!(!headers.contains_key(absent), "{absent}");
     }
     assert_eq!(mutated(true)["x-level"], "route");
+}
+
+fn typed(name: &str, config: envoy_types::pb::google::protobuf::Any) -> core::TypedExtensionConfig {
+    core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) }
+}
+
+#[test]
+fn templates_match_and_rewrite() {
+    use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+    use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
+    let matched = UriTemplateMatchConfig { path_template: "/tmpl/{a}/{b=**}".to_owned() };
+    let rewrite = UriTemplateRewriteConfig { path_template_rewrite: "/{b}/{a}".to_owned() };
+    let mut one =
+        route(pb::route_match::PathSpecifier::PathMatchPolicy(typed("t", crate::message::any(&matched))), "one");
+    if let Some(pb::route::Action::Route(action)) = &mut one.action {
+        action.path_rewrite_policy = Some(typed("t", crate::message::any(&rewrite)));
+    }
+    let table = build(table("t", vec![virtual_host("v", &["*"], vec![one])]));
+    let request = Request::get("h/tmpl/x/y/z?q=1");
+    assert_eq!(found(&table, &request), "one");
+    assert_eq!(found(&table, &Request::get("h/tmpl/x")), "not found");
+    let route = &table.virtual_hosts[0].routes[0];
+    let action = route.forward().unwrap();
+    let new = carrick_proxy_core::rewrite::path(action, &route.matching.path, request.head().path);
+    assert_eq!(new.as_deref(), Some("/y/z/x?q=1"), "as Envoy 1.40");
+}
+
+#[test]
+fn claims_choose_the_route() {
+    use carrick_proxy_core::model::metadata::{Metadata, Value};
+    use envoy_types::pb::envoy::r#type::matcher::v3 as m;
+    let segment = |key: &str| m::metadata_matcher::PathSegment {
+        segment: Some(m::metadata_matcher::path_segment::Segment::Key(key.to_owned())),
+    };
+    let text = |text: &str| m::ValueMatcher {
+        match_pattern: Some(m::value_matcher::MatchPattern::StringMatch(m::StringMatcher {
+            match_pattern: Some(m::string_matcher::MatchPattern::Exact(text.to_owned())),
+            ..Default::default()
+        })),
+    };
+    let listed = |one: m::ValueMatcher| m::ValueMatcher {
+        match_pattern: Some(m::value_matcher::MatchPattern::ListMatch(Box::new(m::ListMatcher {
+            match_pattern: Some(m::list_matcher::MatchPattern::OneOf(Box::new(one))),
+        }))),
+    };
+    let mut admins = route(prefix("/"), "admins");
+    admins.r#match.as_mut().unwrap().dynamic_metadata = vec![m::MetadataMatcher {
+        filter: "jwt".to_owned(),
+        path: vec![segment("payload"), segment("groups")],
+        value: Some(m::ValueMatcher {
+            match_pattern: Some(m::value_matcher::MatchPattern::OrMatch(m::OrMatcher {
+                value_matchers: vec![text("admin"), listed(text("admin"))],
+            })),
+        }),
+        invert: false,
+    }];
+    let table = build(table("t", vec![virtual_host("v", &["*"], vec![admins, route(prefix("/"), "others")])]));
+    let claims = |groups: Value| {
+        let payload = Value::Object([("groups".into(), groups)].into());
+        Metadata([("jwt".into(), [("payload".into(), payload)].into())].into())
+    };
+    let one = claims(Value::Text("admin".into()));
+    let several = claims(Value::List(vec![Value::Text("x".into()), Value::Text("admin".into())]));
+    let other = claims(Value::Text("x".into()));
+    for (metadata, expected) in
+        [(Some(&one), "admins"), (Some(&several), "admins"), (Some(&other), "others"), (None, "others")]
+    {
+        let facts = RouteFacts { metadata, ..RouteFacts::default() };
+        let RouteLookup::Found { route, .. } = table.find(&Request::get("h/").head(), &facts) else {
+            panic!("a route")
+        };
+        assert_eq!(&*route.name, expected);
+    }
+}
+
+#[test]
+fn mirrors_are_inherited_from_host_and_table() {
+    use pb::route_action::RequestMirrorPolicy;
+    let mirror = |cluster: &str| RequestMirrorPolicy { cluster: cluster.to_owned(), ..Default::default() };
+    let mut own = route(prefix("/own"), "own");
+    if let Some(pb::route::Action::Route(action)) = &mut own.action {
+        action.request_mirror_policies = vec![mirror("of-route"), mirror("second")];
+    }
+    let mut with = virtual_host("with", &["with"], vec![own, route(prefix("/"), "r")]);
+    with.request_mirror_policies = vec![mirror("of-host")];
+    let mut config = table("t", vec![with, virtual_host("without", &["without"], vec![route(prefix("/"), "r")])]);
+    config.request_mirror_policies = vec![mirror("of-table")];
+    let table = build(config);
+    for (host, number, expected) in [(0, 0, "of-route second"), (0, 1, "of-host"), (1, 0, "of-table")] {
+        let mirrors = &table.virtual_hosts[host].routes[number].forward().unwrap().mirrors;
+        let names: Vec<_> = mirrors
+            .iter()
+            .map(|m| match &m.target {
+                carrick_proxy_core::model::route::MirrorTarget::Cluster(name) => &**name,
+                carrick_proxy_core::model::route::MirrorTarget::Header(_) => "?",
+            })
+            .collect();
+        assert_eq!(names.join(" "), expected);
+        assert!(mirrors.iter().all(|m| m.fraction == 1_000_000 && m.host_suffix));
+    }
 }

@@ -53,12 +53,12 @@ fn a_refused_version_leaves_the_old_one_and_its_neighbours() {
     store.clusters(&[cluster("a", DiscoveryType::Static), cluster("b", DiscoveryType::Static)]).unwrap();
     let before = store.runtime();
     let mut bad = cluster("a", DiscoveryType::Static);
-    bad.lb_subset_config = Some(Default::default());
+    bad.lrs_server = Some(Default::default());
     let mut changed = cluster("b", DiscoveryType::Static);
     changed.alt_stat_name = "new".to_owned();
     let rejections = store.clusters(&[bad, changed, cluster("c", DiscoveryType::Static)]).unwrap_err();
     assert_eq!(rejections.len(), 1);
-    assert_eq!(carrick_proxy_core::nack_text(&rejections), "a: lb_subset_config: unsupported field");
+    assert_eq!(carrick_proxy_core::nack_text(&rejections), "a: lrs_server: unsupported field");
     assert_eq!(store.0.rejected().len(), 1);
     let after = store.runtime();
     assert!(Arc::ptr_eq(&before.clusters["a"], &after.clusters["a"]));
