@@ -63,6 +63,7 @@ impl Engine {
             config: ArcSwap::from_pointee(RuntimeConfig::default()),
             secrets,
             started: std::time::Instant::now(),
+            joints: Default::default(),
             options,
         });
         let mut workers = Vec::new();
@@ -105,6 +106,7 @@ impl Engine {
                 wanted.insert(*address, way);
             }
         }
+        self.shared.joints.retain(|name| config.clusters.contains_key(name));
         self.shared.config.store(config);
         for address in bound.keys().filter(|a| !wanted.contains_key(a)) {
             self.tell(|| Command::Unlisten(*address));

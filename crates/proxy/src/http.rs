@@ -8,6 +8,7 @@ mod connection;
 pub mod exchange;
 mod forward;
 mod head;
+mod mirror;
 mod reply;
 mod service;
 mod upgrade;
@@ -183,6 +184,12 @@ fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExec> {
         b.enable_connect_protocol();
     }
     b
+}
+
+/// Whether the router writes no `x-envoy-*` headers.
+fn suppressed(conn: &HttpConn) -> bool {
+    use carrick_proxy_core::model::filter::HttpFilter;
+    conn.hcm().is_some_and(|h| h.filters.iter().any(|f| matches!(f, HttpFilter::Router(r) if r.suppress_envoy_headers)))
 }
 
 /// As the log writes it.

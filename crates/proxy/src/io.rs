@@ -6,3 +6,4 @@ pub mod duplex;
 pub mod socket;
 pub mod stream;
 pub mod sys;
+pub mod witness;

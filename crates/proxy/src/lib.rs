@@ -30,6 +30,7 @@ mod shared;
 mod stats;
 mod tcp;
 mod tls;
+mod tunnel;
 mod upstream;
 mod worker;
 

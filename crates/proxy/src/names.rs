@@ -45,14 +45,15 @@ pub mod flag {
     pub const OVERFLOW: &str = "UO";
     pub const CONNECT_FAILED: &str = "UF";
     pub const UPSTREAM_CLOSED: &str = "UC";
-    pub const UPSTREAM_PROTOCOL: &str = "UPE";
     pub const UPSTREAM_RESET: &str = "UR";
     pub const UPSTREAM_TIMEOUT: &str = "UT";
-    pub const CONNECT_FAILED_RETRIES: &str = "UF,URX";
-    pub const UPSTREAM_CLOSED_RETRIES: &str = "UC,URX";
-    pub const UPSTREAM_RESET_RETRIES: &str = "UR,URX";
+    pub const CONNECT_FAILED_RETRIES: &str = "URX,UF";
+    pub const UPSTREAM_CLOSED_RETRIES: &str = "URX,UC";
+    pub const UPSTREAM_RESET_RETRIES: &str = "URX,UR";
     pub const DOWNSTREAM_CLOSED: &str = "DC";
     pub const STREAM_IDLE: &str = "SI";
+    pub const UPSTREAM_PROTOCOL: &str = "UPE";
+    pub const UPSTREAM_PROTOCOL_RETRIES: &str = "URX,UPE";
 }
 
 /// Response code details.
@@ -66,10 +67,13 @@ pub mod details {
     pub const UPGRADE_FAILED: &str = "upgrade_failed";
     pub const RESPONSE_TIMEOUT: &str = "response_timeout";
     pub const PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";
+    pub const PER_TRY_IDLE: &str = "upstream_per_try_idle_timeout";
+    pub const STREAM_IDLE: &str = "stream_idle_timeout";
+    pub const MAX_DURATION: &str = "max_duration_timeout";
+    pub const PROTOCOL_ERROR: &str = "upstream_reset_before_response_started{protocol_error}";
     pub const OVERLOAD: &str = "upstream_reset_before_response_started{overflow}";
     pub const CONNECT_FAILED: &str = "upstream_reset_before_response_started{remote_connection_failure}";
     pub const CONNECT_TIMEOUT: &str = "upstream_reset_before_response_started{connection_timeout}";
     pub const TERMINATED: &str = "upstream_reset_before_response_started{connection_termination}";
     pub const REMOTE_RESET: &str = "upstream_reset_before_response_started{remote_reset}";
-    pub const PROTOCOL_ERROR: &str = "upstream_reset_before_response_started{protocol_error}";
 }

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use tokio::sync::mpsc;
 
 /// Most bytes of a request body that are kept so that the request can be sent again.
 pub const REPLAY_LIMIT: usize = 64 * 1024;
@@ -22,19 +23,51 @@ pub enum RequestBody {
     Streamed(Source),
     /// From the client with a memory, for requests that may be retried.
     Replayable(Replay),
+    /// A copy of what passes elsewhere.
+    Tapped(mpsc::Receiver<Tapped>),
 }
+
+/// What a copy gets.
+#[derive(Debug)]
+pub enum Tapped {
+    /// A piece.
+    Data(Bytes),
+    /// The trailers.
+    Trailers(http::HeaderMap),
+    /// The body's end. Without it the copy never ends: a body that broke off must not look whole.
+    End,
+}
+
+/// Pieces that may wait in a copy; a slower reader gets no more.
+pub const TAP_DEPTH: usize = 64;
 
 /// The client's body with its byte count.
 #[derive(Debug)]
 pub struct Source {
     body: Incoming,
     bytes: Rc<std::cell::Cell<u64>>,
+    taps: Vec<mpsc::Sender<Tapped>>,
 }
 
 impl Source {
-    /// Counts what passes into `bytes`.
-    pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>) -> Self {
-        Source { body, bytes }
+    /// Counts what passes into `bytes`, and copies it into `taps`.
+    pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>, taps: Vec<mpsc::Sender<Tapped>>) -> Self {
+        Source { body, bytes, taps }
+    }
+
+    fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, hyper::Error>>, last: bool) {
+        self.taps.retain(|tap| match frame {
+            Some(Ok(f)) => {
+                let piece = match (f.data_ref(), f.trailers_ref()) {
+                    (Some(d), _) => Tapped::Data(d.clone()),
+                    (_, Some(t)) => Tapped::Trailers(t.clone()),
+                    _ => return true,
+                };
+                tap.try_send(piece).is_ok() && (!last || tap.try_send(Tapped::End).is_ok())
+            }
+            Some(Err(_)) => false,
+            None => tap.try_send(Tapped::End).is_ok(),
+        });
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
@@ -43,6 +76,11 @@ impl Source {
             && let Some(data) = f.data_ref()
         {
             self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
+        }
+        if !self.taps.is_empty() {
+            // Whoever sends a length does not ask again after the last piece.
+            let last = self.body.is_end_stream();
+            self.tap(&frame, last);
         }
         Poll::Ready(frame)
     }
@@ -149,6 +187,12 @@ impl Body for RequestBody {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Streamed(s) => s.poll(cx),
             RequestBody::Replayable(r) => r.poll(cx),
+            RequestBody::Tapped(copy) => match ready!(copy.poll_recv(cx)) {
+                Some(Tapped::Data(d)) => Poll::Ready(Some(Ok(Frame::data(d)))),
+                Some(Tapped::Trailers(t)) => Poll::Ready(Some(Ok(Frame::trailers(t)))),
+                Some(Tapped::End) => Poll::Ready(None),
+                None => Poll::Pending,
+            },
         }
     }
 
@@ -160,6 +204,7 @@ impl Body for RequestBody {
                 let m = r.shared.borrow();
                 r.next >= m.kept.len() && (m.ended || m.source.body.is_end_stream())
             }
+            RequestBody::Tapped(_) => false,
         }
     }
 
@@ -167,6 +212,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Streamed(s) => s.body.size_hint(),
+            RequestBody::Tapped(_) => SizeHint::default(),
             RequestBody::Replayable(r) if r.next == 0 && r.shared.borrow().kept.is_empty() => {
                 r.shared.borrow().source.body.size_hint()
             }

@@ -4,6 +4,7 @@
 
 use crate::options::EngineOptions;
 use crate::secrets::Secrets;
+use crate::upstream::joint::Joints;
 use arc_swap::ArcSwap;
 use carrick_proxy_core::RuntimeConfig;
 use std::sync::Arc;
@@ -16,4 +17,5 @@ pub(crate) struct Shared {
     pub config: ArcSwap<RuntimeConfig>,
     pub secrets: watch::Receiver<Arc<Secrets>>,
     pub started: std::time::Instant,
+    pub joints: Joints,
 }

@@ -48,12 +48,12 @@ counters! {
     /// `cluster.<name>.`
     ClusterStats {
         upstream_cx_total, upstream_cx_active, upstream_cx_connect_fail, upstream_cx_connect_timeout,
-        upstream_cx_destroy, upstream_cx_overflow, upstream_cx_http1_total, upstream_cx_http2_total,
+        upstream_cx_destroy, upstream_cx_overflow, upstream_cx_closed_idle, upstream_cx_http1_total, upstream_cx_http2_total,
         upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total, upstream_cx_none_healthy,
         upstream_rq_total, upstream_rq_active, upstream_rq_completed, upstream_rq_2xx, upstream_rq_3xx, upstream_rq_4xx,
         upstream_rq_5xx, upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_limit_exceeded,
         upstream_rq_retry_overflow, upstream_rq_pending_overflow, upstream_rq_timeout, upstream_rq_per_try_timeout,
-        upstream_rq_rx_reset, upstream_rq_resent_unseen, ssl_handshake, ssl_connection_error,
+        upstream_rq_rx_reset, upstream_rq_resent_unseen, upstream_rq_shadow, health_check_success, health_check_failure, ssl_handshake, ssl_connection_error,
     }
 }
 counters! {

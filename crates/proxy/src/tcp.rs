@@ -144,6 +144,11 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             hash,
             overrides: &overrides,
             auto_sni: None,
+            subset: &proxy.subset,
+            tried_priorities: &[],
+            authority: info.server_name.as_deref(),
+            client: Some((info.peer, info.local)),
+            proxy_protocol: None,
         };
         let Some(chosen) = choose::choose(&worker.local, &live.config, &state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();
@@ -151,14 +156,25 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             return None;
         };
         let address = chosen.target.address;
-        record.upstream = Some(address);
-        let (Some(counted), Some(request)) = (state.connection(false), state.begin(address, false)) else {
+        record.upstream = chosen.target.pipe.is_none().then_some(address);
+        let (Some(counted), Some(request)) = (state.connection(false, false), state.begin(address, false)) else {
             record.flags = flag::OVERFLOW;
             return None;
         };
         match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target).await {
-            Ok(stream) => {
+            Ok(mut stream) => {
                 state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
+                if let Some(tunnel) = &proxy.tunnel {
+                    let opened = crate::tunnel::open(&mut stream, tunnel, info);
+                    let within = tokio::time::timeout(state.cluster.connect_timeout, opened).await;
+                    if let Err(e) = within.unwrap_or(Err(crate::tunnel::NoTunnel::Timeout)) {
+                        record.flags = flag::CONNECT_FAILED;
+                        record.failure = Some(e.to_string());
+                        tracing::debug!(cluster = %name, %address, "no tunnel: {e}");
+                        tried.push(address);
+                        continue;
+                    }
+                }
                 return Some(Upstream { stream, _counted: (counted, request) });
             }
             Err(e) => {

@@ -7,6 +7,8 @@ pub mod choose;
 pub mod cluster;
 pub mod connect;
 pub mod dns;
+mod health;
+pub mod joint;
 pub mod pool;
 
 pub use cluster::ClusterState;
@@ -32,8 +34,12 @@ impl Upstreams {
             return Some(Rc::clone(state));
         }
         let cluster = config.clusters.get(name)?;
-        let state = Rc::new(ClusterState::new(Arc::clone(cluster), local.stats.cluster(&cluster.stat_name)));
+        let shared = local.shared.joints.get(cluster);
+        let state = Rc::new(ClusterState::new(Arc::clone(cluster), local.stats.cluster(&cluster.stat_name), shared));
         self.clusters.borrow_mut().insert(Arc::clone(&cluster.name), Rc::clone(&state));
+        if !cluster.health_checks.is_empty() && state.shared.claim_checks() {
+            health::start(local, &state);
+        }
         Some(state)
     }
 

@@ -1,40 +1,46 @@
 //! Sending a request upstream: endpoint, connection, attempt, retry.
 //!
 //! Invariant: a request is sent again only if its route's policy says so, or if the upstream has provably seen nothing of
-//! it, or if it was a safe request (RFC 9110 §9.2.1) without body on a reused connection that ended before a byte of
+//! it (see `io::witness`), or if it was a safe request (RFC 9110 §9.2.1) without body on a reused connection that ended before a byte of
 //! response; and never once a response has begun to reach the client.
 
 use super::connection::HttpConn;
 use super::exchange::{Checkout, Exchange};
 use super::head::{Head, Routed, weighted};
+use super::mirror;
 use super::reply::Failure;
-use crate::request_body::{Replay, RequestBody, Source};
+use crate::request_body::{REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::{ConnectError, Target};
-use crate::upstream::pool::{self, PoolKey, Taken};
+use crate::upstream::pool::{self, Need, PoolKey, Taken};
 use crate::worker::Live;
 use carrick_proxy_core::balance::hash_request;
+use carrick_proxy_core::model::cluster::{LbPolicy, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::hcm::HeaderCase;
-use carrick_proxy_core::model::route::RouteAction;
+use carrick_proxy_core::model::route::{RouteAction, SubsetLabels};
 use carrick_proxy_core::outlier::Outcome;
 use carrick_proxy_core::retry::{Reset, RetryDecision, RetryState};
 use carrick_proxy_core::rewrite;
 use carrick_proxy_core::routing::ClusterChoice;
 use carrick_proxy_core::timeouts::Timeouts;
-use http::header::{COOKIE, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::header::{COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use std::error::Error as _;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::time::Sleep;
 
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// Where a request goes.
@@ -83,11 +89,13 @@ enum Attempt {
     /// Nothing of the request has reached the upstream; here it is again.
     Unsent(Box<Request<RequestBody>>),
     /// `seen`: the upstream may have seen some of it. `reused`: on a connection that had served before.
+    /// `unseen`: it provably has not, although something was sent.
     Failed {
         failure: Failure,
         reset: Reset,
         seen: bool,
         reused: bool,
+        unseen: bool,
     },
 }
 
@@ -106,43 +114,91 @@ pub(super) async fn run(
     let policy = plan.action.retry.as_deref().or(plan.routed.virtual_host.retry.as_deref());
     // RetryState reads the head once; it keeps the policy only.
     let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
+    let mut mirrors =
+        if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, !body.is_end_stream()) };
     let per_try = plan.limits.per_try;
     let limit = plan.limits.global;
     let supply = if plan.upgrade.is_some() || body.is_end_stream() {
         Supply::Empty
     } else {
-        let source = Source::new(body, Rc::clone(&exchange.received));
-        if retry.is_some() { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
+        // Short bodies are kept in any case: the connection may be gone without the upstream having seen anything.
+        let short = body.size_hint().exact().is_some_and(|n| n <= REPLAY_LIMIT as u64);
+        let taps = mirrors.iter_mut().filter_map(|m| m.tap()).collect();
+        let source = Source::new(body, Rc::clone(&exchange.received), taps);
+        if retry.is_some() || short { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
     };
-    let tries = attempts(plan, &state, head, supply, &mut retry, per_try, limit, exchange);
-    let response = match limit {
-        None => tries.await?,
-        Some(limit) => {
-            let deadline = tokio::time::Instant::from_std(Instant::now() + limit);
-            let done = tokio::time::timeout_at(deadline, Box::pin(tries)).await;
-            match done {
-                Ok(r) => {
-                    let r = r?;
-                    exchange.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
-                    r
-                }
-                Err(_) => {
-                    state.stats.upstream_rq_timeout.inc();
-                    plan.conn.stats.downstream_rq_timeout.inc();
-                    return Err((Failure::Timeout, false));
-                }
+    for mirror in mirrors {
+        mirror.send(plan, &head);
+    }
+    let started = Instant::now();
+    let longest = plan.limits.max_stream.or(state.cluster.max_stream_duration);
+    let end = |limit: Option<Duration>| limit.map(|l| Box::pin(tokio::time::sleep(l)));
+    let mut waits = Waits {
+        response: end(limit),
+        stream: end(longest),
+        idle: plan.limits.idle.map(|l| (l, Box::pin(tokio::time::sleep(l)))),
+        received: Rc::clone(&exchange.received),
+        seen: 0,
+    };
+    let tried = {
+        let mut tries = pin!(attempts(plan, &state, head, supply, &mut retry, per_try, limit, exchange));
+        std::future::poll_fn(|cx| match tries.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => waits.poll(cx).map(Err),
+        })
+        .await
+    };
+    let response = match tried {
+        Ok(done) => done?,
+        Err(over) => {
+            if matches!(over, Failure::Timeout) {
+                state.stats.upstream_rq_timeout.inc();
+                plan.conn.stats.downstream_rq_timeout.inc();
             }
+            tracing::debug!(cluster = %state.cluster.name, "gave up after {:?}: {over:?}", started.elapsed());
+            return Err((over, false));
         }
     };
-    if let Some(longest) = plan.limits.max_stream.or(state.cluster.max_stream_duration)
-        && exchange.deadline.is_none()
-    {
-        exchange.deadline = Some(Box::pin(tokio::time::sleep(longest)));
-    }
-    if let Some(idle) = plan.limits.idle {
-        exchange.idle = Some((idle, Box::pin(tokio::time::sleep(idle))));
+    exchange.deadline = waits.response.or(waits.stream);
+    if let Some((limit, mut sleep)) = waits.idle {
+        sleep.as_mut().reset(tokio::time::Instant::now() + limit);
+        exchange.idle = Some((limit, sleep));
     }
     Ok(response)
+}
+
+/// What ends the wait for a response.
+struct Waits {
+    response: Option<Pin<Box<Sleep>>>,
+    stream: Option<Pin<Box<Sleep>>>,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    received: Rc<std::cell::Cell<u64>>,
+    seen: u64,
+}
+
+impl Waits {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        let over = |sleep: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>| {
+            sleep.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready())
+        };
+        if over(&mut self.response, cx) {
+            return Poll::Ready(Failure::Timeout);
+        }
+        if over(&mut self.stream, cx) {
+            return Poll::Ready(Failure::MaxDuration);
+        }
+        if let Some((limit, sleep)) = &mut self.idle {
+            while sleep.as_mut().poll(cx).is_ready() {
+                // A client that still sends is not idle.
+                if std::mem::replace(&mut self.seen, self.received.get()) == self.received.get() {
+                    return Poll::Ready(Failure::StreamIdle);
+                }
+                let next = tokio::time::Instant::now() + *limit;
+                sleep.as_mut().reset(next);
+            }
+        }
+        Poll::Pending
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -159,19 +215,31 @@ async fn attempts(
     let worker = &plan.conn.worker;
     let high = plan.action.high_priority;
     let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2) && plan.upgrade.is_none();
-    let hash = if plan.action.hash.is_empty() {
-        None
+    // Nobody asks for a hash where hosts are chosen in another way, so no cookie is made either.
+    let hashes = matches!(state.cluster.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. });
+    let (hash, set_cookie) = if plan.action.hash.is_empty() || !hashes {
+        (None, None)
     } else {
-        hash_request(&plan.action.hash, &head.view(), Some(plan.conn.info.peer.ip()), worker.random()).0
+        hash_request(&plan.action.hash, &head.view(), Some(plan.conn.info.peer.ip()), worker.random())
     };
+    let subset = subset(plan);
+    let careful = plan.upgrade.is_none() && !(is_safe(&head.parts.method) && matches!(supply, Supply::Empty));
     let mut head = head;
     let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut priorities: Vec<usize> = Vec::new();
     let mut fresh = false;
     let mut resent = false;
     let mut retrying = None;
     let mut unsent: Option<Box<Request<RequestBody>>> = None;
     loop {
+        // Those of the latest attempts count from time to time only, as the policy says.
+        let counted = retry.as_ref().and_then(|r| r.priorities_tried(priorities.len())).unwrap_or(0);
         let wish = Wish {
+            subset: &subset,
+            tried_priorities: priorities.get(..counted).unwrap_or_default(),
+            authority: head.authority.to_str().ok(),
+            client: Some((plan.conn.info.peer, plan.conn.info.local)),
+            proxy_protocol: None,
             restored: plan.conn.info.restored,
             from_header: original_dst_header(state, &head.parts.headers),
             tried: &tried,
@@ -185,11 +253,13 @@ async fn attempts(
             return Err((Failure::NoHealthy, false));
         };
         let address = chosen.target.address;
-        exchange.upstream = Some(address);
+        exchange.upstream = chosen.target.pipe.is_none().then_some(address);
         exchange.endpoint = chosen.endpoint;
+        let priority = exchange.endpoint.as_ref().and_then(|(set, i)| set.endpoints.get(*i)).map_or(0, |e| e.priority);
+        priorities.extend(usize::try_from(priority));
         let Some(active) = state.begin(address, high) else { return Err((Failure::Overflow, false)) };
         exchange.active = Some(active);
-        let again = retry.is_some() || is_safe(&head.parts.method);
+        let again = plan.upgrade.is_none();
         let request = match unsent.take() {
             Some(r) => r,
             None => {
@@ -205,32 +275,39 @@ async fn attempts(
             overrides: Rc::clone(&plan.overrides),
             auto_sni: chosen.target.auto_sni.clone(),
             h2,
-            downstream: state.cluster.pool_per_downstream.then_some(plan.conn.info.id),
+            // Connections that tell who the client is are that client's own.
+            downstream: (state.cluster.pool_per_downstream
+                || matches!(*chosen.target.transport, TransportSocket::ProxyProtocol { .. }))
+            .then_some(plan.conn.info.id),
         };
-        let one = attempt(plan, state, &key, &chosen.target, *request, fresh, high, exchange);
-        let outcome = match per_try {
-            None => one.await,
-            Some(limit) => tokio::time::timeout(limit, Box::pin(one)).await.unwrap_or_else(|_| {
+        let need = Need { fresh, high, careful };
+        let received = Rc::clone(&exchange.received);
+        let one = attempt(plan, state, &key, &chosen.target, *request, need, exchange);
+        let silence = retry.as_ref().and_then(RetryState::per_try_idle);
+        let over = if per_try.is_some() { Failure::PerTryTimeout } else { Failure::PerTryIdle };
+        let outcome = match (per_try, silence) {
+            (None, None) => one.await,
+            (limit, silence) => within(limit, silence, &received, Box::pin(one)).await.unwrap_or_else(|| {
                 state.stats.upstream_rq_per_try_timeout.inc();
-                Attempt::Failed {
-                    failure: Failure::PerTryTimeout,
-                    reset: Reset::PerTryTimeout,
-                    seen: true,
-                    reused: false,
-                }
+                Attempt::Failed { failure: over, reset: Reset::PerTryTimeout, seen: true, reused: false, unseen: false }
             }),
         };
         let now = || Instant::now();
         let (failure, reset, seen) = match outcome {
-            Attempt::Response(response, checkout) => {
+            Attempt::Response(mut response, checkout) => {
                 let status = response.status().as_u16();
                 if state.cluster.outlier.is_some() {
                     state.outcome(worker, address, Outcome::Status(status), now());
                 }
                 if let Some(r) = retry
                     && supply.can_restart()
-                    && let RetryDecision::After(pause) =
-                        r.on_response(status, response.headers(), state.retry_allowed(high), worker.random())
+                    && let RetryDecision::After(pause) = r.on_response(
+                        status,
+                        response.headers(),
+                        state.retry_allowed(high),
+                        worker.random(),
+                        &unix_seconds,
+                    )
                 {
                     drop(response);
                     drop(checkout);
@@ -242,6 +319,9 @@ async fn attempts(
                 }
                 if retrying.is_some() && status < 500 {
                     state.stats.upstream_rq_retry_success.inc();
+                }
+                if let Some(cookie) = set_cookie.and_then(|c| HeaderValue::from_str(&c).ok()) {
+                    response.headers_mut().append(SET_COOKIE, cookie);
                 }
                 exchange.checkout = Some(checkout);
                 return Ok(response);
@@ -257,11 +337,11 @@ async fn attempts(
                 }
                 (Failure::Terminated, Reset::ConnectFailure, false)
             }
-            Attempt::Failed { failure, reset, seen, reused } => {
+            Attempt::Failed { failure, reset, seen, reused, unseen } => {
                 exchange.active = None;
                 let safe = is_safe(&head.parts.method) && matches!(supply, Supply::Empty) && reset == Reset::Remote;
-                let refused = reset == Reset::Refused && supply.can_restart();
-                if reused && !resent && plan.upgrade.is_none() && (safe || refused) {
+                let refused = (reset == Reset::Refused || unseen) && supply.can_restart();
+                if !resent && plan.upgrade.is_none() && ((reused && safe) || refused) {
                     (resent, fresh) = (true, true);
                     state.stats.upstream_rq_resent_unseen.inc();
                     continue;
@@ -295,6 +375,10 @@ async fn attempts(
     }
 }
 
+fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
 /// Methods that change nothing, so that asking twice is asking once.
 fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
@@ -307,15 +391,20 @@ async fn attempt(
     key: &PoolKey,
     target: &Target,
     request: Request<RequestBody>,
-    fresh: bool,
-    high: bool,
+    need: Need,
     exchange: &mut Exchange,
 ) -> Attempt {
     let worker = &plan.conn.worker;
-    let taken = match pool::take(&worker.local, state, key, target, fresh, high).await {
+    let taken = match pool::take(&worker.local, state, key, target, need).await {
         Ok(t) => t,
         Err(ConnectError::Overflow) => {
-            return Attempt::Failed { failure: Failure::Overflow, reset: Reset::Overflow, seen: false, reused: false };
+            return Attempt::Failed {
+                failure: Failure::Overflow,
+                reset: Reset::Overflow,
+                seen: false,
+                reused: false,
+                unseen: false,
+            };
         }
         Err(e) => {
             return Attempt::Failed {
@@ -323,13 +412,19 @@ async fn attempt(
                 reset: Reset::ConnectFailure,
                 seen: false,
                 reused: false,
+                unseen: false,
             };
         }
     };
+    let mut witness = None;
     let (result, checkout, reused) = match taken {
         Taken::Http1 { mut connection, home, reused } => {
             exchange.upstream_local = connection.local;
+            witness = (!reused || need.careful).then(|| connection.arm()).flatten().map(|b| (b, connection.fate()));
             let result = connection.send(request).await;
+            if let (Ok(_), Some((_, fate))) = (&result, &witness) {
+                fate.disarm();
+            }
             (result, Checkout::Http1(connection, home), reused)
         }
         Taken::Http2 { mut sender, local, stream, reused } => {
@@ -343,9 +438,63 @@ async fn attempt(
             Some(request) => Attempt::Unsent(Box::new(request)),
             None => {
                 let (failure, reset) = judge(e.error());
-                Attempt::Failed { failure, reset, seen: reset != Reset::Refused, reused }
+                // The connection has to be gone before its remains can tell.
+                drop(checkout);
+                let unseen = match witness {
+                    Some((before, fate)) => fate.unseen(before, ended_first(e.error())).await,
+                    None => false,
+                };
+                Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen }
             }
         },
+    }
+}
+
+/// An attempt within its time, and without a longer silence than allowed; `received` moves while the client still sends.
+async fn within<F: Future<Output = Attempt>>(
+    limit: Option<Duration>,
+    silence: Option<Duration>,
+    received: &std::cell::Cell<u64>,
+    mut one: Pin<Box<F>>,
+) -> Option<Attempt> {
+    let end = limit.map(|l| tokio::time::Instant::now() + l);
+    loop {
+        let seen = received.get();
+        let quiet = silence.map(|s| tokio::time::Instant::now() + s);
+        let next = match (end, quiet) {
+            (Some(end), Some(quiet)) => end.min(quiet),
+            (end, quiet) => end.or(quiet)?,
+        };
+        match tokio::time::timeout_at(next, &mut one).await {
+            Ok(attempt) => return Some(attempt),
+            Err(_) if end.is_none_or(|end| next < end) && received.get() != seen => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Whether the peer had ended its side before it refused anything.
+fn ended_first(e: &hyper::Error) -> bool {
+    let mut source = e.source();
+    while let Some(s) = source {
+        if let Some(io) = s.downcast_ref::<std::io::Error>() {
+            return matches!(io.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::UnexpectedEof);
+        }
+        source = s.source();
+    }
+    e.is_incomplete_message() || e.is_closed()
+}
+
+/// The subset labels of a request: the route's, and the weighted cluster's over them.
+fn subset(plan: &Forward<'_>) -> SubsetLabels {
+    let own = weighted(plan.action, plan.cluster).and_then(|w| w.subset.as_ref());
+    match (&plan.action.subset, own) {
+        (Some(of_route), Some(own)) => {
+            let mut merged = (**of_route).clone();
+            merged.extend(own.iter().map(|(k, v)| (Arc::clone(k), v.clone())));
+            Some(Arc::new(merged))
+        }
+        (of_route, own) => own.or(of_route.as_ref()).cloned(),
     }
 }
 
@@ -385,20 +534,15 @@ fn build(
     let mut headers = if again { head.parts.headers.clone() } else { std::mem::take(&mut head.parts.headers) };
     let uri = if again { head.parts.uri.clone() } else { std::mem::take(&mut head.parts.uri) };
     let mut method = head.parts.method.clone();
-    let rewritten = plan.action.host_rewrite.is_some()
-        || matches!(plan.action.target, carrick_proxy_core::model::route::Target::Weighted(_));
     let mut authority = head.authority.clone();
-    if rewritten {
-        let choice = ClusterChoice { name: plan.cluster, weighted: weighted(plan.action, plan.cluster) };
-        let host = (!target.hostname.is_empty()).then_some(&*target.hostname);
-        if let Some(new) =
-            rewrite::host(plan.action, &choice, &head.view(), host).and_then(|h| HeaderValue::from_str(&h).ok())
-        {
-            if plan.action.append_x_forwarded_host {
-                headers.append(HeaderName::from_static("x-forwarded-host"), authority.clone());
-            }
-            authority = new;
+    if let Some(new) = rewritten_host(plan, head, &target.hostname) {
+        if plan.action.append_x_forwarded_host {
+            headers.append(HeaderName::from_static("x-forwarded-host"), authority.clone());
         }
+        if !super::suppressed(plan.conn) {
+            headers.insert(ORIGINAL_HOST, authority.clone());
+        }
+        authority = new;
     }
     if plan.routed.virtual_host.include_request_attempt_count {
         headers.insert(ATTEMPTS, HeaderValue::from(number));
@@ -439,7 +583,19 @@ fn build(
     request
 }
 
-fn absolute(scheme: &str, authority: &HeaderValue, path: PathAndQuery) -> Uri {
+/// The host that a request is sent with, if it is another. `endpoint`: the endpoint's own name, or empty.
+pub(super) fn rewritten_host(plan: &Forward<'_>, head: &Head, endpoint: &str) -> Option<HeaderValue> {
+    let weighs = matches!(plan.action.target, carrick_proxy_core::model::route::Target::Weighted(_));
+    if plan.action.host_rewrite.is_none() && !weighs {
+        return None;
+    }
+    let choice = ClusterChoice { name: plan.cluster, weighted: weighted(plan.action, plan.cluster) };
+    let endpoint = (!endpoint.is_empty()).then_some(endpoint);
+    let host = rewrite::host(plan.action, &choice, &head.view(), endpoint)?;
+    HeaderValue::from_str(&host).ok()
+}
+
+pub(super) fn absolute(scheme: &str, authority: &HeaderValue, path: PathAndQuery) -> Uri {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(if scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
     parts.authority = Authority::try_from(authority.as_bytes()).ok().or_else(|| Authority::try_from("unknown").ok());
@@ -448,7 +604,7 @@ fn absolute(scheme: &str, authority: &HeaderValue, path: PathAndQuery) -> Uri {
 }
 
 /// HTTP/1 has one cookie header (RFC 9113 §8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
@@ -463,7 +619,7 @@ fn original_dst_header(state: &ClusterState, headers: &HeaderMap) -> Option<Sock
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-fn auto_sni(state: &ClusterState, head: &Head) -> Option<Arc<str>> {
+pub(super) fn auto_sni(state: &ClusterState, head: &Head) -> Option<Arc<str>> {
     if !state.cluster.auto_sni {
         return None;
     }

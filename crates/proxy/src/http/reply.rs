@@ -37,6 +37,12 @@ pub enum Failure {
     Timeout,
     /// One attempt's time is over.
     PerTryTimeout,
+    /// One attempt was silent for too long.
+    PerTryIdle,
+    /// Nothing moved on the stream for too long.
+    StreamIdle,
+    /// The whole stream's time is over.
+    MaxDuration,
     /// An upgrade that is not allowed.
     UpgradeRefused,
     /// The route answers itself.
@@ -54,7 +60,11 @@ impl Failure {
             Failure::Refused(LocalReply::Redirect(_)) => StatusCode::TEMPORARY_REDIRECT,
             Failure::NoRoute => StatusCode::NOT_FOUND,
             Failure::NoCluster(s) | Failure::Direct(s, _) | Failure::Redirect(s, _) => *s,
-            Failure::Timeout | Failure::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Failure::Timeout
+            | Failure::PerTryTimeout
+            | Failure::PerTryIdle
+            | Failure::StreamIdle
+            | Failure::MaxDuration => StatusCode::GATEWAY_TIMEOUT,
             Failure::UpgradeRefused => StatusCode::FORBIDDEN,
             Failure::NotHttp => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -74,8 +84,10 @@ impl Failure {
             (Failure::Terminated, true) => flag::UPSTREAM_CLOSED_RETRIES,
             (Failure::Reset(_), false) => flag::UPSTREAM_RESET,
             (Failure::Reset(_), true) => flag::UPSTREAM_RESET_RETRIES,
-            (Failure::NotHttp, _) => flag::UPSTREAM_PROTOCOL,
-            (Failure::Timeout | Failure::PerTryTimeout, _) => flag::UPSTREAM_TIMEOUT,
+            (Failure::Timeout | Failure::PerTryTimeout | Failure::PerTryIdle, _) => flag::UPSTREAM_TIMEOUT,
+            (Failure::StreamIdle, _) => flag::STREAM_IDLE,
+            (Failure::NotHttp, false) => flag::UPSTREAM_PROTOCOL,
+            (Failure::NotHttp, true) => flag::UPSTREAM_PROTOCOL_RETRIES,
             _ => flag::NONE,
         }
     }
@@ -95,6 +107,9 @@ impl Failure {
             Failure::NotHttp => details::PROTOCOL_ERROR,
             Failure::Timeout => details::RESPONSE_TIMEOUT,
             Failure::PerTryTimeout => details::PER_TRY_TIMEOUT,
+            Failure::PerTryIdle => details::PER_TRY_IDLE,
+            Failure::StreamIdle => details::STREAM_IDLE,
+            Failure::MaxDuration => details::MAX_DURATION,
             Failure::UpgradeRefused => details::UPGRADE_FAILED,
             Failure::Direct(..) | Failure::Redirect(..) => details::DIRECT,
         }
@@ -106,11 +121,16 @@ impl Failure {
             Failure::Direct(_, body) => body.clone(),
             Failure::NoHealthy => Bytes::from_static(b"no healthy upstream"),
             Failure::Timeout => Bytes::from_static(b"upstream request timeout"),
-            Failure::PerTryTimeout => Bytes::from_static(b"upstream request timeout"),
+            Failure::PerTryTimeout | Failure::PerTryIdle => Bytes::from_static(b"upstream request timeout"),
+            Failure::StreamIdle => Bytes::from_static(b"stream timeout"),
+            Failure::MaxDuration => Bytes::from_static(b"downstream duration timeout"),
             Failure::Overflow | Failure::Connect(ConnectError::Overflow) => {
                 Bytes::from(format!("{BEFORE}reset reason: overflow"))
             }
             Failure::Connect(ConnectError::Timeout) => Bytes::from(format!("{BEFORE}{latest}: connection timeout")),
+            Failure::Connect(ConnectError::Tcp(_)) => {
+                Bytes::from(format!("{BEFORE}{latest}: remote connection failure"))
+            }
             Failure::Connect(e) => {
                 Bytes::from(format!("{BEFORE}{latest}: remote connection failure, transport failure reason: {e}"))
             }
@@ -143,8 +163,10 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
         _ => None,
     };
     if exchange.is_grpc && redirect.is_none() {
-        grpc(&mut response, status, &text);
-        exchange.grpc_status = Some(i32::from(grpc_code(status)));
+        // A stream that may not last longer has missed its deadline, whatever its HTTP status would be.
+        let code = if matches!(failure, Failure::MaxDuration) { 4 } else { grpc_code(status) };
+        grpc(&mut response, code, &text);
+        exchange.grpc_status = Some(i32::from(code));
         return response;
     }
     *response.status_mut() = status;
@@ -163,10 +185,10 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     response
 }
 
-fn grpc(response: &mut Response<ResponseBody>, status: StatusCode, text: &[u8]) {
+fn grpc(response: &mut Response<ResponseBody>, code: u16, text: &[u8]) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(grpc_code(status)));
+    headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(code));
     // Percent-encoded as the gRPC protocol wants it.
     let mut message = String::with_capacity(text.len());
     for b in text {

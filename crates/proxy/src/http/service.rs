@@ -134,6 +134,7 @@ async fn handle(
         tls_presented: conn.info.mutual(),
         tls_validated: conn.info.mutual(),
         internal: head.internal,
+        ..RouteFacts::default()
     };
     let routed = match table.find(&head.view(), &facts) {
         RouteLookup::Found { virtual_host, route } => {

@@ -56,6 +56,44 @@ pub fn set_option(fd: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What the kernel knows of a TCP connection, from `TCP_INFO`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpState {
+    /// No packet will come or go any more.
+    pub closed: bool,
+    /// Segments sent and not acknowledged.
+    pub unacked: u32,
+    /// Bytes that the peer's kernel has acknowledged in all.
+    pub acked: u64,
+}
+
+/// Asks the kernel. `None` where it does not know (not TCP, or too old).
+pub fn tcp_state(fd: RawFd) -> Option<TcpState> {
+    const CLOSE: u8 = 7;
+    const UNACKED: usize = 24;
+    const ACKED: usize = 120;
+    // The layout of `struct tcp_info` only ever grows (linux/tcp.h); its C library twins lack the newer fields.
+    let mut info = [0_u8; 160];
+    let mut len = libc::socklen_t::try_from(info.len()).ok()?;
+    // SAFETY: `info` is `len` bytes long and lives through the call; a descriptor that is not open only gives an error.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), std::ptr::from_mut(&mut len))
+    };
+    if result != 0 || usize::try_from(len).ok()? < ACKED + 8 {
+        return None;
+    }
+    Some(TcpState {
+        closed: *info.first()? == CLOSE,
+        unacked: u32::from_ne_bytes(info.get(UNACKED..UNACKED + 4)?.try_into().ok()?),
+        acked: u64::from_ne_bytes(info.get(ACKED..ACKED + 8)?.try_into().ok()?),
+    })
+}
+
+/// A second descriptor for the same socket.
+pub fn duplicate(fd: &impl AsFd) -> Option<std::os::fd::OwnedFd> {
+    fd.as_fd().try_clone_to_owned().ok()
+}
+
 /// Lets a bind to port 0 choose the port at connect (`IP_BIND_ADDRESS_NO_PORT`), where the kernel can.
 pub fn bind_without_port(fd: &impl std::os::fd::AsRawFd) {
     let _ = set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);

@@ -2,14 +2,14 @@
 //!
 //! Invariant: what is counted up is counted down by a guard's drop. A retired cluster takes no connection back.
 
+use super::joint::Joint;
 use super::pool::{Pool, PoolKey};
 use crate::stats::ClusterStats;
 use carrick_proxy_core::balance::Balancer;
-use carrick_proxy_core::circuit::CircuitCounts;
-use carrick_proxy_core::model::{Cluster, EndpointSet};
-use carrick_proxy_core::outlier::OutlierState;
+use carrick_proxy_core::model::metadata::Value;
+use carrick_proxy_core::model::{Cluster, EndpointSet, Name};
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,18 +24,24 @@ pub struct ClusterState {
     hosts: RefCell<HashMap<SocketAddr, Rc<Host>>>,
     pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     retired: Cell<bool>,
-    requests: Cell<u32>,
-    connections: Cell<u32>,
-    pending: Cell<u32>,
-    retries: Cell<u32>,
+    /// What all workers know together.
+    pub(crate) shared: Arc<Joint>,
     /// Told when a connection comes back or ends, for those who wait for one.
     pub(super) freed: Notify,
-    /// Chooses among the endpoints; made anew when they change.
-    pub(super) balancer: RefCell<Option<Balancer>>,
-    pub(super) outlier: RefCell<OutlierState<SocketAddr>>,
+    /// Choose among the endpoints, all or those of a subset; made anew when they change.
+    pub(super) balancers: RefCell<Vec<Balancer>>,
+    /// The version of `shared` that the balancers know.
+    pub(super) judged: Cell<u64>,
+    /// Subsets of the endpoints: of which set, with which labels.
+    pub(super) parts: RefCell<Vec<Part>>,
+    /// When hosts appeared, where they start slowly.
+    births: RefCell<HashMap<SocketAddr, Instant>>,
     /// Resolved names, for DNS clusters.
     pub dns: super::dns::Resolved,
 }
+
+/// A subset: of which endpoints, its labels, its endpoints.
+pub(super) type Part = (Arc<EndpointSet>, BTreeMap<Name, Value>, Arc<EndpointSet>);
 
 /// What a host has to do now.
 #[derive(Debug, Default)]
@@ -66,20 +72,19 @@ fn down(c: &Cell<u32>) {
 }
 
 impl ClusterState {
-    pub(crate) fn new(cluster: Arc<Cluster>, stats: Arc<ClusterStats>) -> Self {
+    pub(crate) fn new(cluster: Arc<Cluster>, stats: Arc<ClusterStats>, shared: Arc<Joint>) -> Self {
         ClusterState {
             cluster,
             stats,
             hosts: RefCell::default(),
             pools: RefCell::default(),
             retired: Cell::new(false),
-            requests: Cell::new(0),
-            connections: Cell::new(0),
-            pending: Cell::new(0),
-            retries: Cell::new(0),
+            judged: Cell::new(shared.version()),
+            shared,
             freed: Notify::new(),
-            balancer: RefCell::new(None),
-            outlier: RefCell::default(),
+            balancers: RefCell::default(),
+            parts: RefCell::default(),
+            births: RefCell::default(),
             dns: super::dns::Resolved::default(),
         }
     }
@@ -96,57 +101,61 @@ impl ClusterState {
 
     /// Counts a request in, unless the cluster has too many.
     pub fn begin(self: &Rc<Self>, address: SocketAddr, high: bool) -> Option<ActiveRequest> {
-        if !self.cluster.limits_for(high).request(&self.counts()) {
+        if !self.shared.up(&self.shared.requests, |c| self.cluster.limits_for(high).request(c)) {
             self.stats.upstream_rq_pending_overflow.inc();
             return None;
         }
         let host = Rc::clone(self.hosts.borrow_mut().entry(address).or_default());
         up(&host.active);
-        up(&self.requests);
         self.stats.upstream_rq_active.inc();
         self.stats.upstream_rq_total.inc();
         Some(ActiveRequest { state: Rc::clone(self), host })
     }
 
-    /// Counts a connection in, unless there are too many.
-    pub fn connection(self: &Rc<Self>, high: bool) -> Option<ActiveConnection> {
-        if !self.cluster.limits_for(high).connection(&self.counts()) {
+    /// Counts a connection in, unless there are too many and it is not `needed` all the same.
+    pub fn connection(self: &Rc<Self>, high: bool, needed: bool) -> Option<ActiveConnection> {
+        let allowed = |c: &_| self.cluster.limits_for(high).connection(c) || needed;
+        if !self.shared.up(&self.shared.connections, allowed) {
             self.stats.upstream_cx_overflow.inc();
             return None;
         }
-        up(&self.connections);
         self.stats.upstream_cx_active.inc();
         Some(ActiveConnection(Rc::clone(self)))
     }
 
     /// Counts a waiting request in, unless too many wait.
     pub fn pending(&self, high: bool) -> Option<Pending<'_>> {
-        if !self.cluster.limits_for(high).pending(&self.counts()) {
+        if !self.shared.up(&self.shared.pending, |c| self.cluster.limits_for(high).pending(c)) {
             self.stats.upstream_rq_pending_overflow.inc();
             return None;
         }
-        up(&self.pending);
         Some(Pending(self))
     }
 
-    /// What the circuit limits are compared with.
-    pub fn counts(&self) -> CircuitCounts {
-        CircuitCounts {
-            connections: self.connections.get(),
-            pending: self.pending.get(),
-            requests: self.requests.get(),
-            retries: self.retries.get(),
+    /// Notes hosts that are new, where that counts, and lets go of balancers of endpoints that are no more.
+    pub(super) fn note_births(&self, set: &EndpointSet) {
+        self.shared.hosts(set);
+        if self.cluster.slow_start.is_some() {
+            let (mut births, now) = (self.births.borrow_mut(), Instant::now());
+            for host in (0..set.endpoints.len()).filter_map(|i| set.key(i)) {
+                births.entry(host).or_insert(now);
+            }
         }
+    }
+
+    /// How long a host has been there.
+    pub(super) fn age(&self, host: &SocketAddr, now: Instant) -> std::time::Duration {
+        self.births.borrow().get(host).map_or(std::time::Duration::ZERO, |born| now.saturating_duration_since(*born))
     }
 
     /// Whether one more retry is allowed.
     pub fn retry_allowed(&self, high: bool) -> bool {
-        self.cluster.limits_for(high).retry(&self.counts())
+        self.cluster.limits_for(high).retry(&self.shared.counts())
     }
 
     /// Counts a retry in.
     pub fn retry(self: &Rc<Self>) -> ActiveRetry {
-        up(&self.retries);
+        self.shared.up(&self.shared.retries, |_| true);
         self.stats.upstream_rq_retry.inc();
         ActiveRetry(Rc::clone(self))
     }
@@ -176,16 +185,19 @@ impl ClusterState {
         let wanted: HashSet<(SocketAddr, usize)> = (0..set.endpoints.len())
             .filter_map(|i| {
                 let transport = set.endpoints.get(i)?.transport;
-                Some((set.socket(i)?, Arc::as_ptr(transports.get(transport)) as usize))
+                Some((set.key(i)?, Arc::as_ptr(transports.get(transport)) as usize))
             })
             .collect();
         let dns = set
             .endpoints
             .iter()
-            .any(|e| !matches!(e.address, carrick_proxy_core::model::endpoint::EndpointAddress::Socket(_)));
+            .any(|e| matches!(e.address, carrick_proxy_core::model::endpoint::EndpointAddress::Dns { .. }));
         if dns {
             return;
         }
+        self.balancers.borrow_mut().clear();
+        self.parts.borrow_mut().clear();
+        self.births.borrow_mut().retain(|a, _| wanted.iter().any(|(w, _)| w == a));
         self.pools.borrow_mut().retain(|key, pool| {
             let keep = wanted.contains(&(key.address, Arc::as_ptr(&key.transport) as usize));
             if !keep {
@@ -209,14 +221,14 @@ impl ClusterState {
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
         down(&self.host.active);
-        down(&self.state.requests);
+        self.state.shared.down(&self.state.shared.requests);
         self.state.stats.upstream_rq_active.dec();
     }
 }
 
 impl Drop for ActiveConnection {
     fn drop(&mut self) {
-        down(&self.0.connections);
+        self.0.shared.down(&self.0.shared.connections);
         self.0.stats.upstream_cx_active.dec();
         self.0.stats.upstream_cx_destroy.inc();
         self.0.freed.notify_one();
@@ -225,13 +237,13 @@ impl Drop for ActiveConnection {
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        down(&self.0.pending);
+        self.0.shared.down(&self.0.shared.pending);
     }
 }
 
 impl Drop for ActiveRetry {
     fn drop(&mut self) {
-        down(&self.0.retries);
+        self.0.shared.down(&self.0.shared.retries);
     }
 }
 

@@ -8,14 +8,17 @@ use crate::local::Local;
 use crate::names::flag;
 use crate::stats::ClusterStats;
 use crate::tls::{self, Refused};
-use carrick_proxy_core::model::cluster::{Cluster, TcpKeepalive, TransportSocket};
+use carrick_proxy_core::model::Name;
+use carrick_proxy_core::model::cluster::{Cluster, ProxyProtocol, TcpKeepalive, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::proxy_protocol::header;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// Where and how to connect.
@@ -31,6 +34,12 @@ pub struct Target {
     pub overrides: Rc<UpstreamOverrides>,
     /// Host of the request, where the cluster takes the SNI from it.
     pub auto_sni: Option<Arc<str>>,
+    /// A Unix socket; `address` only stands for it then.
+    pub pipe: Option<Name>,
+    /// The client, and what it connected to, for upstreams that want to know.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+    /// The PROXY protocol before everything else, whatever the transport says.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// Why there is no connection. Nothing of the request has been sent.
@@ -95,12 +104,23 @@ pub(crate) async fn connect(
 
 async fn steps(local: &Local, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
     stats.upstream_cx_total.inc();
-    let tcp = dial(cluster, to.address).await.map_err(ConnectError::Tcp)?;
+    let mut tcp = match &to.pipe {
+        None => dial(cluster, to.address).await,
+        Some(path) => dial_pipe(path),
+    }
+    .map_err(ConnectError::Tcp)?;
+    let (transport, wrapped) = match &*to.transport {
+        TransportSocket::ProxyProtocol { version, inner } => (inner, Some(*version)),
+        _ => (&to.transport, None),
+    };
+    if let Some(version) = to.proxy_protocol.or(wrapped) {
+        tcp.write_all(&header(version, to.client)).await.map_err(ConnectError::Tcp)?;
+    }
     let socket = Socket::new(tcp);
-    match &*to.transport {
-        TransportSocket::Raw => Ok(Kind::Plain(socket).into()),
+    match &**transport {
+        TransportSocket::Raw | TransportSocket::ProxyProtocol { .. } => Ok(Kind::Plain(socket).into()),
         TransportSocket::Tls(settings) => {
-            let config = local.tls.client(&to.transport, settings, &to.overrides)?;
+            let config = local.tls.client(transport, settings, &to.overrides)?;
             let name = to
                 .overrides
                 .sni
@@ -123,6 +143,16 @@ async fn steps(local: &Local, cluster: &Cluster, stats: &ClusterStats, to: &Targ
             }
         }
     }
+}
+
+/// A Unix socket, in the clothes of a TCP one: all that is done with it is reading, writing and closing. Connecting is done at once
+/// or refused.
+fn dial_pipe(path: &str) -> io::Result<TcpStream> {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    TcpStream::from_std(socket.into())
 }
 
 async fn dial(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpStream> {

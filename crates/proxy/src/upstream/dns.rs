@@ -7,6 +7,7 @@ use carrick_proxy_core::model::cluster::{Cluster, Discovery, DnsFamily};
 use carrick_proxy_core::model::endpoint::{EndpointAddress, LocalityEndpoints, Priority};
 use carrick_proxy_core::model::{Endpoint, EndpointSet};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +21,12 @@ type Last = (Arc<EndpointSet>, Arc<EndpointSet>, Instant);
 pub struct Resolved {
     last: RefCell<Option<Last>>,
     busy: Cell<bool>,
+    /// Of clusters that go wherever is asked: by host.
+    named: RefCell<HashMap<Arc<str>, (Vec<SocketAddr>, Instant)>>,
 }
+
+/// Hosts remembered by a cluster that goes wherever is asked.
+const MAX_NAMED: usize = 1024;
 
 /// Longest wait for the system's resolver.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -33,7 +39,7 @@ pub(crate) async fn endpoints(
 ) -> Arc<EndpointSet> {
     let known = match &*state.dns.last.borrow() {
         Some((of, set, at)) if Arc::ptr_eq(of, names) => {
-            Some((Arc::clone(set), at.elapsed() >= state.cluster.dns.refresh.max(Duration::from_secs(1))))
+            Some((Arc::clone(set), at.elapsed() >= interval(&state.cluster, local.random())))
         }
         _ => None,
     };
@@ -53,13 +59,73 @@ pub(crate) async fn endpoints(
     }
 }
 
+/// Host and address for an authority (`host[:port]`), for clusters that go wherever is asked.
+pub(crate) async fn named(
+    local: &Local,
+    state: &Rc<super::ClusterState>,
+    authority: &str,
+) -> Option<(Arc<str>, SocketAddr)> {
+    let (host, port) = carrick_proxy_core::routing::split_port(authority);
+    let default = if state.cluster.transport.default.tls().is_some() { 443 } else { 80 };
+    let port: u16 = port.map_or(Some(default), |p| p.parse().ok())?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let host: Arc<str> = Arc::from(bare);
+    if let Ok(ip) = bare.parse::<std::net::IpAddr>() {
+        return Some((host, SocketAddr::new(ip, port)));
+    }
+    let fresh = state.cluster.dns.refresh.max(Duration::from_secs(1));
+    let known = state.dns.named.borrow().get(&host).filter(|(_, at)| at.elapsed() < fresh).map(|(a, _)| a.clone());
+    let addresses = match known {
+        Some(addresses) => addresses,
+        None => {
+            let found = lookup(bare, port, state.cluster.dns.family).await;
+            let mut all = state.dns.named.borrow_mut();
+            if found.is_empty() {
+                // A failed look-up changes nothing for a host that is known.
+                all.get(&host).map(|(a, _)| a.clone()).unwrap_or_default()
+            } else {
+                if all.len() >= MAX_NAMED {
+                    all.retain(|_, (_, at)| at.elapsed() < fresh);
+                }
+                if all.len() < MAX_NAMED {
+                    all.insert(Arc::clone(&host), (found.clone(), Instant::now()));
+                }
+                found
+            }
+        }
+    };
+    let at = local.random().checked_rem(u64::try_from(addresses.len()).ok()?)?;
+    let mut address = addresses.get(usize::try_from(at).ok()?).copied()?;
+    address.set_port(port);
+    Some((host, address))
+}
+
+async fn lookup(host: &str, port: u16, family: DnsFamily) -> Vec<SocketAddr> {
+    let lookup = tokio::net::lookup_host((host, port));
+    match tokio::time::timeout(LOOKUP, lookup).await {
+        Ok(Ok(found)) => of_family(found.collect(), family),
+        _ => Vec::new(),
+    }
+}
+
+/// Records' lifetimes are not told by the system's resolver: where they count, names are looked up as often as short ones ask for.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+
+fn interval(cluster: &Cluster, random: u64) -> Duration {
+    let dns = &cluster.dns;
+    let base = if dns.respect_ttl { dns.refresh.min(SHORT_LIFE) } else { dns.refresh };
+    let jitter = u64::try_from(dns.jitter.as_millis()).unwrap_or(0);
+    let more = random.checked_rem(jitter.saturating_add(1)).unwrap_or(0);
+    base.max(Duration::from_secs(1)).saturating_add(Duration::from_millis(more))
+}
+
 async fn refresh(state: &Rc<super::ClusterState>, names: &Arc<EndpointSet>) -> Arc<EndpointSet> {
     let set = Arc::new(resolve(&state.cluster, names).await);
     let mut last = state.dns.last.borrow_mut();
     let keep = set.endpoints.is_empty();
     match &mut *last {
         // A failed refresh changes nothing.
-        Some((of, old, at)) if keep && Arc::ptr_eq(of, names) => {
+        Some((of, old, at)) if (keep || same(old, &set)) && Arc::ptr_eq(of, names) => {
             *at = Instant::now();
             Arc::clone(old)
         }
@@ -70,19 +136,23 @@ async fn refresh(state: &Rc<super::ClusterState>, names: &Arc<EndpointSet>) -> A
     }
 }
 
+/// The same addresses in any order: resolvers turn them round.
+fn same(old: &EndpointSet, new: &EndpointSet) -> bool {
+    let addresses = |set: &EndpointSet| {
+        let mut all: Vec<_> = (0..set.endpoints.len()).filter_map(|i| set.key(i)).collect();
+        all.sort();
+        all
+    };
+    addresses(old) == addresses(new)
+}
+
 async fn resolve(cluster: &Cluster, names: &EndpointSet) -> EndpointSet {
     let mut set = EndpointSet { overprovisioning_factor: names.overprovisioning_factor, ..EndpointSet::default() };
     for endpoint in &names.endpoints {
         let addresses: Vec<SocketAddr> = match &endpoint.address {
             EndpointAddress::Socket(a) => vec![*a],
             EndpointAddress::Pipe(_) => Vec::new(),
-            EndpointAddress::Dns { host, port } => {
-                let lookup = tokio::net::lookup_host((host.to_string(), *port));
-                match tokio::time::timeout(LOOKUP, lookup).await {
-                    Ok(Ok(found)) => of_family(found.collect(), cluster.dns.family),
-                    _ => Vec::new(),
-                }
-            }
+            EndpointAddress::Dns { host, port } => lookup(host, *port, cluster.dns.family).await,
         };
         let most = if cluster.discovery == Discovery::LogicalDns { 1 } else { usize::MAX };
         for address in addresses.into_iter().take(most) {

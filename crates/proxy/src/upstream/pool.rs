@@ -9,6 +9,7 @@ use super::connect::{ConnectError, Target, connect};
 use crate::exec::LocalExec;
 use crate::io::stream::Stream;
 use crate::io::sys::{self, Idle};
+use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
 use crate::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
@@ -71,7 +72,11 @@ impl Hash for PoolKey {
 /// See the module.
 #[derive(Default)]
 pub struct Pool {
+    /// Longest idle time after which a connection is used again, learned from the peer; looked up anew now and then.
+    reuse: Cell<Option<Duration>>,
     idle: RefCell<Vec<Http1>>,
+    /// Connections open or being made.
+    open: Cell<u32>,
     shared: RefCell<Vec<Http2>>,
     connecting: tokio::sync::Mutex<()>,
 }
@@ -82,9 +87,12 @@ pub struct Http1 {
     fd: RawFd,
     /// Local and remote address, for the log.
     pub local: Option<SocketAddr>,
+    /// Since when it lies idle; none while it is in use.
+    idle: Rc<Cell<Option<Instant>>>,
     since: Instant,
     made: Instant,
     served: u32,
+    fate: Arc<Fate>,
 }
 
 /// An HTTP/2 connection.
@@ -129,6 +137,28 @@ pub struct Home {
     pool: Rc<Pool>,
 }
 
+/// A connection of a pool, for as long as it is open: counted in the cluster and in the pool.
+struct Open {
+    pool: Rc<Pool>,
+    _counted: ActiveConnection,
+}
+
+impl Open {
+    /// One more; `None` if the cluster has too many. A pool without any may always have one, as in Envoy: otherwise another
+    /// worker's idle connections could keep its requests waiting for ever.
+    fn new(state: &Rc<ClusterState>, pool: &Rc<Pool>, high: bool) -> Option<Self> {
+        let counted = state.connection(high, pool.open.get() == 0)?;
+        pool.open.set(pool.open.get().saturating_add(1));
+        Some(Open { pool: Rc::clone(pool), _counted: counted })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.pool.open.set(self.pool.open.get().saturating_sub(1));
+    }
+}
+
 /// A stream in use on an HTTP/2 connection.
 pub struct StreamGuard {
     streams: Rc<Cell<u32>>,
@@ -150,7 +180,7 @@ impl Pool {
 
     /// Lets all connections go; those in use end with their requests.
     pub fn close(&self) {
-        self.idle.borrow_mut().clear();
+        self.idle.borrow_mut().drain(..).for_each(|c| c.idle.set(None));
         self.shared.borrow_mut().clear();
     }
 
@@ -159,13 +189,23 @@ impl Pool {
         let old = |since: Instant, made: Instant| {
             idle.is_some_and(|d| now.duration_since(since) >= d) || age.is_some_and(|d| now.duration_since(made) >= d)
         };
-        self.idle.borrow_mut().retain(|c| !c.sender.is_closed() && !old(c.since, c.made));
+        let reuse = self.reuse.get();
+        self.idle.borrow_mut().retain(|c| {
+            let keep = !c.sender.is_closed()
+                && !old(c.since, c.made)
+                && reuse.is_none_or(|most| now.duration_since(c.since) <= most);
+            if !keep {
+                c.idle.set(None);
+            }
+            keep
+        });
         self.shared
             .borrow_mut()
             .retain(|c| !c.sender.is_closed() && (c.streams.get() > 0 || !old(c.since.get(), c.made)));
     }
 
-    fn take_idle(&self) -> Option<Http1> {
+    /// An idle connection. `careful`: for a request that must not be lost with it, so the kernel is asked in any case.
+    fn take_idle(&self, careful: bool) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
         // The most recently used first: the others grow old and go.
         let mut at = idle.len();
@@ -180,10 +220,17 @@ impl Pool {
                 continue;
             }
             let mut c = idle.remove(at);
-            if c.since.elapsed() > TRUSTED && sys::idle_state(c.fd) == Idle::Stirred {
+            let lay = c.since.elapsed();
+            if self.reuse.get().is_some_and(|most| lay > most) {
+                // Its peer is about to close it, if it is like the others.
+                c.idle.set(None);
+                continue;
+            }
+            if (careful || lay > TRUSTED) && sys::idle_state(c.fd) == Idle::Stirred {
                 // Closed, or about to say something unasked: not for a new request.
                 continue;
             }
+            c.idle.set(None);
             c.served = c.served.saturating_add(1);
             return Some(c);
         }
@@ -202,6 +249,11 @@ impl Pool {
 }
 
 impl Home {
+    /// Takes over what is known of the peer's patience.
+    fn learn(&self, local: &Local, address: SocketAddr) {
+        self.pool.reuse.set(self.state.shared.idle_limit(&address, local.shared.started.elapsed()));
+    }
+
     /// Takes a connection back once its response has ended.
     pub fn give_back(self, local: &Local, mut connection: Http1) {
         let limit = self.state.cluster.max_requests_per_connection;
@@ -210,6 +262,7 @@ impl Home {
             return;
         }
         connection.since = Instant::now();
+        connection.fate.disarm();
         if connection.sender.is_ready() {
             self.put(connection);
         } else {
@@ -224,6 +277,7 @@ impl Home {
     fn put(&self, connection: Http1) {
         let mut idle = self.pool.idle.borrow_mut();
         if idle.len() < MAX_IDLE {
+            connection.idle.set(Some(connection.since));
             idle.push(connection);
         }
         drop(idle);
@@ -232,6 +286,16 @@ impl Home {
 }
 
 impl Http1 {
+    /// Notes where the connection stands, so that it can be told later whether the peer has seen what comes.
+    pub fn arm(&self) -> Option<Before> {
+        self.fate.arm(self.fd)
+    }
+
+    /// What outlives it.
+    pub fn fate(&self) -> Arc<Fate> {
+        Arc::clone(&self.fate)
+    }
+
     /// Sends a request; gives it back if nothing of it was written.
     pub async fn send(
         &mut self,
@@ -251,15 +315,25 @@ pub(crate) async fn take(
     state: &Rc<ClusterState>,
     key: &PoolKey,
     target: &Target,
-    fresh: bool,
-    high: bool,
+    need: Need,
 ) -> Result<Taken, ConnectError> {
     let pool = state.pool(key);
     if key.h2 {
-        stream(local, state, pool, target, fresh, high).await
+        stream(local, state, pool, target, need).await
     } else {
-        exclusive(local, state, pool, target, fresh, high).await
+        exclusive(local, state, pool, target, need).await
     }
+}
+
+/// What a request needs of its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// A new one.
+    pub fresh: bool,
+    /// Circuit limits of high priority.
+    pub high: bool,
+    /// The request cannot be sent again without more ado, so its connection is looked at twice.
+    pub careful: bool,
 }
 
 async fn exclusive(
@@ -267,22 +341,22 @@ async fn exclusive(
     state: &Rc<ClusterState>,
     pool: Rc<Pool>,
     target: &Target,
-    fresh: bool,
-    high: bool,
+    need: Need,
 ) -> Result<Taken, ConnectError> {
+    let Need { fresh, high, careful } = need;
     let home = Home { state: Rc::clone(state), pool };
-    if !fresh && let Some(connection) = home.pool.take_idle() {
+    if !fresh && let Some(connection) = home.pool.take_idle(careful) {
         return Ok(Taken::Http1 { connection, home, reused: true });
     }
     let pending = state.pending(high).ok_or(ConnectError::Overflow)?;
     let counted = loop {
         // Registered before looking, so that no connection that comes free between is missed.
         let freed = state.freed.notified();
-        if let Some(c) = state.connection(high) {
+        if let Some(c) = Open::new(state, &home.pool, high) {
             break c;
         }
         freed.await;
-        if let Some(connection) = home.pool.take_idle() {
+        if let Some(connection) = home.pool.take_idle(careful) {
             return Ok(Taken::Http1 { connection, home, reused: true });
         }
     };
@@ -290,30 +364,42 @@ async fn exclusive(
     drop(pending);
     state.stats.upstream_cx_http1_total.inc();
     let (fd, address) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
-    let sender = http1(local, state, stream, counted).await?;
+    let idle = Rc::new(Cell::new(None));
+    home.learn(local, target.address);
+    let (sender, fate) = http1(local, &home, stream, counted, target.address, Rc::clone(&idle)).await?;
     let now = Instant::now();
-    let connection = Http1 { sender, fd, local: address, since: now, made: now, served: 1 };
+    let connection = Http1 { sender, fd, local: address, idle, since: now, made: now, served: 1, fate };
     Ok(Taken::Http1 { connection, home, reused: false })
 }
 
 async fn http1(
-    local: &Local,
-    state: &ClusterState,
+    local: &Rc<Local>,
+    home: &Home,
     stream: Stream,
-    counted: ActiveConnection,
-) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+    counted: Open,
+    address: SocketAddr,
+    idle: Rc<Cell<Option<Instant>>>,
+) -> Result<(http1::SendRequest<RequestBody>, Arc<Fate>), ConnectError> {
+    let state = &home.state;
+    let (stream, fate) = Witness::new(stream);
     let mut builder = http1::Builder::new();
     builder.max_buf_size(BUFFER);
     builder.max_headers(MAX_RESPONSE_HEADERS);
     builder.title_case_headers(state.cluster.http1.header_case == HeaderCase::ProperWords);
     builder.preserve_header_case(state.cluster.http1.header_case == HeaderCase::Preserve);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
+    let (home, own) = (home.clone(), Rc::clone(local));
     local.spawn(async move {
         // Its outcome is seen by the request on it; an idle one only ends.
         let _ = connection.with_upgrades().await;
         drop(counted);
+        if let Some(since) = idle.get() {
+            home.state.stats.upstream_cx_closed_idle.inc();
+            home.state.shared.closed_idle(address, own.shared.started.elapsed(), since.elapsed());
+            home.learn(&own, address);
+        }
     });
-    Ok(sender)
+    Ok((sender, fate))
 }
 
 async fn stream(
@@ -321,9 +407,9 @@ async fn stream(
     state: &Rc<ClusterState>,
     pool: Rc<Pool>,
     target: &Target,
-    fresh: bool,
-    high: bool,
+    need: Need,
 ) -> Result<Taken, ConnectError> {
+    let Need { fresh, high, .. } = need;
     let options = &state.cluster.http2;
     let most = options.max_concurrent_streams.clamp(1, MAX_STREAMS);
     let served = state.cluster.max_requests_per_connection;
@@ -340,7 +426,7 @@ async fn stream(
     if !fresh && let Some(t) = pool.take_stream(most, served) {
         return Ok(taken(t, true));
     }
-    let counted = state.connection(high).ok_or(ConnectError::Overflow)?;
+    let counted = Open::new(state, &pool, high).ok_or(ConnectError::Overflow)?;
     let stream = connect(local, &state.cluster, &state.stats, target).await?;
     drop(pending);
     state.stats.upstream_cx_http2_total.inc();

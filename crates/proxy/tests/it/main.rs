@@ -6,6 +6,8 @@ mod balancing;
 mod drain;
 mod mtls;
 mod plain;
+mod reach;
 mod redirect;
+mod retry_safe;
 mod streams;
 mod support;

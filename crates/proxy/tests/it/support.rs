@@ -94,6 +94,9 @@ pub fn cluster(name: &str) -> Cluster {
         lb: LbPolicy::LeastRequest { choices: 2, bias: 1.0 },
         panic_threshold: 50.0,
         locality_weighted: false,
+        slow_start: None,
+        subsets: None,
+        health_checks: Vec::new(),
         http: HttpProtocol::Http1,
         http1: Http1Options::default(),
         http2: Http2Options::default(),
@@ -209,6 +212,8 @@ pub fn chain(name: &str, kind: ChainKind) -> FilterChain {
 
 pub fn tcp(cluster: &str) -> ChainKind {
     ChainKind::Tcp(TcpProxy {
+        tunnel: None,
+        subset: None,
         cluster: TcpTarget::Cluster(cluster.into()),
         stat_prefix: cluster.into(),
         idle_timeout: Some(Duration::from_secs(3600)),
@@ -282,6 +287,9 @@ pub fn forward(cluster: &str) -> RouteAction {
         high_priority: false,
         hash: Vec::new(),
         upgrades: Vec::new(),
+        terminate_connect: None,
+        mirrors: Arc::from([]),
+        subset: None,
     }
 }
 
@@ -297,6 +305,7 @@ pub fn route_table(action: RouteAction) -> RouteTable {
             tls_presented: None,
             tls_validated: None,
             fraction: None,
+            metadata: Vec::new(),
         },
         action: Action::Forward(Box::new(action)),
         request: Default::default(),
@@ -338,6 +347,9 @@ pub fn retry_policy() -> RetryPolicy {
         retriable_request_headers: Vec::new(),
         backoff_base: Duration::from_millis(5),
         backoff_max: Duration::from_millis(50),
+        per_try_idle_timeout: None,
+        previous_priorities: None,
+        rate_limited: None,
     }
 }
 
