@@ -9,7 +9,6 @@ use crate::caller::{Callers, KubeReviewer, TokenReviewer};
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
 use crate::fold::{Debounce, Fold, Seen};
-use crate::keys::{self, KeyOptions};
 use crate::metrics::ControlMetrics;
 use crate::renderer::Renderer;
 use crate::server_cert::{ServerCert, ServerCertError};
@@ -61,8 +60,6 @@ pub struct ControlOptions {
     pub server_cert_ttl: Duration,
     /// When changes are published.
     pub debounce: Debounce,
-    /// How keys of token issuers are fetched. The mesh's `caCertificates` are among the roots anyway.
-    pub keys: KeyOptions,
     /// Where metrics are registered.
     pub metrics: Metrics,
 }
@@ -84,7 +81,6 @@ impl ControlOptions {
             server_ips: Vec::new(),
             server_cert_ttl: Duration::from_secs(24 * 60 * 60),
             debounce: Debounce::default(),
-            keys: KeyOptions::default(),
             metrics: Metrics::new(),
         }
     }
@@ -167,12 +163,7 @@ impl Control {
                 (Some(client), events)
             }
         };
-        let mut key_options = options.keys;
-        key_options.roots.extend(options.mesh_config.ca_certificates.iter().map(|c| c.pem.clone()));
-        let (keys, fetching) = keys::task(&key_options, renderer.clone(), drain.clone());
-        tasks.spawn("keys", fetching);
         let fold = Fold {
-            keys,
             mesh_config: options.mesh_config.clone(),
             debounce: options.debounce,
             renderer: renderer.clone(),
