@@ -7,6 +7,7 @@ pub mod address;
 pub mod hop;
 pub mod path;
 pub mod reject;
+pub mod wire;
 pub mod xfcc;
 
 /// A request that is answered here and now.

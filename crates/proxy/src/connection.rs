@@ -4,7 +4,7 @@
 //! peer. Whoever finds no chain is reset, without a byte. What a chain does is in `http` and `tcp`.
 
 use crate::info::Info;
-use crate::inspect::{MAX_INSPECT, Verdict, client_hello, http as http_sniff};
+use crate::inspect::{MAX_INSPECT, Verdict, client_hello, http as http_sniff, proxy_header};
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Stream};
 use crate::io::sys;
@@ -15,7 +15,7 @@ use crate::tls;
 use crate::worker::Worker;
 use bytes::BytesMut;
 use carrick_proxy_core::chain::{ConnFacts, RAW_BUFFER, TLS};
-use carrick_proxy_core::model::listener::{ChainKind, Listener};
+use carrick_proxy_core::model::listener::{ChainKind, Listener, ProxyHeader};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -90,7 +90,23 @@ async fn prepare(
         crate::upstream::connect::keepalive(&tcp, k);
     }
     let mut socket = Socket::new(tcp);
-    let hello = match inspect(listener, destination.port(), &mut socket).await {
+    let mut seen = BytesMut::new();
+    let direct = peer;
+    let (peer, destination) = match listener.inspectors.proxy {
+        None => (peer, destination),
+        Some(wanted) => match proxied(listener, wanted, &mut socket, &mut seen).await {
+            Ok(addresses) => addresses.unwrap_or((peer, destination)),
+            Err(rejected) => {
+                if matches!(rejected, Rejected::Reset) {
+                    stats.downstream_pre_cx_timeout.inc();
+                }
+                tracing::debug!(listener = %listener.name, %peer, "no PROXY header that could be believed");
+                sys::reset_on_close(socket.tcp());
+                return None;
+            }
+        },
+    };
+    let hello = match inspect(listener, destination.port(), &mut socket, seen).await {
         Ok(h) => h,
         Err(Rejected::Reset) => {
             stats.downstream_pre_cx_timeout.inc();
@@ -107,7 +123,7 @@ async fn prepare(
     let facts = ConnFacts {
         destination,
         source: peer,
-        direct_source: peer,
+        direct_source: direct,
         server_name: hello.server_name.as_deref(),
         transport_protocol: hello.transport,
         application_protocols: &protocols,
@@ -158,6 +174,7 @@ async fn prepare(
         local: destination,
         restored,
         peer,
+        direct,
         server_name: hello.server_name,
         tls: proof,
         id: worker.next_id(),
@@ -189,13 +206,39 @@ enum Rejected {
     Gone,
 }
 
-async fn inspect(listener: &Listener, port: u16, socket: &mut Socket) -> Result<Hello, Rejected> {
+/// Takes the PROXY header off the front; what was read behind it stays in `seen`.
+async fn proxied(
+    listener: &Listener,
+    wanted: ProxyHeader,
+    socket: &mut Socket,
+    seen: &mut BytesMut,
+) -> Result<Option<proxy_header::Addresses>, Rejected> {
+    let read = socket.inspect(MAX_INSPECT * 2, seen, |bytes| match proxy_header::parse(bytes, wanted) {
+        proxy_header::Verdict::NeedMore => None,
+        decided => Some(decided),
+    });
+    let result = match listener.listener_filters_timeout {
+        None => read.await,
+        // Going on without the header would believe the load balancer to be the client.
+        Some(limit) => tokio::time::timeout(limit, Box::pin(read)).await.map_err(|_| Rejected::Reset)?,
+    };
+    match result {
+        Ok(Some(proxy_header::Verdict::Found(length, addresses))) => {
+            let _ = seen.split_to(length.min(seen.len()));
+            Ok(addresses)
+        }
+        Ok(Some(proxy_header::Verdict::Absent)) if wanted.optional => Ok(None),
+        _ => Err(Rejected::Gone),
+    }
+}
+
+async fn inspect(listener: &Listener, port: u16, socket: &mut Socket, mut seen: BytesMut) -> Result<Hello, Rejected> {
     let (tls, http) = (listener.inspectors.tls_on(port), listener.inspectors.http_on(port));
     let raw = || Hello { server_name: None, transport: RAW_BUFFER, protocols: Vec::new() };
     if !tls && !http {
+        socket.replay(seen.freeze());
         return Ok(raw());
     }
-    let mut seen = BytesMut::new();
     let result = {
         let read = socket.inspect(MAX_INSPECT * 2, &mut seen, |bytes| decide(tls, http, bytes));
         match listener.listener_filters_timeout {

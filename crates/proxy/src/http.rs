@@ -7,6 +7,7 @@ pub mod body;
 mod connection;
 pub mod exchange;
 mod forward;
+mod guard;
 mod head;
 mod mirror;
 mod reply;
@@ -28,6 +29,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -47,16 +49,17 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
     let Some(h2) = h2 else { return };
     let stats = worker.stats.http(&hcm.stat_prefix);
     let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, h2));
-    let io = TokioIo::new(stream);
     let service = {
         let conn = Rc::clone(&conn);
         service_fn(move |request| service::answer(Rc::clone(&conn), request))
     };
     let result = if h2 {
-        let connection = pin!(http2_builder(hcm).serve_connection(io, service));
+        let connection = pin!(http2_builder(hcm).serve_connection(TokioIo::new(stream), service));
         drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
     } else {
-        let connection = pin!(http1_builder(hcm).serve_connection(io, service).with_upgrades());
+        let limit = usize::try_from(hcm.max_request_headers_bytes).unwrap_or(60 * 1024);
+        let guarded = guard::Guard::new(stream, limit, hcm.http1.accept_http_10, Arc::clone(&conn.verdict));
+        let connection = pin!(http1_builder(hcm).serve_connection(TokioIo::new(guarded), service).with_upgrades());
         drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
     };
     if let Err(e) = result

@@ -14,8 +14,10 @@ pub struct Info {
     pub local: SocketAddr,
     /// The original destination, only if the connection was redirected.
     pub restored: Option<SocketAddr>,
-    /// The client.
+    /// The client, as a PROXY header says it if there is one.
     pub peer: SocketAddr,
+    /// Who is at the other end of the socket.
+    pub direct: SocketAddr,
     /// SNI.
     pub server_name: Option<String>,
     /// Proof of a TLS handshake; none on plain connections.

@@ -5,6 +5,7 @@
 
 pub mod client_hello;
 pub mod http;
+pub mod proxy_header;
 
 /// Most bytes that inspection ever holds back before it gives up (Envoy's tls_inspector limit).
 pub const MAX_INSPECT: usize = 64 * 1024;

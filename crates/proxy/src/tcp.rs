@@ -112,7 +112,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
         let facts = Facts {
             local: Some(info.local),
             remote: Some(info.peer),
-            direct_remote: Some(info.peer),
+            direct_remote: Some(info.direct),
             server_name: info.server_name.as_deref(),
             peer_uri_san: info.tls.as_ref().and_then(|t| t.principal.as_deref()),
             ..Facts::default()
@@ -241,7 +241,7 @@ impl Drop for Record<'_> {
         let facts = Facts {
             local: Some(self.info.local),
             remote: Some(self.info.peer),
-            direct_remote: Some(self.info.peer),
+            direct_remote: Some(self.info.direct),
             peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
             local_uri_san: tls.and_then(|t| t.local.as_deref()),
             tls_version: tls.map(|t| t.version),

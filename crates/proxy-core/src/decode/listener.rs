@@ -18,7 +18,8 @@ use super::{access_log, chain_match, filter, hcm, tls};
 use crate::model::Name;
 use crate::model::filter::{FilterStateKey, FilterStateSet};
 use crate::model::listener::{
-    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, TcpProxy, TcpTarget, Tunnel,
+    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, ProxyHeader, TcpProxy, TcpTarget,
+    Tunnel,
 };
 
 /// A listener.
@@ -34,7 +35,10 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
         listener_specifier,
     });
     let address = value.address.as_ref().ok_or_else(|| Bad::field("address", "missing"))?;
-    let filters = listener_filters(&value.listener_filters)?;
+    let mut filters = listener_filters(&value.listener_filters)?;
+    if value.filter_chains.iter().any(|chain| truth(&chain.use_proxy_proto) == Some(true)) {
+        filters.inspectors.proxy.get_or_insert(ProxyHeader { optional: false, v1: true, v2: true });
+    }
     let chains = each("filter_chains", &value.filter_chains, |chain| filter_chain(chain).map(Arc::new))?;
     let default_chain = given("default_filter_chain", &value.default_filter_chain, |c| filter_chain(c).map(Arc::new))?;
     if chains.is_empty() && default_chain.is_none() {
@@ -106,6 +110,10 @@ fn listener_filter(value: &pb::ListenerFilter, out: &mut ListenerFilters) -> Res
             out.inspectors.tls = Some(Inspector { disabled });
             return Ok(());
         }
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+            let config = decode(any).and_then(|config| proxy_protocol(&config)).at("typed_config")?;
+            out.inspectors.proxy = Some(config);
+        }
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
             out.inspectors.http = Some(Inspector { disabled });
             return Ok(());
@@ -126,6 +134,20 @@ fn tls_inspector(value: &inspect::tls_inspector::v3::TlsInspector) -> Result<(),
         max_client_hello_size,
     });
     Ok(())
+}
+
+fn proxy_protocol(value: &inspect::proxy_protocol::v3::ProxyProtocol) -> Result<ProxyHeader, Bad> {
+    use core::proxy_protocol_config::Version;
+    only!(value, inspect::proxy_protocol::v3::ProxyProtocol {
+        allow_requests_without_proxy_protocol, disallowed_versions, stat_prefix
+    } refuse { rules, pass_through_tlvs, tlv_location });
+    let disallowed = |version: Version| value.disallowed_versions.contains(&(version as i32));
+    let header = ProxyHeader {
+        optional: value.allow_requests_without_proxy_protocol,
+        v1: !disallowed(Version::V1),
+        v2: !disallowed(Version::V2),
+    };
+    if header.v1 || header.v2 { Ok(header) } else { Err(Bad::field("disallowed_versions", "no version is left")) }
 }
 
 fn predicate(value: &pb::ListenerFilterChainMatchPredicate, depth: usize) -> Result<PortPredicate, Bad> {
@@ -158,8 +180,8 @@ fn predicate(value: &pb::ListenerFilterChainMatchPredicate, depth: usize) -> Res
 
 fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
     only!(value, pb::FilterChain {
-        filter_chain_match, filters, metadata, transport_socket, transport_socket_connect_timeout, name
-    } refuse { use_proxy_proto });
+        filter_chain_match, filters, metadata, transport_socket, transport_socket_connect_timeout, name, use_proxy_proto
+    } refuse {});
     let tls = given("transport_socket", &value.transport_socket, tls::downstream_socket)?.flatten();
     let mut on_new_connection = Vec::new();
     let mut kind = None;

@@ -75,10 +75,23 @@ pub enum Direction {
 /// The protocol inspectors of a listener.
 #[derive(Debug, Clone, Default)]
 pub struct Inspectors {
+    /// `proxy_protocol`: a header before everything else says who the client is.
+    pub proxy: Option<ProxyHeader>,
     /// `tls_inspector`: ClientHello → transport protocol, SNI, ALPN.
     pub tls: Option<Inspector>,
     /// `http_inspector`: first line → application protocol `http/1.0`, `http/1.1` or `h2c`. Skipped when TLS was detected.
     pub http: Option<Inspector>,
+}
+
+/// What a listener wants of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxyHeader {
+    /// Connections without a header are taken as they are.
+    pub optional: bool,
+    /// Version 1 (text) is accepted.
+    pub v1: bool,
+    /// Version 2 (binary) is accepted.
+    pub v2: bool,
 }
 
 /// One inspector and where it is off.

@@ -7,6 +7,7 @@ use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
 use crate::stats::HttpStats;
 use crate::worker::Worker;
+use carrick_proxy_core::hygiene::LocalReply;
 use carrick_proxy_core::hygiene::xfcc::{self, PeerCert, XFCC};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::hcm::{HttpConnectionManager, XfccMode};
@@ -39,6 +40,8 @@ pub struct HttpConn {
     /// Overrides of the last route, where they do not depend on the request.
     pub(super) last_overrides: RefCell<Option<RouteOverrides>>,
     pub(super) plain_overrides: Rc<UpstreamOverrides>,
+    /// What the bytes of the client were refused for.
+    pub(super) verdict: super::guard::Verdict,
 }
 
 impl HttpConn {
@@ -67,7 +70,13 @@ impl HttpConn {
             served: Cell::new(0),
             last_overrides: RefCell::new(None),
             plain_overrides: Rc::default(),
+            verdict: Default::default(),
         }
+    }
+
+    /// The answer to bytes that no request can be made of; the connection ends with it.
+    pub(super) fn refusal(&self) -> Option<LocalReply> {
+        self.verdict.get().map(|refusal| refusal.reply())
     }
 
     /// The chain's connection manager.

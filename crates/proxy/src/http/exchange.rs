@@ -245,7 +245,7 @@ impl Exchange {
             protocol: Some(super::protocol_name(self.protocol)),
             local: Some(info.local),
             remote: Some(info.peer),
-            direct_remote: Some(info.peer),
+            direct_remote: Some(info.direct),
             peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
             local_uri_san: tls.and_then(|t| t.local.as_deref()),
             peer_subject: peer.map(carrick_pki::tls::VerifiedPeer::subject),

@@ -60,6 +60,9 @@ pub(super) fn weighted<'a>(action: &'a RouteAction, cluster: &str) -> Option<&'a
 
 /// Refusals and hygiene, up to the point where the request can be routed.
 pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: Parts) -> Result<Head, Failure> {
+    if let Some(reply) = conn.refusal() {
+        return Err(Failure::Refused(reply));
+    }
     let version = match parts.version {
         http::Version::HTTP_10 => Version::Http10,
         http::Version::HTTP_2 => Version::Http2,

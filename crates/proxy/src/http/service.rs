@@ -43,6 +43,11 @@ pub(super) async fn answer(
     let id = request.headers().get(REQUEST_ID).cloned();
     let (mut response, passed_on) = match handle(&conn, hcm, request, &mut exchange).await {
         Ok(response) => (response, true),
+        // A body that broke off by the client's own fault is no failure of the upstream.
+        Err(_) if conn.refusal().is_some() => {
+            let failure = conn.refusal().map_or(Failure::NoRoute, Failure::Refused);
+            (reply::respond(&failure, false, &mut exchange), false)
+        }
         Err((failure, retried)) => (reply::respond(&failure, retried, &mut exchange), false),
     };
     let headers = response.headers_mut();
@@ -266,7 +271,7 @@ fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead
         protocol: Some(super::protocol_name(exchange.protocol)),
         local: Some(conn.info.local),
         remote: Some(conn.info.peer),
-        direct_remote: Some(conn.info.peer),
+        direct_remote: Some(conn.info.direct),
         peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
         local_uri_san: tls.and_then(|t| t.local.as_deref()),
         tls_version: tls.map(|t| t.version),

@@ -4,6 +4,8 @@
 
 mod balancing;
 mod drain;
+mod gateway;
+mod hostile;
 mod mtls;
 mod plain;
 mod reach;

@@ -159,7 +159,7 @@ pub fn listener(name: &str, address: SocketAddr, direction: Direction, chains: V
         use_original_dst: false,
         restore_original_dst: false,
         direction,
-        inspectors: Inspectors { tls: on(tls), http: on(http) },
+        inspectors: Inspectors { tls: on(tls), http: on(http), proxy: None },
         listener_filters_timeout: None,
         continue_on_listener_filters_timeout: true,
         index: index(&chains),
@@ -480,7 +480,7 @@ async fn echo(
     }
     let mut seen = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
     for (k, v) in request.headers() {
-        seen += &format!("{k}: {}\n", v.to_str().unwrap());
+        seen += &format!("{k}: {}\n", String::from_utf8_lossy(v.as_bytes()));
     }
     let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     seen += &format!("\n{}", String::from_utf8_lossy(&body));

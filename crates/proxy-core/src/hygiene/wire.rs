@@ -1,0 +1,359 @@
+//! The bytes of an HTTP/1 request head before any parser has made something of them: how its body is framed, or why it is refused.
+//!
+//! Invariant: what two parsers could read in two ways is refused, never repaired: two lengths, a length and a coding, a bare CR. The
+//! outcomes are Envoy's (measured with 1.40) or stricter. Everything else about the head is left to the parser behind.
+
+/// Methods that Envoy takes; others are refused where it does not allow custom ones.
+pub const METHODS: &[&[u8]] = &[
+    b"GET",
+    b"POST",
+    b"PUT",
+    b"HEAD",
+    b"DELETE",
+    b"PATCH",
+    b"OPTIONS",
+    b"CONNECT",
+    b"TRACE",
+    b"COPY",
+    b"LOCK",
+    b"MKCOL",
+    b"MOVE",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"SEARCH",
+    b"UNLOCK",
+    b"BIND",
+    b"REBIND",
+    b"UNBIND",
+    b"ACL",
+    b"REPORT",
+    b"MKACTIVITY",
+    b"CHECKOUT",
+    b"MERGE",
+    b"M-SEARCH",
+    b"NOTIFY",
+    b"SUBSCRIBE",
+    b"UNSUBSCRIBE",
+    b"PURGE",
+    b"MKCALENDAR",
+    b"LINK",
+    b"UNLINK",
+    b"SOURCE",
+];
+
+/// What follows a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes of body.
+    Length(u64),
+    /// A chunked body.
+    Chunked,
+    /// Possibly another protocol (CONNECT, `Upgrade`).
+    Opaque,
+}
+
+/// Why a head is refused: status and details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Broken, or framed in two ways.
+    Malformed,
+    /// A coding other than `chunked`.
+    Coding,
+    /// A version we do not speak.
+    Version,
+    /// Too long.
+    TooLarge,
+}
+
+impl Refusal {
+    /// Status and details as Envoy has them.
+    #[must_use]
+    pub fn reply(self) -> super::LocalReply {
+        match self {
+            Self::Malformed => super::LocalReply::Status(400, "http1.codec_error"),
+            Self::Coding => super::LocalReply::Status(501, "http1.invalid_transfer_encoding"),
+            Self::Version => super::LocalReply::Status(426, "low_version"),
+            Self::TooLarge => super::LocalReply::Status(431, "http1.headers_too_large"),
+        }
+    }
+}
+
+/// Where the first head in `bytes` ends, one past its empty line; `from` is how far a search has come before.
+#[must_use]
+pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let start = from.saturating_sub(3);
+    let mut rest = bytes.get(start..)?;
+    let mut at = start;
+    while let Some(found) = rest.iter().position(|b| *b == b'\n') {
+        at = at.saturating_add(found).saturating_add(1);
+        rest = bytes.get(at..)?;
+        if rest.starts_with(b"\n") {
+            return Some(at.saturating_add(1));
+        }
+        if rest.starts_with(b"\r\n") {
+            return Some(at.saturating_add(2));
+        }
+    }
+    None
+}
+
+/// Whether bytes without an end of head may still become one.
+#[must_use]
+pub fn may_begin(bytes: &[u8]) -> bool {
+    let line = bytes.strip_prefix(b"\r\n").or_else(|| bytes.strip_prefix(b"\n")).unwrap_or(bytes);
+    let word = line.split(|b| *b == b' ').next().unwrap_or_default();
+    let complete = word.len() < line.len();
+    line.is_empty() || line == b"\r" || METHODS.iter().any(|m| if complete { *m == word } else { m.starts_with(word) })
+}
+
+/// Looks at a whole head, its empty line included.
+///
+/// # Errors
+/// Why it is refused; nothing of the connection may be believed after it.
+pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
+    let head = head.strip_prefix(b"\r\n").or_else(|| head.strip_prefix(b"\n")).unwrap_or(head);
+    let mut lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let request = lines.next().unwrap_or_default();
+    let mut framing = Fields::default();
+    for line in lines {
+        framing.line(line)?;
+    }
+    // The only CRs are those before an LF: others end a line for some parsers and not for others.
+    if head.iter().enumerate().any(|(i, b)| *b == b'\r' && head.get(i.saturating_add(1)) != Some(&b'\n')) {
+        return Err(Refusal::Malformed);
+    }
+    let (method, rest) = request.split_at(request.iter().position(|b| *b == b' ').unwrap_or(request.len()));
+    if !METHODS.contains(&method) {
+        return Err(Refusal::Malformed);
+    }
+    match rest.trim_ascii().rsplit(|b| *b == b' ').next() {
+        Some(b"HTTP/1.1") => {}
+        Some(b"HTTP/1.0") if accept_http_10 => {}
+        Some(version) if version.starts_with(b"http/") => return Err(Refusal::Malformed),
+        Some(version) if version.starts_with(b"HTTP/") => return Err(Refusal::Version),
+        // A target alone is HTTP/0.9.
+        _ if rest.trim_ascii().contains(&b' ') => return Err(Refusal::Malformed),
+        _ => return Err(Refusal::Version),
+    }
+    let body = framing.body()?;
+    Ok(if method == b"CONNECT" || framing.upgrade { Framing::Opaque } else { body })
+}
+
+#[derive(Default)]
+struct Fields {
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+}
+
+impl Fields {
+    fn line(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        // A folded line belongs to the one before for some, and is a field of its own for others.
+        if line.first().is_some_and(|b| matches!(b, b' ' | b'\t')) {
+            return Err(Refusal::Malformed);
+        }
+        let Some(colon) = line.iter().position(|b| *b == b':') else { return Err(Refusal::Malformed) };
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default();
+        if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+            return Err(Refusal::Malformed);
+        }
+        let value = value.trim_ascii();
+        if name.trim_ascii().eq_ignore_ascii_case(b"content-length") {
+            let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit) && name.trim_ascii() == name;
+            let number = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+            if self.length.is_some() || number.is_none() {
+                return Err(Refusal::Malformed);
+            }
+            self.length = number;
+        } else if name.trim_ascii().eq_ignore_ascii_case(b"transfer-encoding") {
+            if name.trim_ascii() != name {
+                return Err(Refusal::Malformed);
+            }
+            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Refusal::Coding);
+            }
+            self.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade = true;
+        }
+        Ok(())
+    }
+
+    fn body(&self) -> Result<Framing, Refusal> {
+        match (self.length, self.chunked) {
+            (Some(_), true) => Err(Refusal::Malformed),
+            (None, true) => Ok(Framing::Chunked),
+            (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+        }
+    }
+}
+
+/// Follows a chunked body to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunks {
+    /// In the line of a size: the size so far and its digits, and whether the extension has begun.
+    Size {
+        /// So far.
+        size: u64,
+        /// Digits so far.
+        digits: u8,
+        /// Behind the size.
+        extension: bool,
+        /// The last byte was CR.
+        cr: bool,
+    },
+    /// So many bytes of data are left.
+    Data(u64),
+    /// The line end behind the data; so many bytes of it were there.
+    DataEnd(u8),
+    /// In the trailers: bytes of the line so far (at most two are counted), and whether the last was CR.
+    Trailers {
+        /// Whether the line has anything in it.
+        empty: bool,
+        /// The last byte was CR.
+        cr: bool,
+    },
+    /// Over.
+    Done,
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self::Size { size: 0, digits: 0, extension: false, cr: false }
+    }
+}
+
+impl Chunks {
+    /// Takes bytes; gives how many belong to the body.
+    ///
+    /// # Errors
+    /// The body is broken from here on.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let mut at = 0_usize;
+        while let Some(byte) = bytes.get(at) {
+            if let Self::Data(left) = self {
+                let here = bytes.len().saturating_sub(at);
+                let step = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
+                at = at.saturating_add(step);
+                *left = left.saturating_sub(u64::try_from(step).unwrap_or(u64::MAX));
+                if *left == 0 {
+                    *self = Self::DataEnd(0);
+                }
+                continue;
+            }
+            *self = self.byte(*byte)?;
+            at = at.saturating_add(1);
+            if *self == Self::Done {
+                break;
+            }
+        }
+        Ok(at)
+    }
+
+    fn byte(self, byte: u8) -> Result<Self, Refusal> {
+        let bad = Err(Refusal::Malformed);
+        match self {
+            Self::Size { size, digits, cr: true, .. } => match (byte, digits, size) {
+                (b'\n', 1.., 0) => Ok(Self::Trailers { empty: true, cr: false }),
+                (b'\n', 1.., size) => Ok(Self::Data(size)),
+                _ => bad,
+            },
+            Self::Size { size, digits, extension, cr: false } => match byte {
+                b'\r' => Ok(Self::Size { size, digits, extension, cr: true }),
+                b'\n' => bad,
+                _ if extension => Ok(self),
+                b';' | b' ' | b'\t' if digits > 0 => Ok(Self::Size { size, digits, extension: true, cr: false }),
+                _ => match char::from(byte).to_digit(16) {
+                    Some(digit) if digits < 15 => {
+                        let size = size.saturating_mul(16).saturating_add(u64::from(digit));
+                        Ok(Self::Size { size, digits: digits.saturating_add(1), extension: false, cr: false })
+                    }
+                    _ => bad,
+                },
+            },
+            Self::DataEnd(0) if byte == b'\r' => Ok(Self::DataEnd(1)),
+            Self::DataEnd(1) if byte == b'\n' => Ok(Self::default()),
+            Self::DataEnd(_) => bad,
+            Self::Trailers { empty: true, cr: true } => {
+                if byte == b'\n' {
+                    Ok(Self::Done)
+                } else {
+                    bad
+                }
+            }
+            Self::Trailers { cr: true, .. } => {
+                if byte == b'\n' {
+                    Ok(Self::Trailers { empty: true, cr: false })
+                } else {
+                    bad
+                }
+            }
+            Self::Trailers { empty, cr: false } => match byte {
+                b'\r' => Ok(Self::Trailers { empty, cr: true }),
+                b'\n' => bad,
+                _ => Ok(Self::Trailers { empty: false, cr: false }),
+            },
+            Self::Data(_) | Self::Done => Ok(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_end_at_the_first_empty_line() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET";
+        for from in 0..bytes.len() {
+            let end = head_end(bytes, from);
+            assert!(end == Some(27) || from > 27, "{from}: {end:?}");
+        }
+        assert_eq!(head_end(b"a\n\nb", 0), Some(3));
+        assert_eq!(head_end(b"a\r\n\r", 0), None);
+        for bad in [&b"\x16\x03"[..], b"GETX", b"get ", b" GET", b"\x80"] {
+            assert!(!may_begin(bad), "{bad:?}");
+        }
+        for good in [&b""[..], b"\r", b"\r\n", b"G", b"GET /x", b"\r\nPO"] {
+            assert!(may_begin(good), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_end_where_they_end() {
+        let run = |text: &str| {
+            let mut whole = Chunks::default();
+            let taken = whole.take(text.as_bytes());
+            let mut single = Chunks::default();
+            let mut each = Ok(0);
+            for byte in text.bytes() {
+                if single == Chunks::Done {
+                    break;
+                }
+                each = each.and_then(|n: usize| single.take(&[byte]).map(|m| n + m));
+            }
+            assert_eq!(taken, each, "{text:?} at once and byte by byte");
+            taken.map(|n| (n, whole == Chunks::Done))
+        };
+        assert_eq!(run("1\r\nx\r\n0\r\n\r\nGET"), Ok((11, true)));
+        assert_eq!(run("1;a=b\r\nx\r\n0\r\nT: 1\r\n\r\n"), Ok((21, true)));
+        assert_eq!(run("a\r\nx"), Ok((4, false)));
+        for bad in [
+            "zz\r\n",
+            "-1\r\n",
+            "\r\n",
+            "+1\r\n",
+            "0x1\r\n",
+            "1\nx",
+            "1\r\nxy\r\n",
+            "ffffffffffffffffff\r\n",
+            "1;a\rb\r\n",
+        ] {
+            assert!(run(bad).is_err(), "{bad:?}");
+        }
+    }
+}
