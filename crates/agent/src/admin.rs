@@ -40,7 +40,27 @@ fn message<M: Message + Name>(request: &Request, message: &M) -> Response {
 }
 
 fn json<M: Message + Name>(message: &M) -> Result<String, JsonError> {
-    to_json(message, Names::Proto).map(|value| format!("{value:#}\n"))
+    to_json(message, Names::Proto).map(|mut value| {
+        redact(&mut value);
+        format!("{value:#}\n")
+    })
+}
+
+/// Keys may be in listeners and clusters too; wherever one is, it is replaced.
+fn redact(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, field) in fields {
+                if matches!(name.as_str(), "private_key" | "password" | "pkcs12") && field.is_object() {
+                    *field = serde_json::json!({"inline_bytes": "W3JlZGFjdGVkXQ=="});
+                } else {
+                    redact(field);
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
 }
 
 fn router(native: &Arc<NativeEngine>, logs: Option<LogHandle>, quit: &Arc<Notify>) -> Router {

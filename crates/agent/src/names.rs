@@ -10,6 +10,8 @@ pub const ROOT_SECRET: &str = "ROOTCA";
 pub const FILE_CERT: &str = "file-cert:";
 /// Prefix of roots in a file: `file-root:<path>`.
 pub const FILE_ROOT: &str = "file-root:";
+/// Prefix of revocation lists in a file: `file-crl:<path>`.
+pub const FILE_CRL: &str = "file-crl:";
 /// The operating system's roots.
 pub const SYSTEM_ROOTS: &str = "file-root:system";
 

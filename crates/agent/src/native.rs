@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use carrick_pki::tls::{self, ServerAuth, TlsOptions};
-use carrick_proxy::{Engine, EngineOptions, Workload};
+use carrick_proxy::{Engine, EngineOptions, Secret, Workload};
 use carrick_runtime::clock::SharedClock;
 use carrick_runtime::drain::Drain;
 use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, TlsProvider, Update};
@@ -21,7 +21,7 @@ use crate::config::{AgentConfig, DrainConfig};
 use crate::metrics::AgentMetrics;
 use crate::node::metadata_text;
 use crate::readiness::Readiness;
-use crate::secrets::SecretStore;
+use crate::secrets::{SecretStore, read_remote};
 
 pub use book::{Book, Entry};
 
@@ -107,9 +107,27 @@ impl NativeEngine {
         }
     }
 
+    /// Secrets go to the store alone: nothing that is dumped holds them.
+    fn take_secrets(&self, update: Update) -> Result<(), Nack> {
+        let mut complaints = Vec::new();
+        let mut changes: Vec<(String, Option<Secret>)> =
+            update.removed.iter().map(|name| (name.to_string(), None)).collect();
+        for resource in update.upserts {
+            match read_remote(&resource.name, &resource.body) {
+                Ok(secret) => changes.push((resource.name.to_string(), Some(secret))),
+                Err(error) => complaints.push(format!("{}: {error}", resource.name)),
+            }
+        }
+        self.store.set_remote(changes);
+        if complaints.is_empty() { Ok(()) } else { Err(Nack { message: complaints.join("; ") }) }
+    }
+
     fn apply(&self, update: Update) -> Result<(), Nack> {
         let now = self.clock.now();
         let type_url = update.type_url.clone();
+        if type_url == TypeUrl::Secret {
+            return self.take_secrets(update);
+        }
         let (runtime, secrets, mut complaints) = {
             let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
             let complaints = book.take(update, now);
@@ -146,11 +164,13 @@ struct Follower {
 impl Handler for Follower {
     fn interests(&self) -> Vec<(TypeUrl, Interest)> {
         let interests = self.native.book(|book| book.config.interests());
+        let secrets = interests.secrets.into_iter().filter(|name| !SecretStore::is_local(name)).collect();
         vec![
             (TypeUrl::Cluster, Interest::Wildcard),
             (TypeUrl::Endpoint, Interest::Names(interests.endpoints)),
             (TypeUrl::Listener, Interest::Wildcard),
             (TypeUrl::Route, Interest::Names(interests.routes)),
+            (TypeUrl::Secret, Interest::Names(secrets)),
         ]
     }
 

@@ -26,8 +26,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
-use crate::secrets::{FileSecret, SecretStore};
+use crate::secrets::SecretStore;
 
 /// Names one stream may ask for.
 const MAX_NAMES: usize = 1024;
@@ -53,10 +52,15 @@ pub(crate) fn to_envoy(name: &str, secret: &Secret) -> tls::Secret {
         Secret::Identity(identity) => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
             certificate_chain: Some(bytes(identity.chain_pem())),
             private_key: Some(bytes(identity.key.to_pem())),
+            ocsp_staple: identity.ocsp().map(|response| DataSource {
+                specifier: Some(Specifier::InlineBytes(response.to_vec())),
+                ..DataSource::default()
+            }),
             ..tls::TlsCertificate::default()
         }),
         Secret::Trust(roots) => tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
-            trusted_ca: Some(bytes(roots.to_pem())),
+            trusted_ca: (!roots.is_empty()).then(|| bytes(roots.to_pem())),
+            crl: Some(roots.revocations_pem()).filter(|lists| !lists.is_empty()).map(bytes),
             ..tls::CertificateValidationContext::default()
         }),
     };
@@ -82,7 +86,7 @@ impl Subscriptions {
             if self.names.len() >= MAX_NAMES {
                 return Err(Status::resource_exhausted("too many secrets"));
             }
-            if name != DEFAULT_SECRET && name != ROOT_SECRET && FileSecret::parse(&name).is_none() {
+            if !SecretStore::is_local(&name) {
                 warn!(secret = %name, "Envoy asks for a secret that is not provided here");
             }
             store.want([name.as_str()]);

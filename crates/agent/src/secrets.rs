@@ -1,10 +1,12 @@
 //! All secrets of this pod by SDS name, as one value that changes.
 //!
 //! Invariant: a name without a usable secret is absent, which makes the engine refuse; a file that becomes unreadable
-//! leaves the last good content in force. Asking the authority is `identity`'s work, handing out is `sds`'s and the
-//! engine's.
+//! leaves the last good content in force, and so does a pair of which only one half has been replaced. Secrets of the
+//! control plane are kept here and nowhere else. Asking the authority is `identity`'s work, handing out is `sds`'s and
+//! the engine's.
 
 mod files;
+mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,10 +20,12 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
+use files::Mark;
 pub use files::{FileSecret, FileSecretError};
+pub use remote::{RemoteSecretError, read as read_remote};
 
-/// How often watched files are read again.
-const POLL: Duration = Duration::from_secs(2);
+/// How often watched files are looked at; a change is in force within a second.
+const POLL: Duration = Duration::from_millis(400);
 
 /// The secrets of one pod.
 #[derive(Debug)]
@@ -41,6 +45,10 @@ struct Inner {
     filed: TrustBundle,
     wanted: BTreeSet<String>,
     files: BTreeMap<String, Secret>,
+    /// What the files looked like when they were last read.
+    marks: BTreeMap<String, Vec<Mark>>,
+    /// Given by the control plane.
+    remote: BTreeMap<String, Secret>,
     complaints: BTreeMap<String, String>,
 }
 
@@ -97,6 +105,23 @@ impl SecretStore {
         }
     }
 
+    /// Takes over what the control plane says of its secrets; those without a value are gone.
+    pub fn set_remote(&self, changes: impl IntoIterator<Item = (String, Option<Secret>)>) {
+        let mut inner = self.lock();
+        for (name, secret) in changes {
+            match secret {
+                Some(secret) => inner.remote.insert(name, secret),
+                None => inner.remote.remove(&name),
+            };
+        }
+        self.publish(&inner);
+    }
+
+    /// Whether a name is provided in this pod, and not by the control plane.
+    pub fn is_local(name: &str) -> bool {
+        name == DEFAULT_SECRET || name == ROOT_SECRET || FileSecret::parse(name).is_some()
+    }
+
     /// Reads the watched files again whenever they may have changed, until drained.
     pub async fn watch_files(self: Arc<Self>, drain: Drain) {
         loop {
@@ -111,13 +136,23 @@ impl SecretStore {
 
     /// Reads the watched files now.
     pub fn reload(&self) {
-        let wanted = self.lock().wanted.clone();
+        let (wanted, marks) = {
+            let inner = self.lock();
+            (inner.wanted.clone(), inner.marks.clone())
+        };
         let root = std::fs::read(&self.root_file)
             .map_err(|e| e.to_string())
             .and_then(|text| TrustBundle::from_pem(&text).map_err(|e| e.to_string()));
         // The lock is not held while files are read.
-        let read: Vec<(String, Result<Secret, FileSecretError>)> =
-            wanted.into_iter().filter_map(|name| FileSecret::parse(&name).map(|file| (name, file.read()))).collect();
+        let read: Vec<(String, Vec<Mark>, Result<Secret, FileSecretError>)> = wanted
+            .into_iter()
+            .filter_map(|name| {
+                let file = FileSecret::parse(&name)?;
+                // Looked at before it is read: what changes in between is seen the next time.
+                let mark = file.mark();
+                (marks.get(&name) != Some(&mark) || files::is_fresh(&mark)).then(|| (name, mark, file.read()))
+            })
+            .collect();
         let mut inner = self.lock();
         let mut changed = false;
         match root {
@@ -128,7 +163,8 @@ impl SecretStore {
             Ok(_) => {}
             Err(reason) => inner.complain(&self.root_file.display().to_string(), &reason),
         }
-        for (name, result) in read {
+        for (name, mark, result) in read {
+            inner.marks.insert(name.clone(), mark);
             match result {
                 Ok(secret) => {
                     inner.complaints.remove(&name);
@@ -148,7 +184,7 @@ impl SecretStore {
 
     fn publish(&self, inner: &Inner) {
         let mut by_name: std::collections::HashMap<String, Secret> =
-            inner.files.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
+            inner.remote.iter().chain(&inner.files).map(|(name, secret)| (name.clone(), secret.clone())).collect();
         if let Some(identity) = &inner.identity {
             by_name.insert(DEFAULT_SECRET.to_owned(), Secret::Identity(Arc::clone(identity)));
         }

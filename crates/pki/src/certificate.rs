@@ -41,6 +41,12 @@ pub struct CertificateInfo {
     pub dns: Vec<String>,
     /// Address names, in order.
     pub ips: Vec<IpAddr>,
+    /// E-mail names, in order.
+    pub emails: Vec<String>,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo).
+    pub spki_sha256: [u8; 32],
+    /// Whether it is of X.509 version 3. Older ones have no names and no constraints.
+    pub is_v3: bool,
     /// Whether it may sign others.
     pub is_ca: bool,
 }
@@ -64,6 +70,9 @@ impl CertificateInfo {
             uris: Vec::new(),
             dns: Vec::new(),
             ips: Vec::new(),
+            emails: Vec::new(),
+            spki_sha256: sha256(cert.public_key().raw),
+            is_v3: cert.version() == x509_parser::x509::X509Version::V3,
             is_ca: cert.is_ca(),
         };
         info.read_names(&cert)?;
@@ -78,6 +87,7 @@ impl CertificateInfo {
             match name {
                 GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
                 GeneralName::DNSName(dns) => self.dns.push((*dns).to_owned()),
+                GeneralName::RFC822Name(email) => self.emails.push((*email).to_owned()),
                 GeneralName::IPAddress(bytes) => {
                     if let Ok(v4) = <[u8; 4]>::try_from(*bytes) {
                         self.ips.push(v4.into());
@@ -93,6 +103,20 @@ impl CertificateInfo {
         }
         Ok(())
     }
+}
+
+/// SHA-256.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut out = [0; 32];
+    out.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    out
+}
+
+/// The public key (SubjectPublicKeyInfo) of a certificate; `None` when it does not parse.
+pub(crate) fn public_key(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    Some(cert.public_key().raw.to_vec())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -11,7 +11,7 @@ use carrick_base::SpiffeId;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
-use crate::certificate::{CertificateError, CertificateInfo};
+use crate::certificate::{CertificateError, CertificateInfo, public_key};
 use crate::key::{KeyError, PrivateKey};
 use crate::pem::{self, PemError};
 
@@ -50,7 +50,15 @@ pub struct Identity {
     pub not_after: SystemTime,
     /// The leaf's serial number, lower-case hexadecimal.
     pub serial: String,
+    /// DNS names of the leaf, lower case; its common name where it has none.
+    pub(crate) names: Vec<String>,
     certified: Arc<CertifiedKey>,
+}
+
+fn names(info: &CertificateInfo) -> Vec<String> {
+    let common = info.subject.split(", ").find_map(|part| part.strip_prefix("CN="));
+    let from_subject = common.filter(|_| info.dns.is_empty()).map(str::to_ascii_lowercase);
+    info.dns.iter().map(|name| name.to_ascii_lowercase()).chain(from_subject).collect()
 }
 
 impl fmt::Debug for Identity {
@@ -72,7 +80,11 @@ impl Identity {
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, IdentityError> {
         let info = CertificateInfo::read(chain.first().ok_or(IdentityError::Empty)?)?;
         let certified = CertifiedKey::new(chain.clone(), key.signer());
-        certified.keys_match().map_err(|_| IdentityError::Mismatch)?;
+        // Compared as bytes, since certificates of version 1 are not parsed by rustls.
+        let (own, shown) = (certified.key.public_key(), chain.first().and_then(public_key));
+        if own.is_none() || own.as_ref().map(|own| own.as_ref()) != shown.as_deref() {
+            return Err(IdentityError::Mismatch);
+        }
         let spiffe = match info.uris.as_slice() {
             [uri] => uri.parse().ok(),
             _ => None,
@@ -83,6 +95,7 @@ impl Identity {
             spiffe,
             not_before: info.not_before,
             not_after: info.not_after,
+            names: names(&info),
             serial: info.serial,
             certified: Arc::new(certified),
         })
@@ -94,6 +107,20 @@ impl Identity {
     /// See [`IdentityError`].
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
         Self::new(pem::certificates(chain)?, PrivateKey::from_pem(key)?)
+    }
+
+    /// The same with an OCSP response (DER) to staple where a client asks for one.
+    #[must_use]
+    pub fn with_ocsp(mut self, response: Vec<u8>) -> Self {
+        let mut certified = CertifiedKey::new(self.chain.clone(), self.key.signer());
+        certified.ocsp = Some(response).filter(|response| !response.is_empty());
+        self.certified = Arc::new(certified);
+        self
+    }
+
+    /// The OCSP response, DER.
+    pub fn ocsp(&self) -> Option<&[u8]> {
+        self.certified.ocsp.as_deref()
     }
 
     /// The chain as PEM, leaf first.

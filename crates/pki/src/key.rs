@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rustls::sign::SigningKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use zeroize::Zeroize as _;
+
 use crate::pem::{self, PemError};
 
 /// The kinds of key that are generated.
@@ -79,10 +81,19 @@ pub enum KeyError {
     Generate,
 }
 
+/// Key bytes that do not stay in memory when nobody holds them any more.
+struct Wiped(PrivateKeyDer<'static>);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 /// A private key.
 #[derive(Clone)]
 pub struct PrivateKey {
-    der: Arc<PrivateKeyDer<'static>>,
+    der: Arc<Wiped>,
     signer: Arc<dyn SigningKey>,
 }
 
@@ -95,7 +106,7 @@ impl fmt::Debug for PrivateKey {
 impl PartialEq for PrivateKey {
     /// Whether both are the same bytes; not for comparing with a peer's claim.
     fn eq(&self, other: &Self) -> bool {
-        self.der.secret_der() == other.der.secret_der()
+        self.der.0.secret_der() == other.der.0.secret_der()
     }
 }
 
@@ -125,17 +136,17 @@ impl PrivateKey {
     /// The key is of an unsupported kind.
     pub fn from_der(der: PrivateKeyDer<'static>) -> Result<Self, KeyError> {
         let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(|_| KeyError::Unsupported)?;
-        Ok(Self { der: Arc::new(der), signer })
+        Ok(Self { der: Arc::new(Wiped(der)), signer })
     }
 
     /// The key as PEM, for the one file or socket it is meant for.
     pub fn to_pem(&self) -> String {
-        let label = match &*self.der {
+        let label = match &self.der.0 {
             PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
             PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
             _ => "PRIVATE KEY",
         };
-        pem::encode(label, self.der.secret_der())
+        pem::encode(label, self.der.0.secret_der())
     }
 
     pub(crate) fn signer(&self) -> Arc<dyn SigningKey> {
@@ -143,7 +154,7 @@ impl PrivateKey {
     }
 
     pub(crate) fn key_pair(&self) -> Result<rcgen::KeyPair, KeyError> {
-        rcgen::KeyPair::try_from(&*self.der).map_err(|_| KeyError::Unsupported)
+        rcgen::KeyPair::try_from(&self.der.0).map_err(|_| KeyError::Unsupported)
     }
 }
 

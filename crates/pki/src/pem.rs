@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 /// Why a PEM text was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,17 @@ pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErro
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|e| PemError::Syntax(e.to_string()))?;
     if certificates.is_empty() { Err(PemError::Missing("certificate")) } else { Ok(certificates) }
+}
+
+/// All revocation lists of a text, in order.
+///
+/// # Errors
+/// A broken section, or no list at all.
+pub fn revocation_lists(text: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|e| PemError::Syntax(e.to_string()))?;
+    if lists.is_empty() { Err(PemError::Missing("revocation list")) } else { Ok(lists) }
 }
 
 /// The first private key of a text: PKCS#8, SEC1 or PKCS#1.

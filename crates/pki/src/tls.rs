@@ -4,6 +4,8 @@
 //! session is never resumed, so that every connection passes the verifier with the current roots and names.
 //! Which policy applies to which connection is decided by the caller.
 
+mod certificates;
+mod old;
 mod options;
 mod peer;
 mod policy;
@@ -21,7 +23,7 @@ use crate::trust::TrustBundle;
 
 pub use options::{Curve, TlsOptions, TlsVersion};
 pub use peer::VerifiedPeer;
-pub use policy::{PeerPolicy, SanMatch};
+pub use policy::{AcceptNames, PeerPolicy, SanMatch};
 
 /// Why there is no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +58,12 @@ pub enum ClientAuth {
     OptionalChain(PeerPolicy),
     /// Any certificate of these roots and names is needed.
     RequireChain(PeerPolicy),
+    /// A certificate is asked for; whichever is shown lets the client in, and proves nothing but that it has the key.
+    /// See [`VerifiedPeer::of_unverified_client`].
+    Unverified {
+        /// Without one there is no connection.
+        required: bool,
+    },
 }
 
 /// What a client wants of its server.
@@ -70,6 +78,8 @@ pub enum ServerAuth {
         /// Trusted roots.
         roots: TrustBundle,
     },
+    /// As [`ServerAuth::Dns`], and the rest of the policy too.
+    Named(PeerPolicy),
     /// Nothing is verified (`insecureSkipVerify`).
     None,
 }
@@ -86,6 +96,19 @@ pub fn server_config<A: AsRef<[u8]>>(
     alpn: &[A],
     options: &TlsOptions,
 ) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_of([identity], auth, alpn, options)
+}
+
+/// As [`server_config`], with several certificates to choose from by name and kind of key.
+///
+/// # Errors
+/// The options do not fit together.
+pub fn server_config_of<'a, A: AsRef<[u8]>>(
+    identities: impl IntoIterator<Item = &'a Identity>,
+    auth: ClientAuth,
+    alpn: &[A],
+    options: &TlsOptions,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = options.provider()?;
     let algorithms = provider.signature_verification_algorithms;
     let builder = ServerConfig::builder_with_provider(provider)
@@ -96,12 +119,17 @@ pub fn server_config<A: AsRef<[u8]>>(
     };
     let builder = match auth {
         ClientAuth::None => builder.with_no_client_auth(),
+        ClientAuth::Unverified { required } => {
+            builder.with_client_cert_verifier(Arc::new(verify::AnyClient::new(algorithms, required)))
+        }
         ClientAuth::Optional(policy) => builder.with_client_cert_verifier(client(policy, true, false)),
         ClientAuth::Require(policy) => builder.with_client_cert_verifier(client(policy, true, true)),
         ClientAuth::OptionalChain(policy) => builder.with_client_cert_verifier(client(policy, false, false)),
         ClientAuth::RequireChain(policy) => builder.with_client_cert_verifier(client(policy, false, true)),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified())));
+    let mut config = builder.with_cert_resolver(Arc::new(certificates::Certificates::new(identities)));
+    // The order of preference is the configuration's, as Envoy's is.
+    config.ignore_client_order = true;
     config.alpn_protocols = alpn.iter().map(|p| p.as_ref().to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -128,6 +156,7 @@ pub fn client_config<A: AsRef<[u8]>>(
         ServerAuth::Spiffe(policy) => verify::ServerCheck::Policy(chain(policy, true)),
         ServerAuth::Chain(policy) => verify::ServerCheck::Policy(chain(policy, false)),
         ServerAuth::Dns { roots } => verify::ServerCheck::Name(chain(PeerPolicy::new(roots, Vec::new()), false)),
+        ServerAuth::Named(policy) => verify::ServerCheck::Name(chain(policy, false)),
         ServerAuth::None => verify::ServerCheck::Nothing(algorithms),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verify::ServerVerifier::new(check)));

@@ -1,11 +1,12 @@
-//! Trust bundles: the roots a peer's chain may end in.
+//! Trust bundles: the roots a peer's chain may end in, and what those have revoked.
 //!
 //! Invariant: every certificate in a bundle parses as a trust anchor, and none is there twice. An empty bundle trusts
-//! nobody. Which bundle applies to which peer is decided elsewhere.
+//! nobody; one with revocation lists wants every certificate below a root to be covered by one. Which bundle applies to which peer is decided elsewhere.
 
 use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::pem::{self, PemError};
 
@@ -18,18 +19,36 @@ pub enum TrustError {
     /// One of the certificates cannot be an anchor.
     #[error("trust bundle: certificate {0} is not usable as a root")]
     Anchor(usize),
+    /// One of the revocation lists cannot be used (RFC 5280 wants version 2).
+    #[error("revocation list {0} is not usable")]
+    RevocationList(usize),
 }
+
+/// A revocation list with its bytes.
+struct Revocations {
+    der: CertificateRevocationListDer<'static>,
+    list: CertRevocationList<'static>,
+}
+
+impl PartialEq for Revocations {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Revocations {}
 
 /// A set of root certificates, in order of first appearance. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct TrustBundle {
     roots: Arc<[CertificateDer<'static>]>,
     anchors: Arc<[TrustAnchor<'static>]>,
+    revocations: Arc<[Arc<Revocations>]>,
 }
 
 impl std::fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TrustBundle({} roots)", self.roots.len())
+        write!(f, "TrustBundle({} roots, {} revocation lists)", self.roots.len(), self.revocations.len())
     }
 }
 
@@ -52,7 +71,7 @@ impl TrustBundle {
                 webpki::anchor_from_trusted_cert(root).map(|a| a.to_owned()).map_err(|_| TrustError::Anchor(index))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { roots: roots.into(), anchors })
+        Ok(Self { roots: roots.into(), anchors, revocations: Arc::default() })
     }
 
     /// Reads a PEM list.
@@ -61,6 +80,28 @@ impl TrustBundle {
     /// Not PEM, no certificate, or one that cannot be an anchor.
     pub fn from_pem(text: &[u8]) -> Result<Self, TrustError> {
         Self::new(pem::certificates(text)?)
+    }
+
+    /// This bundle with the revocation lists of a PEM text added.
+    ///
+    /// # Errors
+    /// Not PEM, no list, or one that cannot be used.
+    pub fn with_revocations(mut self, text: &[u8]) -> Result<Self, TrustError> {
+        let mut all = self.revocations.to_vec();
+        for (index, der) in pem::revocation_lists(text)?.into_iter().enumerate() {
+            let list = OwnedCertRevocationList::from_der(&der).map_err(|_| TrustError::RevocationList(index))?;
+            let entry = Revocations { der, list: CertRevocationList::Owned(list) };
+            if !all.iter().any(|known| **known == entry) {
+                all.push(Arc::new(entry));
+            }
+        }
+        self.revocations = all.into();
+        Ok(self)
+    }
+
+    /// The revocation lists as PEM; empty when there are none.
+    pub fn revocations_pem(&self) -> String {
+        self.revocations.iter().map(|entry| pem::encode("X509 CRL", &entry.der)).collect()
     }
 
     /// The roots.
@@ -84,12 +125,22 @@ impl TrustBundle {
         Self {
             roots: self.roots.iter().cloned().chain(more.iter().filter_map(take)).collect(),
             anchors: self.anchors.iter().cloned().chain(more.iter().filter_map(anchor)).collect(),
+            revocations: self
+                .revocations
+                .iter()
+                .chain(other.revocations.iter().filter(|entry| !self.revocations.contains(entry)))
+                .cloned()
+                .collect(),
         }
     }
 
     /// Whether nobody is trusted.
     pub fn is_empty(&self) -> bool {
         self.roots.is_empty()
+    }
+
+    pub(crate) fn revocations(&self) -> Vec<&CertRevocationList<'static>> {
+        self.revocations.iter().map(|entry| &entry.list).collect()
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {

@@ -76,7 +76,7 @@ pub struct Verdict {
 /// Terms of the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terminated {
-    /// Secret with the certificate.
+    /// Secret with the certificate, the first of several; `inline` for one in the configuration.
     pub certificate: Name,
     /// Secret with the roots for clients.
     pub trust: Option<Name>,
@@ -160,8 +160,13 @@ fn run(
             return verdict;
         };
         verdict.tls = Some(Terminated {
-            certificate: Arc::clone(&tls.certificate),
-            trust: tls.validation.as_ref().map(|v| Arc::clone(&v.trust)),
+            certificate: tls
+                .certificates
+                .first()
+                .and_then(|c| c.secret_name())
+                .cloned()
+                .unwrap_or_else(|| "inline".into()),
+            trust: tls.validation.as_ref().and_then(|v| v.secret_names().next().cloned()),
             client_certificate: tls.require_client_certificate,
             alpn: tls.alpn.iter().find(|ours| alpn.contains(&&***ours)).cloned(),
         });

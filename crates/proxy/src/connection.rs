@@ -138,7 +138,7 @@ async fn prepare(
     let (stream, proof) = match &chain.tls {
         None => (Kind::Plain(socket).into(), None),
         Some(settings) => {
-            let (config, identity) = match worker.tls.server(chain, settings) {
+            let config = match worker.tls.server(chain, settings) {
                 Ok(c) => c,
                 Err(e) => {
                     tracing::warn!(listener = %listener.name, chain = %chain.name, "connection refused: {e}");
@@ -148,7 +148,7 @@ async fn prepare(
                 }
             };
             let limit = chain.transport_socket_connect_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
-            match tokio::time::timeout(limit, Box::pin(tls::accept(&config, &identity, socket))).await {
+            match tokio::time::timeout(limit, Box::pin(tls::accept(&config, socket))).await {
                 Ok(Ok((stream, proof))) => {
                     if settings.require_client_certificate && proof.peer.is_none() {
                         // The verifier has said so already; without the proof value there is no way on.
@@ -160,7 +160,13 @@ async fn prepare(
                 }
                 Ok(Err(e)) => {
                     stats.ssl_connection_error.inc();
-                    worker.log_tls_failure(listener, destination, peer, &tls::describe(&e));
+                    worker.log_tls_failure(
+                        listener,
+                        destination,
+                        peer,
+                        hello.server_name.as_deref(),
+                        &tls::describe(&e),
+                    );
                     return None;
                 }
                 Err(_) => {

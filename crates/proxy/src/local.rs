@@ -74,7 +74,15 @@ impl Local {
         self.log.no_chain(listener, local, peer, sni);
     }
 
-    pub fn log_tls_failure(&self, listener: &Listener, local: SocketAddr, peer: SocketAddr, why: &str) {
+    pub fn log_tls_failure(
+        &self,
+        listener: &Listener,
+        local: SocketAddr,
+        peer: SocketAddr,
+        sni: Option<&str>,
+        why: &str,
+    ) {
         tracing::debug!(listener = %listener.name, %local, %peer, "handshake failed: {why}");
+        self.log.tls_failure(listener, local, peer, sni, why);
     }
 }

@@ -42,6 +42,27 @@ impl Log {
         }
     }
 
+    /// Records a connection whose handshake failed.
+    pub fn tls_failure(&self, listener: &Listener, local: SocketAddr, peer: SocketAddr, sni: Option<&str>, why: &str) {
+        if listener.access_logs.is_empty() {
+            return;
+        }
+        let start = timestamp(Duration::ZERO);
+        // As Envoy writes it: one word, whatever a certificate says.
+        let why: String = why.chars().map(|c| if c.is_whitespace() || c.is_control() { '_' } else { c }).collect();
+        let facts = Facts {
+            local: Some(local),
+            remote: Some(peer),
+            direct_remote: Some(peer),
+            server_name: sni,
+            downstream_failure: Some(&why),
+            start_time: Some(&start),
+            duration_ms: Some(0),
+            ..Facts::default()
+        };
+        self.write(&listener.access_logs, &facts, 0, Duration::ZERO, "-");
+    }
+
     /// Records a connection that found no chain.
     pub fn no_chain(&self, listener: &Listener, local: SocketAddr, peer: SocketAddr, sni: Option<&str>) {
         if listener.access_logs.is_empty() {

@@ -7,16 +7,18 @@ use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Stream};
 use crate::secrets::Secrets;
 use carrick_pki::tls::{
-    self as pki, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError, TlsOptions,
-    VerifiedPeer,
+    self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError,
+    TlsOptions, VerifiedPeer,
 };
-use carrick_pki::{Identity, TrustBundle};
+use carrick_pki::{CertificateInfo, Identity, TrustBundle};
 use carrick_proxy_core::model::Name;
 use carrick_proxy_core::model::cluster::TransportSocket;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::listener::FilterChain;
-use carrick_proxy_core::model::matcher::{StringMatcher, Text};
-use carrick_proxy_core::model::tls::{DownstreamTls, TlsParams, TlsVersion, UpstreamTls, Validation};
+use carrick_proxy_core::model::matcher::StringMatcher;
+use carrick_proxy_core::model::tls::{
+    CertificateSource, DownstreamTls, PeerSan, TlsParams, TlsVersion, TrustSource, UpstreamTls, Validation,
+};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::cell::RefCell;
@@ -32,6 +34,14 @@ pub enum Refused {
     /// The secret has not come yet.
     #[error("secret {0} is not available")]
     NoSecret(Name),
+    /// A certificate or list in the configuration itself that cannot be used.
+    #[error("{what}: {reason}")]
+    Unusable {
+        /// Which.
+        what: &'static str,
+        /// Why; never holds key bytes.
+        reason: String,
+    },
     /// Settings that do not fit together.
     #[error(transparent)]
     Settings(#[from] TlsError),
@@ -57,15 +67,42 @@ pub struct ClientProof {
 struct ServerEntry {
     /// Keeps the chain's address from being used again.
     _chain: Arc<FilterChain>,
-    identity: Arc<Identity>,
-    trust: Option<Arc<TrustBundle>>,
+    named: Named,
+    local: Arc<Identity>,
     config: AlpnServerConfig,
+    /// What a client must be to be named where everybody is let in.
+    untrusted: Option<Arc<PeerPolicy>>,
+}
+
+/// The secrets a configuration was made of; the same ones make the same configuration.
+#[derive(Debug, Default)]
+struct Named {
+    identities: Vec<Arc<Identity>>,
+    trusts: Vec<Arc<TrustBundle>>,
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+        }
+        same(&self.identities, &other.identities) && same(&self.trusts, &other.trusts)
+    }
+}
+
+/// What a chain that terminates TLS does it with.
+#[derive(Clone)]
+pub struct ServerTls {
+    config: AlpnServerConfig,
+    /// Our own identity; the first of several.
+    local: Arc<Identity>,
+    untrusted: Option<Arc<PeerPolicy>>,
+    require_sni: bool,
 }
 
 struct ClientEntry {
     _socket: Arc<TransportSocket>,
-    identity: Option<Arc<Identity>>,
-    trust: Option<Arc<TrustBundle>>,
+    named: Named,
     config: Arc<ClientConfig>,
 }
 
@@ -76,105 +113,114 @@ pub struct TlsCache {
     clients: RefCell<HashMap<(usize, UpstreamOverrides), ClientEntry>>,
 }
 
-fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
-    match (a, b) {
-        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-        (None, None) => true,
-        _ => false,
-    }
-}
-
 impl TlsCache {
     /// An empty one that reads `secrets`.
     pub fn new(secrets: watch::Receiver<Arc<Secrets>>) -> Self {
         TlsCache { secrets, servers: RefCell::default(), clients: RefCell::default() }
     }
 
-    fn identity(&self, secrets: &Secrets, name: &Name) -> Result<Arc<Identity>, Refused> {
-        secrets.identity(name).cloned().ok_or_else(|| Refused::NoSecret(Arc::clone(name)))
-    }
-
-    fn trust(&self, secrets: &Secrets, of: Option<&Validation>) -> Result<Option<Arc<TrustBundle>>, Refused> {
-        let Some(v) = of else { return Ok(None) };
-        match secrets.trust(&v.trust) {
-            Some(t) => Ok(Some(Arc::clone(t))),
-            None => Err(Refused::NoSecret(Arc::clone(&v.trust))),
-        }
-    }
-
-    /// The configuration of a chain that terminates TLS, and the identity in it.
-    pub fn server(
+    /// The secrets that are meant by name, all of them or none.
+    fn named<'a>(
         &self,
-        chain: &Arc<FilterChain>,
-        tls: &DownstreamTls,
-    ) -> Result<(AlpnServerConfig, Arc<Identity>), Refused> {
+        certificates: impl IntoIterator<Item = &'a CertificateSource>,
+        validation: Option<&Validation>,
+    ) -> Result<Named, Refused> {
         let secrets = Arc::clone(&self.secrets.borrow());
-        let identity = self.identity(&secrets, &tls.certificate)?;
-        let trust = self.trust(&secrets, tls.validation.as_ref())?;
+        let missing = |name: &Name| Refused::NoSecret(Arc::clone(name));
+        let mut named = Named::default();
+        for name in certificates.into_iter().filter_map(CertificateSource::secret_name) {
+            named.identities.push(secrets.identity(name).cloned().ok_or_else(|| missing(name))?);
+        }
+        for name in validation.iter().flat_map(|v| v.secret_names()) {
+            named.trusts.push(secrets.trust(name).cloned().ok_or_else(|| missing(name))?);
+        }
+        Ok(named)
+    }
+
+    /// What a chain terminates TLS with.
+    ///
+    /// # Errors
+    /// A secret is not there, or something inline cannot be used.
+    pub fn server(&self, chain: &Arc<FilterChain>, tls: &DownstreamTls) -> Result<ServerTls, Refused> {
+        let named = self.named(tls.certificates.iter(), tls.validation.as_ref())?;
         let key = Arc::as_ptr(chain) as usize;
         let mut servers = self.servers.borrow_mut();
-        if let Some(e) = servers.get(&key)
-            && Arc::ptr_eq(&e.identity, &identity)
-            && same(e.trust.as_ref(), trust.as_ref())
-        {
-            return Ok((e.config.clone(), identity));
+        let made = |e: &ServerEntry| ServerTls {
+            config: e.config.clone(),
+            local: Arc::clone(&e.local),
+            untrusted: e.untrusted.clone(),
+            require_sni: tls.require_sni,
+        };
+        if let Some(e) = servers.get(&key).filter(|e| e.named == named) {
+            return Ok(made(e));
         }
-        let auth = match (&tls.validation, &trust) {
-            (Some(v), Some(trust)) => {
-                let policy = PeerPolicy::new(TrustBundle::clone(trust), sans(v, None)?);
+        let identities = identities(&tls.certificates, &named)?;
+        let local = identities.first().cloned();
+        let local = local.ok_or_else(|| Refused::Unusable { what: "certificates", reason: "there is none".into() })?;
+        let mut untrusted = None;
+        let auth = match &tls.validation {
+            Some(v) => {
+                let policy = policy(v, &named, None)?;
                 match (is_mesh(v), tls.require_client_certificate) {
+                    _ if v.accept_untrusted => {
+                        untrusted = Some(Arc::new(policy));
+                        ClientAuth::Unverified { required: tls.require_client_certificate }
+                    }
                     (true, true) => ClientAuth::Require(policy),
                     (true, false) => ClientAuth::Optional(policy),
                     (false, true) => ClientAuth::RequireChain(policy),
                     (false, false) => ClientAuth::OptionalChain(policy),
                 }
             }
-            _ => ClientAuth::None,
+            None => ClientAuth::None,
         };
         let alpn: Vec<&[u8]> = tls.alpn.iter().map(|a| a.as_bytes()).collect();
-        let config = AlpnServerConfig::new(pki::server_config(&identity, auth, &alpn, &options(&tls.params)?)?);
-        let entry =
-            ServerEntry { _chain: Arc::clone(chain), identity: Arc::clone(&identity), trust, config: config.clone() };
+        let own = identities.iter().map(|identity| &**identity);
+        let config = AlpnServerConfig::new(pki::server_config_of(own, auth, &alpn, &options(&tls.params)?)?);
+        let entry = ServerEntry { _chain: Arc::clone(chain), named, local, config, untrusted };
+        let out = made(&entry);
         servers.insert(key, entry);
-        Ok((config, identity))
+        Ok(out)
     }
 
     /// The configuration of a cluster's socket, with what a request's filter state overrides.
+    ///
+    /// # Errors
+    /// A secret is not there, or something inline cannot be used.
     pub fn client(
         &self,
         socket: &Arc<TransportSocket>,
         tls: &UpstreamTls,
         overrides: &UpstreamOverrides,
     ) -> Result<Arc<ClientConfig>, Refused> {
-        let secrets = Arc::clone(&self.secrets.borrow());
-        let identity = tls.certificate.as_ref().map(|n| self.identity(&secrets, n)).transpose()?;
-        let trust = self.trust(&secrets, tls.validation.as_ref())?;
+        let named = self.named(&tls.certificate, tls.validation.as_ref())?;
         let key = (Arc::as_ptr(socket) as usize, overrides.clone());
         let mut clients = self.clients.borrow_mut();
-        if let Some(e) = clients.get(&key)
-            && same(e.identity.as_ref(), identity.as_ref())
-            && same(e.trust.as_ref(), trust.as_ref())
-        {
+        if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
             return Ok(Arc::clone(&e.config));
         }
-        let auth = match (&tls.validation, &trust) {
-            (Some(v), Some(trust)) => {
-                let roots = TrustBundle::clone(trust);
-                let names = sans(v, overrides.sans.as_deref())?;
+        let own: Vec<CertificateSource> = tls.certificate.iter().cloned().collect();
+        let identity = identities(&own, &named)?.into_iter().next();
+        let auth = match &tls.validation {
+            Some(v) if v.accept_untrusted => ServerAuth::None,
+            Some(v) => {
+                let mut policy = policy(v, &named, overrides.sans.as_deref())?;
                 if is_mesh(v) {
-                    ServerAuth::Spiffe(PeerPolicy::new(roots, names))
-                } else if tls.auto_sni_san_validation && names.is_empty() {
-                    ServerAuth::Dns { roots }
+                    ServerAuth::Spiffe(policy)
+                } else if tls.auto_sni_san_validation && overrides.sans.is_none() {
+                    // The name that was asked for takes the place of the names in the configuration.
+                    policy.names = None;
+                    ServerAuth::Named(policy)
                 } else {
-                    ServerAuth::Chain(PeerPolicy::new(roots, names))
+                    ServerAuth::Chain(policy)
                 }
             }
-            _ => ServerAuth::None,
+            None => ServerAuth::None,
         };
         let offered: &[Name] = overrides.alpn.as_deref().unwrap_or(&tls.alpn);
         let alpn: Vec<&[u8]> = offered.iter().map(|a| a.as_bytes()).collect();
         let config = pki::client_config(identity.as_deref(), auth, &alpn, &options(&tls.params)?)?;
-        let entry = ClientEntry { _socket: Arc::clone(socket), identity, trust, config: Arc::clone(&config) };
+        let entry = ClientEntry { _socket: Arc::clone(socket), named, config: Arc::clone(&config) };
         clients.insert(key, entry);
         Ok(config)
     }
@@ -186,38 +232,68 @@ impl TlsCache {
     }
 }
 
+/// The certificates in the order of the configuration; those by name are taken from `named`, which has them in the same order.
+fn identities(sources: &[CertificateSource], named: &Named) -> Result<Vec<Arc<Identity>>, Refused> {
+    let mut known = named.identities.iter();
+    let mut all = Vec::with_capacity(sources.len());
+    for source in sources {
+        match source {
+            CertificateSource::Secret(_) => all.extend(known.next().cloned()),
+            CertificateSource::Inline(pair) => {
+                let identity = Identity::from_pem(&pair.chain, &pair.key)
+                    .map_err(|e| Refused::Unusable { what: "certificate", reason: e.to_string() })?;
+                all.push(Arc::new(identity.with_ocsp(pair.ocsp.to_vec())));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Whom a validation accepts. Without roots only pins are left, which is decided at decoding.
+fn policy(v: &Validation, named: &Named, replaced: Option<&[Name]>) -> Result<PeerPolicy, Refused> {
+    let unusable = |what| move |e: carrick_pki::trust::TrustError| Refused::Unusable { what, reason: e.to_string() };
+    let mut bundle = named.trusts.iter().fold(TrustBundle::default(), |all, one| all.union(one));
+    if let Some(TrustSource::Inline(pem)) = &v.trust {
+        bundle = bundle.union(&TrustBundle::from_pem(pem).map_err(unusable("trusted_ca"))?);
+    }
+    if let Some(TrustSource::Inline(pem)) = &v.revocations {
+        bundle = bundle.with_revocations(pem).map_err(unusable("crl"))?;
+    }
+    let sans = replaced.unwrap_or_default().iter().map(|n| SanMatch::Exact(n.to_string())).collect();
+    let mut policy = PeerPolicy::new(bundle, sans);
+    policy.names = match replaced {
+        None if !v.sans.is_empty() => Some(Arc::new(Names(v.clone()))),
+        _ => None,
+    };
+    policy.hashes = v.hashes.to_vec();
+    policy.keys = v.keys.to_vec();
+    policy.chain = v.trust.is_some();
+    policy.max_intermediates = v.max_intermediates.and_then(|n| usize::try_from(n).ok());
+    policy.revoke_leaf_only = v.revoke_leaf_only;
+    Ok(policy)
+}
+
+/// The names of a validation, in the words of the configuration.
+#[derive(Debug)]
+struct Names(Validation);
+
+impl AcceptNames for Names {
+    fn accepts(&self, info: &CertificateInfo) -> bool {
+        let texts = info.uris.iter().map(|n| PeerSan::Uri(n)).chain(info.dns.iter().map(|n| PeerSan::Dns(n)));
+        let texts = texts.chain(info.emails.iter().map(|n| PeerSan::Email(n)));
+        let all: Vec<PeerSan<'_>> = texts.chain(info.ips.iter().map(|ip| PeerSan::Ip(*ip))).collect();
+        self.0.accepts(&all)
+    }
+}
+
 /// Mesh peers have exactly one SPIFFE name; file and gateway certificates need not.
 fn is_mesh(v: &Validation) -> bool {
     let spiffe = |m: &StringMatcher| match m {
         StringMatcher::Exact(t) | StringMatcher::Prefix(t) => t.value.starts_with("spiffe://"),
         _ => false,
     };
-    &*v.trust == "ROOTCA" || (!v.sans.is_empty() && v.sans.iter().all(|s| spiffe(&s.matcher)))
-}
-
-fn sans(v: &Validation, replaced: Option<&[Name]>) -> Result<Vec<SanMatch>, TlsError> {
-    if let Some(names) = replaced {
-        return Ok(names.iter().map(|n| SanMatch::Exact(n.to_string())).collect());
-    }
-    let text = |t: &Text, exact: fn(String) -> SanMatch, before: &str, after: &str| {
-        if t.ignore_case {
-            let quoted: String =
-                t.value.chars().flat_map(|c| if c.is_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect();
-            SanMatch::regex(&format!("(?i){before}{quoted}{after}"))
-        } else {
-            Ok(exact(t.value.to_string()))
-        }
-    };
-    v.sans
-        .iter()
-        .map(|s| match &s.matcher {
-            StringMatcher::Exact(t) => text(t, SanMatch::Exact, "", ""),
-            StringMatcher::Prefix(t) => text(t, SanMatch::Prefix, "", ".*"),
-            StringMatcher::Suffix(t) => text(t, SanMatch::Suffix, ".*", ""),
-            StringMatcher::Contains(t) => text(t, SanMatch::Contains, ".*", ".*"),
-            StringMatcher::Regex(r) => SanMatch::regex(r.as_str()),
-        })
-        .collect()
+    v.trust == Some(TrustSource::Secret("ROOTCA".into()))
+        || (!v.sans.is_empty() && v.sans.iter().all(|s| spiffe(&s.matcher)))
 }
 
 fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
@@ -237,19 +313,21 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
 ///
 /// # Errors
 /// What the TLS library or the socket says; the alert has been sent.
-pub async fn accept(
-    config: &AlpnServerConfig,
-    identity: &Identity,
-    socket: Socket,
-) -> io::Result<(Stream, ClientProof)> {
+pub async fn accept(tls: &ServerTls, socket: Socket) -> io::Result<(Stream, ClientProof)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-    let config = config.for_hello(&start.client_hello());
+    if tls.require_sni && start.client_hello().server_name().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|no server name:TLS_error_end"));
+    }
+    let config = tls.config.for_hello(&start.client_hello());
     let stream = start.into_stream(config).await?;
     let connection = stream.get_ref().1;
-    let peer = VerifiedPeer::of_client(connection);
+    let peer = match &tls.untrusted {
+        None => VerifiedPeer::of_client(connection),
+        Some(policy) => VerifiedPeer::of_unverified_client(connection, policy),
+    };
     let proof = ClientProof {
         principal: peer.as_ref().and_then(|p| p.uris().first()).map(|u| Arc::from(u.as_str())),
-        local: identity.spiffe.as_ref().map(|s| Arc::from(s.to_string())),
+        local: tls.local.spiffe.as_ref().map(|s| Arc::from(s.to_string())),
         peer,
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
         version: match connection.protocol_version() {
@@ -271,18 +349,48 @@ pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socke
     Ok(Kind::Client(Box::new(stream)).into())
 }
 
-/// A TLS failure in the words that people know from Envoy.
+/// A TLS failure in the words that people know from Envoy (BoringSSL's, with its numbers).
 pub fn describe(error: &io::Error) -> String {
-    use rustls::{Error, InvalidMessage};
-    let tls = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    use rustls::{CertificateError as C, Error, InvalidMessage, PeerIncompatible as P};
+    let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else { return error.to_string() };
+    let words = |number: u32, name: &str, more: &str| {
+        let more = if more.is_empty() { String::new() } else { format!(":{more}") };
+        format!("TLS_error:|{number}:SSL routines:OPENSSL_internal:{name}{more}:TLS_error_end")
+    };
+    let unverified = |why: &str| words(268_435_581, "CERTIFICATE_VERIFY_FAILED", &format!("verify cert failed: {why}"));
+    let x509 = |why: &str| unverified(&format!("X509_verify_cert: certificate verification error at depth 0: {why}"));
+    const CRL: &str = "certificate revocation check against provided CRLs failed";
     match tls {
-        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion)) => {
-            "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end".into()
+        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
+            words(268_435_703, "WRONG_VERSION_NUMBER", "")
         }
-        Some(Error::InvalidCertificate(_)) => {
-            "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:TLS_error_end".into()
+        Error::NoCertificatesPresented => {
+            let more = "peer did not provide required client certificate";
+            words(268_435_648, "PEER_DID_NOT_RETURN_A_CERTIFICATE", more)
         }
-        Some(other) => format!("TLS_error:|{other}:TLS_error_end"),
-        None => error.to_string(),
+        Error::InvalidCertificate(why) => match why {
+            C::Expired | C::ExpiredContext { .. } => x509("certificate has expired"),
+            C::NotValidYet | C::NotValidYetContext { .. } => x509("certificate is not yet valid"),
+            C::UnknownIssuer => x509("unable to get local issuer certificate"),
+            C::Revoked => x509(&format!("{CRL}: certificate revoked")),
+            C::UnknownRevocationStatus => x509(&format!("{CRL}: unable to get certificate CRL")),
+            C::ExpiredRevocationList | C::ExpiredRevocationListContext { .. } => {
+                x509(&format!("{CRL}: CRL has expired"))
+            }
+            C::InvalidPurpose | C::InvalidPurposeContext { .. } => x509("unsuitable certificate purpose"),
+            C::Other(why) => unverified(&why.to_string()),
+            other => unverified(&other.to_string()),
+        },
+        Error::PeerIncompatible(
+            P::SupportedVersionsExtensionRequired
+            | P::Tls12NotOffered
+            | P::Tls12NotOfferedOrEnabled
+            | P::ServerDoesNotSupportTls12Or13
+            | P::ServerTlsVersionIsDisabledByOurConfig,
+        ) => words(268_435_696, "UNSUPPORTED_PROTOCOL", ""),
+        Error::PeerIncompatible(P::NoCipherSuitesInCommon | P::NoKxGroupsInCommon | P::NoSignatureSchemesInCommon) => {
+            words(268_435_640, "NO_SHARED_CIPHER", "")
+        }
+        other => format!("TLS_error:|{other}:TLS_error_end"),
     }
 }

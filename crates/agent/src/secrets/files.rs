@@ -1,16 +1,20 @@
-//! Secrets that live in files: `file-cert:<cert>~<key>`, `file-root:<ca>`, `file-root:system` (spec §6.5).
+//! Secrets that live in files: `file-cert:<cert>~<key>`, `file-root:<ca>`, `file-root:system` (spec §6.5), `file-crl:<list>`.
 //!
 //! Invariant: a secret is read whole or not at all, and key bytes never get into an error.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use carrick_pki::identity::IdentityError;
 use carrick_pki::trust::TrustError;
 use carrick_pki::{Identity, TrustBundle, pem};
 use carrick_proxy::Secret;
 
-use crate::names::{FILE_CERT, FILE_ROOT, SYSTEM_ROOTS};
+use zeroize::Zeroizing;
+
+use crate::names::{FILE_CERT, FILE_CRL, FILE_ROOT, SYSTEM_ROOTS};
 
 /// Where distributions keep their roots; the first that exists counts.
 const SYSTEM_BUNDLES: [&str; 6] = [
@@ -56,6 +60,8 @@ pub enum FileSecret {
     },
     /// Roots.
     Roots(PathBuf),
+    /// Revocation lists.
+    Revocations(PathBuf),
     /// The operating system's roots.
     System,
 }
@@ -69,6 +75,9 @@ impl FileSecret {
         if let Some(path) = name.strip_prefix(FILE_ROOT) {
             return (!path.is_empty()).then(|| Self::Roots(path.into()));
         }
+        if let Some(path) = name.strip_prefix(FILE_CRL) {
+            return (!path.is_empty()).then(|| Self::Revocations(path.into()));
+        }
         let (chain, key) = name.strip_prefix(FILE_CERT)?.split_once('~')?;
         (!chain.is_empty() && !key.is_empty()).then(|| Self::Pair { chain: chain.into(), key: key.into() })
     }
@@ -80,12 +89,15 @@ impl FileSecret {
     pub fn read(&self) -> Result<Secret, FileSecretError> {
         match self {
             Self::Pair { chain, key } => {
-                Ok(Secret::Identity(Arc::new(Identity::from_pem(&bytes(chain)?, &bytes(key)?)?)))
+                let secret = Zeroizing::new(bytes(key)?);
+                Ok(Secret::Identity(Arc::new(Identity::from_pem(&bytes(chain)?, &secret)?)))
             }
             Self::Roots(path) => Ok(Secret::Trust(Arc::new(TrustBundle::from_pem(&bytes(path)?)?))),
+            Self::Revocations(path) => {
+                Ok(Secret::Trust(Arc::new(TrustBundle::default().with_revocations(&bytes(path)?)?)))
+            }
             Self::System => {
-                let path = SYSTEM_BUNDLES.iter().map(Path::new).find(|p| p.is_file());
-                let text = bytes(path.ok_or(FileSecretError::NoSystemRoots)?)?;
+                let text = bytes(system_bundle().ok_or(FileSecretError::NoSystemRoots)?)?;
                 // A distribution's bundle may hold something we cannot use; the rest still counts.
                 let usable = pem::certificates(&text)
                     .map_err(TrustError::from)?
@@ -95,6 +107,33 @@ impl FileSecret {
             }
         }
     }
+}
+
+impl FileSecret {
+    /// What changes when one of its files is replaced or written, without reading it. An unreadable file has a mark too.
+    pub fn mark(&self) -> Vec<Mark> {
+        let of = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.ino(), m.size(), m.ctime(), m.ctime_nsec()));
+        match self {
+            Self::Pair { chain, key } => vec![of(chain), of(key)],
+            Self::Roots(path) | Self::Revocations(path) => vec![of(path)],
+            Self::System => vec![system_bundle().and_then(of)],
+        }
+    }
+}
+
+/// Whether something may still be changing without another mark: the file system's clock moves in steps.
+pub fn is_fresh(mark: &[Mark]) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let last =
+        |(_, _, seconds, _): &(u64, u64, i64, i64)| u64::try_from(*seconds).unwrap_or(0).saturating_add(1) >= now;
+    mark.iter().flatten().any(last)
+}
+
+/// Inode, size and change time of a file; `None` when there is none.
+pub type Mark = Option<(u64, u64, i64, i64)>;
+
+fn system_bundle() -> Option<&'static Path> {
+    SYSTEM_BUNDLES.iter().map(Path::new).find(|p| p.is_file())
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, FileSecretError> {
@@ -112,6 +151,8 @@ mod tests {
             ("file-cert:/c.pem~/k.pem", pair("/c.pem", "/k.pem")),
             ("file-root:/r.pem", Some(FileSecret::Roots("/r.pem".into()))),
             ("file-root:system", Some(FileSecret::System)),
+            ("file-crl:/l.pem", Some(FileSecret::Revocations("/l.pem".into()))),
+            ("file-crl:", None),
             ("file-cert:/c.pem", None),
             ("file-cert:~", None),
             ("file-root:", None),

@@ -88,3 +88,49 @@ fn files_are_followed_and_half_written_ones_ignored() {
     assert_eq!(serial(&store), Some(second));
     let _ = std::fs::remove_dir_all(folder);
 }
+
+#[test]
+fn secrets_of_the_control_plane_come_go_and_are_refused_by_field() {
+    use carrick_xds::Any;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use prost::Message as _;
+
+    let folder = folder();
+    let ca = authority(&folder, "ca");
+    let subject = Subject::Server { dns: vec!["edge.example".to_owned()], ips: vec![] };
+    let identity = ca.issue(&subject, None, SystemTime::now()).unwrap();
+    let pair = crate::sds::to_envoy("kubernetes://edge", &Secret::Identity(Arc::new(identity.with_ocsp(vec![1, 2]))));
+    let any = |secret: &tls::Secret| Any { type_url: String::new(), value: secret.encode_to_vec() };
+    let secret = read_remote("kubernetes://edge", &any(&pair)).unwrap();
+    let store = SecretStore::new(folder.join("none"));
+    store.set_remote([("kubernetes://edge".to_owned(), Some(secret))]);
+    let now = store.subscribe().borrow().clone();
+    assert_eq!(now.identity("kubernetes://edge").unwrap().ocsp(), Some(&[1, 2][..]));
+    let roots = crate::sds::to_envoy("kubernetes://edge-cacert", &Secret::Trust(Arc::new(ca.roots().clone())));
+    assert!(
+        matches!(read_remote("kubernetes://edge-cacert", &any(&roots)), Ok(Secret::Trust(t)) if t == Arc::new(ca.roots().clone()))
+    );
+
+    // Somebody else's name, a key of another certificate, roots with more to say than we would keep: all refused, in words.
+    let refused = |name: &str, secret: &tls::Secret| read_remote(name, &any(secret)).unwrap_err().to_string();
+    assert!(refused("kubernetes://other", &pair).starts_with("name: "));
+    let mut mixed = pair.clone();
+    let other = ca.issue(&subject, None, SystemTime::now()).unwrap();
+    let other = crate::sds::to_envoy("x", &Secret::Identity(Arc::new(other)));
+    if let (Some(tls::secret::Type::TlsCertificate(a)), Some(tls::secret::Type::TlsCertificate(b))) =
+        (&mut mixed.r#type, other.r#type)
+    {
+        a.private_key = b.private_key;
+    }
+    let text = refused("kubernetes://edge", &mixed);
+    assert_eq!(text, "tls_certificate: the private key does not belong to the certificate");
+    let mut more = roots.clone();
+    if let Some(tls::secret::Type::ValidationContext(context)) = &mut more.r#type {
+        context.max_verify_depth = Some(Default::default());
+    }
+    assert!(refused("kubernetes://edge-cacert", &more).starts_with("validation_context: only trusted_ca and crl"));
+
+    store.set_remote([("kubernetes://edge".to_owned(), None)]);
+    assert!(store.subscribe().borrow().identity("kubernetes://edge").is_none(), "gone is gone");
+    let _ = std::fs::remove_dir_all(folder);
+}

@@ -6,7 +6,7 @@
 use carrick_base::SpiffeId;
 use rustls::{ClientConnection, CommonState, ServerConnection};
 
-use super::ServerAuth;
+use super::{PeerPolicy, ServerAuth};
 use crate::certificate::CertificateInfo;
 
 /// Who is at the other end.
@@ -20,6 +20,16 @@ pub struct VerifiedPeer {
 impl VerifiedPeer {
     /// The client of a finished server-side handshake; `None` while shaking hands or when it showed no certificate.
     pub fn of_client(connection: &ServerConnection) -> Option<Self> {
+        Self::read(connection)
+    }
+
+    /// The client of a finished handshake that let everybody in, if it would have passed `policy` too.
+    pub fn of_unverified_client(connection: &ServerConnection, policy: &PeerPolicy) -> Option<Self> {
+        let (leaf, intermediates) = connection.peer_certificates()?.split_first()?;
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        let chain = super::verify::ChainVerifier { policy: policy.clone(), spiffe: false, algorithms };
+        let now = rustls_pki_types::UnixTime::now();
+        chain.verify(leaf, intermediates, now, webpki::KeyUsage::client_auth(), None).ok()?;
         Self::read(connection)
     }
 

@@ -2,10 +2,12 @@
 //!
 //! Invariant: an empty list of names accepts every name the roots vouch for (spec §5.4); a non-empty list needs one match.
 
+use std::sync::Arc;
+
 use regex::Regex;
 
 use super::TlsError;
-use crate::certificate::CertificateInfo;
+use crate::certificate::{CertificateInfo, sha256};
 use crate::trust::TrustBundle;
 
 /// A test of one subject alternative name, compared as text and with regard to case.
@@ -48,27 +50,70 @@ impl SanMatch {
     }
 }
 
+/// A test of a leaf's names that is made elsewhere.
+pub trait AcceptNames: std::fmt::Debug + Send + Sync {
+    /// Whether one of the names is accepted.
+    fn accepts(&self, info: &CertificateInfo) -> bool;
+}
+
 /// Whose certificates are accepted.
 #[derive(Clone, Debug)]
 pub struct PeerPolicy {
-    /// Where chains must end.
+    /// Where chains must end, and what is revoked.
     pub roots: TrustBundle,
     /// One of these must match a name of the leaf; empty means any name.
     pub sans: Vec<SanMatch>,
+    /// A further test of the names.
+    pub names: Option<Arc<dyn AcceptNames>>,
+    /// SHA-256 of accepted leaves (DER).
+    pub hashes: Vec<[u8; 32]>,
+    /// SHA-256 of accepted public keys. With `hashes`: one of either list must match; both empty means any.
+    pub keys: Vec<[u8; 32]>,
+    /// Whether the chain must end in `roots`. May be false only where hashes or keys say exactly who is meant.
+    pub chain: bool,
+    /// Most intermediates between leaf and root.
+    pub max_intermediates: Option<usize>,
+    /// Revocation lists are asked about the leaf only.
+    pub revoke_leaf_only: bool,
 }
 
 impl PeerPolicy {
     /// A policy of these roots and names.
     pub fn new(roots: TrustBundle, sans: Vec<SanMatch>) -> Self {
-        Self { roots, sans }
+        Self {
+            roots,
+            sans,
+            names: None,
+            hashes: Vec::new(),
+            keys: Vec::new(),
+            chain: true,
+            max_intermediates: None,
+            revoke_leaf_only: false,
+        }
+    }
+
+    /// Whether a leaf is looked at beyond its chain.
+    pub(super) fn looks_at_leaf(&self) -> bool {
+        !self.sans.is_empty() || self.names.is_some() || !self.hashes.is_empty() || !self.keys.is_empty()
+    }
+
+    /// Whether the leaf is one of those pinned.
+    pub(super) fn pinned(&self, der: &[u8], info: &CertificateInfo) -> bool {
+        (self.hashes.is_empty() && self.keys.is_empty())
+            || self.keys.contains(&info.spki_sha256)
+            || (!self.hashes.is_empty() && self.hashes.contains(&sha256(der)))
     }
 
     pub(super) fn accepts(&self, info: &CertificateInfo) -> bool {
+        if self.names.as_ref().is_some_and(|names| !names.accepts(info)) {
+            return false;
+        }
         if self.sans.is_empty() {
             return true;
         }
         let ips: Vec<String> = info.ips.iter().map(ToString::to_string).collect();
-        info.uris.iter().chain(&info.dns).chain(&ips).any(|name| self.sans.iter().any(|san| san.matches(name)))
+        let mut all = info.uris.iter().chain(&info.dns).chain(&info.emails).chain(&ips);
+        all.any(|name| self.sans.iter().any(|san| san.matches(name)))
     }
 }
 

@@ -7,13 +7,18 @@ use std::sync::Arc;
 
 use carrick_base::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key,
+};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath,
+};
 
-use super::PeerPolicy;
+use super::{PeerPolicy, old};
 use crate::certificate::CertificateInfo;
 
 /// Why a verified chain is still not accepted.
@@ -23,8 +28,11 @@ pub(super) enum NameError {
     UriCount(usize),
     #[error("{0:?} is not a SPIFFE ID")]
     NotSpiffe(String),
-    #[error("none of the accepted names matches {0:?}")]
+    // The words are Envoy's: they reach access logs.
+    #[error("SAN matcher, certificate SANs are [{}]", .0.join(", "))]
     NotAccepted(Vec<String>),
+    #[error("cert hash and spki")]
+    NotPinned,
 }
 
 /// Chain and names of one peer.
@@ -36,7 +44,7 @@ pub(super) struct ChainVerifier {
 }
 
 impl ChainVerifier {
-    fn verify(
+    pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -44,22 +52,94 @@ impl ChainVerifier {
         usage: KeyUsage,
         name: Option<&ServerName<'_>>,
     ) -> Result<(), Error> {
-        let cert = EndEntityCert::try_from(leaf).map_err(tls_error)?;
-        cert.verify_for_usage(self.algorithms.all, self.policy.roots.anchors(), intermediates, now, usage, None, None)
-            .map_err(tls_error)?;
-        if let Some(name) = name {
-            cert.verify_is_valid_for_subject_name(name).map_err(tls_error)?;
+        let info = CertificateInfo::read(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        if self.policy.chain {
+            self.verify_chain(leaf, intermediates, now, usage, &info)?;
         }
-        if !self.spiffe && self.policy.sans.is_empty() {
+        if let Some(name) = name {
+            EndEntityCert::try_from(leaf)
+                .and_then(|cert| cert.verify_is_valid_for_subject_name(name))
+                .map_err(tls_error)?;
+        }
+        if !self.spiffe && !self.policy.looks_at_leaf() {
             return Ok(());
         }
-        let info = CertificateInfo::read(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        check_names(&self.policy, self.spiffe, &info)
+        check_leaf(&self.policy, self.spiffe, leaf, &info)
             .map_err(|e| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e)))))
+    }
+
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+        info: &CertificateInfo,
+    ) -> Result<(), Error> {
+        let policy = &self.policy;
+        if !info.is_v3 && !self.spiffe {
+            return old::verify(&policy.roots, leaf, info, now).map_err(Error::InvalidCertificate);
+        }
+        let cert = EndEntityCert::try_from(leaf).map_err(tls_error)?;
+        let lists = policy.roots.revocations();
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
+            let depth = match policy.revoke_leaf_only {
+                true => RevocationCheckDepth::EndEntity,
+                false => RevocationCheckDepth::Chain,
+            };
+            // As OpenSSL does it: a certificate that no valid list covers is refused.
+            builder
+                .with_depth(depth)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let limit = policy.max_intermediates;
+        let short = |path: &VerifiedPath<'_>| match limit {
+            Some(limit) if path.intermediate_certificates().count() > limit => {
+                Err(webpki::Error::MaximumPathDepthExceeded)
+            }
+            _ => Ok(()),
+        };
+        let anchors = policy.roots.anchors();
+        cert.verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, revocation, Some(&short))
+            .map(|_| ())
+            .map_err(tls_error)
     }
 }
 
-fn check_names(policy: &PeerPolicy, spiffe: bool, info: &CertificateInfo) -> Result<(), NameError> {
+/// The proof of possession of TLS 1.2.
+fn tls12_signature(
+    algorithms: &WebPkiSupportedAlgorithms,
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    match old::key_of_old(cert) {
+        Some(key) => old::verify_tls12_signature(message, &key, dss, algorithms),
+        None => verify_tls12_signature(message, cert, dss, algorithms),
+    }
+}
+
+/// The proof of possession of TLS 1.3.
+fn tls13_signature(
+    algorithms: &WebPkiSupportedAlgorithms,
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    match old::key_of_old(cert) {
+        Some(key) => verify_tls13_signature_with_raw_key(message, &key, dss, algorithms),
+        None => verify_tls13_signature(message, cert, dss, algorithms),
+    }
+}
+
+fn check_leaf(
+    policy: &PeerPolicy,
+    spiffe: bool,
+    leaf: &CertificateDer<'_>,
+    info: &CertificateInfo,
+) -> Result<(), NameError> {
     if spiffe {
         match info.uris.as_slice() {
             [uri] if uri.parse::<SpiffeId>().is_ok() => {}
@@ -67,11 +147,12 @@ fn check_names(policy: &PeerPolicy, spiffe: bool, info: &CertificateInfo) -> Res
             more => return Err(NameError::UriCount(more.len())),
         }
     }
-    if policy.accepts(info) {
-        Ok(())
-    } else {
-        Err(NameError::NotAccepted(info.uris.iter().chain(&info.dns).cloned().collect()))
+    if !policy.accepts(info) {
+        let ips = info.ips.iter().map(ToString::to_string);
+        let texts = info.dns.iter().chain(&info.uris).chain(&info.emails).cloned();
+        return Err(NameError::NotAccepted(texts.chain(ips).collect()));
     }
+    if policy.pinned(leaf, info) { Ok(()) } else { Err(NameError::NotPinned) }
 }
 
 /// What webpki says, in rustls' words, which decide the alert.
@@ -84,6 +165,8 @@ fn tls_error(error: webpki::Error) -> Error {
         // Two meshes' self-signed roots may share a name, so a chain from the other one first shows as a bad signature.
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertificateError::UnknownIssuer,
         E::CertRevoked => CertificateError::Revoked,
+        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        E::CrlExpired { time, next_update } => CertificateError::ExpiredRevocationListContext { time, next_update },
         E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         E::CertNotValidForName(context) => {
             CertificateError::NotValidForNameContext { expected: context.expected, presented: context.presented }
@@ -147,7 +230,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.chain.algorithms)
+        tls12_signature(&self.chain.algorithms, message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -156,11 +239,65 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.chain.algorithms)
+        tls13_signature(&self.chain.algorithms, message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.algorithms.supported_schemes()
+    }
+}
+
+/// For servers that let everybody in: checks only that the client has the key of what it shows.
+#[derive(Debug)]
+pub(super) struct AnyClient {
+    algorithms: WebPkiSupportedAlgorithms,
+    mandatory: bool,
+}
+
+impl AnyClient {
+    pub(super) fn new(algorithms: WebPkiSupportedAlgorithms, mandatory: bool) -> Self {
+        Self { algorithms, mandatory }
+    }
+}
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        tls12_signature(&self.algorithms, message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        tls13_signature(&self.algorithms, message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -215,7 +352,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, self.algorithms())
+        tls12_signature(self.algorithms(), message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -224,7 +361,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, self.algorithms())
+        tls13_signature(self.algorithms(), message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -3,3 +3,4 @@
 mod authority;
 mod handshake;
 mod lab;
+mod policies;

@@ -1,6 +1,9 @@
 //! TLS contexts and transport sockets.
 //!
-//! Invariant: secrets by SDS name only; a context whose versions or suites leave nothing that rustls speaks is refused.
+//! Invariant: a context whose versions, suites or curves leave nothing that rustls speaks is refused, and so is one that would accept
+//! whoever shows any certificate, unless it says so. What only widens what Envoy accepts (old versions, CBC suites) is left out.
+
+mod source;
 
 use std::sync::Arc;
 
@@ -8,14 +11,18 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::bad::{At, Bad, decode, each, given, only, type_name};
-use super::basic::truth;
+use super::basic::{number, truth};
 use super::matcher;
 use crate::model::Name;
 use crate::model::cluster::TransportSocket;
 use crate::model::matcher::StringMatcher;
-use crate::model::tls::{DownstreamTls, SanKind, SanMatcher, TlsParams, TlsVersion, UpstreamTls, Validation};
+use crate::model::tls::{
+    CertificateSource, DownstreamTls, SanKind, SanMatcher, TlsParams, TlsVersion, TrustSource, UpstreamTls, Validation,
+};
 
 const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+/// The operating system's roots, as the agent names them.
+const SYSTEM_ROOTS: &str = "file-root:system";
 const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
@@ -44,6 +51,9 @@ const DROPPED_SUITES: [&str; 10] = [
 ];
 
 const CURVES: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
+
+/// Curves that Envoy knows and we leave out of a list that has others too.
+const DROPPED_CURVES: [&str; 3] = ["P-521", "P-224", "X25519Kyber768Draft00"];
 
 fn typed(socket: &core::TransportSocket) -> Option<&envoy_types::pb::google::protobuf::Any> {
     socket.config_type.as_ref().map(|core::transport_socket::ConfigType::TypedConfig(any)| any)
@@ -78,8 +88,10 @@ pub fn upstream_socket(socket: &core::TransportSocket) -> Result<Arc<TransportSo
 
 /// `DownstreamTlsContext`.
 pub fn downstream(context: &pb::DownstreamTlsContext) -> Result<DownstreamTls, Bad> {
-    only!(context, pb::DownstreamTlsContext { common_tls_context, require_client_certificate, session_ticket_keys_type } refuse {
-        require_sni, disable_stateful_session_resumption, session_timeout, ocsp_staple_policy, full_scan_certs_on_sni_mismatch,
+    only!(context, pb::DownstreamTlsContext {
+        common_tls_context, require_client_certificate, session_ticket_keys_type, require_sni
+    } refuse {
+        disable_stateful_session_resumption, session_timeout, ocsp_staple_policy, full_scan_certs_on_sni_mismatch,
         prefer_client_ciphers,
     });
     use pb::downstream_tls_context::SessionTicketKeysType as K;
@@ -92,16 +104,21 @@ pub fn downstream(context: &pb::DownstreamTlsContext) -> Result<DownstreamTls, B
     }
     let common = context.common_tls_context.as_ref().ok_or_else(|| Bad::field("common_tls_context", "missing"))?;
     let parts = common_context(common).at("common_tls_context")?;
-    let missing =
-        || Bad::field("common_tls_context.tls_certificate_sds_secret_configs", "a server needs a certificate");
+    if parts.certificates.is_empty() {
+        return Err(Bad::field(
+            "common_tls_context.tls_certificate_sds_secret_configs",
+            "a server needs a certificate",
+        ));
+    }
     let require = truth(&context.require_client_certificate).unwrap_or(false);
     if require && parts.validation.is_none() {
         return Err(Bad::field("require_client_certificate", "no validation context to check certificates with"));
     }
     Ok(DownstreamTls {
-        certificate: parts.certificate.ok_or_else(missing)?,
+        certificates: parts.certificates.into(),
         validation: parts.validation,
         require_client_certificate: require,
+        require_sni: truth(&context.require_sni).unwrap_or(false),
         alpn: parts.alpn,
         params: parts.params,
     })
@@ -123,15 +140,23 @@ pub fn upstream(context: &pb::UpstreamTlsContext) -> Result<UpstreamTls, Bad> {
         sni: (!context.sni.is_empty()).then(|| context.sni.as_str().into()),
         auto_host_sni: context.auto_host_sni,
         auto_sni_san_validation: context.auto_sni_san_validation,
-        certificate: parts.certificate,
+        certificate: only_one(parts.certificates)?,
         validation: parts.validation,
         alpn: parts.alpn,
         params: parts.params,
     })
 }
 
+/// A client shows one certificate.
+fn only_one(certificates: Vec<CertificateSource>) -> Result<Option<CertificateSource>, Bad> {
+    match certificates.len() {
+        0 | 1 => Ok(certificates.into_iter().next()),
+        _ => Err(Bad::field("common_tls_context.tls_certificates", "a client can show one certificate only")),
+    }
+}
+
 struct Parts {
-    certificate: Option<Name>,
+    certificates: Vec<CertificateSource>,
     validation: Option<Validation>,
     alpn: Arc<[Name]>,
     params: TlsParams,
@@ -139,30 +164,32 @@ struct Parts {
 
 impl Default for Parts {
     fn default() -> Self {
-        Self { certificate: None, validation: None, alpn: Arc::from([]), params: TlsParams::default() }
+        Self { certificates: Vec::new(), validation: None, alpn: Arc::from([]), params: TlsParams::default() }
     }
 }
 
 fn common_context(common: &pb::CommonTlsContext) -> Result<Parts, Bad> {
-    only!(common, pb::CommonTlsContext { tls_params, tls_certificate_sds_secret_configs, alpn_protocols, validation_context_type } refuse {
-        tls_certificates, tls_certificate_provider_instance, custom_tls_certificate_selector, tls_certificate_certificate_provider,
+    only!(common, pb::CommonTlsContext {
+        tls_params, tls_certificates, tls_certificate_sds_secret_configs, alpn_protocols, validation_context_type
+    } refuse {
+        tls_certificate_provider_instance, custom_tls_certificate_selector, tls_certificate_certificate_provider,
         tls_certificate_certificate_provider_instance, custom_handshaker, key_log,
     });
     use pb::common_tls_context::ValidationContextType as V;
-    if common.tls_certificate_sds_secret_configs.len() > 1 {
-        return Err(Bad::field("tls_certificate_sds_secret_configs", "more than one certificate is not supported"));
+    let mut certificates = each("tls_certificates", &common.tls_certificates, source::certificate)?;
+    let named = each("tls_certificate_sds_secret_configs", &common.tls_certificate_sds_secret_configs, secret)?;
+    if !certificates.is_empty() && !named.is_empty() {
+        return Err(Bad::field("tls_certificate_sds_secret_configs", "not together with tls_certificates"));
     }
-    let names = each("tls_certificate_sds_secret_configs", &common.tls_certificate_sds_secret_configs, secret)?;
+    certificates.extend(named.into_iter().map(CertificateSource::Secret));
     let validation = match &common.validation_context_type {
         None => None,
         Some(V::ValidationContextSdsSecretConfig(config)) => {
             let trust = secret(config).at("validation_context_sds_secret_config")?;
-            Some(Validation { trust, sans: Arc::from([]) })
+            Some(Validation::of(&trust, Arc::from([])))
         }
         Some(V::CombinedValidationContext(combined)) => Some(validation(combined).at("combined_validation_context")?),
-        Some(V::ValidationContext(_)) => {
-            return Err(Bad::field("validation_context", "only trust from SDS is supported"));
-        }
+        Some(V::ValidationContext(context)) => Some(plain_validation(context).at("validation_context")?),
         Some(V::ValidationContextCertificateProvider(_)) => {
             return Err(Bad::unsupported("validation_context_certificate_provider"));
         }
@@ -175,7 +202,7 @@ fn common_context(common: &pb::CommonTlsContext) -> Result<Parts, Bad> {
         _ => Err(Bad::new("must have 1 to 255 bytes")),
     })?;
     Ok(Parts {
-        certificate: names.into_iter().next(),
+        certificates,
         validation,
         alpn: alpn.into(),
         params: given("tls_params", &common.tls_params, params)?.unwrap_or_default(),
@@ -193,21 +220,60 @@ fn validation(combined: &pb::common_tls_context::CombinedCertificateValidationCo
     } refuse { validation_context_certificate_provider, validation_context_certificate_provider_instance });
     let config = combined.validation_context_sds_secret_config.as_ref();
     let config = config.ok_or_else(|| Bad::field("validation_context_sds_secret_config", "missing"))?;
-    let sans = given("default_validation_context", &combined.default_validation_context, sans)?.unwrap_or_default();
-    Ok(Validation { trust: secret(config).at("validation_context_sds_secret_config")?, sans: sans.into() })
+    let name = secret(config).at("validation_context_sds_secret_config")?;
+    let context = combined.default_validation_context.clone().unwrap_or_default();
+    let mut validation = validation_context(&context).at("default_validation_context")?;
+    if validation.trust.is_some() {
+        // In Envoy those of the secret win; whoever writes both means something else.
+        return Err(Bad::field("default_validation_context.trusted_ca", "not together with roots by secret"));
+    }
+    validation.trust = Some(TrustSource::Secret(name));
+    Ok(validation)
 }
 
-fn sans(context: &pb::CertificateValidationContext) -> Result<Vec<SanMatcher>, Bad> {
-    only!(context, pb::CertificateValidationContext { match_typed_subject_alt_names, match_subject_alt_names } refuse {
-        trusted_ca, ca_certificate_provider_instance, system_root_certs, watched_directory, verify_certificate_spki,
-        verify_certificate_hash, require_signed_certificate_timestamp, crl, allow_expired_certificate, trust_chain_verification,
-        custom_validator_config, only_verify_leaf_cert_crl, max_verify_depth, suppress_client_ca_list,
+/// A context without SDS: roots, or else pins, must say who is meant.
+fn plain_validation(context: &pb::CertificateValidationContext) -> Result<Validation, Bad> {
+    let validation = validation_context(context)?;
+    let pinned = !validation.hashes.is_empty() || !validation.keys.is_empty();
+    if validation.trust.is_none() && (!pinned || !validation.sans.is_empty() || validation.revocations.is_some()) {
+        return Err(Bad::field("trusted_ca", "missing"));
+    }
+    Ok(validation)
+}
+
+fn validation_context(context: &pb::CertificateValidationContext) -> Result<Validation, Bad> {
+    use pb::certificate_validation_context::TrustChainVerification as T;
+    only!(context, pb::CertificateValidationContext {
+        match_typed_subject_alt_names, match_subject_alt_names, trusted_ca, verify_certificate_spki, verify_certificate_hash, crl,
+        trust_chain_verification, only_verify_leaf_cert_crl, max_verify_depth, system_root_certs
+    } refuse {
+        ca_certificate_provider_instance, watched_directory, require_signed_certificate_timestamp, allow_expired_certificate,
+        custom_validator_config, suppress_client_ca_list,
     });
-    let mut all = each("match_typed_subject_alt_names", &context.match_typed_subject_alt_names, typed_san)?;
-    all.extend(each("match_subject_alt_names", &context.match_subject_alt_names, |m| {
+    let mut sans = each("match_typed_subject_alt_names", &context.match_typed_subject_alt_names, typed_san)?;
+    sans.extend(each("match_subject_alt_names", &context.match_subject_alt_names, |m| {
         Ok(SanMatcher { kind: SanKind::Any, matcher: matcher::string(m)? })
     })?);
-    Ok(all)
+    let mut trust = given("trusted_ca", &context.trusted_ca, |data| source::trust(data, "file-root:"))?;
+    if context.system_root_certs.is_some() && trust.is_none() {
+        trust = Some(TrustSource::Secret(SYSTEM_ROOTS.into()));
+    }
+    Ok(Validation {
+        trust,
+        revocations: given("crl", &context.crl, |data| source::trust(data, "file-crl:"))?,
+        revoke_leaf_only: context.only_verify_leaf_cert_crl,
+        hashes: each("verify_certificate_hash", &context.verify_certificate_hash, |text| source::hex_digest(text))?
+            .into(),
+        keys: each("verify_certificate_spki", &context.verify_certificate_spki, |text| source::base64_digest(text))?
+            .into(),
+        max_intermediates: number(&context.max_verify_depth),
+        accept_untrusted: match T::try_from(context.trust_chain_verification) {
+            Ok(T::VerifyTrustChain) => false,
+            Ok(T::AcceptUntrusted) => true,
+            Err(_) => return Err(Bad::field("trust_chain_verification", "unknown value")),
+        },
+        sans: sans.into(),
+    })
 }
 
 fn typed_san(san: &pb::SubjectAltNameMatcher) -> Result<SanMatcher, Bad> {
@@ -226,10 +292,15 @@ fn typed_san(san: &pb::SubjectAltNameMatcher) -> Result<SanMatcher, Bad> {
 }
 
 fn params(params: &pb::TlsParameters) -> Result<TlsParams, Bad> {
+    use pb::tls_parameters::TlsProtocol as P;
     only!(params, pb::TlsParameters { tls_minimum_protocol_version, tls_maximum_protocol_version, cipher_suites, ecdh_curves } refuse {
         signature_algorithms, compliance_policies,
     });
-    let min = version(params.tls_minimum_protocol_version, TlsVersion::V12).at("tls_minimum_protocol_version")?;
+    let min = match P::try_from(params.tls_minimum_protocol_version) {
+        // Older versions are not spoken: the range only becomes narrower.
+        Ok(P::TlSv10 | P::TlSv11) => TlsVersion::V12,
+        _ => version(params.tls_minimum_protocol_version, TlsVersion::V12).at("tls_minimum_protocol_version")?,
+    };
     // Envoy's automatic maximum for clients is 1.2; ours is 1.3, which any peer may decline.
     let max = version(params.tls_maximum_protocol_version, TlsVersion::V13).at("tls_maximum_protocol_version")?;
     if min > max {
@@ -248,13 +319,15 @@ fn params(params: &pb::TlsParameters) -> Result<TlsParams, Bad> {
     if ciphers.is_empty() && !params.cipher_suites.is_empty() && min == TlsVersion::V12 {
         return Err(Bad::field("cipher_suites", "none of them is supported"));
     }
-    let curves = each("ecdh_curves", &params.ecdh_curves, |curve| {
-        if CURVES.contains(&curve.as_str()) {
-            Ok(Name::from(curve.as_str()))
-        } else {
-            Err(Bad::new(format_args!("unsupported curve `{curve}`")))
-        }
+    let known = each("ecdh_curves", &params.ecdh_curves, |curve| match curve.as_str() {
+        curve if CURVES.contains(&curve) => Ok(Some(Name::from(curve))),
+        curve if DROPPED_CURVES.contains(&curve) => Ok(None),
+        curve => Err(Bad::new(format_args!("unsupported curve `{curve}`"))),
     })?;
+    let curves: Vec<Name> = known.into_iter().flatten().collect();
+    if curves.is_empty() && !params.ecdh_curves.is_empty() {
+        return Err(Bad::field("ecdh_curves", "none of them is supported"));
+    }
     Ok(TlsParams { min, max, ciphers: ciphers.into(), curves: curves.into() })
 }
 

@@ -1,7 +1,7 @@
 //! TLS contexts of chains and clusters: names of secrets, whom to accept, and parameters. Never key material.
 //!
-//! Invariant: secrets are referred to by SDS name only; inline or file secrets are rejected by `decode`. Whether a secret is there is
-//! asked at the handshake, which fails closed.
+//! Invariant: a file is a secret with a name (`file-cert:…`, `file-root:…`, `file-crl:…`), kept fresh by whoever provides secrets; inline
+//! keys are never shown by `Debug`. Whether a secret is there is asked at the handshake, which fails closed.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,12 +12,14 @@ use super::matcher::StringMatcher;
 /// Terminate TLS from a client.
 #[derive(Debug, Clone)]
 pub struct DownstreamTls {
-    /// SDS name of certificate and key.
-    pub certificate: Name,
+    /// Our certificates, at least one; which one is shown depends on SNI and on what the client can check.
+    pub certificates: Arc<[CertificateSource]>,
     /// How to check the client's certificate; `None` = none is asked for.
     pub validation: Option<Validation>,
     /// No certificate → no connection.
     pub require_client_certificate: bool,
+    /// No SNI → no connection.
+    pub require_sni: bool,
     /// ALPN offered, in our order of preference.
     pub alpn: Arc<[Name]>,
     /// Versions, ciphers, curves.
@@ -33,8 +35,8 @@ pub struct UpstreamTls {
     pub auto_host_sni: bool,
     /// The certificate must be good for the SNI sent.
     pub auto_sni_san_validation: bool,
-    /// SDS name of our certificate, if one is to be presented.
-    pub certificate: Option<Name>,
+    /// Our certificate, if one is to be presented.
+    pub certificate: Option<CertificateSource>,
     /// How to check the server; `None` = not at all.
     pub validation: Option<Validation>,
     /// ALPN offered unless overridden by the request.
@@ -43,13 +45,96 @@ pub struct UpstreamTls {
     pub params: TlsParams,
 }
 
-/// Chain and SAN requirements for a peer.
+/// Where a certificate and its key come from.
+#[derive(Debug, Clone)]
+pub enum CertificateSource {
+    /// The secret of this name.
+    Secret(Name),
+    /// The configuration itself.
+    Inline(Arc<InlineCertificate>),
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Clone)]
+pub struct InlineCertificate {
+    /// Chain, leaf first.
+    pub chain: Box<[u8]>,
+    /// Key.
+    pub key: Box<[u8]>,
+    /// OCSP response to staple, DER; empty = none.
+    pub ocsp: Box<[u8]>,
+}
+
+impl std::fmt::Debug for InlineCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InlineCertificate").field("chain", &self.chain).finish_non_exhaustive()
+    }
+}
+
+/// Where roots or revocation lists come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TrustSource {
+    /// The secret of this name.
+    Secret(Name),
+    /// PEM in the configuration itself.
+    Inline(Arc<[u8]>),
+}
+
+/// Chain, revocation, name and pin requirements for a peer.
 #[derive(Debug, Clone)]
 pub struct Validation {
-    /// SDS name of the trusted roots.
-    pub trust: Name,
+    /// The trusted roots. `None` only with pins: then they alone say who is meant.
+    pub trust: Option<TrustSource>,
+    /// Revocation lists besides those that come with `trust`.
+    pub revocations: Option<TrustSource>,
+    /// Revocation is asked about the leaf only, not about intermediates.
+    pub revoke_leaf_only: bool,
+    /// SHA-256 of accepted certificates (DER).
+    pub hashes: Arc<[[u8; 32]]>,
+    /// SHA-256 of accepted public keys (SPKI). With `hashes`: one of either must match; both empty = any.
+    pub keys: Arc<[[u8; 32]]>,
+    /// Most intermediates between leaf and root.
+    pub max_intermediates: Option<u32>,
+    /// A certificate that fails all this is let in nevertheless, without a name (`ACCEPT_UNTRUSTED`).
+    pub accept_untrusted: bool,
     /// At least one must match one SAN of the peer; empty = any name under the roots.
     pub sans: Arc<[SanMatcher]>,
+}
+
+impl Validation {
+    /// Roots by name, and one of these SANs.
+    #[must_use]
+    pub fn of(trust: &str, sans: Arc<[SanMatcher]>) -> Self {
+        Self {
+            trust: Some(TrustSource::Secret(trust.into())),
+            revocations: None,
+            revoke_leaf_only: false,
+            hashes: Arc::from([]),
+            keys: Arc::from([]),
+            max_intermediates: None,
+            accept_untrusted: false,
+            sans,
+        }
+    }
+
+    /// Names of the secrets it needs.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
+        self.trust.iter().chain(&self.revocations).filter_map(|source| match source {
+            TrustSource::Secret(name) => Some(name),
+            TrustSource::Inline(_) => None,
+        })
+    }
+}
+
+impl CertificateSource {
+    /// The secret's name, if it is one.
+    #[must_use]
+    pub fn secret_name(&self) -> Option<&Name> {
+        match self {
+            Self::Secret(name) => Some(name),
+            Self::Inline(_) => None,
+        }
+    }
 }
 
 /// One accepted name.

@@ -41,7 +41,10 @@ impl Listener {
     /// Secrets it needs by name.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let contexts = self.all_chains().filter_map(|chain| chain.tls.as_ref());
-        contexts.flat_map(|tls| std::iter::once(&tls.certificate).chain(tls.validation.as_ref().map(|v| &v.trust)))
+        contexts.flat_map(|tls| {
+            let own = tls.certificates.iter().filter_map(|c| c.secret_name());
+            own.chain(tls.validation.iter().flat_map(|v| v.secret_names()))
+        })
     }
 }
 
@@ -50,7 +53,10 @@ impl Cluster {
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let sockets = self.transport.matches.iter().map(|m| &m.socket).chain(std::iter::once(&self.transport.default));
         let contexts = sockets.filter_map(|socket| socket.tls());
-        contexts.flat_map(|tls| tls.certificate.iter().chain(tls.validation.as_ref().map(|v| &v.trust)))
+        contexts.flat_map(|tls| {
+            let own = tls.certificate.iter().filter_map(|c| c.secret_name());
+            own.chain(tls.validation.iter().flat_map(|v| v.secret_names()))
+        })
     }
 
     fn service(&self) -> Option<&Name> {

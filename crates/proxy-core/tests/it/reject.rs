@@ -147,30 +147,54 @@ fn tls_contexts_that_we_could_not_keep() {
         }),
         format!("{TLS}.common_tls_context.tls_params.cipher_suites: unsupported cipher suite `RC4`")
     );
-    assert_eq!(
+    let params = |change: fn(&mut tls::TlsParameters)| {
         refused_tls(|_, c| {
-            let params = tls::TlsParameters { tls_minimum_protocol_version: 1, ..Default::default() };
+            let mut params = tls::TlsParameters::default();
+            change(&mut params);
             c.tls_params = Some(params);
-        }),
-        format!("{TLS}.common_tls_context.tls_params.tls_minimum_protocol_version: TLS before 1.2 is not supported")
+        })
+    };
+    assert_eq!(
+        params(|p| p.tls_maximum_protocol_version = 2),
+        format!("{TLS}.common_tls_context.tls_params.tls_maximum_protocol_version: TLS before 1.2 is not supported")
+    );
+    assert_eq!(
+        params(|p| p.ecdh_curves = vec!["P-521".to_owned()]),
+        format!("{TLS}.common_tls_context.tls_params.ecdh_curves: none of them is supported")
+    );
+    assert_eq!(
+        params(|p| p.cipher_suites = vec!["AES128-SHA".to_owned()]),
+        format!("{TLS}.common_tls_context.tls_params.cipher_suites: none of them is supported")
+    );
+    let inline = |text: &str| core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineString(text.to_owned())),
+        ..Default::default()
+    };
+    let context = |change: fn(&mut tls::CertificateValidationContext)| {
+        refused_tls(|_, c| {
+            let mut context = tls::CertificateValidationContext::default();
+            change(&mut context);
+            c.validation_context_type =
+                Some(tls::common_tls_context::ValidationContextType::ValidationContext(context));
+        })
+    };
+    const CONTEXT: &str = "common_tls_context.validation_context";
+    assert_eq!(context(|_| {}), format!("{TLS}.{CONTEXT}.trusted_ca: missing"));
+    assert_eq!(
+        context(|c| c.verify_certificate_hash = vec!["abc".to_owned()]),
+        format!("{TLS}.{CONTEXT}.verify_certificate_hash[0]: not a SHA-256 in hexadecimal")
+    );
+    assert_eq!(
+        context(|c| c.allow_expired_certificate = true),
+        format!("{TLS}.{CONTEXT}.allow_expired_certificate: unsupported field")
     );
     assert_eq!(
         refused_tls(|_, c| {
-            use tls::common_tls_context::ValidationContextType as V;
-            let context = tls::CertificateValidationContext { trust_chain_verification: 1, ..Default::default() };
-            let combined = tls::common_tls_context::CombinedCertificateValidationContext {
-                default_validation_context: Some(context),
-                validation_context_sds_secret_config: Some(tls::SdsSecretConfig {
-                    name: "ROOTCA".to_owned(),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            };
-            c.validation_context_type = Some(V::CombinedValidationContext(combined));
+            c.tls_certificate_sds_secret_configs.clear();
+            let pair = tls::TlsCertificate { certificate_chain: Some(inline("x")), ..Default::default() };
+            c.tls_certificates = vec![pair];
         }),
-        format!(
-            "{TLS}.common_tls_context.combined_validation_context.default_validation_context.trust_chain_verification: unsupported field"
-        )
+        format!("{TLS}.common_tls_context.tls_certificates[0].private_key: missing")
     );
 }
 

@@ -13,7 +13,7 @@ use carrick_proxy_core::model::matcher::{StringMatcher, Text};
 use carrick_proxy_core::model::metadata::Metadata;
 use carrick_proxy_core::model::retry::{RetryOn, RetryPolicy};
 use carrick_proxy_core::model::route::*;
-use carrick_proxy_core::model::tls::{DownstreamTls, SanKind, SanMatcher, UpstreamTls, Validation};
+use carrick_proxy_core::model::tls::{CertificateSource, DownstreamTls, SanKind, SanMatcher, UpstreamTls, Validation};
 use carrick_proxy_core::model::{Endpoint, EndpointSet, Listeners, Name};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -397,12 +397,10 @@ fn san(matcher: fn(Text) -> StringMatcher, value: &str) -> SanMatcher {
 
 pub fn server_tls(alpn: &[&str]) -> DownstreamTls {
     DownstreamTls {
-        certificate: "default".into(),
-        validation: Some(Validation {
-            trust: "ROOTCA".into(),
-            sans: [san(StringMatcher::Prefix, "spiffe://cluster.local/")].into(),
-        }),
+        certificates: [CertificateSource::Secret("default".into())].into(),
+        validation: Some(Validation::of("ROOTCA", [san(StringMatcher::Prefix, "spiffe://cluster.local/")].into())),
         require_client_certificate: true,
+        require_sni: false,
         alpn: alpn.iter().map(|a| Name::from(*a)).collect(),
         params: Default::default(),
     }
@@ -413,11 +411,11 @@ pub fn client_tls(account: &str, alpn: &[&str]) -> TransportSocket {
         sni: Some("outbound_.80_._.app.test.svc.cluster.local".into()),
         auto_host_sni: false,
         auto_sni_san_validation: false,
-        certificate: Some("default".into()),
-        validation: Some(Validation {
-            trust: "ROOTCA".into(),
-            sans: [san(StringMatcher::Exact, &format!("spiffe://cluster.local/ns/test/sa/{account}"))].into(),
-        }),
+        certificate: Some(CertificateSource::Secret("default".into())),
+        validation: Some(Validation::of(
+            "ROOTCA",
+            [san(StringMatcher::Exact, &format!("spiffe://cluster.local/ns/test/sa/{account}"))].into(),
+        )),
         alpn: alpn.iter().map(|a| Name::from(*a)).collect(),
         params: Default::default(),
     })
