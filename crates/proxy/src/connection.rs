@@ -150,7 +150,8 @@ async fn prepare(
             let limit = chain.transport_socket_connect_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
             match tokio::time::timeout(limit, Box::pin(tls::accept(&config, socket))).await {
                 Ok(Ok((stream, proof))) => {
-                    if settings.require_client_certificate && proof.peer.is_none() {
+                    let named = settings.validation.as_ref().is_none_or(|v| !v.accept_untrusted);
+                    if settings.require_client_certificate && named && proof.peer.is_none() {
                         // The verifier has said so already; without the proof value there is no way on.
                         stats.ssl_no_certificate.inc();
                         return None;

@@ -114,6 +114,10 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     let head = head.strip_prefix(b"\r\n").or_else(|| head.strip_prefix(b"\n")).unwrap_or(head);
     let mut lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let request = lines.next().unwrap_or_default();
+    // A folded line belongs to the one before for some, and is a field of its own for others.
+    if lines.clone().any(|line| line.first().is_some_and(|b| matches!(b, b' ' | b'\t'))) {
+        return Err(Refusal::Malformed);
+    }
     let mut framing = Fields::default();
     for line in lines {
         framing.line(line)?;
@@ -126,17 +130,32 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     if !METHODS.contains(&method) {
         return Err(Refusal::Malformed);
     }
-    match rest.trim_ascii().rsplit(|b| *b == b' ').next() {
-        Some(b"HTTP/1.1") => {}
-        Some(b"HTTP/1.0") if accept_http_10 => {}
-        Some(version) if version.starts_with(b"http/") => return Err(Refusal::Malformed),
-        Some(version) if version.starts_with(b"HTTP/") => return Err(Refusal::Version),
+    let mut words = rest.trim_ascii().splitn(2, |b| *b == b' ');
+    let (target, version) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().trim_ascii());
+    match version {
+        b"HTTP/1.1" => {}
+        b"HTTP/1.0" if accept_http_10 => {}
+        version if version.starts_with(b"HTTP/") && !version.contains(&b' ') => return Err(Refusal::Version),
         // A target alone is HTTP/0.9.
-        _ if rest.trim_ascii().contains(&b' ') => return Err(Refusal::Malformed),
-        _ => return Err(Refusal::Version),
+        b"" => return Err(Refusal::Version),
+        _ => return Err(Refusal::Malformed),
+    }
+    if !target_is_known(method, target) {
+        return Err(Refusal::Malformed);
     }
     let body = framing.body()?;
     Ok(if method == b"CONNECT" || framing.upgrade { Framing::Opaque } else { body })
+}
+
+/// The four forms of RFC 9112 §3.2, without fragments, which no request has.
+fn target_is_known(method: &[u8], target: &[u8]) -> bool {
+    let scheme = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let form = match method {
+        b"CONNECT" => true,
+        b"OPTIONS" if target == b"*" => true,
+        _ => target.starts_with(b"/") || scheme(b"http://") || scheme(b"https://"),
+    };
+    form && !target.contains(&b'#')
 }
 
 #[derive(Default)]
@@ -150,10 +169,6 @@ impl Fields {
     fn line(&mut self, line: &[u8]) -> Result<(), Refusal> {
         if line.is_empty() {
             return Ok(());
-        }
-        // A folded line belongs to the one before for some, and is a field of its own for others.
-        if line.first().is_some_and(|b| matches!(b, b' ' | b'\t')) {
-            return Err(Refusal::Malformed);
         }
         let Some(colon) = line.iter().position(|b| *b == b':') else { return Err(Refusal::Malformed) };
         let (name, value) = line.split_at(colon);
@@ -192,6 +207,11 @@ impl Fields {
     }
 }
 
+/// A byte of a field's name (RFC 9110 §5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Follows a chunked body to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunks {
@@ -214,6 +234,8 @@ pub enum Chunks {
     Trailers {
         /// Whether the line has anything in it.
         empty: bool,
+        /// Whether its name is over.
+        named: bool,
         /// The last byte was CR.
         cr: bool,
     },
@@ -258,7 +280,7 @@ impl Chunks {
         let bad = Err(Refusal::Malformed);
         match self {
             Self::Size { size, digits, cr: true, .. } => match (byte, digits, size) {
-                (b'\n', 1.., 0) => Ok(Self::Trailers { empty: true, cr: false }),
+                (b'\n', 1.., 0) => Ok(Self::Trailers { empty: true, named: false, cr: false }),
                 (b'\n', 1.., size) => Ok(Self::Data(size)),
                 _ => bad,
             },
@@ -278,24 +300,17 @@ impl Chunks {
             Self::DataEnd(0) if byte == b'\r' => Ok(Self::DataEnd(1)),
             Self::DataEnd(1) if byte == b'\n' => Ok(Self::default()),
             Self::DataEnd(_) => bad,
-            Self::Trailers { empty: true, cr: true } => {
-                if byte == b'\n' {
-                    Ok(Self::Done)
-                } else {
-                    bad
-                }
+            Self::Trailers { empty: true, cr: true, .. } if byte == b'\n' => Ok(Self::Done),
+            Self::Trailers { empty: false, named: true, cr: true } if byte == b'\n' => {
+                Ok(Self::Trailers { empty: true, named: false, cr: false })
             }
-            Self::Trailers { cr: true, .. } => {
-                if byte == b'\n' {
-                    Ok(Self::Trailers { empty: true, cr: false })
-                } else {
-                    bad
-                }
-            }
-            Self::Trailers { empty, cr: false } => match byte {
-                b'\r' => Ok(Self::Trailers { empty, cr: true }),
-                b'\n' => bad,
-                _ => Ok(Self::Trailers { empty: false, cr: false }),
+            Self::Trailers { cr: true, .. } => bad,
+            Self::Trailers { empty, named, cr: false } => match byte {
+                b'\r' => Ok(Self::Trailers { empty, named, cr: true }),
+                b':' if !empty => Ok(Self::Trailers { empty, named: true, cr: false }),
+                _ if named && (byte >= 0x20 || byte == b'\t') && byte != 0x7f => Ok(self),
+                _ if !named && is_token(byte) => Ok(Self::Trailers { empty: false, named, cr: false }),
+                _ => bad,
             },
             Self::Data(_) | Self::Done => Ok(self),
         }
@@ -352,6 +367,8 @@ mod tests {
             "1\r\nxy\r\n",
             "ffffffffffffffffff\r\n",
             "1;a\rb\r\n",
+            "0\r\nX T: y\r\n",
+            "0\r\nXT\r\n",
         ] {
             assert!(run(bad).is_err(), "{bad:?}");
         }
