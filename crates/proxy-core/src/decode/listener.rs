@@ -18,8 +18,8 @@ use super::{access_log, chain_match, filter, hcm, tls};
 use crate::model::Name;
 use crate::model::filter::{FilterStateKey, FilterStateSet};
 use crate::model::listener::{
-    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, ProxyHeader, TcpProxy, TcpTarget,
-    Tunnel,
+    ChainKind, Direction, FilterChain, Inspector, Inspectors, Listener, PortPredicate, ProxyHeader, TcpProxy,
+    TcpTarget, Tunnel,
 };
 
 /// A listener.
