@@ -63,6 +63,8 @@ pub struct Facts<'a> {
     pub cluster_metadata: Option<&'a Metadata>,
     /// Endpoint metadata.
     pub endpoint_metadata: Option<&'a Metadata>,
+    /// What filters found out about the request.
+    pub dynamic_metadata: Option<&'a Metadata>,
     /// Texts in filter state.
     pub filter_state: &'a [(crate::model::Name, String)],
     /// Start of the request, ISO 8601 with milliseconds.
@@ -169,7 +171,7 @@ impl Facts<'_> {
 
     fn metadata(&self, kind: MetadataKind, path: &[crate::model::Name], out: &mut String) -> bool {
         let source = match kind {
-            MetadataKind::Dynamic => None,
+            MetadataKind::Dynamic => self.dynamic_metadata,
             MetadataKind::Cluster => self.cluster_metadata,
             MetadataKind::Upstream => self.endpoint_metadata,
             MetadataKind::Route => self.route_metadata,

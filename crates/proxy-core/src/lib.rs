@@ -12,20 +12,25 @@ pub mod chain;
 pub mod circuit;
 #[allow(deprecated)]
 pub mod decode;
+#[allow(deprecated)]
+pub mod ext_authz;
 pub mod facts;
 pub mod format;
 pub mod hygiene;
 pub mod idle;
+pub mod jwt;
 pub mod matching;
 pub mod model;
 pub mod mutate;
 pub mod outlier;
 pub mod proxy_protocol;
+pub mod rbac;
 pub mod request;
 pub mod retry;
 pub mod rewrite;
 pub mod routing;
 pub mod simulate;
+pub mod steps;
 pub mod store;
 pub mod template;
 pub mod timeouts;

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use crate::model::matcher::{
-    CookieMatcher, HeaderCondition, HeaderMatcher, MetadataMatcher, QueryCondition, QueryMatcher, StringMatcher, Text,
+    CookieMatcher, HeaderCondition, HeaderMatcher, MatchKey, MetadataMatcher, QueryCondition, QueryMatcher, StringMatcher, Text,
     ValueMatcher,
 };
 use crate::model::metadata::{Metadata, Value};
@@ -52,10 +52,25 @@ impl HeaderMatcher {
         self.decide(|f| request.with_header(&self.key, f))
     }
 
+    /// Whether a request matches when each of several values counts for itself, as for RBAC: one that matches is enough, and the
+    /// inverted condition wants that none does.
+    #[must_use]
+    pub fn matches_any_value(&self, request: &RequestHead<'_>) -> bool {
+        match &self.key {
+            MatchKey::Name(name) if !matches!(self.condition, HeaderCondition::Present(_)) => {
+                let mut values = request.headers.get_all(name).iter().peekable();
+                if values.peek().is_none() {
+                    return self.matches(request);
+                }
+                values.any(|value| self.text(value.as_bytes())) != self.invert
+            }
+            _ => self.matches(request),
+        }
+    }
+
     /// Whether headers (of a response, say) match; `status` stands for `:status`.
     #[must_use]
     pub fn matches_response(&self, status: u16, headers: &http::HeaderMap) -> bool {
-        use crate::model::matcher::MatchKey;
         self.decide(|f| match &self.key {
             MatchKey::Status => Some(f(status.to_string().as_bytes())),
             MatchKey::Name(name) => crate::request::joined(headers, name, f),
@@ -167,7 +182,8 @@ impl ValueMatcher {
     #[must_use]
     pub fn matches(&self, value: Option<&Value>) -> bool {
         match (self, value) {
-            (Self::Present(wanted), value) => value.is_some() == *wanted,
+            // As Envoy's: `false` never matches.
+            (Self::Present(wanted), value) => *wanted && value.is_some(),
             (Self::Or(any), value) => any.iter().any(|m| m.matches(value)),
             (Self::Null, Some(Value::Null)) => true,
             (Self::Number(wanted), Some(Value::Number(number))) => wanted == number,

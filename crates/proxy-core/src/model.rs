@@ -7,15 +7,19 @@
 pub mod access_log;
 pub mod cluster;
 pub mod endpoint;
+pub mod ext_authz;
 pub mod filter;
 pub mod format;
 pub mod hcm;
 pub mod headers;
+pub mod jwt;
 pub mod listener;
 pub mod matcher;
 pub mod metadata;
+pub mod rbac;
 pub mod retry;
 pub mod route;
+pub mod steps;
 pub mod tls;
 
 use std::collections::{BTreeMap, HashMap};

@@ -7,7 +7,7 @@ use http::header::{HeaderMap, HeaderValue};
 
 use crate::format::Values;
 use crate::model::Name;
-use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, UpstreamOverrides};
+use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Step, StepHere, UpstreamOverrides};
 use crate::model::headers::{AppendAction, HeaderOps};
 use crate::model::route::{PerFilter, Route, RouteTable, VirtualHost, WeightedCluster};
 
@@ -119,14 +119,42 @@ impl Levels<'_> {
     }
 
     /// Least specific first.
-    fn per_filter(&self) -> impl Iterator<Item = &PerFilter> {
-        [&self.virtual_host.per_filter, &self.route.per_filter].into_iter().chain(self.weighted.map(|w| &w.per_filter))
+    fn per_filter(&self) -> impl DoubleEndedIterator<Item = &PerFilter> {
+        let three = [&self.table.per_filter, &self.virtual_host.per_filter, &self.route.per_filter];
+        three.into_iter().chain(self.weighted.map(|w| &w.per_filter))
     }
 
-    /// Whether a filter is switched off for this route.
+    /// Whether a filter is switched off for this route: the most specific level that speaks of it decides.
     #[must_use]
     pub fn filter_disabled(&self, name: &Name) -> bool {
-        self.per_filter().any(|p| p.disabled.contains(name))
+        self.switch(name) == Some(false)
+    }
+
+    /// Whether a step runs here.
+    #[must_use]
+    pub fn runs(&self, step: &Step) -> bool {
+        self.switch(&step.name).unwrap_or(!step.disabled) && !matches!(self.here(&step.name), Some(StepHere::Off))
+    }
+
+    fn switch(&self, name: &Name) -> Option<bool> {
+        self.per_filter().rev().find_map(|p| {
+            if p.disabled.contains(name) {
+                Some(false)
+            } else {
+                p.steps.iter().any(|(n, _)| n == name).then_some(true)
+            }
+        })
+    }
+
+    /// The most specific configuration of a step.
+    #[must_use]
+    pub fn here(&self, name: &Name) -> Option<&StepHere> {
+        self.per_filter().rev().find_map(|p| p.steps.iter().find(|(n, _)| n == name).map(|(_, here)| here))
+    }
+
+    /// All configurations of a step, the most specific first.
+    pub fn all_here<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a StepHere> {
+        self.per_filter().rev().filter_map(move |p| p.steps.iter().find(|(n, _)| n == name).map(|(_, here)| here))
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod body;
 mod connection;
 pub mod exchange;
+mod filters;
 mod forward;
 mod guard;
 mod head;
@@ -13,6 +14,8 @@ mod mirror;
 mod reply;
 mod service;
 mod upgrade;
+
+pub(crate) use filters::peer;
 
 use crate::exec::LocalExec;
 use crate::info::Info;
@@ -39,6 +42,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection of an HTTP chain to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>, lease: Lease) {
     let carrick_proxy_core::model::listener::ChainKind::Http(hcm) = &info.chain.kind else { return };
+    if let Some(why) = crate::rbac::refusal(&worker, &info) {
+        tracing::debug!(peer = %info.peer, "connection refused: {why}");
+        return;
+    }
     let h2 = {
         let choice = Box::pin(is_h2(hcm, &info, &mut stream));
         tokio::select! {
@@ -196,7 +203,7 @@ fn suppressed(conn: &HttpConn) -> bool {
 }
 
 /// As the log writes it.
-fn protocol_name(version: http::Version) -> &'static str {
+pub(crate) fn protocol_name(version: http::Version) -> &'static str {
     match version {
         http::Version::HTTP_10 => "HTTP/1.0",
         http::Version::HTTP_2 => "HTTP/2",

@@ -54,11 +54,22 @@ pub mod flag {
     pub const STREAM_IDLE: &str = "SI";
     pub const UPSTREAM_PROTOCOL: &str = "UPE";
     pub const UPSTREAM_PROTOCOL_RETRIES: &str = "URX,UPE";
+    pub const FAULT: &str = "FI";
+    pub const DELAYED: &str = "DI";
+    pub const DELAYED_AND_ABORTED: &str = "DI,FI";
+    pub const RATE_LIMITED: &str = "RL";
+    pub const UNAUTHORIZED: &str = "UAEX";
 }
 
 /// Response code details.
 pub mod details {
     pub const VIA_UPSTREAM: &str = "via_upstream";
+    pub const CORS: &str = "cors_response";
+    pub const EXT_AUTHZ_DENIED: &str = "ext_authz_denied";
+    pub const EXT_AUTHZ_ERROR: &str = "ext_authz_error";
+    pub const FAULT_ABORT: &str = "fault_filter_abort";
+    pub const LOCAL_RATE_LIMITED: &str = "local_rate_limited";
+    pub const TOO_LARGE: &str = "request_payload_too_large";
     pub const DIRECT: &str = "direct_response";
     pub const ROUTE_NOT_FOUND: &str = "route_not_found";
     pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";

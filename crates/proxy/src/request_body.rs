@@ -25,6 +25,15 @@ pub enum RequestBody {
     Replayable(Replay),
     /// A copy of what passes elsewhere.
     Tapped(mpsc::Receiver<Tapped>),
+    /// Our own.
+    Whole(Option<Bytes>),
+}
+
+impl RequestBody {
+    /// A body of our own.
+    pub fn whole(bytes: Bytes) -> Self {
+        if bytes.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(bytes)) }
+    }
 }
 
 /// What a copy gets.
@@ -44,6 +53,8 @@ pub const TAP_DEPTH: usize = 64;
 /// The client's body with its byte count.
 #[derive(Debug)]
 pub struct Source {
+    /// Read before the rest.
+    first: Option<Bytes>,
     body: Incoming,
     bytes: Rc<std::cell::Cell<u64>>,
     taps: Vec<mpsc::Sender<Tapped>>,
@@ -52,7 +63,7 @@ pub struct Source {
 impl Source {
     /// Counts what passes into `bytes`, and copies it into `taps`.
     pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>, taps: Vec<mpsc::Sender<Tapped>>) -> Self {
-        Source { body, bytes, taps }
+        Source { first: None, body, bytes, taps }
     }
 
     fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, hyper::Error>>, last: bool) {
@@ -70,7 +81,32 @@ impl Source {
         });
     }
 
+    /// With a beginning that was read (and counted) before.
+    pub fn after(mut self, first: Option<Bytes>) -> Self {
+        self.first = first.filter(|f| !f.is_empty());
+        self
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.body.size_hint();
+        match (&self.first, rest.exact()) {
+            (None, _) => rest,
+            (Some(first), Some(n)) => SizeHint::with_exact(n.saturating_add(first.len() as u64)),
+            (Some(_), None) => SizeHint::default(),
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(first) = self.first.take() {
+            let frame = Some(Ok(Frame::data(first)));
+            let last = self.body.is_end_stream();
+            self.tap(&frame, last);
+            return Poll::Ready(frame);
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(f)) = &frame
             && let Some(data) = f.data_ref()
@@ -193,16 +229,18 @@ impl Body for RequestBody {
                 Some(Tapped::End) => Poll::Ready(None),
                 None => Poll::Pending,
             },
+            RequestBody::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Streamed(s) => s.body.is_end_stream(),
+            RequestBody::Streamed(s) => s.is_end_stream(),
+            RequestBody::Whole(bytes) => bytes.is_none(),
             RequestBody::Replayable(r) => {
                 let m = r.shared.borrow();
-                r.next >= m.kept.len() && (m.ended || m.source.body.is_end_stream())
+                r.next >= m.kept.len() && (m.ended || m.source.is_end_stream())
             }
             RequestBody::Tapped(_) => false,
         }
@@ -211,10 +249,11 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streamed(s) => s.body.size_hint(),
+            RequestBody::Streamed(s) => s.size_hint(),
+            RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             RequestBody::Tapped(_) => SizeHint::default(),
             RequestBody::Replayable(r) if r.next == 0 && r.shared.borrow().kept.is_empty() => {
-                r.shared.borrow().source.body.size_hint()
+                r.shared.borrow().source.size_hint()
             }
             // What is kept plus what is left.
             RequestBody::Replayable(r) => {
@@ -225,7 +264,7 @@ impl Body for RequestBody {
                     .skip(r.next)
                     .map(|k| if let Kept::Data(d) = k { d.len() as u64 } else { 0 })
                     .fold(0, u64::saturating_add);
-                match m.source.body.size_hint().exact() {
+                match m.source.size_hint().exact() {
                     Some(rest) => SizeHint::with_exact(kept.saturating_add(rest)),
                     None => SizeHint::default(),
                 }

@@ -131,6 +131,7 @@ pub(crate) struct WorkerStats {
     listeners: Mutex<BTreeMap<Arc<str>, Arc<ListenerStats>>>,
     requests: Mutex<HashMap<RequestKey, RequestCell>>,
     connections: Mutex<HashMap<TcpKey, TcpCell>>,
+    filters: Mutex<BTreeMap<(Option<Arc<str>>, Arc<str>), u64>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -153,6 +154,12 @@ impl WorkerStats {
     }
     pub fn listener(&self, name: &Arc<str>) -> Arc<ListenerStats> {
         entry(&self.listeners, name)
+    }
+
+    /// Counts for a filter: below `http.<prefix>.`, or below nothing.
+    pub fn filter(&self, prefix: Option<&Arc<str>>, counter: &Arc<str>) {
+        let key = (prefix.map(Arc::clone), Arc::clone(counter));
+        *lock(&self.filters).entry(key).or_default() += 1;
     }
 
     /// Counts a finished request.
@@ -216,6 +223,13 @@ impl Stats {
             }
             for (name, c) in lock(&w.listeners).iter() {
                 c.each(|k, v| s.add("listener", name, k, v));
+            }
+            for ((prefix, counter), n) in lock(&w.filters).iter() {
+                let name = match prefix {
+                    Some(prefix) => format!("http.{prefix}.{counter}"),
+                    None => counter.to_string(),
+                };
+                *s.counters.entry(name).or_default() += n;
             }
             for (key, c) in lock(&w.requests).iter() {
                 let sum = s.requests.entry(key.clone()).or_default();

@@ -52,8 +52,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
         cluster: None,
         upstream: None,
         failure: None,
+        refused: None,
         key: None,
     };
+    record.refused = crate::rbac::refusal(&worker, &info);
+    if record.refused.is_some() {
+        stats.downstream_cx_active.dec();
+        return;
+    }
     let upstream = {
         let open = Box::pin(open(&worker, &info, proxy, &mut record));
         tokio::select! {
@@ -201,6 +207,8 @@ struct Record<'a> {
     cluster: Option<Rc<ClusterState>>,
     upstream: Option<SocketAddr>,
     failure: Option<String>,
+    /// Refused by policy, and why.
+    refused: Option<String>,
     key: Option<TcpKey>,
 }
 
@@ -255,6 +263,7 @@ impl Drop for Record<'_> {
             bytes_sent: self.down,
             flags: (self.flags != flag::NONE).then_some(self.flags),
             upstream_failure: self.failure.as_deref(),
+            termination_details: self.refused.as_deref(),
             connection_id: Some(self.info.id),
             ..Facts::default()
         };

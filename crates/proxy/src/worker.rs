@@ -32,6 +32,10 @@ pub(crate) struct Worker {
     /// Connections without a chain yet; and all of them when the engine drains.
     pub life: Rc<Life>,
     pub upstreams: Upstreams,
+    /// Key sets of JWT providers.
+    pub jwks: crate::jwks::Cache,
+    /// Faults at work.
+    pub faults: std::cell::Cell<u32>,
     live: RefCell<Rc<Live>>,
     chains: RefCell<HashMap<usize, ChainEntry>>,
     /// Lives whose chain is gone but whose connections are not.
@@ -51,6 +55,8 @@ impl Worker {
         Rc::new(Worker {
             local: Rc::new(local),
             upstreams: Upstreams::default(),
+            jwks: crate::jwks::Cache::default(),
+            faults: std::cell::Cell::new(0),
             life: Life::new(),
             live: RefCell::new(live),
             chains: RefCell::default(),

@@ -3,23 +3,38 @@
 //! Invariant: the router is there, once, and last.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as rds;
 use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3 as state;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as rbac_pb;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3 as router;
 use envoy_types::pb::envoy::extensions::filters::http::set_filter_state::v3 as http_state;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::bad::{At, Bad, decode, each, only, type_name};
+use super::bad::{At, Bad, decode, each, given, only, type_name};
 use super::headers::format;
 use super::inert::INERT_HTTP_FILTERS;
-use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Router};
+use super::{ext_authz, jwt, rbac, steps};
+use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Router, Step, StepHere, StepKind};
 use crate::model::route::PerFilter;
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const SET_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
+const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const RBAC_HERE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
+const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+const JWT_HERE: &str = "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
+const EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+const EXT_AUTHZ_HERE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_HERE: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+const RATE: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+const MUTATION_HERE: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// The HTTP filters of a connection manager.
@@ -44,6 +59,10 @@ fn http_filter(value: &hcm::HttpFilter) -> Result<Option<HttpFilter>, Bad> {
             ));
         }
     };
+    if let Some(kind) = step(any).at("typed_config")? {
+        let name = value.name.as_str().into();
+        return Ok(Some(HttpFilter::Step(Step { name, disabled: value.disabled, kind })));
+    }
     if value.disabled {
         return Err(Bad::unsupported("disabled"));
     }
@@ -56,6 +75,37 @@ fn http_filter(value: &hcm::HttpFilter) -> Result<Option<HttpFilter>, Bad> {
         name if INERT_HTTP_FILTERS.iter().any(|(inert, _)| *inert == name) => Ok(None),
         _ => Err(Bad::field("typed_config", format_args!("unsupported HTTP filter \"{}\"", value.name))),
     }
+}
+
+/// The filters that take part in requests.
+fn step(any: &Any) -> Result<Option<StepKind>, Bad> {
+    Ok(Some(match type_name(any) {
+        RBAC => StepKind::Rbac(Arc::new(rbac::http(&decode(any)?)?)),
+        JWT => StepKind::Jwt(Arc::new(jwt::jwt_authn(&decode(any)?)?)),
+        EXT_AUTHZ => StepKind::ExtAuthz(Arc::new(ext_authz::ext_authz(&decode(any)?)?)),
+        FAULT => StepKind::Fault(Arc::new(steps::fault(&decode(any)?)?)),
+        CORS => StepKind::Cors,
+        RATE => StepKind::LocalRateLimit(Arc::new(steps::local_rate_limit(&decode(any)?)?)),
+        MUTATION => StepKind::HeaderMutation(Arc::new(steps::header_mutation(&decode(any)?)?)),
+        _ => return Ok(None),
+    }))
+}
+
+/// Their configuration at a route.
+fn step_here(any: &Any) -> Result<Option<StepHere>, Bad> {
+    Ok(Some(match type_name(any) {
+        RBAC_HERE => {
+            let here: rbac_pb::RbacPerRoute = decode(any)?;
+            given("rbac", &here.rbac, rbac::http)?.map_or(StepHere::Off, |r| StepHere::Rbac(Arc::new(r)))
+        }
+        JWT_HERE => StepHere::Jwt(jwt::jwt_here(&decode(any)?)?),
+        EXT_AUTHZ_HERE => ext_authz::ext_authz_here(&decode(any)?)?,
+        FAULT => StepHere::Fault(Arc::new(steps::fault(&decode(any)?)?)),
+        CORS_HERE => StepHere::Cors(Arc::new(steps::cors(&decode(any)?)?)),
+        RATE => StepHere::LocalRateLimit(Arc::new(steps::local_rate_limit(&decode(any)?)?)),
+        MUTATION_HERE => StepHere::HeaderMutation(Arc::new(steps::header_mutation_here(&decode(any)?)?)),
+        _ => return Ok(None),
+    }))
 }
 
 fn router(value: &router::Router) -> Result<Router, Bad> {
@@ -135,6 +185,10 @@ pub fn per_filter(map: &HashMap<String, Any>) -> Result<PerFilter, Bad> {
 }
 
 fn one_filter(name: &str, any: &Any, out: &mut PerFilter) -> Result<(), Bad> {
+    if let Some(here) = step_here(any)? {
+        out.steps.push((name.into(), here));
+        return Ok(());
+    }
     match type_name(any) {
         SET_STATE => {
             out.set_filter_state.push((name.into(), decode(any).and_then(|c| on_request(&c))?));

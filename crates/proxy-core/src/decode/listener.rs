@@ -184,12 +184,13 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
     } refuse {});
     let tls = given("transport_socket", &value.transport_socket, tls::downstream_socket)?.flatten();
     let mut on_new_connection = Vec::new();
+    let mut rbac = Vec::new();
     let mut kind = None;
     each("filters", &value.filters, |filter| {
         if kind.is_some() {
             return Err(Bad::new("a filter after the terminal filter"));
         }
-        kind = network_filter(filter, &mut on_new_connection)?;
+        kind = network_filter(filter, &mut on_new_connection, &mut rbac)?;
         Ok(())
     })?;
     Ok(FilterChain {
@@ -202,12 +203,17 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
             None,
         )?,
         on_new_connection,
+        rbac,
         kind: kind.ok_or_else(|| Bad::field("filters", "no terminal filter"))?,
         metadata: metadata(&value.metadata).at("metadata")?,
     })
 }
 
-fn network_filter(value: &pb::Filter, state: &mut Vec<FilterStateSet>) -> Result<Option<ChainKind>, Bad> {
+fn network_filter(
+    value: &pb::Filter,
+    state: &mut Vec<FilterStateSet>,
+    rbac: &mut Vec<Arc<crate::model::rbac::RbacFilter>>,
+) -> Result<Option<ChainKind>, Bad> {
     let any = match &value.config_type {
         Some(pb::filter::ConfigType::TypedConfig(any)) => any,
         Some(pb::filter::ConfigType::ConfigDiscovery(_)) => return Err(Bad::unsupported("config_discovery")),
@@ -225,6 +231,11 @@ fn network_filter(value: &pb::Filter, state: &mut Vec<FilterStateSet>) -> Result
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             let manager = decode(any).and_then(|m| hcm::connection_manager(&m)).at("typed_config")?;
             Ok(Some(ChainKind::Http(Box::new(manager))))
+        }
+        "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+            let filter = decode(any).and_then(|r| super::rbac::network(&r)).at("typed_config")?;
+            rbac.push(Arc::new(filter));
+            Ok(None)
         }
         "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
             let config: set_state::Config = decode(any).at("typed_config")?;

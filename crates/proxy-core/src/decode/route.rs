@@ -26,10 +26,10 @@ pub fn route_table(value: &pb::RouteConfiguration) -> Result<RouteTable, Bad> {
     only!(value, pb::RouteConfiguration {
         name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
         request_headers_to_remove, most_specific_header_mutations_wins, ignore_port_in_host_matching,
-        ignore_path_parameters_in_path_matching, request_mirror_policies,
+        ignore_path_parameters_in_path_matching, request_mirror_policies, typed_per_filter_config,
     } refuse {
         vhds, validate_clusters, max_direct_response_body_size_bytes, cluster_specifier_plugins, vhost_header,
-        typed_per_filter_config, metadata, route_specifiers,
+        metadata, route_specifiers,
     });
     let mirrors = mirror::policies(&value.request_mirror_policies)?;
     let virtual_hosts = each("virtual_hosts", &value.virtual_hosts, |v| virtual_host(v, &mirrors).map(Arc::new))?;
@@ -43,6 +43,7 @@ pub fn route_table(value: &pb::RouteConfiguration) -> Result<RouteTable, Bad> {
         request: headers::ops("request", &value.request_headers_to_add, &value.request_headers_to_remove)?,
         response: headers::ops("response", &value.response_headers_to_add, &value.response_headers_to_remove)?,
         internal_only_headers: each("internal_only_headers", &value.internal_only_headers, |h| headers::name(h))?,
+        per_filter: filter::per_filter(&value.typed_per_filter_config)?,
     })
 }
 
@@ -151,7 +152,8 @@ fn route(value: &pb::Route, inherited: Inherited<'_>) -> Result<Route, Bad> {
     })
 }
 
-fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
+/// A route match; JWT rules have the same.
+pub fn route_match(value: &pb::RouteMatch) -> Result<RouteMatch, Bad> {
     only!(value, pb::RouteMatch {
         case_sensitive, runtime_fraction, headers, query_parameters, cookies, grpc, tls_context, path_specifier, dynamic_metadata
     } refuse { filter_state });

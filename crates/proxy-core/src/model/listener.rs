@@ -137,6 +137,8 @@ pub struct FilterChain {
     pub transport_socket_connect_timeout: Option<Duration>,
     /// Values that connections put into filter state before the terminal filter (`set_filter_state` network filter).
     pub on_new_connection: Vec<FilterStateSet>,
+    /// RBAC network filters, in order: asked when the first byte has come.
+    pub rbac: Vec<Arc<super::rbac::RbacFilter>>,
     /// The terminal filter.
     pub kind: ChainKind,
     /// Free-form.

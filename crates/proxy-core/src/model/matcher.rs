@@ -129,7 +129,7 @@ pub struct MetadataMatcher {
     pub invert: bool,
 }
 
-/// `ValueMatcher`. A missing value matches only `Present(false)`.
+/// `ValueMatcher`. A missing value matches nothing.
 #[derive(Debug, Clone)]
 pub enum ValueMatcher {
     /// null.
@@ -147,7 +147,7 @@ pub enum ValueMatcher {
     Text(StringMatcher),
     /// A truth value.
     Bool(bool),
-    /// There is one, or not.
+    /// There is one. With `false` nothing matches.
     Present(bool),
     /// A list, one of whose values matches.
     OneOf(Box<ValueMatcher>),

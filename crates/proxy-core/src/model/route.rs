@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 
 use super::Name;
-use super::filter::FilterStateSet;
+use super::filter::{FilterStateSet, StepHere};
 use super::format::Format;
 use super::headers::HeaderOps;
 use super::matcher::{CookieMatcher, HeaderMatcher, MetadataMatcher, QueryMatcher, RegexRewrite};
@@ -38,6 +38,8 @@ pub struct RouteTable {
     pub response: HeaderOps,
     /// Headers removed from requests that come from outside.
     pub internal_only_headers: Vec<HeaderName>,
+    /// Per-filter configuration.
+    pub per_filter: PerFilter,
 }
 
 /// A name that may be empty.
@@ -123,6 +125,8 @@ pub struct PerFilter {
     pub disabled: Vec<Name>,
     /// `set_filter_state` values, by filter name.
     pub set_filter_state: Vec<(Name, Vec<FilterStateSet>)>,
+    /// Configuration of steps, by filter name; it also switches on what is off by default.
+    pub steps: Vec<(Name, StepHere)>,
 }
 
 /// Conditions of a route; all must hold.

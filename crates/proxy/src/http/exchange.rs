@@ -4,6 +4,7 @@
 //! response ended in order.
 
 use super::connection::HttpConn;
+use super::filters::Found;
 use crate::names::flag;
 use crate::stats::RequestKey;
 use crate::upstream::ClusterState;
@@ -58,6 +59,10 @@ pub struct Exchange {
     pub(super) status: u16,
     pub(super) flags: &'static str,
     pub(super) details: &'static str,
+    /// Instead of `details`, where a filter has its own words.
+    pub(super) own_details: Option<Box<str>>,
+    /// What filters found out.
+    pub(super) found: Option<Box<Found>>,
     pub(super) failure: Option<String>,
     pub(super) cluster: Option<Rc<ClusterState>>,
     pub(super) route: Option<Arc<Route>>,
@@ -89,6 +94,8 @@ impl Exchange {
             status: 0,
             flags: flag::NONE,
             details: "",
+            own_details: None,
+            found: None,
             failure: None,
             cluster: None,
             route: None,
@@ -174,6 +181,9 @@ impl Exchange {
         let conn = &self.conn;
         if !self.ended && self.flags == flag::NONE {
             self.flags = flag::DOWNSTREAM_CLOSED;
+        }
+        if self.flags == flag::NONE && self.found.as_ref().is_some_and(|f| f.delayed) {
+            self.flags = flag::DELAYED;
         }
         let class = |two: &crate::stats::Counter,
                      three: &crate::stats::Counter,
@@ -267,7 +277,8 @@ impl Exchange {
             bytes_received: self.received.get(),
             bytes_sent: self.sent,
             flags: (self.flags != flag::NONE).then_some(self.flags),
-            code_details: Some(self.details),
+            code_details: Some(self.own_details.as_deref().unwrap_or(self.details)),
+            dynamic_metadata: self.found.as_ref().map(|f| &f.metadata),
             upstream_failure: self.failure.as_deref(),
             attempts: Some(self.attempts),
             connection_id: Some(info.id),

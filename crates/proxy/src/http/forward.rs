@@ -53,6 +53,8 @@ pub(super) struct Forward<'a> {
     pub cluster: &'a str,
     pub overrides: Rc<UpstreamOverrides>,
     pub upgrade: Option<&'a str>,
+    /// Beginning of the body that a filter has read.
+    pub read: Option<bytes::Bytes>,
 }
 
 /// The body of a request, as attempts draw on it.
@@ -114,17 +116,18 @@ pub(super) async fn run(
     let policy = plan.action.retry.as_deref().or(plan.routed.virtual_host.retry.as_deref());
     // RetryState reads the head once; it keeps the policy only.
     let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
+    let has_body = !body.is_end_stream() || plan.read.as_ref().is_some_and(|r| !r.is_empty());
     let mut mirrors =
-        if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, !body.is_end_stream()) };
+        if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, has_body) };
     let per_try = plan.limits.per_try;
     let limit = plan.limits.global;
-    let supply = if plan.upgrade.is_some() || body.is_end_stream() {
+    let supply = if plan.upgrade.is_some() || !has_body {
         Supply::Empty
     } else {
         // Short bodies are kept in any case: the connection may be gone without the upstream having seen anything.
         let short = body.size_hint().exact().is_some_and(|n| n <= REPLAY_LIMIT as u64);
         let taps = mirrors.iter_mut().filter_map(|m| m.tap()).collect();
-        let source = Source::new(body, Rc::clone(&exchange.received), taps);
+        let source = Source::new(body, Rc::clone(&exchange.received), taps).after(plan.read.clone());
         if retry.is_some() || short { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
     };
     for mirror in mirrors {

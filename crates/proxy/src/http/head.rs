@@ -15,6 +15,7 @@ use http::header::{HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A request's head after hygiene, with what does not stand in its parts.
@@ -24,8 +25,10 @@ pub(super) struct Head {
     pub authority: HeaderValue,
     /// `http` or `https`.
     pub scheme: &'static str,
-    /// The client, as far as it is trusted.
+    /// It comes from inside.
     pub internal: bool,
+    /// The client, as far as it is trusted.
+    pub client: SocketAddr,
     /// Asked for: lower-case protocol, `connect` for plain CONNECT.
     pub upgrade: Option<String>,
 }
@@ -117,7 +120,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
         Some("http") => "http",
         _ => client.scheme,
     };
-    Ok(Head { parts, authority, scheme, internal: client.internal, upgrade })
+    Ok(Head { parts, authority, scheme, internal: client.internal, client: client.address, upgrade })
 }
 
 pub(super) fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {

@@ -8,9 +8,10 @@ use super::exchange::Exchange;
 use crate::names::{details, flag};
 use crate::upstream::connect::ConnectError;
 use bytes::Bytes;
+use carrick_proxy_core::ext_authz::Change;
 use carrick_proxy_core::hygiene::LocalReply;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 /// Why a request is answered here.
 #[derive(Debug)]
@@ -49,6 +50,57 @@ pub enum Failure {
     Direct(StatusCode, Bytes),
     /// The route redirects.
     Redirect(StatusCode, String),
+    /// A filter answers.
+    Filter(Box<Reply>),
+}
+
+/// A filter's answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// Status.
+    pub status: StatusCode,
+    /// Body.
+    pub body: Bytes,
+    /// Headers besides those of the body.
+    pub headers: HeaderMap,
+    /// Changes of the headers in the end.
+    pub changes: Vec<Change>,
+    /// Response code details.
+    pub details: String,
+    /// Response flag.
+    pub flag: &'static str,
+    /// gRPC status for gRPC requests, instead of the usual one of the HTTP status.
+    pub grpc: Option<u32>,
+    /// gRPC requests are answered in gRPC.
+    pub local: bool,
+}
+
+impl Reply {
+    /// An answer in plain text.
+    pub fn new(status: StatusCode, body: Bytes, details: String) -> Self {
+        Reply {
+            status,
+            body,
+            headers: HeaderMap::new(),
+            changes: Vec::new(),
+            details,
+            flag: flag::NONE,
+            grpc: None,
+            local: true,
+        }
+    }
+
+    /// With a response flag.
+    pub fn flagged(mut self, flag: &'static str) -> Self {
+        self.flag = flag;
+        self
+    }
+}
+
+impl From<Reply> for Failure {
+    fn from(reply: Reply) -> Self {
+        Failure::Filter(Box::new(reply))
+    }
 }
 
 const BEFORE: &str = "upstream connect error or disconnect/reset before headers. ";
@@ -67,6 +119,7 @@ impl Failure {
             | Failure::MaxDuration => StatusCode::GATEWAY_TIMEOUT,
             Failure::UpgradeRefused => StatusCode::FORBIDDEN,
             Failure::NotHttp => StatusCode::BAD_GATEWAY,
+            Failure::Filter(reply) => reply.status,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -74,6 +127,7 @@ impl Failure {
     fn flag(&self, retried: bool) -> &'static str {
         match (self, retried) {
             (Failure::NoRoute, _) => flag::NO_ROUTE,
+            (Failure::Filter(reply), _) => reply.flag,
             (Failure::NoCluster(_), _) => flag::NO_CLUSTER,
             (Failure::NoHealthy, _) => flag::NO_HEALTHY,
             (Failure::Overflow, _) => flag::OVERFLOW,
@@ -111,6 +165,8 @@ impl Failure {
             Failure::StreamIdle => details::STREAM_IDLE,
             Failure::MaxDuration => details::MAX_DURATION,
             Failure::UpgradeRefused => details::UPGRADE_FAILED,
+            // Its own words, noted by the caller.
+            Failure::Filter(_) => "",
             Failure::Direct(..) | Failure::Redirect(..) => details::DIRECT,
         }
     }
@@ -119,6 +175,7 @@ impl Failure {
         let latest = if retried { "retried and the latest reset reason" } else { "reset reason" };
         match self {
             Failure::Direct(_, body) => body.clone(),
+            Failure::Filter(reply) => reply.body.clone(),
             Failure::NoHealthy => Bytes::from_static(b"no healthy upstream"),
             Failure::Timeout => Bytes::from_static(b"upstream request timeout"),
             Failure::PerTryTimeout | Failure::PerTryIdle => Bytes::from_static(b"upstream request timeout"),
@@ -162,11 +219,23 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
         Failure::Redirect(_, to) | Failure::Refused(LocalReply::Redirect(to)) => HeaderValue::from_str(to).ok(),
         _ => None,
     };
-    if exchange.is_grpc && redirect.is_none() {
+    let filter = match failure {
+        Failure::Filter(reply) => Some(&**reply),
+        _ => None,
+    };
+    if let Some(reply) = filter {
+        exchange.own_details = Some(reply.details.as_str().into());
+        *response.headers_mut() = reply.headers.clone();
+    }
+    if exchange.is_grpc && redirect.is_none() && filter.is_none_or(|r| r.local) {
         // A stream that may not last longer has missed its deadline, whatever its HTTP status would be.
-        let code = if matches!(failure, Failure::MaxDuration) { 4 } else { grpc_code(status) };
+        let usual = if matches!(failure, Failure::MaxDuration) { 4 } else { u32::from(grpc_code(status)) };
+        let code = filter.and_then(|r| r.grpc).unwrap_or(usual);
         grpc(&mut response, code, &text);
-        exchange.grpc_status = Some(i32::from(code));
+        exchange.grpc_status = i32::try_from(code).ok();
+        if let Some(reply) = filter {
+            carrick_proxy_core::ext_authz::change(response.headers_mut(), &reply.changes);
+        }
         return response;
     }
     *response.status_mut() = status;
@@ -182,10 +251,13 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         *response.body_mut() = ResponseBody::Full(Some(text));
     }
+    if let Some(reply) = filter {
+        carrick_proxy_core::ext_authz::change(response.headers_mut(), &reply.changes);
+    }
     response
 }
 
-fn grpc(response: &mut Response<ResponseBody>, code: u16, text: &[u8]) {
+fn grpc(response: &mut Response<ResponseBody>, code: u32, text: &[u8]) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(code));

@@ -6,6 +6,7 @@
 use super::body::ResponseBody;
 use super::connection::HttpConn;
 use super::exchange::{Exchange, Logged};
+use super::filters::{self, Found, Lookup, look_up};
 use super::forward::{self, Forward};
 use super::head::{Head, Routed, prepare, set_path, weighted};
 use super::reply::{self, Failure};
@@ -20,7 +21,7 @@ use carrick_proxy_core::model::route::{Action, Route};
 use carrick_proxy_core::mutate::Levels;
 use carrick_proxy_core::request::{RequestHead, is_grpc};
 use carrick_proxy_core::rewrite;
-use carrick_proxy_core::routing::{ClusterChoice, RouteFacts, RouteLookup};
+use carrick_proxy_core::routing::{ClusterChoice, RouteFacts};
 use carrick_proxy_core::timeouts::timeouts;
 use http::header::{CONNECTION, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -50,7 +51,11 @@ pub(super) async fn answer(
         }
         Err((failure, retried)) => (reply::respond(&failure, retried, &mut exchange), false),
     };
+    let status = response.status().as_u16();
     let headers = response.headers_mut();
+    if let Some(found) = &mut exchange.found {
+        found.respond(status, headers);
+    }
     finish(hcm, headers, passed_on);
     if hcm.request_id.always_set_in_response
         && let Some(id) = id
@@ -118,18 +123,19 @@ async fn handle(
 ) -> Result<Response<ResponseBody>, Failed> {
     exchange.is_grpc = is_grpc(request.headers());
     let on_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let mut head = prepare(conn, hcm, parts).map_err(here)?;
     let live = conn.worker.live();
-    let Some(table) = live.config.route_table(&hcm.routes).map(Arc::clone) else { return Err(here(Failure::NoRoute)) };
+    let table = live.config.route_table(&hcm.routes).map(Arc::clone);
+    let internal_only = table.as_ref().map_or(&[][..], |t| &t.internal_only_headers);
     if !head.internal
         && head
             .parts
             .headers
             .keys()
-            .any(|k| k.as_str().starts_with("x-envoy-") || table.internal_only_headers.contains(k))
+            .any(|k| k.as_str().starts_with("x-envoy-") || internal_only.contains(k))
     {
-        hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, &table.internal_only_headers);
+        hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, internal_only);
     }
     if !hcm.access_logs.is_empty() {
         note(&head, exchange);
@@ -141,15 +147,27 @@ async fn handle(
         internal: head.internal,
         ..RouteFacts::default()
     };
-    let routed = match table.find(&head.view(), &facts) {
-        RouteLookup::Found { virtual_host, route } => {
-            Routed { virtual_host: Arc::clone(virtual_host), route: Arc::clone(route), table: Arc::clone(&table) }
+    let mut lookup = look_up(table.as_ref(), &head, &facts);
+    let mut read = None;
+    if filters::has_steps(hcm) {
+        if let Lookup::Route(routed) = &lookup {
+            exchange.route = Some(Arc::clone(&routed.route));
         }
-        RouteLookup::RequiresTls { .. } => {
+        let found = Found::default();
+        let table = table.as_ref();
+        let mut run = filters::Run { conn, hcm, live: &live, table, facts, lookup, exchange, found, read };
+        let result = Box::pin(run.all(&mut head, &mut body)).await;
+        (lookup, read) = (run.lookup, run.read);
+        exchange.found = Some(Box::new(run.found));
+        result.map_err(here)?;
+    }
+    let routed = match lookup {
+        Lookup::Route(routed) => routed,
+        Lookup::RequiresTls => {
             let to = rewrite::https_location(&head.view());
             return Err(here(Failure::Redirect(StatusCode::MOVED_PERMANENTLY, to)));
         }
-        RouteLookup::NotFound => return Err(here(Failure::NoRoute)),
+        Lookup::Nowhere => return Err(here(Failure::NoRoute)),
     };
     exchange.route = Some(Arc::clone(&routed.route));
     let action = match &routed.route.action {
@@ -186,7 +204,9 @@ async fn handle(
     let original_path = new_path.as_ref().map(|_| view.path.to_string());
     if mutated {
         let mut headers = head.parts.headers.clone();
-        levels.mutate_request(&mut headers, &request_facts(conn, exchange, &view));
+        let known = exchange.found.as_ref().map(|f| &f.metadata);
+        let facts = Facts { dynamic_metadata: known, ..request_facts(conn, exchange, &view) };
+        levels.mutate_request(&mut headers, &facts);
         head.parts.headers = headers;
     }
     if let (Some(new), Some(old)) = (new_path, original_path) {
@@ -206,6 +226,7 @@ async fn handle(
         cluster: &cluster,
         overrides,
         upgrade: upgrade.as_deref(),
+        read,
     };
     let mut response = forward::run(&plan, head, body, exchange).await?;
     exchange.note_grpc(response.headers());
@@ -264,7 +285,7 @@ fn note(head: &Head, exchange: &mut Exchange) {
     }));
 }
 
-fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead<'a>) -> Facts<'a> {
+pub(super) fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead<'a>) -> Facts<'a> {
     let tls = conn.info.tls.as_ref();
     Facts {
         request: Some(*view),
@@ -327,7 +348,7 @@ fn overrides(
         .chain(levels.weighted.map(|w| &w.per_filter));
     let fixed = hcm.filters.iter().all(|f| match f {
         HttpFilter::SetFilterState { on_request, .. } => is_fixed(on_request),
-        HttpFilter::Router(_) => true,
+        HttpFilter::Router(_) | HttpFilter::Step(_) => true,
     }) && is_fixed(chain)
         && levels_sets.flat_map(|p| &p.set_filter_state).all(|(_, sets)| is_fixed(sets));
     if fixed {

@@ -6,6 +6,8 @@ mod balancing;
 mod drain;
 mod gateway;
 mod hostile;
+mod filters;
+mod lab;
 mod mtls;
 mod plain;
 mod reach;

@@ -30,10 +30,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A free port of loopback. Another process could take it before us; tests then fail loudly.
+/// A free port of loopback, another one each time, and below those that the kernel gives to callers, so that nobody of us takes it
+/// before it is listened on. Another process could; tests then fail loudly.
 pub fn free_port() -> SocketAddr {
-    let l = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    l.local_addr().unwrap()
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    const PORTS: std::ops::Range<usize> = 10_000..32_000;
+    let _ = NEXT.compare_exchange(0, rand::random_range(PORTS), Ordering::SeqCst, Ordering::SeqCst);
+    loop {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::SeqCst) % PORTS.len();
+        let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap()));
+        if let Ok(listener) = bound {
+            return listener.local_addr().unwrap();
+        }
+    }
 }
 
 /// An engine with its secrets' sender.
@@ -205,6 +214,7 @@ pub fn chain(name: &str, kind: ChainKind) -> FilterChain {
         tls: None,
         transport_socket_connect_timeout: None,
         on_new_connection: Vec::new(),
+        rbac: Vec::new(),
         kind,
         metadata: Metadata::default(),
     }
