@@ -77,7 +77,10 @@ async fn a_policy_reaches_the_proxies_it_concerns() {
     assert_eq!((web.updates(), api.updates()), (before_web, before_api));
 
     // Endpoints alone.
-    let version = world.apply(Kind::EndpointSlice, slice("shop", "api", &["10.244.0.2", "10.244.9.9"])).await;
+    let mut more = slice("shop", "api", &["10.244.0.2", "10.244.9.9"]);
+    // An address that is no pod's; a pod that has not the address would make it out of date.
+    more["endpoints"][1]["targetRef"] = json!(null);
+    let version = world.apply(Kind::EndpointSlice, more).await;
     distributed(&world, version).await;
     let of_web = updates(&web, before_web);
     assert_eq!(of_web.iter().map(|(t, ..)| t.clone()).collect::<Vec<_>>(), [Endpoint], "{of_web:?}");

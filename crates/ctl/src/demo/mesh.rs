@@ -273,12 +273,19 @@ impl Mesh {
     }
 }
 
+/// A file of this name in the mesh's folder is its configuration.
+pub const MESH_CONFIG: &str = "mesh.yaml";
+
 fn spawn_up(program: &Path, dir: &Path, api_port: u16) -> Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("up.log"))?;
+    let settings = dir.join(MESH_CONFIG);
+    let settings =
+        settings.is_file().then(|| ["--mesh-config".into(), settings.into_os_string()]).into_iter().flatten();
     Command::new(program)
         .arg("--data-dir")
         .arg(dir)
         .args(["up", "--api-port", &api_port.to_string()])
+        .args(settings)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::demo::{
     certificates,
     curl::{Answer, Curl},
-    mesh::{Mesh, PodSpec, serve_command},
+    mesh::{MESH_CONFIG, Mesh, PodSpec, serve_command},
 };
 
 /// The namespace of all pods of the lab.
@@ -108,6 +108,22 @@ pub struct Lab {
     partner: String,
 }
 
+/// External authorizers that cases may name: the partner, which answers with the status its path begins with.
+const AUTHORIZERS: &str = "\
+extensionProviders:
+- name: consents
+  envoyExtAuthzHttp:
+    service: partner.lab.svc.cluster.local
+    port: 8080
+    timeout: 5s
+    pathPrefix: /status/200
+    includeRequestHeadersInCheck: [x-key]
+    headersToUpstreamOnAllow: [content-type]
+- {name: refuses, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 5s, pathPrefix: /status/401}}
+- {name: silent, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 0.2s, pathPrefix: /delay/3000, statusOnError: \"503\"}}
+- {name: silent-open, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 0.2s, pathPrefix: /delay/3000, failOpen: true}}
+";
+
 impl Lab {
     /// Starts the mesh and the pods of these pairs.
     ///
@@ -116,7 +132,10 @@ impl Lab {
     pub async fn start(dir: &Path, pairs: &[Pair]) -> Result<Self> {
         let certs = dir.join("certs");
         certificates::fill(&certs, &PARTNER_NAMES)?;
-        let mut mesh = Mesh::start(&dir.join("mesh")).await?;
+        let mesh_dir = dir.join("mesh");
+        std::fs::create_dir_all(&mesh_dir)?;
+        std::fs::write(mesh_dir.join(MESH_CONFIG), AUTHORIZERS)?;
+        let mut mesh = Mesh::start(&mesh_dir).await?;
         mesh.apply(&objects(pairs)).await?;
         let mut pods = vec!["outside".to_owned(), "partner".to_owned()];
         let mut envoys = Vec::new();
