@@ -7,6 +7,7 @@
 //! belongs to `apiserver`.
 
 pub mod core;
+pub mod gateway_api;
 pub mod istio;
 pub mod kinds;
 pub mod object;

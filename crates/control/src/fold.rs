@@ -12,7 +12,9 @@ use crate::source::{Change, Event, KINDS, Kind, Name};
 use crate::status::{self, ledger::Ledger};
 use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
+use carrick_mesh::gateway_api::GATEWAY_LABEL;
 use carrick_runtime::drain::Drain;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -152,6 +154,7 @@ impl Fold {
         let replaced = matches!(event.change, Change::Replace(_));
         self.metrics.events.get_or_create(&ByType { r#type: kind.info().name.to_owned() }).inc();
         let touched = touched(&event.change);
+        let config = !kind.info().endpoints || is_gateway(&event.change);
         let tracked = status::carries(kind).then(|| event.change.clone());
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
@@ -191,12 +194,12 @@ impl Fold {
         match &mut state.pending {
             Some(pending) => {
                 pending.last = now;
-                pending.config |= !kind.info().endpoints;
+                pending.config |= config;
             }
             None => {
                 let after_quiet =
                     state.last_publish.is_none_or(|last| now.duration_since(last) > self.debounce.max / 10);
-                state.pending = Some(Pending { first: now, last: now, config: !kind.info().endpoints, after_quiet });
+                state.pending = Some(Pending { first: now, last: now, config, after_quiet });
             }
         }
         if listed_now && state.listed.len() == KINDS.len() {
@@ -238,5 +241,17 @@ fn touched(change: &Change) -> Option<Name> {
     match change {
         Change::Apply(value) | Change::Delete(value) => Some(identify(value).0),
         Change::Replace(_) => None,
+    }
+}
+
+/// Whether the change is of a gateway's pod: what is said of the Gateway API's gateways depends on those.
+fn is_gateway(change: &Change) -> bool {
+    let labelled = |value: &Value| {
+        let labels = value.pointer("/metadata/labels");
+        labels.is_some_and(|l| l.get(GATEWAY_LABEL).is_some() || l.get("istio").is_some())
+    };
+    match change {
+        Change::Apply(value) | Change::Delete(value) => labelled(value),
+        Change::Replace(_) => true,
     }
 }

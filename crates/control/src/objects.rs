@@ -5,11 +5,15 @@
 
 use crate::source::{Change, Kind, Name};
 use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
+use carrick_api::gateway_api::{
+    BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
+};
 use carrick_api::{
     AuthorizationPolicy, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
     Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
     WorkloadEntry, from_value,
 };
+use carrick_mesh::gateway_api::GatewayApiInput;
 use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -67,6 +71,15 @@ pub(crate) struct Known {
     gateways: Table<Gateway>,
     secrets: Table<Secret>,
     envoy_filters: Table<EnvoyFilter>,
+    classes: Table<GatewayClass>,
+    k8s_gateways: Table<K8sGateway>,
+    listener_sets: Table<ListenerSet>,
+    http_routes: Table<HttpRoute>,
+    grpc_routes: Table<GrpcRoute>,
+    tls_routes: Table<TlsRoute>,
+    tcp_routes: Table<TcpRoute>,
+    backend_tls_policies: Table<BackendTlsPolicy>,
+    reference_grants: Table<ReferenceGrant>,
     authorization_policies: Table<AuthorizationPolicy>,
     request_authentications: Table<RequestAuthentication>,
     legacy_policies: Table<LegacyPolicy>,
@@ -143,6 +156,15 @@ impl Known {
             Kind::Gateway => self.gateways.apply(&name, &value),
             Kind::Secret => self.secrets.apply(&name, &value),
             Kind::EnvoyFilter => self.envoy_filters.apply(&name, &value),
+            Kind::GatewayClass => self.classes.apply(&name, &value),
+            Kind::K8sGateway => self.k8s_gateways.apply(&name, &value),
+            Kind::ListenerSet => self.listener_sets.apply(&name, &value),
+            Kind::HttpRoute => self.http_routes.apply(&name, &value),
+            Kind::GrpcRoute => self.grpc_routes.apply(&name, &value),
+            Kind::TlsRoute => self.tls_routes.apply(&name, &value),
+            Kind::TcpRoute => self.tcp_routes.apply(&name, &value),
+            Kind::BackendTlsPolicy => self.backend_tls_policies.apply(&name, &value),
+            Kind::ReferenceGrant => self.reference_grants.apply(&name, &value),
             Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).map_err(|reason| {
                 // Without it more would be let through than its author wanted, so that nothing is until it can be read.
                 let closed = closed_policy(&value);
@@ -178,6 +200,15 @@ impl Known {
             Kind::Gateway => self.gateways.objects.remove(name).is_some(),
             Kind::Secret => self.secrets.objects.remove(name).is_some(),
             Kind::EnvoyFilter => self.envoy_filters.objects.remove(name).is_some(),
+            Kind::GatewayClass => self.classes.objects.remove(name).is_some(),
+            Kind::K8sGateway => self.k8s_gateways.objects.remove(name).is_some(),
+            Kind::ListenerSet => self.listener_sets.objects.remove(name).is_some(),
+            Kind::HttpRoute => self.http_routes.objects.remove(name).is_some(),
+            Kind::GrpcRoute => self.grpc_routes.objects.remove(name).is_some(),
+            Kind::TlsRoute => self.tls_routes.objects.remove(name).is_some(),
+            Kind::TcpRoute => self.tcp_routes.objects.remove(name).is_some(),
+            Kind::BackendTlsPolicy => self.backend_tls_policies.objects.remove(name).is_some(),
+            Kind::ReferenceGrant => self.reference_grants.objects.remove(name).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.objects.remove(name).is_some(),
             Kind::RequestAuthentication => self.request_authentications.objects.remove(name).is_some(),
             Kind::LegacyPolicy => self.legacy_policies.objects.remove(name).is_some(),
@@ -215,6 +246,17 @@ impl Known {
             gateways: self.gateways.all(),
             secrets: self.secrets.all(),
             envoy_filters: self.envoy_filters.all(),
+            gateway_api: GatewayApiInput {
+                classes: self.classes.all(),
+                gateways: self.k8s_gateways.all(),
+                listener_sets: self.listener_sets.all(),
+                http_routes: self.http_routes.all(),
+                grpc_routes: self.grpc_routes.all(),
+                tls_routes: self.tls_routes.all(),
+                tcp_routes: self.tcp_routes.all(),
+                backend_tls_policies: self.backend_tls_policies.all(),
+                reference_grants: self.reference_grants.all(),
+            },
             authorization_policies: self.authorization_policies.all(),
             request_authentications: self.request_authentications.all(),
             keys,

@@ -47,6 +47,24 @@ pub enum Kind {
     LegacyPolicy,
     /// MeshPolicies of the old authentication API.
     LegacyMeshPolicy,
+    /// Classes of the Gateway API.
+    GatewayClass,
+    /// Gateways of the Gateway API.
+    K8sGateway,
+    /// ListenerSets.
+    ListenerSet,
+    /// HTTPRoutes.
+    HttpRoute,
+    /// GRPCRoutes.
+    GrpcRoute,
+    /// TLSRoutes.
+    TlsRoute,
+    /// TCPRoutes.
+    TcpRoute,
+    /// BackendTLSPolicies.
+    BackendTlsPolicy,
+    /// ReferenceGrants.
+    ReferenceGrant,
 }
 
 /// How a kind is found in the API.
@@ -67,7 +85,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 18] = [
+pub const KINDS: [KindInfo; 27] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -89,10 +107,23 @@ pub const KINDS: [KindInfo; 18] = [
     core(Kind::RequestAuthentication, "security.istio.io", "RequestAuthentication", "requestauthentications", false),
     legacy(Kind::LegacyPolicy, "Policy", "policies"),
     legacy(Kind::LegacyMeshPolicy, "MeshPolicy", "meshpolicies"),
+    gateway(Kind::GatewayClass, "v1", "GatewayClass", "gatewayclasses"),
+    gateway(Kind::K8sGateway, "v1", "Gateway", "gateways"),
+    gateway(Kind::ListenerSet, "v1", "ListenerSet", "listenersets"),
+    gateway(Kind::HttpRoute, "v1", "HTTPRoute", "httproutes"),
+    gateway(Kind::GrpcRoute, "v1", "GRPCRoute", "grpcroutes"),
+    gateway(Kind::TlsRoute, "v1", "TLSRoute", "tlsroutes"),
+    gateway(Kind::TcpRoute, "v1alpha2", "TCPRoute", "tcproutes"),
+    gateway(Kind::BackendTlsPolicy, "v1", "BackendTLSPolicy", "backendtlspolicies"),
+    gateway(Kind::ReferenceGrant, "v1beta1", "ReferenceGrant", "referencegrants"),
 ];
 
 const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {
     KindInfo { kind, group, version: "v1", name, plural, endpoints }
+}
+
+const fn gateway(kind: Kind, version: &'static str, name: &'static str, plural: &'static str) -> KindInfo {
+    KindInfo { kind, group: "gateway.networking.k8s.io", version, name, plural, endpoints: false }
 }
 
 const fn legacy(kind: Kind, name: &'static str, plural: &'static str) -> KindInfo {

@@ -4,6 +4,7 @@
 //! of other writers are kept. What a status says is decided in `decide`, from facts alone; this file only listens and writes.
 
 pub(crate) mod decide;
+mod gateway;
 pub(crate) mod ledger;
 
 use crate::connections::Connections;
@@ -72,13 +73,14 @@ impl Statuses {
                 }
             }
             self.write(&mut written).await;
+            self.write_gateway_api().await;
         }
     }
 
     async fn write(&self, written: &mut BTreeMap<Key, Vec<Condition>>) {
         let Some(due) = self.due(written) else { return };
         let writes = due.into_iter().map(|(key, object, wanted)| async move {
-            let done = self.patch(&key, &object, &wanted).await;
+            let done = self.patch(&key, status(&object, &wanted)).await;
             (key, wanted, done)
         });
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
@@ -87,6 +89,25 @@ impl Statuses {
                 written.insert(key, wanted);
             }
         }
+    }
+
+    /// The statuses of the Gateway API's objects, which the snapshot brings along.
+    async fn write_gateway_api(&self) {
+        let Some(current) = self.renderer.current() else { return };
+        let now = Timestamp::from_system(SystemTime::now()).to_string();
+        let due: Vec<(Key, Value)> = {
+            let seen = self.seen.lock();
+            let all = current.snapshot.gateway_api_statuses().iter();
+            all.filter_map(|(reference, wanted)| {
+                let key = gateway::key(reference)?;
+                let object = seen.ledger.get(&key)?;
+                let status = gateway::news(wanted, object.status.as_ref()?, &now)?;
+                Some((key, status))
+            })
+            .collect()
+        };
+        let writes = due.into_iter().map(|(key, status)| async move { self.patch(&key, json!({ "status": status })).await });
+        futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).for_each(|_| async {}).await;
     }
 
     /// The objects whose status is to say something else.
@@ -99,7 +120,7 @@ impl Statuses {
         let seen = self.seen.lock();
         written.retain(|key, _| seen.ledger.get(key).is_some());
         let mut due = Vec::new();
-        for (key, object) in seen.ledger.all() {
+        for (key, object) in seen.ledger.all().filter(|(key, _)| !gateway::carries(key.0)) {
             let Some(since) = seen.history.containing(object.revision).map(|s| s.sequence) else { continue };
             if since > current.published.sequence {
                 continue;
@@ -127,16 +148,8 @@ impl Statuses {
     }
 
     /// Whether it was written, or cannot be any more.
-    async fn patch(&self, key: &Key, object: &Object, wanted: &[Condition]) -> bool {
+    async fn patch(&self, key: &Key, patch: Value) -> bool {
         let (namespace, name) = &key.1;
-        let now = Timestamp::from_system(SystemTime::now()).to_string();
-        let conditions: Vec<Value> = object
-            .foreign
-            .iter()
-            .cloned()
-            .chain(wanted.iter().map(|condition| condition.json(&object.conditions, &now)))
-            .collect();
-        let patch = json!({"status": {"conditions": conditions, "observedGeneration": object.generation}});
         let api = api(&self.client, key.0.info(), (!namespace.is_empty()).then_some(namespace));
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
         match timeout(WRITE_LIMIT, api.patch_status(name, &params, &patch)).await {
@@ -148,17 +161,22 @@ impl Statuses {
                 false
             }
             Err(_) => {
-                warn!(
-                    kind = key.0.info().name,
-                    namespace, name, "the API does not take a status in time; it is tried again"
-                );
+                warn!(kind = key.0.info().name, namespace, name, "the API does not take a status in time; it is tried again");
                 false
             }
         }
     }
 }
 
+/// A status of conditions, with those of others kept.
+fn status(object: &Object, wanted: &[Condition]) -> Value {
+    let now = Timestamp::from_system(SystemTime::now()).to_string();
+    let ours = wanted.iter().map(|condition| condition.json(&object.conditions, &now));
+    let conditions: Vec<Value> = object.foreign.iter().cloned().chain(ours).collect();
+    json!({"status": {"conditions": conditions, "observedGeneration": object.generation}})
+}
+
 /// Whether objects of a kind carry a status that is ours to write.
 pub(crate) fn carries(kind: Kind) -> bool {
-    kind.info().group.ends_with(".istio.io")
+    kind.info().group.ends_with(".istio.io") || gateway::carries(kind)
 }

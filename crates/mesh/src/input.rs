@@ -10,7 +10,7 @@ use carrick_api::{
     WorkloadEntry,
 };
 
-use crate::FetchedKeys;
+use crate::{FetchedKeys, gateway_api::GatewayApiInput};
 
 /// All objects at one moment.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +49,8 @@ pub struct SnapshotInput {
     pub secrets: Vec<Arc<Secret>>,
     /// All EnvoyFilters.
     pub envoy_filters: Vec<Arc<EnvoyFilter>>,
+    /// All objects of the Gateway API.
+    pub gateway_api: GatewayApiInput,
 }
 
 /// The objects that change most often.

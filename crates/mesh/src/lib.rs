@@ -11,6 +11,7 @@ pub mod codes;
 mod derive;
 pub mod endpoints;
 pub mod envoy_filters;
+pub mod gateway_api;
 pub mod input;
 pub mod legacy;
 pub mod locality;

@@ -4,18 +4,21 @@
 //! not change stays the same `Arc`.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use carrick_base::{Diagnostic, Hostname, NamespacedName};
+use carrick_base::{Diagnostic, Hostname, ObjectRef, NamespacedName};
+
+use serde_json::Value;
 
 use crate::{
     EndpointInput, Settings, SnapshotInput,
     auto_address::AutoAddresses,
     endpoints::{EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
+    gateway_api::{self, Surroundings, Translated},
     legacy::LegacyIndex,
     locality,
     model::{Service, ServiceId, Workload},
@@ -49,6 +52,7 @@ pub(crate) struct Config {
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
+    pub gateway_api: BTreeMap<ObjectRef, Value>,
     pub rules: RuleIndex,
     pub security: SecurityIndex,
     pub legacy: LegacyIndex,
@@ -61,6 +65,16 @@ impl Snapshot {
     /// Reads all objects. A broken one disables itself alone, and is told of.
     pub fn build(input: &SnapshotInput) -> (Self, Vec<Diagnostic>) {
         let (settings, mut found) = Settings::parse(&input.mesh_config);
+        let around = Surroundings {
+            namespaces: &input.namespaces,
+            services: &input.services,
+            secrets: &input.secrets,
+            pods: &input.endpoints.pods,
+            domain: &settings.domain_suffix,
+        };
+        let translated = gateway_api::translate(&input.gateway_api, around);
+        let joined = joined(input, &translated);
+        let input = joined.as_ref().unwrap_or(input);
         let automatic = AutoAddresses::allocate(&input.service_entries);
         let entries = read::service_entry::read_all(&input.service_entries, &settings, &automatic, &mut found);
         let mut services: Vec<_> =
@@ -100,6 +114,7 @@ impl Snapshot {
             envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
             security,
             legacy,
+            gateway_api: translated.statuses,
             compared: compared(&rules, &settings, &services),
             sidecars: SidecarIndex::build(sidecars, &settings.root_namespace, &mut found),
             services,
@@ -174,6 +189,11 @@ impl Snapshot {
         &self.config.rules
     }
 
+    /// What is to be said on the Gateway API's objects: the `status` of each, without times of transition.
+    pub fn gateway_api_statuses(&self) -> &BTreeMap<ObjectRef, Value> {
+        &self.config.gateway_api
+    }
+
     /// Changes of the generated configuration, by proxy.
     pub fn envoy_filters(&self) -> &EnvoyFilters {
         &self.config.envoy_filters
@@ -226,4 +246,18 @@ fn security(
     let jwt = jwt.map(|p| read::request_authentication::read(p, &input.keys, found)).collect();
     let authorizers = read::authorizer::read_all(&input.mesh_config, |host| by_host.get(host), found);
     SecurityIndex::build(policies, jwt, authorizers, &settings.root_namespace, found)
+}
+
+/// The objects with those that the Gateway API's come to; `None` when there are none.
+fn joined(input: &SnapshotInput, translated: &Translated) -> Option<SnapshotInput> {
+    let nothing = translated.gateways.is_empty()
+        && translated.virtual_services.is_empty()
+        && translated.destination_rules.is_empty();
+    (!nothing).then(|| {
+        let mut all = input.clone();
+        all.gateways.extend(translated.gateways.iter().cloned());
+        all.virtual_services.extend(translated.virtual_services.iter().cloned());
+        all.destination_rules.extend(translated.destination_rules.iter().cloned());
+        all
+    })
 }

@@ -29,6 +29,8 @@ pub(crate) struct Object {
     pub(crate) conditions: Vec<Condition>,
     /// Conditions of others, as they are.
     pub(crate) foreign: Vec<Value>,
+    /// The whole status, of kinds whose status is not conditions alone.
+    pub(crate) status: Option<Value>,
 }
 
 /// All of them.
@@ -117,5 +119,6 @@ fn read(kind: Kind, value: &Value, revision: u64) -> Object {
         export_to,
         conditions: ours.iter().filter_map(Condition::read).collect(),
         foreign,
+        status: super::gateway::carries(kind).then(|| value.get("status").cloned().unwrap_or_default()),
     }
 }

@@ -180,9 +180,11 @@ pub fn pod(namespace: &str, name: &str, ip: &str) -> Value {
 pub fn slice(namespace: &str, name: &str, ips: &[&str]) -> Value {
     let endpoints: Vec<Value> = ips
         .iter()
-        .map(|ip| {
-            json!({"addresses": [ip], "conditions": {"ready": true},
-            "targetRef": {"kind": "Pod", "name": name, "namespace": namespace}})
+        .enumerate()
+        .map(|(number, ip)| {
+            // The first is the pod's; the others are nobody's the API knows.
+            let pod = (number == 0).then(|| json!({"kind": "Pod", "name": name, "namespace": namespace}));
+            json!({"addresses": [ip], "conditions": {"ready": true}, "targetRef": pod})
         })
         .collect();
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",

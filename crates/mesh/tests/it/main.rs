@@ -2,6 +2,7 @@
 //!
 //! Invariant: a case's expectation lies beside it and is rewritten only when `UPDATE_GOLDEN` is set.
 
+mod gateway_api;
 mod cases;
 mod order;
 mod summary;
