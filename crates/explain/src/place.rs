@@ -80,7 +80,7 @@ pub(crate) fn destination(
     target: &Target,
 ) -> Result<Destination, QuestionError> {
     if let Ok(ip) = target.host.parse::<IpAddr>() {
-        let service = snapshot.services().iter().find(|s| s.vips.contains(&ip)).cloned();
+        let service = snapshot.services().iter().find(|s| s.vips.contains(&ip) || s.automatic.contains(&ip)).cloned();
         return Ok(Destination { address: SocketAddr::new(ip, target.port), service });
     }
     let missing = || QuestionError::NoHost(target.host.clone());
@@ -99,7 +99,7 @@ pub(crate) fn destination(
         let ready = snapshot.endpoints().of(&service.id, &port.slot).iter().find(|e| e.ready)?;
         Some(SocketAddr::new(ready.address.ip()?, ready.address.port()))
     };
-    let vip = service.vips.first().map(|ip| SocketAddr::new(*ip, target.port));
+    let vip = service.vips.first().or(service.automatic.first()).map(|ip| SocketAddr::new(*ip, target.port));
     let address = vip.or_else(first).ok_or_else(missing)?;
     Ok(Destination { address, service: Some(service) })
 }

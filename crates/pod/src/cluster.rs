@@ -4,13 +4,17 @@
 //! Only IPv4: the pod network has no IPv6 addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
+use carrick_api::ServiceEntry;
+use carrick_base::Hostname;
 use carrick_capture::services::{Protocol, ServicePort};
+use carrick_mesh::auto_address::AutoAddresses;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::dns::table::{DnsEndpoint, DnsPort, DnsService, DnsTable};
+use crate::dns::table::{DnsEndpoint, DnsHost, DnsPort, DnsService, DnsTable};
 
 /// The label by which a slice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -186,7 +190,37 @@ pub(crate) fn dns(views: &[ServiceView]) -> DnsTable {
         };
         (view.key(), service)
     });
-    DnsTable { services: services.collect() }
+    DnsTable { services: services.collect(), hosts: BTreeMap::new() }
+}
+
+/// Hosts of ServiceEntries that have addresses: their own, else automatic ones. Oldest first for each name.
+pub(crate) fn hosts(entries: &[Arc<ServiceEntry>]) -> BTreeMap<String, Vec<DnsHost>> {
+    let automatic = AutoAddresses::allocate(entries);
+    let mut entries: Vec<_> = entries.iter().collect();
+    entries.sort_by(|a, b| a.metadata.age_order().cmp(&b.metadata.age_order()));
+    let mut hosts: BTreeMap<String, Vec<DnsHost>> = BTreeMap::new();
+    for entry in entries {
+        let own: Vec<Ipv4Addr> = entry.spec.addresses.iter().filter_map(|a| a.parse().ok()).collect();
+        let namespace = &entry.metadata.namespace;
+        let visible_in = match entry.spec.export_to.as_slice() {
+            [] => None,
+            all if all.iter().any(|token| token == "*") => None,
+            all => Some(all.iter().map(|t| if t == "." { namespace.clone() } else { t.clone() }).collect()),
+        };
+        for host in &entry.spec.hosts {
+            let name = Hostname::new(host);
+            let of_host = automatic.of(entry, &name).into_iter().filter_map(|ip| match ip {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(_) => None,
+            });
+            let ips: Vec<Ipv4Addr> = own.iter().copied().chain(of_host).collect();
+            if !ips.is_empty() {
+                let host = DnsHost { namespace: namespace.clone(), visible_in: visible_in.clone(), ips };
+                hosts.entry(name.as_str().to_owned()).or_default().push(host);
+            }
+        }
+    }
+    hosts
 }
 
 #[cfg(test)]
@@ -232,6 +266,28 @@ mod tests {
         let dns = &dns(&views).services["kyc.basic"];
         assert_eq!(dns.ips, [Ipv4Addr::new(10, 96, 1, 2)]);
         assert!(dns.endpoints.is_empty());
+    }
+
+    #[test]
+    fn hosts_of_entries_have_addresses() {
+        let entry = |name: &str, spec: serde_json::Value| -> Arc<ServiceEntry> {
+            Arc::new(
+                serde_json::from_value(json!({"metadata": {"name": name, "namespace": "a"}, "spec": spec})).unwrap(),
+            )
+        };
+        let entries = [
+            entry(
+                "own",
+                json!({"hosts": ["Own.example.com"], "addresses": ["192.0.2.1", "192.0.2.0/24"], "exportTo": ["."]}),
+            ),
+            entry("auto", json!({"hosts": ["auto.example.com"], "resolution": "DNS"})),
+            entry("none", json!({"hosts": ["none.example.com"]})),
+        ];
+        let hosts = hosts(&entries);
+        assert_eq!(hosts.keys().collect::<Vec<_>>(), ["auto.example.com", "own.example.com"]);
+        assert_eq!(hosts["own.example.com"][0].ips, [Ipv4Addr::new(192, 0, 2, 1)]);
+        assert_eq!(hosts["own.example.com"][0].visible_in, Some(["a".to_owned()].into()));
+        assert_eq!(hosts["auto.example.com"][0].ips[0].octets()[..2], [240, 240]);
     }
 
     #[test]

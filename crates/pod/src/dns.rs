@@ -3,6 +3,7 @@
 use hickory_proto::op::Message;
 
 pub(crate) mod answer;
+pub(crate) mod asker;
 pub(crate) mod server;
 pub(crate) mod table;
 pub(crate) mod upstream;
@@ -12,9 +13,9 @@ pub(crate) mod upstream;
 pub fn parse_query(packet: &[u8]) {
     let Ok(query) = Message::from_vec(packet) else { return };
     let service = table::DnsService { ips: vec![std::net::Ipv4Addr::new(10, 96, 1, 0)], ..Default::default() };
-    let table = table::DnsTable { services: [("web.shop".to_owned(), service)].into() };
+    let table = table::DnsTable { services: [("web.shop".to_owned(), service)].into(), ..Default::default() };
     if let answer::Outcome::Reply(reply) | answer::Outcome::Alias(reply, _) =
-        answer::answer(Some(&table), "cluster.local", &query, usize::from(packet.len() > 64))
+        answer::answer(Some(&table), "cluster.local", &query, usize::from(packet.len() > 64), Some("shop"))
     {
         let _ = reply.to_vec();
     }

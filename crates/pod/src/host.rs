@@ -3,6 +3,7 @@
 //! Invariant: what runs is never disturbed by starting or stopping this: rules and names stay as they are until newer ones replace them, and
 //! only [`teardown`] takes them away. Nothing outside of our own table, bridge and marked block is changed, except `ip_forward`.
 
+mod entries;
 mod hosts_file;
 mod node;
 mod services;

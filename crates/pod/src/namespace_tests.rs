@@ -238,6 +238,7 @@ fn a_pod_resolves_the_cluster_and_the_world() {
         let responder = Arc::new(Responder {
             table: TableFile::new(table.clone()),
             domain: "cluster.local".into(),
+            mesh: None,
             upstream: Upstream::new(&resolv),
             host: tokio::runtime::Handle::current(),
         });

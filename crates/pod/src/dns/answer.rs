@@ -25,8 +25,15 @@ pub(crate) enum Outcome {
     Alias(Message, Name),
 }
 
-/// Decides. `shuffle` is a random number that turns the order of several addresses.
-pub(crate) fn answer(table: Option<&DnsTable>, domain: &str, query: &Message, shuffle: usize) -> Outcome {
+/// Decides. `shuffle` is a random number that turns the order of several addresses; `mesh` is the namespace whose ServiceEntries count, if
+/// any do: a pod without a sidecar cannot reach their automatic addresses, and a sidecar itself asks for the real ones.
+pub(crate) fn answer(
+    table: Option<&DnsTable>,
+    domain: &str,
+    query: &Message,
+    shuffle: usize,
+    mesh: Option<&str>,
+) -> Outcome {
     let mut reply = reply_to(query, ResponseCode::NoError);
     let (OpCode::Query, MessageType::Query, [question]) =
         (query.metadata.op_code, query.metadata.message_type, query.queries.as_slice())
@@ -47,10 +54,18 @@ pub(crate) fn answer(table: Option<&DnsTable>, domain: &str, query: &Message, sh
         }
         return Outcome::Reply(authoritative(reply));
     }
-    let Some(inside) = within(text, domain) else { return Outcome::Forward };
-    let Some(table) = table else { return Outcome::Reply(reply_to(query, ResponseCode::ServFail)) };
-    let Some(found) = lookup(table, inside, domain) else {
-        return Outcome::Reply(authoritative(reply_to(query, ResponseCode::NXDomain)));
+    let entry = || table.zip(mesh).and_then(|(table, namespace)| table.host(text, namespace));
+    let entry = || entry().map(|host| Found::Addresses(host.ips.clone()));
+    let found = match (within(text, domain), table) {
+        (None, _) => match entry() {
+            Some(found) => found,
+            None => return Outcome::Forward,
+        },
+        (Some(_), None) => return Outcome::Reply(reply_to(query, ResponseCode::ServFail)),
+        (Some(inside), Some(table)) => match lookup(table, inside, domain).or_else(entry) {
+            Some(found) => found,
+            None => return Outcome::Reply(authoritative(reply_to(query, ResponseCode::NXDomain))),
+        },
     };
     let name = question.name().clone();
     let kind = question.query_type();
@@ -198,6 +213,12 @@ mod tests {
             ], "ports": [{"name": "pg", "protocol": "tcp", "port": 1}]},
             "idle.basic": {},
             "out.basic": {"external_name": "example.com"},
+        }, "hosts": {
+            "api.partner.com": [{"namespace": "other", "ips": ["240.240.0.9"]}, {"namespace": "basic", "ips": ["240.240.0.1"]}],
+            "*.wild.com": [{"namespace": "other", "ips": ["192.0.2.1"]}],
+            "hidden.com": [{"namespace": "other", "visible_in": ["other"], "ips": ["240.240.0.2"]}],
+            "old.basic.svc.cluster.local": [{"namespace": "basic", "ips": ["240.240.0.3"]}],
+            "kyc.basic.svc.cluster.local": [{"namespace": "basic", "ips": ["240.240.0.4"]}],
         }}))
         .unwrap()
     }
@@ -206,7 +227,7 @@ mod tests {
     fn ask(name: &str, kind: RecordType) -> String {
         let mut query = Message::query();
         query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-        match answer(Some(&table()), "cluster.local", &query, 0) {
+        match answer(Some(&table()), "cluster.local", &query, 0, Some("basic")) {
             Outcome::Forward => "forward".into(),
             Outcome::Alias(_, name) => format!("alias {name}"),
             Outcome::Reply(reply) => {
@@ -222,6 +243,12 @@ mod tests {
     fn names() {
         use RecordType as T;
         for (name, kind, expected) in [
+            ("api.partner.com.", T::A, "NoError 240.240.0.1"),
+            ("API.partner.com.", T::AAAA, "NoError "),
+            ("a.b.wild.com.", T::A, "NoError 192.0.2.1"),
+            ("wild.com.", T::A, "forward"),
+            ("hidden.com.", T::A, "forward"),
+            ("old.basic.svc.cluster.local.", T::A, "NoError 240.240.0.3"),
             ("kyc.basic.svc.cluster.local.", T::A, "NoError 10.96.1.2"),
             ("KYC.Basic.svc.cluster.local.", T::A, "NoError 10.96.1.2"),
             ("kyc.basic.svc.cluster.local.", T::AAAA, "NoError "),
@@ -260,7 +287,7 @@ mod tests {
         for (name, expected) in [("a.b.svc.cluster.local.", "ServFail"), ("example.com.", "forward")] {
             let mut query = Message::query();
             query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
-            let said = match answer(None, "cluster.local", &query, 0) {
+            let said = match answer(None, "cluster.local", &query, 0, Some("basic")) {
                 Outcome::Reply(reply) => format!("{:?}", reply.metadata.response_code),
                 Outcome::Forward => "forward".into(),
                 Outcome::Alias(..) => "alias".into(),
@@ -273,7 +300,7 @@ mod tests {
     fn several_addresses_take_turns() {
         let mut query = Message::query();
         query.add_query(Query::query(Name::from_ascii("db.basic.svc.cluster.local.").unwrap(), RecordType::A));
-        let first = |shuffle| match answer(Some(&table()), "cluster.local", &query, shuffle) {
+        let first = |shuffle| match answer(Some(&table()), "cluster.local", &query, shuffle, None) {
             Outcome::Reply(reply) => reply.answers[0].data.to_string(),
             other => panic!("{other:?}"),
         };

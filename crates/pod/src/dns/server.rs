@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::answer::{Outcome, answer, reply_to};
+use super::asker;
 use super::table::TableFile;
 use super::upstream::{Upstream, read_framed, write_framed};
 
@@ -28,6 +29,8 @@ const IDLE: Duration = Duration::from_secs(10);
 pub(crate) struct Responder {
     pub(crate) table: TableFile,
     pub(crate) domain: String,
+    /// The pod's namespace if it has a sidecar: its ServiceEntries count.
+    pub(crate) mesh: Option<String>,
     pub(crate) upstream: Upstream,
     /// A runtime whose threads are in the host's network namespace.
     pub(crate) host: Handle,
@@ -63,14 +66,14 @@ pub(crate) async fn serve(sockets: Sockets, responder: Arc<Responder>) {
                 let (Some(packet), Ok(permit)) = (buffer.get(..length), Arc::clone(&permits).try_acquire_owned()) else { continue };
                 let (packet, udp, responder) = (packet.to_vec(), Arc::clone(&udp), Arc::clone(&responder));
                 work.spawn(async move {
-                    if let Some(reply) = respond(&responder, packet, false).await {
+                    if let Some(reply) = respond(&responder, packet, client, false).await {
                         let _ = udp.send_to(&reply, client).await;
                     }
                     drop(permit);
                 });
             }
             accepted = tcp.accept() => {
-                let Ok((stream, _)) = accepted else {
+                let Ok((stream, client)) = accepted else {
                     // Out of descriptors: give others the time to close some.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -78,7 +81,7 @@ pub(crate) async fn serve(sockets: Sockets, responder: Arc<Responder>) {
                 let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
                 let responder = Arc::clone(&responder);
                 work.spawn(async move {
-                    let _ = connection(stream, &responder).await;
+                    let _ = connection(stream, client, &responder).await;
                     drop(permit);
                 });
             }
@@ -87,19 +90,22 @@ pub(crate) async fn serve(sockets: Sockets, responder: Arc<Responder>) {
     }
 }
 
-async fn connection(mut stream: TcpStream, responder: &Responder) -> io::Result<()> {
+async fn connection(mut stream: TcpStream, client: SocketAddr, responder: &Responder) -> io::Result<()> {
     loop {
         let packet = tokio::time::timeout(IDLE, read_framed(&mut stream)).await??;
-        let Some(reply) = respond(responder, packet, true).await else { return Ok(()) };
+        let Some(reply) = respond(responder, packet, client, true).await else { return Ok(()) };
         tokio::time::timeout(IDLE, write_framed(&mut stream, &reply)).await??;
     }
 }
 
 /// The bytes to send back; `None` for what is no question at all.
-async fn respond(responder: &Responder, packet: Vec<u8>, stream: bool) -> Option<Vec<u8>> {
+async fn respond(responder: &Responder, packet: Vec<u8>, client: SocketAddr, stream: bool) -> Option<Vec<u8>> {
     let query = Message::from_vec(&packet).ok()?;
     let table = responder.table.current();
-    let reply = match answer(table.as_deref(), &responder.domain, &query, rand::random::<u16>().into()) {
+    let entries = table.as_ref().is_some_and(|table| !table.hosts.is_empty());
+    let mesh =
+        responder.mesh.as_deref().filter(|_| entries && !asker::is_user(client, stream, crate::options::PROXY_ID));
+    let reply = match answer(table.as_deref(), &responder.domain, &query, rand::random::<u16>().into(), mesh) {
         Outcome::Reply(reply) => reply,
         Outcome::Forward => match outside(responder, packet, stream).await {
             Some(raw) => return Some(raw),

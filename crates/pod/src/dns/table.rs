@@ -2,7 +2,7 @@
 //!
 //! Invariant: a reader has one complete table, the newest at the time of its question; with no file it has none, and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct DnsTable {
     pub(crate) services: BTreeMap<String, DnsService>,
+    /// Hosts of ServiceEntries by name, lower-case; one that begins with `*.` stands for all names below. Those of one name are in the
+    /// order in which they count.
+    #[serde(default)]
+    pub(crate) hosts: BTreeMap<String, Vec<DnsHost>>,
+}
+
+/// What a ServiceEntry's host stands for.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub(crate) struct DnsHost {
+    /// The entry's namespace.
+    pub(crate) namespace: String,
+    /// Namespaces that see it; absent is all.
+    pub(crate) visible_in: Option<BTreeSet<String>>,
+    pub(crate) ips: Vec<Ipv4Addr>,
+}
+
+impl DnsTable {
+    /// What a name stands for in a namespace, as a host of a ServiceEntry: the namespace's own entry first.
+    pub(crate) fn host(&self, name: &str, namespace: &str) -> Option<&DnsHost> {
+        let below = name.match_indices('.').filter_map(|(at, _)| name.get(at..)).map(|suffix| format!("*{suffix}"));
+        std::iter::once(name.to_owned()).chain(below).find_map(|name| {
+            let seen = |host: &&DnsHost| host.visible_in.as_ref().is_none_or(|all| all.contains(namespace));
+            let all = self.hosts.get(&name)?;
+            all.iter().filter(seen).find(|h| h.namespace == namespace).or_else(|| all.iter().find(seen))
+        })
+    }
 }
 
 /// What one service's names stand for.

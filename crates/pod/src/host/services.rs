@@ -3,6 +3,7 @@
 //! Invariant: nothing is written from half a list: both kinds must have been listed once. A change is written within a few milliseconds, many
 //! changes at once are written once, and what did not change is not written at all.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -19,9 +20,10 @@ use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::entries::{Entries, follow_entries};
 use super::{empty_table, hosts_file};
 use crate::cluster::{self, ServiceView};
-use crate::dns::table::{self, DnsTable};
+use crate::dns::table::{self, DnsHost, DnsTable};
 use crate::options::CLUSTER_DOMAIN;
 use crate::state::write_atomic;
 use crate::{HostOptions, PodError};
@@ -36,10 +38,12 @@ pub(crate) async fn follow(options: &HostOptions, client: &Client) {
     let changed = Notify::new();
     let (services, services_writer) = store::<Service>();
     let (slices, slices_writer) = store::<EndpointSlice>();
+    let entries = Entries::default();
     tokio::join!(
+        follow_entries(client, &entries, &changed),
         list_and_watch(client, services_writer, &changed),
         list_and_watch(client, slices_writer, &changed),
-        write(options, services, slices, &changed),
+        write(options, services, slices, &entries, &changed),
     );
 }
 
@@ -78,16 +82,18 @@ async fn write(
     options: &HostOptions,
     services: Store<Service>,
     slices: Store<EndpointSlice>,
+    entries: &Entries,
     changed: &Notify,
 ) -> Infallible {
     // Stores are ready with the end of their first list; they cannot be dropped before, being owned next door.
     let _ = tokio::join!(services.wait_until_ready(), slices.wait_until_ready());
+    entries.listed().await;
     let mut written = Written::default();
     loop {
         let (services, slices) = (services.state(), slices.state());
         let views =
             cluster::view(services.iter().map(AsRef::as_ref), slices.iter().map(AsRef::as_ref), options.api_address);
-        match bring_up_to_date(options, &views, &mut written).await {
+        match bring_up_to_date(options, &views, cluster::hosts(&entries.all()), &mut written).await {
             Ok(()) => changed.notified().await,
             Err(error) => {
                 tracing::error!(%error, "service rules or names not written");
@@ -98,7 +104,12 @@ async fn write(
     }
 }
 
-async fn bring_up_to_date(options: &HostOptions, views: &[ServiceView], written: &mut Written) -> Result<(), PodError> {
+async fn bring_up_to_date(
+    options: &HostOptions,
+    views: &[ServiceView],
+    hosts: BTreeMap<String, Vec<DnsHost>>,
+    written: &mut Written,
+) -> Result<(), PodError> {
     let mut rules = empty_table(options)?;
     rules.ports = cluster::ports(views);
     rules.node_ports = cluster::node_ports(views);
@@ -108,7 +119,7 @@ async fn bring_up_to_date(options: &HostOptions, views: &[ServiceView], written:
         tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))??;
         written.rules = Some(rules);
     }
-    let dns = cluster::dns(views);
+    let dns = DnsTable { hosts, ..cluster::dns(views) };
     if written.dns.as_ref() != Some(&dns) {
         let path = table::path(&options.data_dir);
         let text = serde_json::to_vec(&dns).map_err(std::io::Error::other);

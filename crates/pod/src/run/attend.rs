@@ -154,6 +154,7 @@ pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -
         ("ISTIO_META_OWNER", owner(options, template)),
         ("ISTIO_META_APP_CONTAINERS", if options.gateway { String::new() } else { template.container.clone() }),
         ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT".to_owned()),
+        ("ISTIO_META_DNS_CAPTURE", "true".to_owned()),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
         ("CARRICK_ENGINE", options.engine.as_str().to_owned()),
         ("CARRICK_TOKEN_FILE", text(&paths.token)),

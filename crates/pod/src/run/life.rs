@@ -211,6 +211,7 @@ impl Life {
         let responder = Arc::new(Responder {
             table: TableFile::new(table::path(&plan.options.data_dir)),
             domain: CLUSTER_DOMAIN.into(),
+            mesh: self.folder.state.engine.is_some().then(|| plan.options.namespace.clone()),
             upstream: Upstream::new("/etc/resolv.conf"),
             host: tokio::runtime::Handle::current(),
         });
