@@ -18,7 +18,11 @@ use crate::shared;
 
 /// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
 /// revocation lists are not read yet, and source addresses are not kept (TPROXY), so such a proxy's listener is refused whole.
-const REFUSED: [(&str, &str); 5] = [
+const REFUSED: [(&str, &str); 7] = [
+    // Tunnels by POST.
+    ("tunneling_config.use_post", "unsupported field"),
+    // Listeners at a path.
+    ("address.pipe", "unsupported field"),
     ("default_validation_context.crl", "unsupported field"),
     ("listener_filters[1].typed_config", "envoy.filters.listener.original_src"),
     // Until the engine has these filters.
