@@ -337,6 +337,8 @@ pub struct TransportMatch {
 }
 
 /// A transport socket.
+// Each is behind one `Arc` per cluster; there are few.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum TransportSocket {
     /// Plain bytes.
