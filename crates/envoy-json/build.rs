@@ -38,6 +38,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/path",
     "envoy/extensions/transport_sockets",
     "envoy/extensions/upstreams/http/v3",
+    "envoy/service/auth/v3",
     "envoy/service/discovery/v3",
     "envoy/type",
 ];

@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "selector", run: selector },
     Target { name: "manifest", run: manifest },
     Target { name: "path", run: path },
+    Target { name: "jwt", run: jwt },
     Target { name: "capture", run: capture },
     Target { name: "api_request", run: carrick_apiserver::parse_anything },
     Target { name: "dns_query", run: carrick_pod::parse_query },
@@ -113,6 +114,17 @@ fn path(data: &[u8]) {
             let twice = normalize(&once, &options, false).map(|path| path.into_owned()).ok();
             assert_eq!(twice.as_deref(), Some(&*once), "normalising is idempotent");
         }
+    }
+}
+
+/// A token and a key set, cut at the first byte's share: neither reading nor checking them may panic.
+fn jwt(data: &[u8]) {
+    use carrick_proxy_core::jwt::{keys::KeySet, token::Token};
+    let Some((first, rest)) = data.split_first() else { return };
+    let (one, two) = rest.split_at(rest.len() * usize::from(*first) / 256);
+    let keys = KeySet::parse(two).unwrap_or_default();
+    if let Some(Ok(token)) = text(one).map(Token::parse) {
+        assert!(keys.is_empty() || keys.verify(&token).is_err() || !token.signature.is_empty());
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Context<'a> {
     pub id: u64,
     /// The body, as far as it was read.
     pub body: Option<&'a Bytes>,
+    /// Bytes of it that have come, also those beyond the limit.
+    pub received: i64,
     /// There is more of it.
     pub partial: bool,
 }
@@ -215,17 +217,17 @@ pub fn http_answer(service: &HttpService, status: u16, headers: &HeaderMap, body
     if status != 200 {
         let always = ["www-authenticate", "location"];
         let all = headers.iter().filter(|(name, _)| match &service.client {
-            None => **name != CONTENT_LENGTH && !is_hop(name.as_str()),
+            None => **name != CONTENT_LENGTH && !is_hop(name.as_str()) && name.as_str() != TO_REMOVE,
             Some(list) => any(list, name.as_str()) || always.contains(&name.as_str()),
         });
         let headers = all.map(|(name, value)| (name.clone(), value.clone(), AppendAction::Overwrite)).collect();
         return Answer::Denied(Box::new(Denied { status, headers, body, metadata }));
     }
-    let append = matching(&service.upstream_append, AppendAction::AppendOrAdd);
+    let mut request = matching(&service.upstream, AppendAction::Overwrite);
+    request.extend(matching(&service.upstream_append, AppendAction::AppendOrAdd));
     let removed = headers.get_all(TO_REMOVE).into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
     Answer::Approved(Box::new(Approved {
-        request: matching(&service.upstream, AppendAction::Overwrite),
-        append: append.into_iter().map(|(name, value, _)| (name, value)).collect(),
+        request,
         remove: removed.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()).collect(),
         response: matching(&service.client_on_success, AppendAction::AppendOrAdd),
         metadata,
@@ -260,7 +262,6 @@ pub fn grpc_question(
     };
     let body = context.body.filter(|_| filter.body.is_some());
     let raw = filter.body.is_some_and(|b| b.raw);
-    let size = request.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let mut headers = sent_headers(filter, request);
     if body.is_some() {
         headers.insert(PARTIAL.as_str().to_owned(), context.partial.to_string());
@@ -272,7 +273,8 @@ pub fn grpc_question(
         path: request.path.to_owned(),
         host: request.authority.to_owned(),
         scheme: request.scheme.to_owned(),
-        size: size.or(body.map(|b| i64::try_from(b.len()).unwrap_or(i64::MAX))).unwrap_or(-1),
+        // What has been read of it so far, as Envoy tells it.
+        size: context.received,
         protocol: context.protocol.to_owned(),
         body: body.filter(|_| !raw).map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default(),
         raw_body: body.filter(|_| raw).map(|b| b.to_vec()).unwrap_or_default(),
@@ -371,17 +373,10 @@ pub fn grpc_answer(framed: &[u8]) -> Answer {
                 let metadata = metadata(&answer.dynamic_metadata);
                 return Answer::Approved(Box::new(Approved { metadata, ..Approved::default() }));
             };
-            let (mut request, mut append) = (Vec::new(), Vec::new());
-            for option in &ok.headers {
-                let Some((name, value, action)) = one_change(option, false) else { return Answer::Failed };
-                match action {
-                    AppendAction::AppendOrAdd => append.push((name, value)),
-                    action => request.push((name, value, action)),
-                }
-            }
+            let Some((request, append)) = replaced_or_appended(&ok.headers) else { return Answer::Failed };
             let removable = |n: &&String| !n.starts_with(':') && !n.eq_ignore_ascii_case("host");
             let remove = ok.headers_to_remove.iter().filter(removable);
-            let Some(response) = ok.response_headers_to_add.iter().map(|o| one_change(o, true)).collect() else {
+            let Some(response) = ok.response_headers_to_add.iter().map(one_change).collect() else {
                 return Answer::Failed;
             };
             Answer::Approved(Box::new(Approved {
@@ -396,7 +391,8 @@ pub fn grpc_answer(framed: &[u8]) -> Answer {
         }
         Some(R::DeniedResponse(denied)) => {
             let status = denied.status.as_ref().and_then(|s| u16::try_from(s.code).ok()).filter(|s| *s >= 200);
-            let headers = denied.headers.iter().map(|o| one_change(o, false)).collect();
+            // What is only to be appended has nothing to be appended to.
+            let headers = replaced_or_appended(&denied.headers).map(|(replaced, _)| replaced);
             Answer::Denied(Box::new(Denied {
                 status: status.unwrap_or(403),
                 headers: if let Some(headers) = headers { headers } else { return Answer::Failed },
@@ -413,8 +409,24 @@ pub fn grpc_answer(framed: &[u8]) -> Answer {
     }
 }
 
-/// A header option; where nothing is said it replaces, or (`adds`) is added.
-fn one_change(option: &core::HeaderValueOption, adds: bool) -> Option<Change> {
+type Appended = (HeaderName, HeaderValue);
+
+/// Headers of requests and denials: only the old `append` counts here; everything else replaces.
+fn replaced_or_appended(options: &[core::HeaderValueOption]) -> Option<(Vec<Change>, Vec<Appended>)> {
+    let (mut replaced, mut appended) = (Vec::new(), Vec::new());
+    for option in options {
+        let (name, value, _) = one_change(option)?;
+        if option.append.as_ref().is_some_and(|a| a.value) {
+            appended.push((name, value));
+        } else {
+            replaced.push((name, value, AppendAction::Overwrite));
+        }
+    }
+    Some((replaced, appended))
+}
+
+/// A header of a response.
+fn one_change(option: &core::HeaderValueOption) -> Option<Change> {
     use core::header_value_option::HeaderAppendAction as A;
     let header = option.header.as_ref()?;
     let name = decode_headers::name(&header.key).ok()?;
@@ -422,8 +434,8 @@ fn one_change(option: &core::HeaderValueOption, adds: bool) -> Option<Change> {
     let action = match (&option.append, A::try_from(option.append_action).ok()?) {
         (Some(append), _) if append.value => AppendAction::AppendOrAdd,
         (Some(_), _) => AppendAction::Overwrite,
-        (None, A::AppendIfExistsOrAdd) if adds => AppendAction::AppendOrAdd,
-        (None, A::AppendIfExistsOrAdd | A::OverwriteIfExistsOrAdd) => AppendAction::Overwrite,
+        (None, A::AppendIfExistsOrAdd) => AppendAction::AppendOrAdd,
+        (None, A::OverwriteIfExistsOrAdd) => AppendAction::Overwrite,
         (None, A::AddIfAbsent) => AppendAction::AddIfAbsent,
         (None, A::OverwriteIfExists) => AppendAction::OverwriteIfExists,
     };

@@ -461,4 +461,3 @@ pub fn bare_audience(text: &str) -> &str {
 fn audience_allowed(allowed: &[Box<str>], have: &[String]) -> bool {
     allowed.is_empty() || have.iter().any(|a| allowed.iter().any(|b| **b == *bare_audience(a)))
 }
-

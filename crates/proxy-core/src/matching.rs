@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 
 use crate::model::matcher::{
-    CookieMatcher, HeaderCondition, HeaderMatcher, MatchKey, MetadataMatcher, QueryCondition, QueryMatcher, StringMatcher, Text,
-    ValueMatcher,
+    CookieMatcher, HeaderCondition, HeaderMatcher, MatchKey, MetadataMatcher, QueryCondition, QueryMatcher,
+    StringMatcher, Text, ValueMatcher,
 };
 use crate::model::metadata::{Metadata, Value};
 use crate::model::tls::{PeerSan, SanKind, SanMatcher, Validation};

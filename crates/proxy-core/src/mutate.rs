@@ -138,11 +138,7 @@ impl Levels<'_> {
 
     fn switch(&self, name: &Name) -> Option<bool> {
         self.per_filter().rev().find_map(|p| {
-            if p.disabled.contains(name) {
-                Some(false)
-            } else {
-                p.steps.iter().any(|(n, _)| n == name).then_some(true)
-            }
+            if p.disabled.contains(name) { Some(false) } else { p.steps.iter().any(|(n, _)| n == name).then_some(true) }
         })
     }
 

@@ -73,25 +73,6 @@ fn told(request: &RequestHead<'_>, name: &str, most: u32) -> u32 {
     header::<u32>(request, name).map_or(most, |percent| percent.saturating_mul(10_000).min(most))
 }
 
-/// The HTTP status that stands for a gRPC status.
-#[must_use]
-pub fn status_of_grpc(grpc: u32) -> u16 {
-    match grpc {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
-}
-
 /// What CORS makes of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cors {
@@ -113,19 +94,17 @@ impl CorsPolicy {
         let allowed = self.origins.iter().any(|m| m.matches(origin.as_bytes()));
         let asks = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|m| !m.is_empty());
         let preflight = request.method == "OPTIONS" && asks;
-        if !allowed {
-            return if preflight && !self.forward_not_matching {
-                Cors::Preflight(HeaderMap::new())
-            } else {
-                Cors::None
-            };
+        if !allowed && (!preflight || self.forward_not_matching) {
+            return Cors::None;
         }
         let mut headers = HeaderMap::new();
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        if allowed {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        }
         if self.credentials {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
-        if let Some(expose) = &self.expose {
+        if let Some(expose) = self.expose.as_ref().filter(|_| allowed) {
             headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
         }
         if !preflight {

@@ -70,14 +70,8 @@ pub(crate) async fn ensure(worker: &Rc<Worker>, config: &RuntimeConfig, remote: 
 
 async fn fetch(worker: &Rc<Worker>, config: &RuntimeConfig, remote: &Remote) -> Option<KeySet> {
     let head = Request::get(&*remote.path).header(http::header::HOST, &*remote.host).body(()).ok()?.into_parts().0;
-    let call = Call {
-        cluster: &remote.cluster,
-        head,
-        body: Bytes::new(),
-        h2: false,
-        timeout: remote.timeout,
-        limit: MAX_SET,
-    };
+    let call =
+        Call { cluster: &remote.cluster, head, body: Bytes::new(), h2: false, timeout: remote.timeout, limit: MAX_SET };
     match call::ask(worker, config, call).await {
         Ok(answer) if answer.head.status == http::StatusCode::OK => match KeySet::parse(&answer.body) {
             Ok(keys) => return Some(keys),

@@ -33,7 +33,7 @@ pub(crate) fn refusal(worker: &Worker, info: &Info) -> Option<String> {
             local: info.local,
             remote: info.peer,
             source: info.peer,
-            direct: info.peer,
+            direct: info.direct,
             server_name: info.server_name.as_deref().unwrap_or_default(),
             peer: info.tls.as_ref().map(|t| peer(t.peer.as_ref())),
             metadata: &metadata,

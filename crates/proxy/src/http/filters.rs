@@ -27,7 +27,7 @@ use carrick_proxy_core::model::steps::{Abort, CorsPolicy, Fault, HeaderMutations
 use carrick_proxy_core::mutate::Levels;
 use carrick_proxy_core::rbac::{self, Peer, Subject};
 use carrick_proxy_core::routing::{RouteFacts, RouteLookup};
-use carrick_proxy_core::steps::{Cors, Rate, status_of_grpc};
+use carrick_proxy_core::steps::{Cors, Rate};
 use http::{HeaderMap, StatusCode};
 use hyper::body::Incoming;
 use std::borrow::Cow;
@@ -265,7 +265,7 @@ impl Run<'_> {
             local: info.local,
             remote: head.client,
             source: info.peer,
-            direct: info.peer,
+            direct: info.direct,
             server_name: info.server_name.as_deref().unwrap_or_default(),
             peer: tls.map(|t| peer(t.peer.as_ref())),
             metadata: &self.found.metadata,
@@ -411,9 +411,8 @@ impl Run<'_> {
         let body = fault.body.clone().unwrap_or(Bytes::from_static(b"fault filter abort"));
         let (status, grpc) = match abort {
             Abort::Http(status) => (status, None),
-            Abort::Grpc(grpc) => {
-                (StatusCode::from_u16(status_of_grpc(grpc)).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), Some(grpc))
-            }
+            // Envoy answers 200 to those who do not speak gRPC.
+            Abort::Grpc(grpc) => (StatusCode::OK, Some(grpc)),
         };
         let mut reply = Reply::new(status, body, details::FAULT_ABORT.to_owned());
         reply.grpc = grpc;
@@ -422,6 +421,10 @@ impl Run<'_> {
     }
 
     fn cors(&mut self, at: usize, policy: &CorsPolicy, head: &Head) -> Result<(), Failure> {
+        // Only requests that are forwarded have a policy, as in Envoy.
+        if !matches!(&self.lookup, Lookup::Route(r) if r.route.forward().is_some()) {
+            return Ok(());
+        }
         let worker = &self.conn.worker;
         match policy.decide(&head.view(), &mut || worker.random()) {
             Cors::None => Ok(()),

@@ -117,8 +117,7 @@ pub(super) async fn run(
     // RetryState reads the head once; it keeps the policy only.
     let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
     let has_body = !body.is_end_stream() || plan.read.as_ref().is_some_and(|r| !r.is_empty());
-    let mut mirrors =
-        if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, has_body) };
+    let mut mirrors = if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, has_body) };
     let per_try = plan.limits.per_try;
     let limit = plan.limits.global;
     let supply = if plan.upgrade.is_some() || !has_body {

@@ -129,11 +129,7 @@ async fn handle(
     let table = live.config.route_table(&hcm.routes).map(Arc::clone);
     let internal_only = table.as_ref().map_or(&[][..], |t| &t.internal_only_headers);
     if !head.internal
-        && head
-            .parts
-            .headers
-            .keys()
-            .any(|k| k.as_str().starts_with("x-envoy-") || internal_only.contains(k))
+        && head.parts.headers.keys().any(|k| k.as_str().starts_with("x-envoy-") || internal_only.contains(k))
     {
         hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, internal_only);
     }

@@ -310,7 +310,8 @@ pub async fn send(to: SocketAddr, ask: &Ask) -> Seen {
 
 /// An echoed request in a fixed order, without its id and without the length that Envoy writes on some requests without a body.
 fn stable(body: &str) -> String {
-    let mut lines: Vec<&str> = body.lines().filter(|l| !l.starts_with("x-request-id: ") && *l != "content-length: 0").collect();
+    let mut lines: Vec<&str> =
+        body.lines().filter(|l| !l.starts_with("x-request-id: ") && *l != "content-length: 0").collect();
     if lines.len() > 1 {
         lines.sort_unstable();
     }

@@ -4,9 +4,9 @@
 
 mod balancing;
 mod drain;
+mod filters;
 mod gateway;
 mod hostile;
-mod filters;
 mod lab;
 mod mtls;
 mod plain;

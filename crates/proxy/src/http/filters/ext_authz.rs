@@ -96,6 +96,9 @@ pub(super) async fn run(
 async fn read_body(run: &mut Run<'_>, settings: BodySettings, body: &mut Incoming) -> Result<bool, Failure> {
     let mut bytes = BytesMut::from(run.read.take().unwrap_or_default().as_ref());
     let mut ended = body.is_end_stream();
+    if ended && bytes.is_empty() {
+        return Ok(false);
+    }
     while !ended && bytes.len() < settings.max.saturating_add(usize::from(!settings.partial)) {
         match std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             Some(Ok(frame)) => match frame.into_data() {
@@ -114,19 +117,18 @@ async fn read_body(run: &mut Run<'_>, settings: BodySettings, body: &mut Incomin
     }
     if bytes.len() > settings.max && !settings.partial {
         let text = Bytes::from_static(b"Payload Too Large");
-        return Err(Reply::new(StatusCode::PAYLOAD_TOO_LARGE, text, details::TOO_LARGE.to_owned()).into());
+        let mut reply = Reply::new(StatusCode::PAYLOAD_TOO_LARGE, text, details::TOO_LARGE.to_owned());
+        if !run.conn.h2 {
+            // The rest of the body is not read.
+            reply.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        return Err(reply.into());
     }
     run.read = Some(bytes.freeze());
     Ok(!ended)
 }
 
-async fn ask(
-    run: &Run<'_>,
-    filter: &ExtAuthz,
-    here: Option<&ExtAuthzHere>,
-    head: &Head,
-    more: bool,
-) -> Answer {
+async fn ask(run: &Run<'_>, filter: &ExtAuthz, here: Option<&ExtAuthzHere>, head: &Head, more: bool) -> Answer {
     let info = &run.conn.info;
     let tls = info.tls.as_ref();
     let peer = tls.and_then(|t| t.peer.as_ref());
@@ -148,6 +150,7 @@ async fn ask(
         time: (i64::try_from(now.as_secs()).unwrap_or(0), i32::try_from(now.subsec_nanos()).unwrap_or(0)),
         id: run.conn.worker.random(),
         body: sent.as_ref(),
+        received: run.read.as_ref().map_or(0, |b| i64::try_from(b.len()).unwrap_or(i64::MAX)),
         partial: more || cut,
     };
     let view = head.view();

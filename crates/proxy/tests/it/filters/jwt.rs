@@ -133,10 +133,21 @@ fn setup(name: &'static str, providers: Value, requires: Value) -> Setup {
 
 fn tokens(a: &Issuer, b: &Issuer) -> Vec<Ask> {
     let payload = json!({"iss": "https://a.test", "sub": "ann", "aud": "shop"});
-    let mut asks = vec![Ask::get("/"), Ask::get("/long/path?with=query"), bearer(&a.good(json!({}))), bearer(&b.good(json!({})))];
+    let mut asks =
+        vec![Ask::get("/"), Ask::get("/long/path?with=query"), bearer(&a.good(json!({}))), bearer(&b.good(json!({})))];
     for (alg, kid) in [
-        ("RS256", "rsa"), ("RS384", "rsa"), ("RS512", "rsa"), ("PS256", "rsa"), ("PS384", "rsa"), ("PS512", "rsa"),
-        ("ES256", "p256"), ("ES384", "p384"), ("ES512", "p521"), ("EdDSA", "ed"), ("HS256", "oct"), ("HS384", "oct"),
+        ("RS256", "rsa"),
+        ("RS384", "rsa"),
+        ("RS512", "rsa"),
+        ("PS256", "rsa"),
+        ("PS384", "rsa"),
+        ("PS512", "rsa"),
+        ("ES256", "p256"),
+        ("ES384", "p384"),
+        ("ES512", "p521"),
+        ("EdDSA", "ed"),
+        ("HS256", "oct"),
+        ("HS384", "oct"),
         ("HS512", "oct"),
     ] {
         asks.push(bearer(&a.token(json!({"alg": alg, "kid": kid}), &payload)));
@@ -147,32 +158,77 @@ fn tokens(a: &Issuer, b: &Issuer) -> Vec<Ask> {
         asks.push(bearer(&b.token(json!({"alg": alg, "kid": kid}), &payload)));
     }
     for header in [
-        json!({"alg": "none"}), json!({"alg": "None", "kid": "rsa"}), json!({"kid": "rsa"}), json!({"alg": 1}),
-        json!({"alg": "ES256", "kid": 7}), json!({"alg": "ES256", "kid": "../../p256"}), json!({"alg": "ES256", "kid": "broken"}),
-        json!({"alg": "ES256K", "kid": "p256"}), json!({"alg": "es256", "kid": "p256"}), json!([]),
+        json!({"alg": "none"}),
+        json!({"alg": "None", "kid": "rsa"}),
+        json!({"kid": "rsa"}),
+        json!({"alg": 1}),
+        json!({"alg": "ES256", "kid": 7}),
+        json!({"alg": "ES256", "kid": "../../p256"}),
+        json!({"alg": "ES256", "kid": "broken"}),
+        json!({"alg": "ES256K", "kid": "p256"}),
+        json!({"alg": "es256", "kid": "p256"}),
+        json!([]),
         json!({"alg": "ES256", "kid": "p256", "jwk": {"kty": "oct", "k": "AA"}, "jku": "http://evil.test", "typ": "JWT"}),
     ] {
         asks.push(bearer(&a.token(header, &payload)));
     }
     let (past, future) = (now() - 3600, now() + 3600);
     for claims in [
-        json!({"exp": past}), json!({"exp": now() - 30}), json!({"exp": future}), json!({"nbf": future}), json!({"nbf": now() + 30}),
-        json!({"exp": "1"}), json!({"exp": -1}), json!({"exp": 1e40}), json!({"exp": 1.5}), json!({"exp": null}), json!({"nbf": []}),
-        json!({"iat": future}), json!({"iat": {}}), json!({"iat": -5}), json!({"iss": 3}), json!({"iss": "https://other.test"}),
-        json!({"iss": ""}), json!({"iss": null}), json!({"sub": 4}), json!({"sub": null}), json!({"jti": 4}), json!({"aud": 4}),
-        json!({"aud": [4]}), json!({"aud": []}), json!({"aud": null}), json!({"aud": ["x", "shop"]}), json!({"aud": "https://shop/"}),
-        json!({"aud": "http://shop"}), json!({"aud": "shopping"}), json!({"aud": "SHOP"}), json!({"exp": 0}), json!({"nbf": 0}),
+        json!({"exp": past}),
+        json!({"exp": now() - 30}),
+        json!({"exp": future}),
+        json!({"nbf": future}),
+        json!({"nbf": now() + 30}),
+        json!({"exp": "1"}),
+        json!({"exp": -1}),
+        json!({"exp": 1e40}),
+        json!({"exp": 1.5}),
+        json!({"exp": null}),
+        json!({"nbf": []}),
+        json!({"iat": future}),
+        json!({"iat": {}}),
+        json!({"iat": -5}),
+        json!({"iss": 3}),
+        json!({"iss": "https://other.test"}),
+        json!({"iss": ""}),
+        json!({"iss": null}),
+        json!({"sub": 4}),
+        json!({"sub": null}),
+        json!({"jti": 4}),
+        json!({"aud": 4}),
+        json!({"aud": [4]}),
+        json!({"aud": []}),
+        json!({"aud": null}),
+        json!({"aud": ["x", "shop"]}),
+        json!({"aud": "https://shop/"}),
+        json!({"aud": "http://shop"}),
+        json!({"aud": "shopping"}),
+        json!({"aud": "SHOP"}),
+        json!({"exp": 0}),
+        json!({"nbf": 0}),
     ] {
         asks.push(bearer(&a.good(claims)));
     }
     let good = a.good(json!({}));
     let [header, payload64, signature]: [&str; 3] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
     for text in [
-        String::new(), "x".into(), "a.b".into(), "a.b.c".into(), "..".into(), format!("{good}."), format!(".{good}"),
-        format!("{header}.{payload64}."), format!("{header}..{signature}"), format!("{header}.{payload64}.{}", &signature[1..]),
-        format!("{payload64}.{header}.{signature}"), format!("{header}.{payload64}.!!"), format!("{good} tail"),
-        format!("{header}.{}.{signature}", B64.encode("[]")), format!("{header}.{}.{signature}", B64.encode("{")),
-        format!("{}.{payload64}.{signature}", B64.encode("{")), format!("{header}=.{payload64}.{signature}"),
+        String::new(),
+        "x".into(),
+        "a.b".into(),
+        "a.b.c".into(),
+        "..".into(),
+        format!("{good}."),
+        format!(".{good}"),
+        format!("{header}.{payload64}."),
+        format!("{header}..{signature}"),
+        format!("{header}.{payload64}.{}", &signature[1..]),
+        format!("{payload64}.{header}.{signature}"),
+        format!("{header}.{payload64}.!!"),
+        format!("{good} tail"),
+        format!("{header}.{}.{signature}", B64.encode("[]")),
+        format!("{header}.{}.{signature}", B64.encode("{")),
+        format!("{}.{payload64}.{signature}", B64.encode("{")),
+        format!("{header}=.{payload64}.{signature}"),
         format!("{header}.{}.{signature}", B64.encode(&B64.decode(payload64).unwrap()[1..])),
     ] {
         asks.push(bearer(&text));
@@ -199,7 +255,8 @@ async fn tokens_are_judged_as_by_envoy() {
     let (a, b) = (Issuer::new(), Issuer::new());
     let providers = || json!({"a": provider("https://a.test", &a.jwks(), json!({}))});
     let one = json!({"provider_name": "a"});
-    let with_audiences = json!({"a": provider("https://a.test", &a.jwks(), json!({"audiences": ["https://shop", "other/"]}))});
+    let with_audiences =
+        json!({"a": provider("https://a.test", &a.jwks(), json!({"audiences": ["https://shop", "other/"]}))});
     let seen = compare(&[
         (setup("one provider", providers(), one.clone()), tokens(&a, &b)),
         (setup("audiences", with_audiences, one), tokens(&a, &b)),
@@ -284,7 +341,10 @@ fn traces(a: &Issuer) -> Vec<(Setup, Vec<Ask>)> {
         "null": null, "big": 12345678901u64, "scope": "read write", "uni": "ü", "a.b": "dotted"}));
     let claim = |claim: &str| json!({"header_name": format!("x-{}", claim.replace('.', "-")), "claim_name": claim});
     let claims: Vec<Value> =
-        ["n", "f", "t", "s", "l", "o", "o.deep.er", "null", "big", "absent", "sub", "exp", "neg", "huge"].iter().map(|c| claim(c)).collect();
+        ["n", "f", "t", "s", "l", "o", "o.deep.er", "null", "big", "absent", "sub", "exp", "neg", "huge"]
+            .iter()
+            .map(|c| claim(c))
+            .collect();
     let full = json!({"a": provider("https://a.test", &a.jwks(), json!({"forward_payload_header": "x-payload",
         "claim_to_headers": claims, "payload_in_metadata": "p", "header_in_metadata": "h", "audiences": [],
         "normalize_payload_in_metadata": {"space_delimited_claims": ["scope"]}}))});
@@ -293,17 +353,26 @@ fn traces(a: &Issuer) -> Vec<(Setup, Vec<Ask>)> {
     let one = || json!({"provider_name": "a"});
     let path = |keys: &[&str]| keys.iter().map(|k| json!({"key": k})).collect::<Vec<_>>();
     let reads = |keys: &[&str], value: Value| {
-        let metadata = json!({"metadata": {"filter": "envoy.filters.http.jwt_authn", "path": path(keys), "value": value}});
+        let metadata =
+            json!({"metadata": {"filter": "envoy.filters.http.jwt_authn", "path": path(keys), "value": value}});
         json!({"rules": {"policies": {"p": {"permissions": [metadata], "principals": [{"any": true}]}}}})
     };
     let list = |text: &str| json!({"list_match": {"one_of": {"string_match": {"exact": text}}}});
     let exact = |text: &str| json!({"string_match": {"exact": text}});
-    let asks = || vec![bearer(&rich), bearer(&rich).header("x-s", "forged").header("x-payload", "forged").header("x-absent", "f")];
+    let asks = || {
+        vec![bearer(&rich), bearer(&rich).header("x-s", "forged").header("x-payload", "forged").header("x-absent", "f")]
+    };
     let mut cases = vec![
         (setup("traces", full.clone(), one()), asks()),
         (setup("padded", padded, one()), asks()),
-        (setup("forged without a token", full.clone(), json!({"requires_any": {"requirements": [one(), {"allow_missing": {}}]}})),
-            vec![Ask::get("/").header("x-s", "forged").header("x-payload", "forged"), bearer(&rich)]),
+        (
+            setup(
+                "forged without a token",
+                full.clone(),
+                json!({"requires_any": {"requirements": [one(), {"allow_missing": {}}]}}),
+            ),
+            vec![Ask::get("/").header("x-s", "forged").header("x-payload", "forged"), bearer(&rich)],
+        ),
     ];
     for (name, keys, value) in [
         ("scope list", &["p", "scope"][..], list("read")),
@@ -345,13 +414,18 @@ fn places(a: &Issuer) -> Vec<(Setup, Vec<Ask>)> {
         {"match": {"prefix": "/", "headers": [{"name": "x-skip", "present_match": true}]}},
         {"match": {"safe_regex": {"regex": "/v[0-9]+/.*"}}, "requires": {"provider_name": "a"}},
         {"match": {"prefix": "/map"}, "requirement_name": "r"}]);
-    let provider = provider("https://a.test", &a.jwks(), json!({"claim_to_headers": [{"header_name": "x-sub", "claim_name": "sub"}],
-        "clear_route_cache": true, "require_expiration": true, "clock_skew_seconds": 5}));
+    let provider = provider(
+        "https://a.test",
+        &a.jwks(),
+        json!({"claim_to_headers": [{"header_name": "x-sub", "claim_name": "sub"}],
+        "clear_route_cache": true, "require_expiration": true, "clock_skew_seconds": 5}),
+    );
     let asks = || {
-        let mut asks: Vec<Ask> = ["/free", "/exact", "/exact/x", "/v1/x", "/map/1", "/off", "/named", "/unknown", "/other"]
-            .iter()
-            .flat_map(|p| [Ask::get(p), Ask::get(p).header("authorization", &format!("Bearer {good}"))])
-            .collect();
+        let mut asks: Vec<Ask> =
+            ["/free", "/exact", "/exact/x", "/v1/x", "/map/1", "/off", "/named", "/unknown", "/other"]
+                .iter()
+                .flat_map(|p| [Ask::get(p), Ask::get(p).header("authorization", &format!("Bearer {good}"))])
+                .collect();
         asks.extend([
             Ask::get("/v1/x").header("x-skip", "1"),
             Ask::with("OPTIONS", "/v1/x").header("origin", "http://o").header("access-control-request-method", "GET"),
@@ -361,7 +435,8 @@ fn places(a: &Issuer) -> Vec<(Setup, Vec<Ask>)> {
         asks
     };
     let config = |more: Value| {
-        let mut config = json!({"providers": {"a": provider}, "rules": rules, "requirement_map": {"r": {"provider_name": "a"}}});
+        let mut config =
+            json!({"providers": {"a": provider}, "rules": rules, "requirement_map": {"r": {"provider_name": "a"}}});
         for (key, value) in more.as_object().unwrap() {
             config[key] = value.clone();
         }
@@ -376,7 +451,9 @@ fn places(a: &Issuer) -> Vec<(Setup, Vec<Ask>)> {
             asks(),
         ),
         (
-            Setup::new("stripped").filter("jwt_authn", KIND, config(json!({"strip_failure_response": true}))).hosts(hosts),
+            Setup::new("stripped")
+                .filter("jwt_authn", KIND, config(json!({"strip_failure_response": true})))
+                .hosts(hosts),
             asks(),
         ),
     ]
@@ -426,7 +503,8 @@ async fn fetched_keys_are_used_and_kept() {
     let one = json!({"provider_name": "a"});
     let setups = [
         setup("fetched", json!({"a": remote("keys")}), one.clone()).cluster(static_cluster("keys", server)),
-        setup("not to be had", json!({"a": remote("gone")}), one).cluster(static_cluster("gone", crate::support::free_port())),
+        setup("not to be had", json!({"a": remote("gone")}), one)
+            .cluster(static_cluster("gone", crate::support::free_port())),
     ];
     let (good, bad) = (a.good(json!({})), Issuer::new().good(json!({})));
     let cases: Vec<(Setup, Vec<Ask>)> =

@@ -65,8 +65,11 @@ async fn rbac_is_envoys() {
             ],
         ),
         (
-            one("several values, inverted", deny(json!({"header": {"name": "x-a", "invert_match": true,
-                "string_match": {"exact": "b"}}}))),
+            one(
+                "several values, inverted",
+                deny(json!({"header": {"name": "x-a", "invert_match": true,
+                "string_match": {"exact": "b"}}})),
+            ),
             vec![
                 Ask::get("/").header("x-a", "b").header("x-a", "c"),
                 Ask::get("/").header("x-a", "b").header("x-a", "b"),
@@ -76,17 +79,29 @@ async fn rbac_is_envoys() {
             ],
         ),
         (
-            one("several values, range", deny(json!({"header": {"name": "x-a", "range_match": {"start": 1, "end": 5}}}))),
+            one(
+                "several values, range",
+                deny(json!({"header": {"name": "x-a", "range_match": {"start": 1, "end": 5}}})),
+            ),
             vec![Ask::get("/").header("x-a", "9").header("x-a", "2"), Ask::get("/").header("x-a", "5")],
         ),
         (
-            one("several values, not rule", deny(json!({"not_rule": {"header": {"name": "x-a",
-                "string_match": {"exact": "b"}}}}))),
-            vec![Ask::get("/").header("x-a", "b").header("x-a", "c"), Ask::get("/").header("x-a", "d").header("x-a", "c")],
+            one(
+                "several values, not rule",
+                deny(json!({"not_rule": {"header": {"name": "x-a",
+                "string_match": {"exact": "b"}}}})),
+            ),
+            vec![
+                Ask::get("/").header("x-a", "b").header("x-a", "c"),
+                Ask::get("/").header("x-a", "d").header("x-a", "c"),
+            ],
         ),
         (
-            one("missing as empty", deny(json!({"header": {"name": "x-a", "treat_missing_header_as_empty": true,
-                "string_match": {"exact": "b"}, "invert_match": true}}))),
+            one(
+                "missing as empty",
+                deny(json!({"header": {"name": "x-a", "treat_missing_header_as_empty": true,
+                "string_match": {"exact": "b"}, "invert_match": true}})),
+            ),
             vec![Ask::get("/"), Ask::get("/").header("x-a", "b")],
         ),
         (
@@ -117,69 +132,107 @@ async fn rbac_is_envoys() {
                         {"direct_remote_ip": range("127.0.0.1", 32)}, {"source_ip": range("127.0.0.0", 24)},
                         {"remote_ip": range("10.1.0.0", 16)}]}}]}}}}),
             ),
-            vec![Ask::get("/"), Ask::get("/").header("x-forwarded-for", "10.1.2.3"),
-                 Ask::get("/").header("x-forwarded-for", "10.1.2.3, 10.2.0.1")],
+            vec![
+                Ask::get("/"),
+                Ask::get("/").header("x-forwarded-for", "10.1.2.3"),
+                Ask::get("/").header("x-forwarded-for", "10.1.2.3, 10.2.0.1"),
+            ],
         ),
         (
-            one("plain peers", json!({"rules": {"policies": {"p": policy(json!({"any": true}),
-                json!({"authenticated": {"principal_name": {"safe_regex": {"regex": ".*"}}}}))}}})),
+            one(
+                "plain peers",
+                json!({"rules": {"policies": {"p": policy(json!({"any": true}),
+                json!({"authenticated": {"principal_name": {"safe_regex": {"regex": ".*"}}}}))}}}),
+            ),
             paths(&["/"]),
         ),
         (
-            one("not authenticated", json!({"rules": {"action": "DENY", "policies": {"p": policy(json!({"any": true}),
-                json!({"not_id": {"authenticated": {"principal_name": {"exact": "spiffe://a"}}}}))}}})),
+            one(
+                "not authenticated",
+                json!({"rules": {"action": "DENY", "policies": {"p": policy(json!({"any": true}),
+                json!({"not_id": {"authenticated": {"principal_name": {"exact": "spiffe://a"}}}}))}}}),
+            ),
+            paths(&["/"]),
+        ),
+        (one("no server name", deny(json!({"requested_server_name": {"safe_regex": {"regex": ".*"}}}))), paths(&["/"])),
+        (
+            one(
+                "log",
+                json!({"rules": {"action": "LOG", "policies": {
+                "p": policy(json!({"any": true}), json!({"any": true}))}}}),
+            ),
             paths(&["/"]),
         ),
         (
-            one("no server name", deny(json!({"requested_server_name": {"safe_regex": {"regex": ".*"}}}))),
-            paths(&["/"]),
-        ),
-        (
-            one("log", json!({"rules": {"action": "LOG", "policies": {
-                "p": policy(json!({"any": true}), json!({"any": true}))}}})),
-            paths(&["/"]),
-        ),
-        (
-            one("the first by name", json!({"rules": {"action": "DENY", "policies": {
+            one(
+                "the first by name",
+                json!({"rules": {"action": "DENY", "policies": {
                 "z": policy(json!({"any": true}), json!({"any": true})),
-                "a b": policy(path("prefix", "/a"), json!({"any": true}))}}})),
+                "a b": policy(path("prefix", "/a"), json!({"any": true}))}}}),
+            ),
             paths(&["/a", "/z"]),
         ),
         (
-            one("shadow", json!({"shadow_rules": {"action": "DENY", "policies": {
-                "p": policy(json!({"any": true}), json!({"any": true}))}}, "shadow_rules_stat_prefix": "dry_"})),
+            one(
+                "shadow",
+                json!({"shadow_rules": {"action": "DENY", "policies": {
+                "p": policy(json!({"any": true}), json!({"any": true}))}}, "shadow_rules_stat_prefix": "dry_"}),
+            ),
             paths(&["/"]),
         ),
         (
             // The second filter sees what the first one's shadow rules said.
-            one("shadow metadata", json!({"shadow_rules": {"action": "DENY", "policies": {
-                "custom-1": policy(path("prefix", "/c"), json!({"any": true}))}}, "shadow_rules_stat_prefix": "ext_"}))
-            .filter("second", KIND, deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
+            one(
+                "shadow metadata",
+                json!({"shadow_rules": {"action": "DENY", "policies": {
+                "custom-1": policy(path("prefix", "/c"), json!({"any": true}))}}, "shadow_rules_stat_prefix": "ext_"}),
+            )
+            .filter(
+                "second",
+                KIND,
+                deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
                 "path": [{"key": "ext_shadow_effective_policy_id"}],
-                "value": {"string_match": {"prefix": "custom-"}}}}))),
+                "value": {"string_match": {"prefix": "custom-"}}}})),
+            ),
             paths(&["/c", "/d"]),
         ),
         (
-            one("shadow result", json!({"shadow_rules": {"policies": {
-                "p": policy(path("prefix", "/c"), json!({"any": true}))}}}))
-            .filter("second", KIND, deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
-                "path": [{"key": "shadow_engine_result"}], "value": {"string_match": {"exact": "denied"}}}}))),
+            one(
+                "shadow result",
+                json!({"shadow_rules": {"policies": {
+                "p": policy(path("prefix", "/c"), json!({"any": true}))}}}),
+            )
+            .filter(
+                "second",
+                KIND,
+                deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
+                "path": [{"key": "shadow_engine_result"}], "value": {"string_match": {"exact": "denied"}}}})),
+            ),
             paths(&["/c", "/d"]),
         ),
         (
-            one("missing metadata", deny(json!({"metadata": {"filter": "x", "path": [{"key": "y"}],
-                "value": {"present_match": true}, "invert": true}}))),
+            one(
+                "missing metadata",
+                deny(json!({"metadata": {"filter": "x", "path": [{"key": "y"}],
+                "value": {"present_match": true}, "invert": true}})),
+            ),
             paths(&["/"]),
         ),
         (
-            one("absent metadata", deny(json!({"metadata": {"filter": "x", "path": [{"key": "y"}],
-                "value": {"present_match": false}}}))),
+            one(
+                "absent metadata",
+                deny(json!({"metadata": {"filter": "x", "path": [{"key": "y"}],
+                "value": {"present_match": false}}})),
+            ),
             paths(&["/"]),
         ),
         (
-            one("present metadata, false", json!({"shadow_rules": {"policies": {}}}))
-            .filter("second", KIND, deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
-                "path": [{"key": "shadow_engine_result"}], "value": {"present_match": false}}}))),
+            one("present metadata, false", json!({"shadow_rules": {"policies": {}}})).filter(
+                "second",
+                KIND,
+                deny(json!({"metadata": {"filter": "envoy.filters.http.rbac",
+                "path": [{"key": "shadow_engine_result"}], "value": {"present_match": false}}})),
+            ),
             paths(&["/"]),
         ),
         (
@@ -190,10 +243,7 @@ async fn rbac_is_envoys() {
             one("own rules", json!({"rules": {"policies": {}}})).hosts(routed(here(deny(path("suffix", "/no"))))),
             paths(&["/own", "/own/no", "/app", "/direct", "/nowhere", "/other"]),
         ),
-        (
-            one("off here", json!({"rules": {"policies": {}}})).hosts(routed(off.clone())),
-            paths(&["/own", "/app"]),
-        ),
+        (one("off here", json!({"rules": {"policies": {}}})).hosts(routed(off.clone())), paths(&["/own", "/app"])),
         (
             one("none here", json!({"rules": {"policies": {}}}))
                 .hosts(routed(typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", json!({})))),
