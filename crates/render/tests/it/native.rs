@@ -17,18 +17,16 @@ use serde_json::json;
 use crate::shared;
 
 /// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
-/// revocation lists are not read yet, and source addresses are not kept (TPROXY), so such a proxy's listener is refused whole.
-const REFUSED: [(&str, &str); 7] = [
+/// revocation lists are not read yet, connections are asked of no external authorizer, and source addresses are not kept (TPROXY), so such
+/// a proxy's listener is refused whole.
+const REFUSED: [(&str, &str); 5] = [
     // Tunnels by POST.
     ("tunneling_config.use_post", "unsupported field"),
     // Listeners at a path.
     ("address.pipe", "unsupported field"),
     ("default_validation_context.crl", "unsupported field"),
     ("listener_filters[1].typed_config", "envoy.filters.listener.original_src"),
-    // Until the engine has these filters.
-    ("typed_config", "envoy.filters.http.rbac"),
-    ("typed_config", "envoy.filters.http.jwt_authn"),
-    ("typed_config", "envoy.filters.network.rbac"),
+    ("typed_config", "envoy.filters.network.ext_authz"),
 ];
 
 /// Loads all resources of a proxy into the native engine.
