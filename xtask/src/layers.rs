@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("runtime", 1),
     ("api", 1),
     ("mesh", 2),
+    ("analyze", 2),
     ("proxy-core", 2),
     ("inject", 2),
     ("envoy-json", 2),
@@ -30,7 +31,7 @@ const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// Crates that decide and never do.
-const PURE: &[&str] = &["base", "api", "mesh", "proxy-core", "render", "inject", "envoy-filter", "explain"];
+const PURE: &[&str] = &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "envoy-filter", "explain"];
 
 /// What a pure crate may not depend on.
 const IMPURE: &[&str] =
@@ -38,7 +39,7 @@ const IMPURE: &[&str] =
 
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
-const CONTROL: &[&str] = &["mesh", "render", "api", "explain", "apiserver", "control", "ctl"];
+const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "explain", "apiserver", "control", "ctl"];
 
 /// Findings about every crate's dependencies.
 ///

@@ -110,18 +110,22 @@ fn json_type(value: &Value) -> &'static str {
 }
 
 fn syntax(error: &serde_saphyr::Error) -> ParseError {
-    let message = error.to_string();
+    let message = plain(&error.to_string());
     // The place is a part of the type; without it, the message is kept as it is.
     match error.location() {
-        Some(location) => {
-            ParseError::Syntax { line: location.line(), column: location.column(), message: first_line(&message) }
-        }
-        None => ParseError::Unplaced(first_line(&message)),
+        Some(location) => ParseError::Syntax { line: location.line(), column: location.column(), message },
+        None => ParseError::Unplaced(message),
     }
 }
 
-fn first_line(message: &str) -> String {
-    message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+/// The reader's message without what it says to programmers and without the place, which is told beside it.
+fn plain(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let line = line.rsplit_once(" at line ").map_or(line, |(message, _)| message);
+    match line.strip_prefix("duplicate mapping key: ") {
+        Some(rest) => format!("key {:?} already set in map", rest.split(", set ").next().unwrap_or_default()),
+        None => line.to_owned(),
+    }
 }
 
 fn json_documents(text: &str) -> Result<Vec<Value>, serde_json::Error> {
@@ -301,7 +305,7 @@ mod tests {
     #[test]
     fn errors_have_a_place() {
         for (text, place) in [
-            ("a: 1\na: 2\n", "line 2"),
+            ("a: 1\na: 2\n", "line 2, column 1: key \"a\" already set in map"),
             ("a:\n  b: 1\n  c: 2\n  b: 3\n", "line 4"),
             ("a: [1\nb: 2\n", "line "),
             ("a: b: c\n", "line 1"),

@@ -1,7 +1,7 @@
 //! `carrick apply -f`: manifests to the API by server-side apply, as any other API client does it.
 //!
-//! Invariant: every object is tried, a refused one does not stop the next, and the exit code tells whether all
-//! were taken. Nothing is interpreted here; the server decides.
+//! Invariant: nothing is applied unless all objects are right as far as can be told without the server; then every
+//! object is tried, one that the server refuses does not stop the next, and the exit code tells whether all were taken.
 
 use std::{
     io::Read,
@@ -9,6 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use carrick_api::kinds::{registry, split_api_version};
+use carrick_api::validate;
+use carrick_base::Severity;
 use kube::{
     Client,
     api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective},
@@ -25,29 +28,61 @@ const FIELD_MANAGER: &str = "carrick-apply";
 /// Applies the objects of all files; returns 0 when every one was taken, else 1.
 ///
 /// # Errors
-/// When a file cannot be read; what the server refuses is told object by object instead.
+/// When a file cannot be read; what is wrong with an object is told object by object instead.
 pub async fn run(client: &Client, files: &[PathBuf], namespace: &str, dry_run: bool) -> Result<u8> {
-    let mut failed = false;
+    let (mut all, mut failed) = (Vec::new(), false);
     for (source, bytes) in read_all(files)? {
-        let objects = match carrick_api::parse::objects(&bytes) {
-            Ok(objects) => objects,
+        match carrick_api::parse::objects(&bytes) {
+            Ok(objects) => all.extend(objects.into_iter().map(|object| (source.clone(), object))),
             Err(error) => {
                 eprintln!("error: {source}: {error}");
                 failed = true;
-                continue;
             }
-        };
-        for object in objects {
-            match one(client, &object, namespace, dry_run).await {
-                Ok(line) => println!("{line}"),
-                Err(error) => {
-                    failed = true;
-                    eprintln!("error: {source}: {}", words(&error));
-                }
+        }
+    }
+    for (source, object) in &all {
+        let (errors, warnings) = judge(object);
+        warnings.iter().for_each(|warning| eprintln!("Warning: {warning}"));
+        for error in errors {
+            eprintln!("error: {source}: {error}");
+            failed = true;
+        }
+    }
+    if failed {
+        eprintln!("error: nothing was applied");
+        return Ok(1);
+    }
+    for (source, object) in &all {
+        match one(client, object, namespace, dry_run).await {
+            Ok(line) => println!("{line}"),
+            Err(error) => {
+                failed = true;
+                eprintln!("error: {source}: {}", words(&error));
             }
         }
     }
     Ok(u8::from(failed))
+}
+
+/// Errors and warnings of an object by what is known here: schemas of Istio's kinds, and their rules.
+fn judge(object: &Value) -> (Vec<String>, Vec<String>) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let shown = format!("{} {}", text("/kind"), text("/metadata/name"));
+    let (_, version) = split_api_version(text("/apiVersion"));
+    if let Some(kind) = registry().of_object(object).filter(|kind| kind.custom) {
+        let wrong = kind.schema(version).check(object);
+        if !wrong.is_empty() {
+            return (wrong.iter().map(|error| format!("{shown}: {error}")).collect(), Vec::new());
+        }
+    }
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for finding in validate::object(object) {
+        let field = finding.field.as_str();
+        let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        let line = format!("{shown}: {field}{}", finding.message);
+        if finding.severity == Severity::Error { errors.push(line) } else { warnings.push(line) }
+    }
+    (errors, warnings)
 }
 
 /// Applies one object; the line tells what became of it. `namespace` is for an object that names none.

@@ -9,7 +9,8 @@ use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::D
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    apply, bench, cluster, demo, experimental, output::Format, process, proxy_config, proxy_status, up, version, why,
+    analyze, apply, bench, cluster, convert, demo, experimental, output::Format, process, proxy_config, proxy_status,
+    up, validate, version, why,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -52,6 +53,13 @@ enum Command {
     Exec(Exec),
     /// Create or update the objects of manifest files (server-side apply).
     Apply(Apply),
+    /// Judge manifests by the rules of admission, without a cluster.
+    #[command(visible_alias = "v")]
+    Validate(Validate),
+    /// Find what is wrong with objects together, in manifests, in the cluster, or both.
+    Analyze(Analyze),
+    /// Print legacy authentication policies as today's objects.
+    Convert(Convert),
     /// Show what a proxy really runs.
     #[command(visible_alias = "pc", subcommand)]
     ProxyConfig(ProxyConfig),
@@ -88,7 +96,7 @@ struct Up {
     #[arg(long, default_value_t = 15014, value_name = "PORT")]
     debug_port: u16,
     /// Trust domain of all identities.
-    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    #[arg(long, default_value = "cluster.local", value_parser = trust_domain, value_name = "DOMAIN")]
     trust_domain: String,
     /// Key algorithm of a root made at the first start: ecdsa-p256, ecdsa-p384, rsa-2048 or rsa-4096.
     #[arg(long, default_value = "ecdsa-p256", value_name = "ALGORITHM")]
@@ -109,7 +117,7 @@ struct Up {
     #[arg(long)]
     no_network: bool,
     /// What to log: error, warn, info, debug, or tracing's directives.
-    #[arg(long, default_value = "info", env = "CARRICK_LOG", value_name = "LEVEL")]
+    #[arg(long, default_value = "info", env = "CARRICK_LOG", value_parser = log_filter, value_name = "LEVEL")]
     log: String,
 }
 
@@ -161,7 +169,7 @@ struct Run {
     #[arg(long, env = "CARRICK_ENVOY", value_name = "FILE")]
     envoy_binary: Option<PathBuf>,
     /// Trust domain, as `carrick up` has it.
-    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    #[arg(long, default_value = "cluster.local", value_parser = trust_domain, value_name = "DOMAIN")]
     trust_domain: String,
     /// Program and arguments.
     #[arg(last = true, required_unless_present = "gateway", value_name = "COMMAND")]
@@ -191,6 +199,87 @@ struct Apply {
     /// Have the server check everything and keep nothing.
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+struct Validate {
+    /// Files or folders of YAML or JSON; `-` reads standard input.
+    #[arg(short, long, required = true, value_delimiter = ',', value_name = "FILE")]
+    filename: Vec<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+    /// Kept for scripts: all rules are always checked.
+    #[arg(short = 'x', long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    referential: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+struct Analyze {
+    /// Files or folders of YAML or JSON; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Namespace to analyze, and namespace of objects that name none.
+    #[arg(short, long, value_name = "NS")]
+    namespace: Option<String>,
+    /// Analyze all namespaces.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Look at the live cluster; --use-kube=false analyzes files only.
+    #[arg(short = 'k', long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    use_kube: bool,
+    /// Removed: folders are always read with everything below.
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// List the analyzers.
+    #[arg(short = 'L', long)]
+    list_analyzers: bool,
+    /// Run only this analyzer; may be given several times.
+    #[arg(long = "analyzer", value_name = "NAME")]
+    analyzers: Vec<String>,
+    /// Leave out a code on a resource, e.g. "IST0103=Pod *.testing"; may be given several times.
+    #[arg(short = 'S', long, value_name = "CODE=RESOURCE")]
+    suppress: Vec<String>,
+    /// The level from which on the exit code is 79: Info, Warning or Error.
+    #[arg(long, default_value = "Error", value_parser = analyze::level, value_name = "LEVEL")]
+    failure_threshold: carrick_base::Severity,
+    /// The level from which on messages are shown: Info, Warning or Error.
+    #[arg(long, default_value = "Info", value_parser = analyze::level, value_name = "LEVEL")]
+    output_threshold: carrick_base::Severity,
+    /// Output format.
+    #[arg(short, long, value_enum, ignore_case = true, default_value = "log")]
+    output: analyze::Form,
+    /// Color the levels [default: on a terminal].
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    color: Option<bool>,
+    /// Tell which analyzers run.
+    #[arg(short, long)]
+    verbose: bool,
+    /// How long the cluster may take to answer.
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    timeout: Duration,
+    /// Do not fail because of files that are not understood.
+    #[arg(long)]
+    ignore_unknown: bool,
+    /// MeshConfig file that counts instead of the cluster's.
+    #[arg(long, alias = "meshConfigFile", value_name = "FILE")]
+    mesh_config_file: Option<PathBuf>,
+    /// Control plane whose objects are looked at.
+    #[arg(short, long, default_value = "default", value_name = "REVISION")]
+    revision: String,
+}
+
+#[derive(Debug, Args)]
+struct Convert {
+    /// Files or folders of YAML or JSON, with the Services that policies are for; `-` reads standard input.
+    #[arg(short, long, required = true, value_delimiter = ',', value_name = "FILE")]
+    filename: Vec<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default", value_name = "NS")]
+    namespace: String,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -447,6 +536,11 @@ impl Cli {
                 let client = cluster::client(&kubeconfig).await?;
                 apply::run(&client, &options.filename, &options.namespace, options.dry_run).await
             }
+            Command::Validate(options) => {
+                validate::run(&options.filename, &options.namespace, &global.istio_namespace, options.output)
+            }
+            Command::Analyze(options) => options.run(&global).await,
+            Command::Convert(options) => convert::run(&options.filename, &options.namespace, &global.istio_namespace),
             Command::ProxyConfig(command) => proxy_config_command(command, &global).await.map(|()| 0),
             Command::ProxyStatus(options) => {
                 let filter = proxy_status::Filter {
@@ -455,6 +549,10 @@ impl Cli {
                     wide: options.verbosity > 0,
                 };
                 let answer = proxy_status::fetch(options.debug_port).await?;
+                let missing = filter.proxy.clone().filter(|_| !proxy_status::any(&answer, &filter));
+                if let Some(proxy) = missing {
+                    anyhow::bail!("no proxy {proxy:?} is connected to the control plane");
+                }
                 print!("{}", proxy_status::show(&answer, &filter, options.output)?);
                 Ok(0)
             }
@@ -476,6 +574,40 @@ impl Cli {
                 Ok(0)
             }
         }
+    }
+}
+
+impl Analyze {
+    async fn run(self, global: &Global) -> Result<u8> {
+        if self.list_analyzers {
+            analyze::list();
+            return Ok(0);
+        }
+        if self.recursive {
+            println!("The recursive flag has been removed and is hardcoded to true without explicitly specifying it.");
+            return Ok(0);
+        }
+        analyze::run(analyze::Options {
+            files: self.files,
+            namespace: self.namespace,
+            all_namespaces: self.all_namespaces,
+            istio_namespace: global.istio_namespace.clone(),
+            use_kube: self.use_kube,
+            kubeconfig: global.kubeconfig.clone(),
+            data_dir: global.data_dir.clone(),
+            analyzers: self.analyzers,
+            suppress: self.suppress,
+            failure: self.failure_threshold,
+            shown: self.output_threshold,
+            form: self.output,
+            color: self.color,
+            verbose: self.verbose,
+            timeout: self.timeout,
+            ignore_unknown: self.ignore_unknown,
+            mesh_config: self.mesh_config_file,
+            revision: self.revision,
+        })
+        .await
     }
 }
 
@@ -619,6 +751,16 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A trust domain: a host name in lower case.
+fn trust_domain(text: &str) -> Result<String, String> {
+    carrick_base::spiffe::TrustDomain::new(text).map(|domain| domain.as_str().to_owned()).map_err(|e| e.to_string())
+}
+
+/// What to log, as the logger reads it.
+fn log_filter(text: &str) -> Result<String, String> {
+    carrick_runtime::telemetry::check(text).map(|()| text.to_owned()).map_err(|e| e.to_string())
+}
+
 /// Go's duration syntax: `90s`, `1h30m`, `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     let fail = || format!("{text:?} is not a duration such as 90s, 30m or 1h30m");
@@ -660,6 +802,25 @@ mod tests {
         assert_eq!(run.command, ["sleep", "1"]);
         assert!(Cli::try_parse_from(["carrick", "run", "-l", "app", "--", "x"]).is_err());
         assert!(Cli::try_parse_from(["carrick", "run"]).is_err());
+    }
+
+    #[test]
+    fn bad_values_are_a_bad_command_line() {
+        for line in
+            ["up --log=a[b", "up --trust-domain=A_B", "analyze --failure-threshold=Fatal", "validate", "convert"]
+        {
+            assert!(Cli::try_parse_from(std::iter::once("carrick").chain(line.split(' '))).is_err(), "{line}");
+        }
+        for line in [
+            "up --log=info,carrick=debug",
+            "analyze -k=false a.yaml -S IST0103=x",
+            "analyze -L",
+            "v -f a,b -x=false",
+            "analyze --use-kube=false --output JSON x",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("carrick").chain(line.split(' ')));
+            assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
+        }
         let gateway = "carrick run --gateway -n edge --name in -l istio=ingressgateway --port http=80";
         assert!(Cli::try_parse_from(gateway.split(' ')).is_ok());
         assert!(Cli::try_parse_from("carrick run --gateway -- sleep 1".split(' ')).is_err());

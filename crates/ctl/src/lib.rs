@@ -5,31 +5,45 @@
 //! 126 when it cannot be started, 128 and the number for a signal). No policy, no rendering and no packet is decided
 //! here: commands call the crates that do.
 
+pub mod analyze;
 pub mod apply;
 pub mod bench;
 pub mod cli;
 pub mod cluster;
+pub mod convert;
 pub mod demo;
 pub mod experimental;
+pub mod manifests;
 pub mod output;
 pub mod process;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod table;
 pub mod up;
+pub mod validate;
 pub mod version;
 pub mod why;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches};
 
 /// Exit code for a command line that cannot be read (sysexits' EX_USAGE, as `istioctl`).
 const USAGE: u8 = 64;
 
+/// The arguments, with `help --help` taken for a plea for help.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = given.collect();
+    let is_help = |word: &OsString| word == "--help" || word == "-h";
+    if all.get(1).is_some_and(|word| word == "help") {
+        all.retain(|word| !is_help(word));
+    }
+    all
+}
+
 /// Parses the process's arguments, runs the command, tells errors on stderr.
 pub fn main() -> ExitCode {
-    let matches = match cli::Cli::command().try_get_matches() {
+    let matches = match cli::Cli::command().try_get_matches_from(arguments(std::env::args_os())) {
         Ok(matches) => matches,
         Err(error) => {
             let _ = error.print();

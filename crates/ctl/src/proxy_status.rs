@@ -65,6 +65,12 @@ pub async fn get(port: u16, path: &str) -> Result<(u16, Bytes)> {
     Ok((status, body))
 }
 
+/// Whether any proxy passes the filter.
+pub fn any(answer: &Value, filter: &Filter) -> bool {
+    let mut proxies = answer.get("proxies").and_then(Value::as_array).into_iter().flatten();
+    proxies.any(|proxy| wanted(name(proxy), filter))
+}
+
 /// Shows the proxies that pass the filter.
 ///
 /// # Errors
@@ -168,5 +174,7 @@ mod tests {
         assert_eq!(only(Filter { proxy: Some("a".into()), ..Default::default() }), 1);
         assert_eq!(only(Filter { proxy: Some("a.other".into()), ..Default::default() }), 0);
         assert_eq!(only(Filter { namespace: Some("shop".into()), ..Default::default() }), 2);
+        assert!(any(&answer(), &Filter { proxy: Some("a".into()), ..Default::default() }));
+        assert!(!any(&answer(), &Filter { proxy: Some("nosuch".into()), ..Default::default() }));
     }
 }

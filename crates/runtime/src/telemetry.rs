@@ -46,6 +46,14 @@ impl LogHandle {
     }
 }
 
+/// Judges a level before anything is started with it.
+///
+/// # Errors
+/// The level does not parse.
+pub fn check(level: &str) -> Result<(), TelemetryError> {
+    parse(level).map(|_| ())
+}
+
 fn parse(level: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::builder().parse(level).map_err(|e| TelemetryError::Level(level.to_owned(), e.to_string()))
 }
