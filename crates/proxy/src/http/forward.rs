@@ -9,6 +9,7 @@ use super::exchange::{Checkout, Exchange};
 use super::head::{Head, Routed, weighted};
 use super::mirror;
 use super::reply::Failure;
+use super::upgrade;
 use crate::request_body::{REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
@@ -30,6 +31,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use std::error::Error as _;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -216,7 +218,7 @@ async fn attempts(
 ) -> Result<Response<Incoming>, (Failure, bool)> {
     let worker = &plan.conn.worker;
     let high = plan.action.high_priority;
-    let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2) && plan.upgrade.is_none();
+    let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2);
     // Nobody asks for a hash where hosts are chosen in another way, so no cookie is made either.
     let hashes = matches!(state.cluster.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. });
     let (hash, set_cookie) = if plan.action.hash.is_empty() || !hashes {
@@ -321,6 +323,9 @@ async fn attempts(
                 }
                 if retrying.is_some() && status < 500 {
                     state.stats.upstream_rq_retry_success.inc();
+                }
+                if h2 && plan.upgrade.is_some_and(|kind| kind != "connect") {
+                    upgrade::agreed(&mut response, plan.upgrade.unwrap_or_default());
                 }
                 if let Some(cookie) = set_cookie.and_then(|c| HeaderValue::from_str(&c).ok()) {
                     response.headers_mut().append(SET_COOKIE, cookie);
@@ -553,9 +558,21 @@ fn build(
         headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
     }
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut protocol = None;
     let (uri, version) = if h2 {
         headers.remove(HOST);
-        (absolute(head.scheme, &authority, path), Version::HTTP_2)
+        if let Some(kind) = plan.upgrade.filter(|k| *k != "connect") {
+            // An HTTP/1 upgrade becomes extended CONNECT (RFC 8441).
+            method = Method::CONNECT;
+            protocol = Some(Protocol::from(kind));
+            headers.remove(UPGRADE);
+            headers.remove(http::header::CONNECTION);
+        }
+        if plan.upgrade == Some("connect") {
+            (Uri::try_from(authority.as_bytes()).unwrap_or(uri), Version::HTTP_2)
+        } else {
+            (absolute(head.scheme, &authority, path), Version::HTTP_2)
+        }
     } else {
         if plan.conn.h2 {
             join_cookies(&mut headers);
@@ -578,6 +595,9 @@ fn build(
     *request.uri_mut() = uri;
     *request.version_mut() = version;
     *request.headers_mut() = headers;
+    if let Some(protocol) = protocol {
+        request.extensions_mut().insert(protocol);
+    }
     if preserve_case && !h2 {
         // hyper keeps the names as they were written in an extension of its own.
         *request.extensions_mut() = head.parts.extensions.clone();

@@ -6,7 +6,7 @@ use super::exchange::Exchange;
 use crate::io::duplex::{Duplex, End};
 use crate::lifecycle::Phase;
 use crate::names::flag;
-use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{StatusCode, response::Parts};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -29,9 +29,23 @@ pub(super) fn has_switched(kind: &str, _h2: bool, status: StatusCode) -> bool {
 pub(super) fn translate(parts: &mut Parts, h2: bool) {
     if h2 && parts.status == StatusCode::SWITCHING_PROTOCOLS {
         parts.status = StatusCode::OK;
-        for name in [CONNECTION, UPGRADE, HeaderName::from_static("sec-websocket-accept")] {
+        // `sec-websocket-accept` stays, as in Envoy: a proxy between may speak HTTP/1 to a client that asks for it.
+        for name in [CONNECTION, UPGRADE] {
             parts.headers.remove(name);
         }
+    }
+}
+
+/// Turns an HTTP/2 upstream's agreement to extended CONNECT into HTTP/1's.
+pub(super) fn agreed<B>(response: &mut http::Response<B>, kind: &str) {
+    if !response.status().is_success() {
+        return;
+    }
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Ok(kind) = HeaderValue::from_str(kind) {
+        headers.insert(UPGRADE, kind);
     }
 }
 

@@ -288,3 +288,50 @@ async fn a_cookie_is_made_for_the_hash_and_keeps_the_client_at_its_host() {
     let (parts, _) = client.send(http::Request::get("/").header("cookie", pair), "").await.unwrap();
     assert!(!parts.headers.contains_key("set-cookie"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websocket_crosses_http2_between_proxies() {
+    // Client —HTTP/1→ first proxy —HTTP/2→ second proxy —HTTP/1→ application.
+    let (app, _) = echo_app().await;
+    let (first, second) = (free_port(), free_port());
+    let mut h2 = cluster("app");
+    h2.http = HttpProtocol::Http2;
+    let _second = start(plain_proxy(second, &[app]), Default::default());
+    let _first = start(http_to(first, forward("app"), vec![(h2, Some(endpoints(&[second])))]), Default::default());
+    let mut tcp = TcpStream::connect(first).await.unwrap();
+    tcp.write_all(
+        b"GET /ws HTTP/1.1\r\nhost: app.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tcp.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket"), "{head}");
+    tcp.write_all(b"ping").await.unwrap();
+    let mut echo = [0; 4];
+    tcp.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_before_the_response_ends_as_envoy_ends_it() {
+    let (app, _) = echo_app().await;
+    let short = Some(Duration::from_millis(100));
+    type Change = fn(&mut RouteAction, Option<Duration>);
+    let cases: [(Change, &str); 2] = [
+        (|a, d| a.idle_timeout = Some(d), "stream timeout"),
+        (|a, d| a.max_stream_duration = Some(d), "downstream duration timeout"),
+    ];
+    for (change, text) in cases {
+        let at = free_port();
+        let mut action = forward("app");
+        change(&mut action, short);
+        let _run = start(http_to(at, action, vec![(cluster("app"), Some(endpoints(&[app])))]), Default::default());
+        assert_eq!(get(at, "/slow").await, (504, text.to_owned()));
+        assert_eq!(get(at, "/quick").await.0, 200);
+    }
+}

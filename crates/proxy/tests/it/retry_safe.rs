@@ -140,14 +140,14 @@ async fn run(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_closed_at_random_moments_lose_no_request() {
-    let stats = run(Ending::Random, 8, 500, Duration::from_millis(1), (&["GET"], 0)).await;
+    let stats = run(Ending::Random, 8, 300, Duration::from_millis(1), (&["GET"], 0)).await;
     assert!(stats.get("cluster.app.upstream_cx_total") > 100, "connections were closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_provably_was_not_seen_is_sent_again_whatever_the_method() {
     // A server that closes while bytes lie unread resets without an end before: what it had read nobody can tell, and it is rare.
-    let stats = run(Ending::Random, 8, 400, Duration::from_millis(1), (&["POST", "DELETE"], 8 * 400 / 25)).await;
+    let stats = run(Ending::Random, 8, 250, Duration::from_millis(1), (&["POST", "DELETE"], 8 * 250 / 20)).await;
     assert!(stats.get("cluster.app.upstream_rq_resent_unseen") > 0, "proved at least once");
 }
 
