@@ -42,6 +42,8 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// How often a request of which nobody has seen anything is sent anew: a peer that is going away may say so on several connections.
+const UNSEEN_RESENDS: u32 = 3;
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
@@ -232,7 +234,7 @@ async fn attempts(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut priorities: Vec<usize> = Vec::new();
     let mut fresh = false;
-    let mut resent = false;
+    let (mut resent, mut unseen_resends) = (false, 0_u32);
     let mut retrying = None;
     let mut unsent: Option<Box<Request<RequestBody>>> = None;
     loop {
@@ -335,9 +337,9 @@ async fn attempts(
             }
             Attempt::Unsent(request) => {
                 exchange.active = None;
-                if !resent {
+                if unseen_resends < UNSEEN_RESENDS {
                     // The connection had ended before anything was written: that is no attempt yet.
-                    (resent, fresh) = (true, true);
+                    (unseen_resends, fresh) = (unseen_resends.saturating_add(1), true);
                     state.stats.upstream_rq_resent_unseen.inc();
                     unsent = Some(request);
                     continue;
@@ -348,8 +350,10 @@ async fn attempts(
                 exchange.active = None;
                 let safe = is_safe(&head.parts.method) && matches!(supply, Supply::Empty) && reset == Reset::Remote;
                 let refused = (reset == Reset::Refused || unseen) && supply.can_restart();
-                if !resent && plan.upgrade.is_none() && ((reused && safe) || refused) {
-                    (resent, fresh) = (true, true);
+                let provably = refused && unseen_resends < UNSEEN_RESENDS;
+                if plan.upgrade.is_none() && ((reused && safe && !resent) || provably) {
+                    unseen_resends = unseen_resends.saturating_add(u32::from(provably));
+                    (resent, fresh) = (resent || !provably, true);
                     state.stats.upstream_rq_resent_unseen.inc();
                     continue;
                 }

@@ -22,8 +22,11 @@ pub struct Resolved {
     last: RefCell<Option<Last>>,
     busy: Cell<bool>,
     /// Of clusters that go wherever is asked: by host.
-    named: RefCell<HashMap<Arc<str>, (Vec<SocketAddr>, Instant)>>,
+    named: RefCell<HashMap<Arc<str>, Found>>,
 }
+
+/// Addresses, and when they were found.
+type Found = (Vec<SocketAddr>, Instant);
 
 /// Hosts remembered by a cluster that goes wherever is asked.
 const MAX_NAMED: usize = 1024;

@@ -106,3 +106,24 @@ async fn circuit_limits_answer_503_with_overflow() {
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 503, 503, 503, 503]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn circuit_limits_are_those_of_the_whole_process() {
+    let (app, _) = echo_app().await;
+    let at = free_port();
+    let mut upstream = cluster("app");
+    upstream.limits.max_requests = 4;
+    let c = config(
+        vec![listener("l", at, Default::default(), vec![chain("c", http(all_to("app")))])],
+        vec![(upstream, Some(endpoints(&[app])))],
+    );
+    let options = carrick_proxy::EngineOptions { workers: 4, ..Default::default() };
+    let _run = start_with(c, Default::default(), options);
+    let tasks: Vec<_> = (0..24).map(|_| tokio::spawn(get(at, "/slow"))).collect();
+    let mut good = 0;
+    for task in tasks {
+        good += usize::from(task.await.unwrap().0 == 200);
+    }
+    // Two workers may see the last place free at once.
+    assert!((4..8).contains(&good), "{good} of 24 were let through");
+}

@@ -196,3 +196,43 @@ async fn a_restart_between_requests_is_not_noticed() {
     assert_eq!(read.load(Ordering::SeqCst), 100, "each request once");
     assert_eq!(run.engine.stats().get("http.test.downstream_rq_5xx"), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_connections_that_say_goodbye_lose_no_request() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut number = 0_u64;
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            number += 1;
+            let life = Duration::from_millis(2 + number * 7 % 15);
+            tokio::spawn(async move {
+                let answer = hyper::service::service_fn(|r: http::Request<hyper::body::Incoming>| async move {
+                    let body = http_body_util::BodyExt::collect(r.into_body()).await?.to_bytes();
+                    Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(body)))
+                });
+                let builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                let connection = builder.serve_connection(hyper_util::rt::TokioIo::new(tcp), answer);
+                let mut connection = std::pin::pin!(connection);
+                tokio::select! {
+                    _ = connection.as_mut() => return,
+                    () = tokio::time::sleep(life) => connection.as_mut().graceful_shutdown(),
+                }
+                let _ = connection.await;
+            });
+        }
+    });
+    let at = free_port();
+    let mut h2 = cluster("app");
+    h2.http = carrick_proxy_core::model::cluster::HttpProtocol::Http2;
+    let c = config(vec![listener_of(at)], vec![(h2, Some(endpoints(&[app])))]);
+    let run = start(c, Default::default());
+    assert_eq!(load(at, 8, 250, Duration::ZERO, &["GET", "POST"]).await, 0);
+    let connections = run.engine.stats().get("cluster.app.upstream_cx_total");
+    assert!(connections > 20, "{connections} connections said goodbye");
+}
+
+fn listener_of(at: SocketAddr) -> carrick_proxy_core::model::Listener {
+    crate::support::listener("l", at, Default::default(), vec![chain("c", crate::support::http(all_to("app")))])
+}
