@@ -171,7 +171,7 @@ async fn handle(
         Action::Direct(direct) => return direct_response(exchange, hcm, &head, &routed, direct),
         Action::Redirect(redirect) => {
             let (status, to) = rewrite::redirect(redirect, &routed.route.matching.path, &head.view());
-            return Err(here(Failure::Redirect(status, to)));
+            return answer_here(exchange, hcm, &head, &routed, &Failure::Redirect(status, to));
         }
     };
     let upgrade = match head.upgrade.take() {
@@ -195,6 +195,7 @@ async fn handle(
     };
     let overrides = overrides(conn, hcm, &routed.route, &levels, &choice, &view);
     let cluster = choice.name.to_string();
+    let speaks = !levels.response_is_plain();
     let (mutated, new_path) =
         (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
     let original_path = new_path.as_ref().map(|_| view.path.to_string());
@@ -213,6 +214,9 @@ async fn handle(
     }
     hop::strip_request(&mut head.parts.headers, upgrade.is_some() && !conn.h2);
     conn.forward_client_cert(hcm, &mut head.parts.headers);
+    // Mutations of the response may speak of the request.
+    let asked = speaks.then(|| snapshot(&head));
+    let scheme = head.scheme;
     let plan = Forward {
         conn,
         limits: timeouts(hcm, action, &head.view()),
@@ -239,7 +243,27 @@ async fn handle(
     let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
     if !levels.response_is_plain() {
         let before = parts.headers.clone();
-        let facts = Facts { status: Some(parts.status.as_u16()), response: Some(&before), ..Facts::default() };
+        let request = asked.as_ref().map(|asked| RequestHead {
+            method: asked.method.as_str(),
+            path: &asked.path,
+            authority: &asked.authority,
+            scheme,
+            headers: &asked.headers,
+        });
+        let facts = Facts {
+            request,
+            status: Some(parts.status.as_u16()),
+            response: Some(&before),
+            protocol: Some(super::protocol_name(exchange.protocol)),
+            local: Some(conn.info.local),
+            remote: Some(conn.info.peer),
+            direct_remote: Some(conn.info.peer),
+            upstream: exchange.upstream,
+            cluster: Some(&cluster),
+            route: Some(&routed.route.name),
+            attempts: Some(exchange.attempts),
+            ..Facts::default()
+        };
         levels.mutate_response(&mut parts.headers, &facts);
     }
     if !suppressed(hcm) {
@@ -271,14 +295,19 @@ fn allows(list: &[Upgrade], kind: &str) -> Option<bool> {
 }
 
 fn note(head: &Head, exchange: &mut Exchange) {
+    exchange.logged = Some(Box::new(snapshot(head)));
+}
+
+/// The request as it is now.
+fn snapshot(head: &Head) -> Logged {
     let view = head.view();
-    exchange.logged = Some(Box::new(Logged {
+    Logged {
         method: head.parts.method.clone(),
         path: view.path.to_string(),
         authority: view.authority.to_string(),
         headers: head.parts.headers.clone(),
         response: http::HeaderMap::new(),
-    }));
+    }
 }
 
 pub(super) fn request_facts<'a>(conn: &'a HttpConn, exchange: &Exchange, view: &RequestHead<'a>) -> Facts<'a> {
@@ -376,11 +405,24 @@ fn direct_response(
         Some(f) => bytes::Bytes::from(f.text(&Facts { request: Some(head.view()), ..Facts::default() })),
         None => direct.body.clone(),
     };
-    let mut response = reply::respond(&Failure::Direct(direct.status, text), false, exchange);
+    answer_here(exchange, hcm, head, routed, &Failure::Direct(direct.status, text))
+}
+
+/// A route's own answer, with the mutations of its responses.
+fn answer_here(
+    exchange: &mut Exchange,
+    hcm: &HttpConnectionManager,
+    head: &Head,
+    routed: &Routed,
+    failure: &Failure,
+) -> Result<Response<ResponseBody>, Failed> {
+    let mut response = reply::respond(failure, false, exchange);
     let levels =
         Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: None };
     if !levels.response_is_plain() {
-        levels.mutate_response(response.headers_mut(), &Facts { request: Some(head.view()), ..Facts::default() });
+        let status = Some(response.status().as_u16());
+        let facts = Facts { request: Some(head.view()), status, ..Facts::default() };
+        levels.mutate_response(response.headers_mut(), &facts);
     }
     if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
         response.headers_mut().insert(http::header::SERVER, name);

@@ -335,3 +335,26 @@ async fn silence_before_the_response_ends_as_envoy_ends_it() {
         assert_eq!(get(at, "/quick").await.0, 200);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_responses_may_speak_of_the_request() {
+    use carrick_proxy_core::model::headers::{AppendAction, HeaderAdd};
+    let (app, _) = echo_app().await;
+    let at = free_port();
+    let mut table = route_table(forward("app"));
+    let host = Arc::get_mut(&mut table.virtual_hosts[0]).unwrap();
+    Arc::get_mut(&mut host.routes[0]).unwrap().response.add.push(HeaderAdd {
+        name: "x-r".parse().unwrap(),
+        value: format::parse("%REQ(x-in)%-%RESPONSE_CODE%").unwrap(),
+        action: AppendAction::AppendOrAdd,
+        keep_empty: false,
+    });
+    let c = config(
+        vec![listener("l", at, Default::default(), vec![chain("c", http(table))])],
+        vec![(cluster("app"), Some(endpoints(&[app])))],
+    );
+    let _run = start(c, Default::default());
+    let mut client = Client::connect(at).await;
+    let (parts, _) = client.send(http::Request::get("/").header("x-in", "V"), "").await.unwrap();
+    assert_eq!(parts.headers["x-r"], "V-200", "as Envoy 1.40");
+}
