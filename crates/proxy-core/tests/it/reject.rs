@@ -5,7 +5,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as cds;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as lds;
 use envoy_types::pb::envoy::config::route::v3 as rds;
-use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::lua::v3::Lua;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::redis_proxy::v3::RedisProxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
@@ -82,13 +82,13 @@ fn network_and_http_filters_that_we_do_not_run() {
         format!("{MANAGER}: unsupported network filter \"envoy.filters.network.redis_proxy\"")
     );
     let fault = hcm::HttpFilter {
-        name: "envoy.filters.http.fault".to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&HttpFault::default()))),
+        name: "envoy.filters.http.lua".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&Lua::default()))),
         ..Default::default()
     };
     assert_eq!(
         refused_manager(|m| m.http_filters.insert(0, fault)),
-        format!("{MANAGER}.http_filters[0].typed_config: unsupported HTTP filter \"envoy.filters.http.fault\"")
+        format!("{MANAGER}.http_filters[0].typed_config: unsupported HTTP filter \"envoy.filters.http.lua\"")
     );
     assert_eq!(
         refused_manager(|m| m.http_filters.clear()),
