@@ -89,8 +89,17 @@ pub(crate) fn answer(
         Found::Ports(_) => {}
         Found::Other(target) => {
             reply.add_answer(Record::from_rdata(name, TTL, RData::CNAME(CNAME(target.clone()))));
-            if kind != RecordType::CNAME {
-                return Outcome::Alias(authoritative(reply), target);
+            if kind == RecordType::CNAME {
+                return Outcome::Reply(authoritative(reply));
+            }
+            let text = target.to_ascii().to_ascii_lowercase();
+            let inside = within(text.trim_end_matches('.'), domain);
+            let Some(inside) = inside else { return Outcome::Alias(authoritative(reply), target) };
+            // The host's servers do not know the cluster's own names. One step: a name that stands for another is not followed further.
+            if let Some(Found::Addresses(ips)) = table.and_then(|table| lookup(table, inside, domain))
+                && matches!(kind, RecordType::A | RecordType::ANY)
+            {
+                reply.add_answers(ips.into_iter().map(|ip| Record::from_rdata(target.clone(), TTL, RData::A(A(ip)))));
             }
         }
     }
@@ -213,6 +222,7 @@ mod tests {
             ], "ports": [{"name": "pg", "protocol": "tcp", "port": 1}]},
             "idle.basic": {},
             "out.basic": {"external_name": "example.com"},
+            "nick.basic": {"external_name": "kyc.basic.svc.cluster.local"},
         }, "hosts": {
             "api.partner.com": [{"namespace": "other", "ips": ["240.240.0.9"]}, {"namespace": "basic", "ips": ["240.240.0.1"]}],
             "*.wild.com": [{"namespace": "other", "ips": ["192.0.2.1"]}],
@@ -243,6 +253,8 @@ mod tests {
     fn names() {
         use RecordType as T;
         for (name, kind, expected) in [
+            ("nick.basic.svc.cluster.local.", T::A, "NoError kyc.basic.svc.cluster.local., 10.96.1.2"),
+            ("nick.basic.svc.cluster.local.", T::AAAA, "NoError kyc.basic.svc.cluster.local."),
             ("api.partner.com.", T::A, "NoError 240.240.0.1"),
             ("API.partner.com.", T::AAAA, "NoError "),
             ("a.b.wild.com.", T::A, "NoError 192.0.2.1"),
