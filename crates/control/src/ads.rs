@@ -5,7 +5,7 @@
 
 use crate::caller::{Caller, Callers};
 use crate::connections::{Connection, Connections, Follower};
-use crate::fold::Seen;
+use crate::seen::Seen;
 use crate::metrics::ControlMetrics;
 use crate::renderer::{Join, Renderer};
 use carrick_envoy_filter::Target;

@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::fold::Seen;
+use crate::seen::Seen;
 
 /// Acknowledgements remembered per proxy.
 const ACKS: usize = 256;

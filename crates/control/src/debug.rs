@@ -9,7 +9,7 @@ mod registry;
 mod syncz;
 
 use crate::connections::Connections;
-use crate::fold::Seen;
+use crate::seen::Seen;
 use crate::renderer::Renderer;
 use carrick_api::timestamp::Timestamp;
 use carrick_runtime::admin::{Request, Response, Router};

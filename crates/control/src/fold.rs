@@ -4,19 +4,20 @@
 //! the first change after a quiet time does not wait for a whole quiet period; changes of endpoints alone take a shorter
 //! way that does not rebuild the rest. Nothing is published before every kind was listed once.
 
-use crate::history::{History, Published};
+use crate::history::Published;
+use crate::ledger;
 use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
 use crate::renderer::{Build, Renderer};
+use crate::seen::Seen;
 use crate::source::{Change, Event, KINDS, Kind, Name};
-use crate::status::{self, ledger::Ledger};
 use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
 use carrick_mesh::gateway_api::GATEWAY_LABEL;
 use carrick_runtime::drain::Drain;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -42,31 +43,6 @@ impl Default for Debounce {
             eager: Duration::from_millis(10),
             endpoints_max: Duration::from_millis(100),
         }
-    }
-}
-
-/// What others may read of the fold's state.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    inner: Mutex<SeenInner>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct SeenInner {
-    /// Events and snapshots.
-    pub(crate) history: History,
-    /// How many real changes there were.
-    pub(crate) revision: u64,
-    /// The resource version of each object that was seen last.
-    pub(crate) versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
-    /// The objects whose status is written.
-    pub(crate) ledger: Ledger,
-}
-
-impl Seen {
-    /// For a moment; never held across an await.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, SeenInner> {
-        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -155,7 +131,7 @@ impl Fold {
         self.metrics.events.get_or_create(&ByType { r#type: kind.info().name.to_owned() }).inc();
         let touched = touched(&event.change);
         let config = !kind.info().endpoints || is_gateway(&event.change);
-        let tracked = status::carries(kind).then(|| event.change.clone());
+        let tracked = ledger::carries(kind).then(|| event.change.clone());
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
             warn!(kind = kind.info().name, namespace, name, reason, "object cannot be read and is left out");

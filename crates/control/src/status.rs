@@ -3,14 +3,13 @@
 //! Invariant: a status is written only when it says something new, at most [`WRITES_AT_ONCE`] at a time, after a burst is over; conditions
 //! of other writers are kept. What a status says is decided in `decide`, from facts alone; this file only listens and writes.
 
-pub(crate) mod decide;
+mod decide;
 mod gateway;
-pub(crate) mod ledger;
 
 use crate::connections::Connections;
-use crate::fold::Seen;
+use crate::ledger::{self, Key, Object};
 use crate::renderer::Renderer;
-use crate::source::Kind;
+use crate::seen::Seen;
 use crate::source::kube::api;
 use carrick_api::timestamp::Timestamp;
 use carrick_base::ObjectRef;
@@ -18,7 +17,6 @@ use carrick_runtime::drain::Drain;
 use decide::{Condition, Proxy, Verdict};
 use futures_util::StreamExt;
 use kube::api::{Patch, PatchParams};
-use ledger::{Key, Object};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -106,7 +104,8 @@ impl Statuses {
             })
             .collect()
         };
-        let writes = due.into_iter().map(|(key, status)| async move { self.patch(&key, json!({ "status": status })).await });
+        let writes =
+            due.into_iter().map(|(key, status)| async move { self.patch(&key, json!({ "status": status })).await });
         futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).for_each(|_| async {}).await;
     }
 
@@ -120,7 +119,7 @@ impl Statuses {
         let seen = self.seen.lock();
         written.retain(|key, _| seen.ledger.get(key).is_some());
         let mut due = Vec::new();
-        for (key, object) in seen.ledger.all().filter(|(key, _)| !gateway::carries(key.0)) {
+        for (key, object) in seen.ledger.all().filter(|(key, _)| !ledger::is_gateway_api(key.0)) {
             let Some(since) = seen.history.containing(object.revision).map(|s| s.sequence) else { continue };
             if since > current.published.sequence {
                 continue;
@@ -136,9 +135,10 @@ impl Statuses {
             };
             let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies, &denied);
             let wanted = verdict.conditions(object.generation);
+            let there = Condition::ours(&object.conditions);
             let known = match written.get(key) {
-                Some(written) if !decide::same(&object.conditions, written) => written,
-                _ => &object.conditions,
+                Some(written) if !decide::same(&there, written) => written,
+                _ => &there,
             };
             if !decide::same(known, &wanted) {
                 due.push((key.clone(), object.clone(), wanted));
@@ -161,7 +161,10 @@ impl Statuses {
                 false
             }
             Err(_) => {
-                warn!(kind = key.0.info().name, namespace, name, "the API does not take a status in time; it is tried again");
+                warn!(
+                    kind = key.0.info().name,
+                    namespace, name, "the API does not take a status in time; it is tried again"
+                );
                 false
             }
         }
@@ -171,12 +174,9 @@ impl Statuses {
 /// A status of conditions, with those of others kept.
 fn status(object: &Object, wanted: &[Condition]) -> Value {
     let now = Timestamp::from_system(SystemTime::now()).to_string();
-    let ours = wanted.iter().map(|condition| condition.json(&object.conditions, &now));
-    let conditions: Vec<Value> = object.foreign.iter().cloned().chain(ours).collect();
+    let before = Condition::ours(&object.conditions);
+    let ours = wanted.iter().map(|condition| condition.json(&before, &now));
+    let foreign = object.conditions.iter().filter(|c| !Condition::is_ours(c)).cloned();
+    let conditions: Vec<Value> = foreign.chain(ours).collect();
     json!({"status": {"conditions": conditions, "observedGeneration": object.generation}})
-}
-
-/// Whether objects of a kind carry a status that is ours to write.
-pub(crate) fn carries(kind: Kind) -> bool {
-    kind.info().group.ends_with(".istio.io") || gateway::carries(kind)
 }

@@ -6,7 +6,7 @@
 
 use super::{Pages, answer, time};
 use crate::connections::Ack;
-use crate::fold::Seen;
+use crate::seen::Seen;
 use crate::history::Contained;
 use crate::source::Kind;
 use crate::source::kube::{Listed, list};

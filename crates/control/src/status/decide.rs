@@ -3,8 +3,8 @@
 //! Invariant: pure. *Accepted* is about the object itself; *Programmed* is about the proxies it concerns: true when each of them has
 //! acknowledged a configuration that contains it, and none refused that configuration.
 
-use super::ledger::Object;
 use crate::connections::Connection;
+use crate::ledger::Object;
 use crate::source::{Kind, Name};
 use carrick_base::{Diagnostic, Labels, Severity};
 use carrick_mesh::Snapshot;
@@ -33,8 +33,13 @@ impl Condition {
         value.get("type").and_then(Value::as_str).is_some_and(|t| t == ACCEPTED || t == PROGRAMMED)
     }
 
+    /// Those of ours among all conditions of an object.
+    pub(crate) fn ours(all: &[Value]) -> Vec<Self> {
+        all.iter().filter_map(Self::read).collect()
+    }
+
     /// A condition of ours, as it was written.
-    pub(crate) fn read(value: &Value) -> Option<Self> {
+    fn read(value: &Value) -> Option<Self> {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
         let kind = [ACCEPTED, PROGRAMMED].into_iter().find(|kind| *kind == text("type"))?;
         Some(Self {
@@ -197,8 +202,8 @@ fn concerns(kind: Kind, object: &Object, name: &Name, root: &str, proxy: &Proxy)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Ledger;
     use crate::source::Change;
-    use crate::status::ledger::Ledger;
 
     fn proxy(name: &str, namespace: &str, clean: Option<u64>, refused: Option<&str>) -> Proxy {
         Proxy {

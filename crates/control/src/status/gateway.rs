@@ -3,8 +3,7 @@
 //! Invariant: pure. Entries of other controllers are kept; a condition keeps the time of its last transition while its status stays; a status
 //! that says nothing new is not written.
 
-use super::ledger::Key;
-use crate::source::Kind;
+use crate::ledger::{Key, is_gateway_api};
 use carrick_base::ObjectRef;
 use carrick_mesh::gateway_api::CONTROLLER;
 use serde_json::{Map, Value};
@@ -13,18 +12,13 @@ const TIME: &str = "lastTransitionTime";
 /// Lists in which every controller has entries of its own.
 const SHARED: [&str; 2] = ["parents", "ancestors"];
 
-/// Kinds whose status is written here.
-pub(crate) fn carries(kind: Kind) -> bool {
-    kind.info().group == "gateway.networking.k8s.io" && kind != Kind::ReferenceGrant
-}
-
 /// The object a status is for. `K8sGateway` tells a Gateway from Istio's kind of that name.
 pub(super) fn key(reference: &ObjectRef) -> Option<Key> {
     let name = match &*reference.kind {
         "K8sGateway" => "Gateway",
         other => other,
     };
-    let info = crate::source::KINDS.iter().find(|i| i.name == name && carries(i.kind))?;
+    let info = crate::source::KINDS.iter().find(|i| i.name == name && is_gateway_api(i.kind))?;
     Some((info.kind, (reference.name.namespace.to_string(), reference.name.name.to_string())))
 }
 
@@ -34,7 +28,9 @@ pub(super) fn news(wanted: &Value, there: &Value, now: &str) -> Option<Value> {
     if let Some(map) = status.as_object_mut() {
         for list in SHARED {
             if let (Some(Value::Array(ours)), Some(Value::Array(all))) = (map.get_mut(list), there.get(list)) {
-                ours.extend(all.iter().filter(|e| e.get("controllerName").and_then(Value::as_str) != Some(CONTROLLER)).cloned());
+                ours.extend(
+                    all.iter().filter(|e| e.get("controllerName").and_then(Value::as_str) != Some(CONTROLLER)).cloned(),
+                );
             }
         }
     }

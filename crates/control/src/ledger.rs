@@ -2,12 +2,21 @@
 //!
 //! Invariant: an entry is there exactly while the object is; `revision` is that of the last change the mesh reads.
 
-use super::decide::Condition;
 use crate::source::{Change, Kind, Name};
 use carrick_base::Labels;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tokio::sync::watch;
+
+/// Whether objects of a kind carry a status that is written here.
+pub(crate) fn carries(kind: Kind) -> bool {
+    kind.info().group.ends_with(".istio.io") || is_gateway_api(kind)
+}
+
+/// Kinds whose status is more than conditions: those of the Gateway API.
+pub(crate) fn is_gateway_api(kind: Kind) -> bool {
+    kind.info().group == "gateway.networking.k8s.io" && kind != Kind::ReferenceGrant
+}
 
 /// Kind, namespace and name.
 pub(crate) type Key = (Kind, Name);
@@ -25,10 +34,8 @@ pub(crate) struct Object {
     pub(crate) selector: Labels,
     /// Namespaces it is visible in: empty for all, `.` for its own. `None` where the kind knows no visibility.
     pub(crate) export_to: Option<Vec<String>>,
-    /// Conditions of ours that it has.
-    pub(crate) conditions: Vec<Condition>,
-    /// Conditions of others, as they are.
-    pub(crate) foreign: Vec<Value>,
+    /// The conditions it has, everybody's.
+    pub(crate) conditions: Vec<Value>,
     /// The whole status, of kinds whose status is not conditions alone.
     pub(crate) status: Option<Value>,
 }
@@ -96,7 +103,6 @@ impl Ledger {
 
 fn read(kind: Kind, value: &Value, revision: u64) -> Object {
     let conditions = value.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let (ours, foreign): (Vec<Value>, Vec<Value>) = conditions.into_iter().partition(Condition::is_ours);
     let selector = match kind.info().name {
         "Gateway" => "/spec/selector",
         "Sidecar" | "EnvoyFilter" => "/spec/workloadSelector/labels",
@@ -117,8 +123,7 @@ fn read(kind: Kind, value: &Value, revision: u64) -> Object {
             .map(|map| map.iter().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect())
             .unwrap_or_default(),
         export_to,
-        conditions: ours.iter().filter_map(Condition::read).collect(),
-        foreign,
-        status: super::gateway::carries(kind).then(|| value.get("status").cloned().unwrap_or_default()),
+        conditions,
+        status: is_gateway_api(kind).then(|| value.get("status").cloned().unwrap_or_default()),
     }
 }
