@@ -11,7 +11,7 @@ use carrick_mesh::{
 };
 use carrick_proxy_core::{
     request::RequestHead,
-    simulate::{self, Connection, End, Opening, Verdict},
+    simulate::{self, Caller, Connection, End, Opening, Verdict},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -138,7 +138,10 @@ fn server(
         opening,
         captured_at: Some(snapshot.settings().inbound_port),
     };
-    let verdict = simulate::inbound(&proxy.runtime, &arrived, Some(request), DRAW);
+    let named = from.workload.as_ref().and_then(|w| w.identity.as_ref()).filter(|_| mesh_tls);
+    let uris: Vec<String> = named.iter().map(|id| id.to_string()).collect();
+    let caller = Caller { uris: &uris, ..Caller::default() };
+    let verdict = simulate::inbound_from(&proxy.runtime, &arrived, &caller, Some(request), DRAW);
     server_steps(&mut answer, &verdict);
     if let Some(end) = refusal(&verdict, Side::Server) {
         return Ok(answer.refused(end));
@@ -178,6 +181,9 @@ fn common(answer: &mut Answer, side: Side, verdict: &Verdict) {
     if let Some(chain) = &verdict.chain {
         answer.step(side, "filter chain", chain.to_string(), None);
     }
+    for decided in &verdict.decided {
+        answer.step(side, "policy", format!("{}: {}", decided.filter, decided.what), None);
+    }
 }
 
 /// Why a proxy does not send a connection on, if it does not.
@@ -192,6 +198,7 @@ fn refusal(verdict: &Verdict, side: Side) -> Option<String> {
         End::NotTls => "closed: TLS is required and the caller speaks something else".to_owned(),
         End::NotHttp => "closed: HTTP is required and the caller speaks something else".to_owned(),
         End::Answered(status) => format!("answered by the {side}'s sidecar with status {status}"),
+        End::Refused => format!("closed by a policy in the {side}'s sidecar"),
         End::NoCluster => format!("the {side}'s sidecar knows no such destination: 503, or closed"),
         End::NoEndpoint => format!("the {side}'s sidecar knows no usable endpoint: 503, or closed"),
     };

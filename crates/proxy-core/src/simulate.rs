@@ -2,6 +2,8 @@
 //!
 //! Invariant: the same functions decide here as in the proxy; this module only puts them in order and writes the verdict down.
 
+mod filters;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -69,8 +71,32 @@ pub struct Verdict {
     pub cluster: Option<Name>,
     /// Endpoint and how it is reached.
     pub upstream: Option<Upstream>,
+    /// What filters said, in their order; the last one decided if it has a status.
+    pub decided: Vec<Decided>,
     /// How it ends.
     pub end: End,
+}
+
+/// What one filter said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// The filter.
+    pub filter: Name,
+    /// What it said, with the policy that made it.
+    pub what: String,
+    /// It answered with this status; 0 = it closed the connection.
+    pub status: Option<u16>,
+}
+
+/// Who calls, as far as filters ask, and when.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Caller<'a> {
+    /// URI names in the certificate shown on TLS.
+    pub uris: &'a [String],
+    /// The client as x-forwarded-for tells, where that is believed.
+    pub client: Option<SocketAddr>,
+    /// Unix time in seconds, for tokens.
+    pub now: u64,
 }
 
 /// Terms of the handshake.
@@ -113,6 +139,8 @@ pub enum End {
     Http,
     /// Forwarded as bytes.
     Tcp,
+    /// Closed by policy.
+    Refused,
     /// The cluster is not known: 503 (HTTP) or closed.
     NoCluster,
     /// The cluster has no usable endpoint: 503 (HTTP) or closed.
@@ -127,7 +155,19 @@ pub fn inbound(
     request: Option<&RequestHead<'_>>,
     random: u64,
 ) -> Verdict {
-    run(runtime, Direction::Inbound, connection, request, random)
+    inbound_from(runtime, connection, &Caller::default(), request, random)
+}
+
+/// The same, from a caller that filters know. A token is in the request's headers, as always.
+#[must_use]
+pub fn inbound_from(
+    runtime: &RuntimeConfig,
+    connection: &Connection<'_>,
+    caller: &Caller<'_>,
+    request: Option<&RequestHead<'_>>,
+    random: u64,
+) -> Verdict {
+    run(runtime, Direction::Inbound, connection, caller, request, random)
 }
 
 /// A connection that was captured on its way out.
@@ -138,13 +178,14 @@ pub fn outbound(
     request: Option<&RequestHead<'_>>,
     random: u64,
 ) -> Verdict {
-    run(runtime, Direction::Outbound, connection, request, random)
+    run(runtime, Direction::Outbound, connection, &Caller::default(), request, random)
 }
 
 fn run(
     runtime: &RuntimeConfig,
     direction: Direction,
     connection: &Connection<'_>,
+    caller: &Caller<'_>,
     request: Option<&RequestHead<'_>>,
     random: u64,
 ) -> Verdict {
@@ -171,6 +212,10 @@ fn run(
             alpn: tls.alpn.iter().find(|ours| alpn.contains(&&***ours)).cloned(),
         });
     }
+    if !filters::admits(chain, connection, caller, &mut verdict) {
+        verdict.end = End::Refused;
+        return verdict;
+    }
     match &chain.kind {
         ChainKind::Tcp(proxy) => {
             let facts = Facts { local: Some(connection.destination), ..Facts::default() };
@@ -179,7 +224,7 @@ fn run(
             let cluster = overrides.tcp_cluster.clone().or_else(|| choose_tcp_cluster(&proxy.cluster, random).cloned());
             finish(runtime, verdict, cluster, &overrides, connection, random, End::Tcp)
         }
-        ChainKind::Http(manager) => http(runtime, verdict, chain, manager, connection, request, random),
+        ChainKind::Http(manager) => http(runtime, verdict, chain, manager, connection, caller, request, random),
     }
 }
 
@@ -218,12 +263,14 @@ fn chain<'a>(listener: &'a Listener, connection: &Connection<'_>) -> Option<&'a 
     listener.find_chain(&facts)
 }
 
+#[allow(clippy::too_many_arguments)]
 fn http(
     runtime: &RuntimeConfig,
     mut verdict: Verdict,
     chain: &FilterChain,
     manager: &HttpConnectionManager,
     connection: &Connection<'_>,
+    caller: &Caller<'_>,
     request: Option<&RequestHead<'_>>,
     random: u64,
 ) -> Verdict {
@@ -235,19 +282,40 @@ fn http(
     };
     let h2 = connection.opening == Opening::Http2
         || verdict.tls.as_ref().and_then(|t| t.alpn.as_deref()).is_some_and(|alpn| alpn == "h2");
-    let values = Facts {
-        request: Some(*request),
-        protocol: Some(if h2 { "HTTP/2" } else { "HTTP/1.1" }),
-        local: Some(connection.destination),
-        remote: Some(connection.source),
-        ..Facts::default()
-    };
+    let protocol = Some(if h2 { "HTTP/2" } else { "HTTP/1.1" });
     let facts = RouteFacts { random, tls_presented: terminated, tls_validated: terminated, ..RouteFacts::default() };
     let Some(table) = runtime.route_table(&manager.routes) else {
         verdict.end = End::Answered(404);
         return verdict;
     };
-    let (virtual_host, route) = match table.find(request, &facts) {
+    let mut passing = filters::Passing {
+        chain,
+        table,
+        connection,
+        caller,
+        request: *request,
+        headers: request.headers.clone(),
+        path: request.path.to_owned(),
+        facts,
+        lookup: table.find(request, &facts),
+        metadata: crate::model::metadata::Metadata::default(),
+    };
+    if let RouteLookup::Found { virtual_host, route } = passing.lookup {
+        verdict.route = Some((Arc::clone(&virtual_host.name), Arc::clone(&route.name)));
+    }
+    if let Some(status) = passing.all(manager, &mut verdict) {
+        verdict.end = End::Answered(status);
+        return verdict;
+    }
+    let (request, lookup) = (&passing.head(), passing.lookup);
+    let values = Facts {
+        request: Some(*request),
+        protocol,
+        local: Some(connection.destination),
+        remote: Some(connection.source),
+        ..Facts::default()
+    };
+    let (virtual_host, route) = match lookup {
         RouteLookup::Found { virtual_host, route } => (virtual_host, route),
         RouteLookup::RequiresTls { .. } => {
             verdict.end = End::Answered(301);

@@ -7,6 +7,7 @@ mod chains;
 mod hygiene;
 mod message;
 mod outcomes;
+mod policies;
 mod property;
 mod reject;
 mod rendered;
