@@ -73,6 +73,11 @@ impl Protocol {
         matches!(self.class(), Class::Http)
     }
 
+    /// TLS that a sidecar does not terminate.
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
+    }
+
     /// Needs HTTP/2 towards the workload.
     pub const fn is_http2(self) -> bool {
         matches!(self, Self::Http2 | Self::Grpc | Self::GrpcWeb)

@@ -9,10 +9,14 @@ use crate::seen::Seen;
 use crate::metrics::ControlMetrics;
 use crate::renderer::{Join, Renderer};
 use carrick_envoy_filter::Target;
-use carrick_mesh::{FileCerts, Interception, ProxyNode};
+use carrick_mesh::{
+    FileCerts, Interception, ProxyKind, ProxyNode,
+    view::gateway::{ClientCertHeader, Topology},
+};
 use carrick_xds::node::{instance_ips, metadata_map, metadata_text};
 use carrick_xds::server::{Hello, Opened, SessionStatus, Source};
 use carrick_xds::{Node, NodeId, NodeIdError, NodeType, ResourceSet};
+use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -48,7 +52,7 @@ impl Ads {
             Some(id) => id,
             None => hello.node.id.parse().map_err(|error: NodeIdError| Status::invalid_argument(error.to_string()))?,
         };
-        if id.node_type != NodeType::Sidecar {
+        if !matches!(id.node_type, NodeType::Sidecar | NodeType::Router) {
             return Err(Status::unimplemented(format!("nodes of type {} are not served yet", id.node_type.as_str())));
         }
         let caller = self.callers.prove(&hello.peer, hello.bearer.as_ref()).await?;
@@ -122,6 +126,7 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
     };
     ProxyNode {
         id: Arc::from(node.id.as_str()),
+        kind: if id.node_type == NodeType::Router { ProxyKind::Router } else { ProxyKind::Sidecar },
         name: Arc::from(id.name.as_str()),
         namespace: Arc::from(caller.namespace.as_str()),
         ips: instance_ips(node, id),
@@ -135,7 +140,42 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
         },
         server_certs: files("SERVER"),
         client_certs: files("CLIENT"),
+        topology: topology(node),
+        // Kubernetes' labels and annotations in metadata are texts, and so is this.
+        unprivileged: matches!(metadata_text(node, "UNPRIVILEGED_POD"), Some("true" | "1")),
     }
+}
+
+/// `gatewayTopology` of the proxy's configuration, which the node tells as `PROXY_CONFIG` (spec §15, §25.3).
+fn topology(node: &Node) -> Topology {
+    fn field<'a>(from: &'a Struct, name: &str) -> Option<&'a Kind> {
+        from.fields.get(name)?.kind.as_ref()
+    }
+    fn within<'a>(from: &'a Struct, name: &str) -> Option<&'a Struct> {
+        match field(from, name)? {
+            Kind::StructValue(inner) => Some(inner),
+            _ => None,
+        }
+    }
+    let found = node.metadata.as_ref().and_then(|m| within(within(m, "PROXY_CONFIG")?, "gatewayTopology"));
+    let Some(found) = found else { return Topology::default() };
+    let trusted_proxies = match field(found, "numTrustedProxies") {
+        // At most 2^32 and no fraction, as the field's type has it.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(Kind::NumberValue(n)) if *n >= 0.0 && *n <= f64::from(u32::MAX) => *n as u32,
+        _ => 0,
+    };
+    let client_cert = match field(found, "forwardClientCertDetails") {
+        Some(Kind::StringValue(text)) => match text.as_str() {
+            "SANITIZE" => ClientCertHeader::Sanitize,
+            "FORWARD_ONLY" => ClientCertHeader::ForwardOnly,
+            "APPEND_FORWARD" => ClientCertHeader::AppendForward,
+            "ALWAYS_FORWARD_ONLY" => ClientCertHeader::AlwaysForwardOnly,
+            _ => ClientCertHeader::SanitizeSet,
+        },
+        _ => ClientCertHeader::SanitizeSet,
+    };
+    Topology { trusted_proxies, client_cert, proxy_protocol: field(found, "proxyProtocol").is_some() }
 }
 
 #[cfg(test)]

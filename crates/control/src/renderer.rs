@@ -241,7 +241,7 @@ impl Work {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let node = effective(&current.snapshot, &proxy.node);
                 let filters = filters_of(&current.snapshot, &node);
-                let now = (views.sidecar(&node), filters);
+                let now = (views.of(&node), filters);
                 if !sweep && proxy.last.as_ref() == Some(&now) {
                     return (None, now);
                 }
@@ -331,6 +331,7 @@ impl Shared {
             (TypeUrl::Endpoint, rendered.endpoints),
             (TypeUrl::Listener, rendered.listeners),
             (TypeUrl::Route, rendered.routes),
+            (TypeUrl::Secret, rendered.secrets),
         ];
         let types = types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
         ResourceSet::new(current.published.sequence, current.published.version.clone(), types)

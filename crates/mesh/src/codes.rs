@@ -14,5 +14,9 @@ pub const TLS_REFUSED: &str = "CRK0104";
 pub const UNSUPPORTED: &str = "CRK0105";
 /// Keys for tokens that could not be had so far; the tokens are refused.
 pub const KEYS_MISSING: &str = "CRK0106";
+/// A name that leads nowhere: a delegate, a secret.
+pub const UNRESOLVED: &str = "CRK0121";
+/// A server, or part of one, that another one of the same port makes void.
+pub const SERVER_CONFLICT: &str = "CRK0122";
 /// A value that cannot be read; the object is left out.
 pub const UNREADABLE: &str = "IST0106";

@@ -2,7 +2,10 @@
 //!
 //! Invariant: a function of snapshot and proxy; what [`Views`] remembers is only what would come out again.
 
+mod connections;
 mod egress;
+mod gateway;
+mod http;
 mod inbound;
 mod listeners;
 mod loads;
@@ -19,14 +22,14 @@ use outbound::ClusterMemo;
 use crate::{
     locality::{self, Place},
     parts::{Load, Outbound, View, inbound::Families},
-    proxy::{FileCerts, Interception, ProxyNode},
+    proxy::{FileCerts, Interception, ProxyKind, ProxyNode},
     rules::Client,
     snapshot::Snapshot,
 };
 
-/// The view of one sidecar.
+/// The view of one sidecar or gateway.
 pub fn sidecar(snapshot: &Snapshot, proxy: &ProxyNode) -> View {
-    Views::new(snapshot.clone()).sidecar(proxy)
+    Views::new(snapshot.clone()).of(proxy)
 }
 
 /// What the client side of a sidecar depends on, besides the snapshot.
@@ -36,6 +39,10 @@ struct Scope {
     interception: Interception,
     families: Families,
     client_certs: Option<FileCerts>,
+    /// A gateway: no captured connections, so no listeners of services.
+    router: bool,
+    /// Labels that some VirtualService asks for.
+    labels: Labels,
     /// Own addresses that a service without a virtual address lists, which the proxy does not listen for.
     own: Vec<IpAddr>,
     /// The Sidecar that is followed.
@@ -88,29 +95,85 @@ impl Views {
         &self.snapshot
     }
 
+    /// The view of one proxy, by what it is.
+    pub fn of(&mut self, proxy: &ProxyNode) -> View {
+        match proxy.kind {
+            ProxyKind::Sidecar => self.sidecar(proxy),
+            ProxyKind::Router => self.gateway(proxy),
+        }
+    }
+
     /// The view of one sidecar.
     pub fn sidecar(&mut self, proxy: &ProxyNode) -> View {
         let snapshot = &self.snapshot;
         let labels = labels_of(snapshot, proxy);
         let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels));
-        let scope = Scope {
-            client: snapshot.rules().client(&proxy.namespace, &labels),
-            interception: proxy.interception,
-            families: Families::of(&proxy.ips),
-            client_certs: proxy.client_certs.clone(),
-            own: listeners::own_headless(snapshot, proxy),
-            sidecar: snapshot.sidecars().select(&proxy.namespace, &labels).map(|s| s.origin.name.clone()),
-            dns_capture: proxy.dns_capture,
-            place: Arc::new(place_of(snapshot, proxy, &labels)),
-        };
-        let shared = self.scopes.entry(scope).or_insert_with_key(|scope| {
-            let (outbound, keys) = outbound::derive(snapshot, scope, &mut self.clusters);
-            Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
-        });
+        let scope = scope(snapshot, proxy, &labels);
+        let shared = shared(&mut self.scopes, snapshot, scope, &mut self.clusters);
         let keys = shared.keys.clone();
         let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
-        View { inbound, outbound: shared.outbound.clone(), loads }
+        let secrets = snapshot.secrets().of(&proxy.namespace, None, &shared.outbound.clusters);
+        View { inbound, outbound: shared.outbound.clone(), loads, gateway: None, secrets }
     }
+
+    /// The view of one gateway.
+    pub fn gateway(&mut self, proxy: &ProxyNode) -> View {
+        let snapshot = &self.snapshot;
+        let proxy = &ProxyNode { interception: Interception::None, ..proxy.clone() };
+        let labels = labels_of(snapshot, proxy);
+        let scope = scope(snapshot, proxy, &labels);
+        let shared = shared(&mut self.scopes, snapshot, scope.clone(), &mut self.clusters);
+        let derived = gateway::derive(snapshot, &scope, proxy, &labels, &shared.outbound.clusters, &shared.keys);
+        let mut outbound = Outbound { routes: derived.routes, ..(*shared.outbound).clone() };
+        let mut keys: Vec<_> = shared.keys.to_vec();
+        outbound.clusters.extend(derived.clusters);
+        outbound.clusters.sort_by(|a, b| a.name.cmp(&b.name));
+        keys.extend(derived.keys);
+        keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+        let loads = loads::derive(snapshot, &keys, &mut self.loads);
+        let secrets = snapshot.secrets().of(&proxy.namespace, Some(&derived.gateway), &outbound.clusters);
+        let mut inbound = inbound::derive(snapshot, proxy, &labels);
+        // Its ports are its servers', which are no ports of a workload.
+        inbound.ports.clear();
+        inbound.passthrough_ports.clear();
+        View {
+            inbound: Arc::new(inbound),
+            outbound: Arc::new(outbound),
+            loads,
+            gateway: Some(Arc::new(derived.gateway)),
+            secrets,
+        }
+    }
+}
+
+fn scope(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Scope {
+    let router = proxy.kind == ProxyKind::Router;
+    let sidecar = snapshot.sidecars().select(&proxy.namespace, labels);
+    Scope {
+        client: snapshot.rules().client(&proxy.namespace, labels),
+        interception: proxy.interception,
+        families: Families::of(&proxy.ips),
+        client_certs: proxy.client_certs.clone(),
+        router,
+        labels: snapshot.virtual_services().relevant(labels),
+        own: listeners::own_headless(snapshot, proxy),
+        // Gateways follow no Sidecar (§8.1).
+        sidecar: if router { None } else { sidecar.map(|s| s.origin.name.clone()) },
+        dns_capture: proxy.dns_capture,
+        place: Arc::new(place_of(snapshot, proxy, labels)),
+    }
+}
+
+fn shared<'a>(
+    scopes: &'a mut HashMap<Scope, Shared>,
+    snapshot: &Snapshot,
+    scope: Scope,
+    clusters: &mut ClusterMemo,
+) -> &'a mut Shared {
+    scopes.entry(scope).or_insert_with_key(|scope| {
+        let (outbound, keys) = outbound::derive(snapshot, scope, clusters);
+        Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
+    })
 }
 
 /// Where a proxy is, as far as any policy asks.

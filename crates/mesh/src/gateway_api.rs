@@ -18,7 +18,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use carrick_api::{
     DestinationRule, Gateway, Namespace, Pod, Secret, Service, VirtualService,
     gateway_api::{
-        BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
+        BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute,
+        TlsRoute,
     },
 };
 use carrick_base::ObjectRef;

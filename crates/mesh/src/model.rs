@@ -5,11 +5,13 @@
 
 pub mod authz;
 pub mod endpoint;
+pub mod gateway;
 pub mod jwt;
 pub mod locality;
 pub mod policy;
 pub mod service;
 pub mod sidecar;
+pub mod virtual_service;
 
 pub use endpoint::{Address, Endpoint, TlsMode, Workload};
 pub use locality::Locality;

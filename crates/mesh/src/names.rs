@@ -43,3 +43,28 @@ pub fn file_cert(certificate: &str, key: &str) -> Arc<str> {
 pub fn file_root(path: &str) -> Arc<str> {
     format!("file-root:{path}").into()
 }
+
+/// SDS: a secret of the cluster by what a rule calls it, which may be a full resource name.
+pub fn cluster_secret(name: &str) -> Arc<str> {
+    if name.contains("://") { name.into() } else { format!("kubernetes://{name}").into() }
+}
+
+/// SDS: the roots in a secret of the cluster.
+pub fn cluster_roots(name: &str) -> Arc<str> {
+    let name = cluster_secret(name);
+    if name.ends_with(ROOTS_SUFFIX) { name } else { format!("{name}{ROOTS_SUFFIX}").into() }
+}
+
+/// What follows a secret's name when its roots are meant.
+pub const ROOTS_SUFFIX: &str = "-cacert";
+
+/// Server names of a filter chain: sorted, once each, none when any will do.
+pub(crate) fn server_names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<Arc<str>> {
+    let mut out: Vec<Arc<str>> = all.map(|name| name.to_ascii_lowercase().into()).collect();
+    if out.iter().any(|name| **name == *"*") {
+        return Vec::new();
+    }
+    out.sort();
+    out.dedup();
+    out
+}

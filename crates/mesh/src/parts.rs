@@ -5,22 +5,26 @@
 //! How a part is written in Envoy's words is `carrick-render`'s.
 
 pub mod cluster;
+pub mod gateway;
 pub mod inbound;
 pub mod load;
 pub mod outbound;
+pub mod route;
+pub mod secret;
 
 use std::sync::Arc;
 
 pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
+pub use gateway::{Gateway, GatewayListener};
 pub use inbound::{
     Inbound, InboundCluster, InboundPort, InboundTarget, ModeSource, PassthroughPort, PortClass, ServerTls,
 };
 pub use load::{Load, LoadEndpoint, LoadGroup};
-pub use outbound::{
-    Bind, Outbound, OutboundListener, Rest, Route, RouteAlpn, RouteTable, TcpChain, TcpForward, VirtualHost,
-};
+pub use outbound::{Bind, Outbound, OutboundListener, Rest, RouteTable, TcpChain, TcpForward, VirtualHost};
+pub use route::{Route, RouteAlpn};
+pub use secret::SecretPart;
 
-/// Everything one sidecar is to be given.
+/// Everything one sidecar or gateway is to be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// What it does for connections to its workload.
@@ -29,6 +33,10 @@ pub struct View {
     pub outbound: Arc<Outbound>,
     /// Endpoints of the EDS clusters in `outbound`, by cluster name. The one part that changes with pods alone.
     pub loads: Arc<[Arc<Load>]>,
+    /// What it listens for as a gateway; `None` for a sidecar.
+    pub gateway: Option<Arc<Gateway>>,
+    /// Secrets that its listeners and clusters name and that it may have, sorted by name.
+    pub secrets: Arc<[Arc<SecretPart>]>,
 }
 
 /// Settings of the mesh that every listener carries.

@@ -7,6 +7,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use carrick_base::Labels;
 
+use crate::parts::gateway::Topology;
+
 /// How the workload's packets reach the sidecar.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Interception {
@@ -30,11 +32,23 @@ pub struct FileCerts {
     pub root: Arc<str>,
 }
 
-/// One sidecar as the mesh sees it.
+/// What a proxy is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ProxyKind {
+    /// Beside one workload.
+    #[default]
+    Sidecar,
+    /// A gateway.
+    Router,
+}
+
+/// One proxy as the mesh sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ProxyNode {
     /// The node id as sent: `sidecar~<ip>~<name>.<ns>~<ns>.svc.<domain>`.
     pub id: Arc<str>,
+    /// What it is.
+    pub kind: ProxyKind,
     /// The pod's name.
     pub name: Arc<str>,
     /// The pod's namespace: of the node's metadata, else of its id.
@@ -53,4 +67,8 @@ pub struct ProxyNode {
     pub server_certs: Option<FileCerts>,
     /// Files to use as a client instead of SDS.
     pub client_certs: Option<FileCerts>,
+    /// What stands before it, if it is a gateway.
+    pub topology: Topology,
+    /// It may not bind ports below 1024.
+    pub unprivileged: bool,
 }

@@ -5,6 +5,7 @@
 pub mod authorization_policy;
 pub mod authorizer;
 pub mod destination_rule;
+pub mod gateway;
 pub mod legacy_policy;
 pub mod peer_authentication;
 pub mod pod;
@@ -13,6 +14,7 @@ pub mod service;
 pub mod service_entry;
 pub mod sidecar;
 pub mod traffic;
+pub mod virtual_service;
 pub mod workload_entry;
 
 use std::sync::Arc;

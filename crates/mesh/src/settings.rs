@@ -71,6 +71,8 @@ pub struct Settings {
     pub service_export_to: Vec<String>,
     /// `exportTo` of rules that say nothing.
     pub rule_export_to: Vec<String>,
+    /// `exportTo` of VirtualServices that say nothing.
+    pub virtual_service_export_to: Vec<String>,
 }
 
 impl Settings {
@@ -137,6 +139,7 @@ impl Settings {
             default_outlier: outlier.map(traffic::outlier_detection),
             service_export_to: config.default_service_export_to.clone(),
             rule_export_to: config.default_destination_rule_export_to.clone(),
+            virtual_service_export_to: config.default_virtual_service_export_to.clone(),
         };
         (settings, found)
     }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use carrick_base::{Diagnostic, Hostname, ObjectRef, NamespacedName};
+use carrick_base::{Diagnostic, Hostname, NamespacedName, ObjectRef};
 
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ use crate::{
     endpoints::{EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
     gateway_api::{self, Surroundings, Translated},
+    gateways::GatewayIndex,
     legacy::LegacyIndex,
     locality,
     model::{Service, ServiceId, Workload},
@@ -27,8 +28,10 @@ use crate::{
     read,
     rules::RuleIndex,
     scope::SidecarIndex,
+    secrets::SecretIndex,
     security::SecurityIndex,
     trust_domains::TrustDomains,
+    virtual_services::VirtualServiceIndex,
 };
 
 /// All objects at one moment.
@@ -59,6 +62,9 @@ pub(crate) struct Config {
     pub sidecars: SidecarIndex,
     /// Labels that policies compare between clients and endpoints.
     pub compared: BTreeSet<Arc<str>>,
+    pub virtual_services: VirtualServiceIndex,
+    pub gateways: GatewayIndex,
+    pub secrets: SecretIndex,
 }
 
 impl Snapshot {
@@ -101,6 +107,8 @@ impl Snapshot {
                 *slot = service.clone();
             }
         }
+        let virtual_services = read::virtual_service::read_all(&input.virtual_services, &settings, &mut found);
+        let gateways = input.gateways.iter().map(|g| read::gateway::read(g, &mut found)).collect();
         let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in &services {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
@@ -119,6 +127,9 @@ impl Snapshot {
             sidecars: SidecarIndex::build(sidecars, &settings.root_namespace, &mut found),
             services,
             rules,
+            virtual_services: VirtualServiceIndex::build(virtual_services, &mut found),
+            gateways: GatewayIndex::build(gateways, &mut found),
+            secrets: SecretIndex::build(&input.secrets),
             settings,
         };
         let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.services);
@@ -202,6 +213,21 @@ impl Snapshot {
     /// All Sidecars.
     pub fn sidecars(&self) -> &SidecarIndex {
         &self.config.sidecars
+    }
+
+    /// All VirtualServices.
+    pub fn virtual_services(&self) -> &VirtualServiceIndex {
+        &self.config.virtual_services
+    }
+
+    /// All Gateways.
+    pub fn gateways(&self) -> &GatewayIndex {
+        &self.config.gateways
+    }
+
+    /// Secrets of the cluster.
+    pub fn secrets(&self) -> &SecretIndex {
+        &self.config.secrets
     }
 
     /// Addresses and workloads.

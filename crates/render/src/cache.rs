@@ -4,7 +4,9 @@
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-use carrick_mesh::view::{Cluster, Inbound, InboundCluster, Load, Outbound, OutboundListener, RouteTable};
+use carrick_mesh::view::{
+    Cluster, GatewayListener, Inbound, InboundCluster, Load, Outbound, OutboundListener, RouteTable, SecretPart,
+};
 use envoy_types::pb::google::protobuf::Any;
 use sha2::{Digest, Sha256};
 
@@ -26,6 +28,8 @@ pub struct Cache {
     pub(crate) bound: Memo<BoundPort>,
     pub(crate) routes: Memo<RouteTable>,
     pub(crate) loads: Memo<Load>,
+    pub(crate) gateways: Memo<GatewayListener>,
+    pub(crate) secrets: Memo<SecretPart>,
     pub(crate) outbound_sets: Shared<Outbound, OutboundSet>,
     pub(crate) load_sets: Shared<[Arc<Load>], Arc<Resources>>,
 }
@@ -51,6 +55,8 @@ impl Cache {
         self.bound.sweep(now);
         self.routes.sweep(now);
         self.loads.sweep(now);
+        self.gateways.sweep(now);
+        self.secrets.sweep(now);
         self.outbound_sets.sweep(now);
         self.load_sets.sweep(now);
         self.generation = self.generation.wrapping_add(1);
@@ -68,6 +74,8 @@ impl Cache {
             self.bound.len(),
             self.routes.len(),
             self.loads.len(),
+            self.gateways.len(),
+            self.secrets.len(),
         ]
         .iter()
         .sum()

@@ -7,7 +7,11 @@ use std::collections::HashMap;
 
 use carrick_mesh::{
     Security, names,
-    view::{ListenerSettings, PathNormalization, RouteAlpn, TcpForward, cluster::NameLookup},
+    view::{
+        ListenerSettings, PathNormalization, RouteAlpn, TcpForward,
+        cluster::NameLookup,
+        gateway::{ClientCertHeader, Topology},
+    },
 };
 use envoy_types::pb::{
     envoy::{
@@ -18,7 +22,10 @@ use envoy_types::pb::{
         },
         extensions::filters::{
             common::set_filter_state::v3::{FilterStateValue, filter_state_value},
-            http::{router::v3::Router, set_filter_state::v3::Config as SetFilterState},
+            http::{
+                cors::v3::Cors, fault::v3::HttpFault, router::v3::Router,
+                set_filter_state::v3::Config as SetFilterState,
+            },
             network::{
                 http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
@@ -43,6 +50,10 @@ use crate::{access_log, dns, security, tls, wire};
 
 /// The HTTP filter that sets the ALPN list of upstream connections; also the key of its per-route configuration.
 pub const ALPN_FILTER: &str = "carrick.alpn";
+/// The HTTP filter that injects faults, by what a route says.
+pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
+/// The HTTP filter that answers cross-origin questions, by what a route says.
+pub const CORS_FILTER: &str = "envoy.filters.http.cors";
 /// The filter state that overrides the ALPN list of an upstream connection (Envoy, well-known filter state).
 const ALPN_STATE: &str = "envoy.network.application_protocols";
 
@@ -96,11 +107,56 @@ pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynam
     let mut manager = manager(settings, stat);
     manager.route_specifier =
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
-    manager.http_filters = vec![http_filter(ALPN_FILTER, wire::any(&SetFilterState::default()))];
+    manager.http_filters = by_route();
     manager.http_filters.extend(
         dynamic
             .map(|names| http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))),
     );
+    manager.http_filters.push(router());
+    http(&manager)
+}
+
+/// Filters that do nothing unless a route says so, in Istio's order.
+fn by_route() -> Vec<HttpFilter> {
+    vec![
+        http_filter(ALPN_FILTER, wire::any(&SetFilterState::default())),
+        http_filter(FAULT_FILTER, wire::any(&HttpFault::default())),
+        http_filter(CORS_FILTER, wire::any(&Cors::default())),
+    ]
+}
+
+/// An HTTP connection manager of a gateway, with its routes by RDS (semantics §9.12).
+pub fn gateway_http(
+    settings: &ListenerSettings,
+    topology: &Topology,
+    security: &Security,
+    stat: &str,
+    table: &str,
+) -> Filter {
+    let mut manager = manager(settings, stat);
+    manager.server_name = "istio-envoy".to_owned();
+    manager.use_remote_address = wire::flag(true);
+    manager.xff_num_trusted_hops = topology.trusted_proxies;
+    manager.forward_client_cert_details = match topology.client_cert {
+        ClientCertHeader::SanitizeSet => ForwardClientCertDetails::SanitizeSet,
+        ClientCertHeader::Sanitize => ForwardClientCertDetails::Sanitize,
+        ClientCertHeader::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+        ClientCertHeader::AppendForward => ForwardClientCertDetails::AppendForward,
+        ClientCertHeader::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+    }
+    .into();
+    let sets = matches!(topology.client_cert, ClientCertHeader::SanitizeSet | ClientCertHeader::AppendForward);
+    manager.set_current_client_cert_details = sets.then(|| SetCurrentClientCertDetails {
+        subject: wire::flag(true),
+        cert: true,
+        dns: true,
+        uri: true,
+        ..Default::default()
+    });
+    manager.route_specifier =
+        Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
+    manager.http_filters = security::http_filters(security);
+    manager.http_filters.extend(by_route());
     manager.http_filters.push(router());
     http(&manager)
 }

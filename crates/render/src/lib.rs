@@ -10,9 +10,11 @@ pub mod cluster;
 pub mod dns;
 pub mod endpoint;
 pub mod filters;
+pub mod gateway;
 pub mod inbound;
 pub mod outbound;
 pub mod route;
+pub mod secret;
 pub mod security;
 pub mod tls;
 pub mod wire;
@@ -21,7 +23,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_mesh::{
     View,
-    view::{Inbound, Load, Outbound},
+    view::{GatewayListener, Inbound, Load, Outbound, SecretPart},
 };
 use envoy_types::pb::google::protobuf::Any;
 
@@ -61,6 +63,8 @@ pub struct Rendered {
     pub listeners: Arc<Resources>,
     /// RDS.
     pub routes: Arc<Resources>,
+    /// SDS, of the cluster's secrets alone.
+    pub secrets: Arc<Resources>,
 }
 
 /// A cluster that every proxy has.
@@ -82,15 +86,27 @@ enum BuiltInKind {
 pub fn resources(view: &View, cache: &mut Cache) -> Rendered {
     let shared = outbound_set(&view.outbound, cache);
     let mut clusters = (*shared.clusters).clone();
-    clusters.extend(inbound_clusters(&view.inbound, cache));
+    if view.gateway.is_none() {
+        clusters.extend(inbound_clusters(&view.inbound, cache));
+    }
     let mut listeners = (*shared.listeners).clone();
     listeners.extend(inbound_listener(&view.inbound, cache));
     listeners.extend(bound_listeners(&view.inbound, cache));
+    for input in view.gateway.iter().flat_map(|g| &g.listeners) {
+        let render = |l: &GatewayListener| (l.name.clone(), wire::any(&gateway::listener(l)));
+        add(&mut listeners, cache.gateways.get(cache.generation, input, || input.clone(), render));
+    }
+    let mut secrets = Resources::new();
+    for input in view.secrets.iter() {
+        let render = |s: &SecretPart| (s.name.clone(), wire::any(&secret::secret(s)));
+        add(&mut secrets, cache.secrets.get(cache.generation, input, || input.clone(), render));
+    }
     Rendered {
         clusters: Arc::new(clusters),
         endpoints: load_set(&view.loads, cache),
         listeners: Arc::new(listeners),
         routes: shared.routes,
+        secrets: Arc::new(secrets),
     }
 }
 
@@ -123,7 +139,7 @@ fn outbound_set(view: &Arc<Outbound>, cache: &mut Cache) -> OutboundSet {
     }
     let mut routes = Resources::new();
     for input in &view.routes {
-        let render = |t: &carrick_mesh::view::RouteTable| (t.name.clone(), wire::any(&route::table(t)));
+        let render = |t: &carrick_mesh::view::RouteTable| (t.name.clone(), route::table(t));
         add(&mut routes, cache.routes.get(now, input, || input.clone(), render));
     }
     if let Some((set, _)) = known {

@@ -138,11 +138,13 @@ fn http_chain(from: &OutboundListener, routes: &str) -> FilterChain {
     }
 }
 
-fn range(prefix: &Prefix) -> CidrRange {
+/// A range of addresses.
+pub fn range(prefix: &Prefix) -> CidrRange {
     CidrRange { address_prefix: wire::host(prefix.ip), prefix_len: wire::number(u32::from(prefix.length)) }
 }
 
-fn tls_inspector() -> ListenerFilter {
+/// Reads a ClientHello without terminating TLS.
+pub fn tls_inspector() -> ListenerFilter {
     ListenerFilter {
         name: "envoy.filters.listener.tls_inspector".to_owned(),
         config_type: Some(listener_filter::ConfigType::TypedConfig(wire::any(&TlsInspector::default()))),

@@ -1,58 +1,76 @@
-//! Route configurations: tables of the client side, and the single routes of the server side (semantics §2.10, §7.6–§7.9).
+//! Route configurations: tables of the client side and of gateways, and the single routes of the server side (semantics §2.10,
+//! §7.6–§7.9, §9.10, §10).
 //!
-//! Invariant: no route has a timeout of its own; retries never repeat what may have been acted upon unless the server refused it.
+//! Invariant: byte-stable: what has several entries in a map is written with [`stable`] types. A route without a timeout of its own has
+//! none; retries never repeat what may have been acted upon unless the server refused it or a rule says so.
 
-use carrick_mesh::{
-    model::policy::HashKey,
-    view::{Rest, Route, RouteTable, VirtualHost},
+mod action;
+mod condition;
+
+use carrick_mesh::view::{
+    Rest, Route, RouteTable, VirtualHost,
+    route::{Action as Part, HeaderChange},
 };
-use envoy_types::pb::envoy::{
-    config::route::v3::{
-        self as api, Decorator, DirectResponseAction, RetryPolicy, RouteAction, RouteConfiguration, RouteMatch,
-        retry_policy::{RetryHostPredicate, retry_host_predicate},
-        route::Action,
-        route_action::{
-            ClusterSpecifier, HashPolicy, MaxStreamDuration,
-            hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter},
+use envoy_types::pb::{
+    envoy::config::{
+        core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
+        route::v3::{
+            self as api, Decorator, DirectResponseAction, RetryPolicy, RouteAction, RouteConfiguration, RouteMatch,
+            route::Action,
+            route_action::{ClusterSpecifier, MaxStreamDuration},
+            route_match::PathSpecifier,
+            virtual_host::TlsRequirementType,
         },
-        route_match::PathSpecifier,
     },
-    extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+    google::protobuf::Any,
+};
+use prost::{Message, Name};
+
+use crate::{
+    filters,
+    wire::{self, stable},
 };
 
-use crate::{filters, wire};
-
-const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 const RETRY_ON_INBOUND: &str = "reset-before-request";
-const RETRIES: u32 = 2;
+const RETRIES_INBOUND: u32 = 2;
+/// The longest body of an answer that Envoy takes without being told to expect more.
+const SHORT_BODY: usize = 4096;
+/// The longest body of an answer at all.
+const MAX_BODY: u32 = 1 << 20;
 
-/// A table of the client side.
-pub fn table(table: &RouteTable) -> RouteConfiguration {
+/// A table of the client side or of a gateway.
+pub fn table(table: &RouteTable) -> Any {
     let mut hosts: Vec<_> = table.hosts.iter().map(|h| virtual_host(h)).collect();
     match &table.rest {
-        Some(Rest::Forward(cluster)) => hosts.push(rest("allow_any", forward(cluster))),
+        Some(Rest::Forward(cluster)) => hosts.push(rest("allow_any", forward(cluster)).encode_to_vec()),
         Some(Rest::Refuse) => {
             let refuse = DirectResponseAction { status: 502, ..DirectResponseAction::default() };
-            hosts.push(rest("block_all", Action::DirectResponse(refuse)));
+            hosts.push(rest("block_all", Action::DirectResponse(refuse)).encode_to_vec());
         }
         None => {}
     }
-    RouteConfiguration {
+    let long = |route: &Route| matches!(&route.action, Part::Direct { body, .. } if body.len() > SHORT_BODY);
+    let long = table.hosts.iter().flat_map(|h| &h.routes).any(long);
+    let config = RouteConfiguration {
         name: table.name.to_string(),
-        virtual_hosts: hosts,
         validate_clusters: wire::flag(false),
         ignore_port_in_host_matching: true,
+        max_direct_response_body_size_bytes: long.then(|| wire::number(MAX_BODY)).flatten(),
         ..RouteConfiguration::default()
-    }
+    };
+    let mut value = config.encode_to_vec();
+    value.extend(stable::TableHosts { virtual_hosts: hosts }.encode_to_vec());
+    Any { type_url: RouteConfiguration::type_url(), value }
 }
 
 /// The routes of one inbound port: everything to its cluster.
 pub fn inbound(cluster: &str, service_port: u16, operation: Option<String>, grpc: bool) -> RouteConfiguration {
-    let mut action = action(cluster);
+    let mut action = action(0);
+    action.cluster_specifier = specifier(cluster);
     if !grpc {
         action.retry_policy = Some(RetryPolicy {
             retry_on: RETRY_ON_INBOUND.to_owned(),
-            num_retries: wire::number(RETRIES),
+            num_retries: wire::number(RETRIES_INBOUND),
             ..RetryPolicy::default()
         });
     }
@@ -76,28 +94,59 @@ pub fn inbound(cluster: &str, service_port: u16, operation: Option<String>, grpc
     }
 }
 
-fn virtual_host(host: &VirtualHost) -> api::VirtualHost {
-    api::VirtualHost {
+/// A virtual host's bytes. Messages may be concatenated, so the routes are appended.
+fn virtual_host(host: &VirtualHost) -> Vec<u8> {
+    let head = api::VirtualHost {
         name: host.name.to_string(),
         domains: host.domains.iter().map(ToString::to_string).collect(),
-        routes: host.routes.iter().map(route).collect(),
+        require_tls: if host.require_tls { TlsRequirementType::All } else { TlsRequirementType::None }.into(),
         include_request_attempt_count: true,
         ..api::VirtualHost::default()
-    }
+    };
+    let mut value = head.encode_to_vec();
+    value.extend(stable::HostRoutes { routes: host.routes.iter().map(route).collect() }.encode_to_vec());
+    value
 }
 
-fn route(route: &Route) -> api::Route {
-    let mut action = action(&route.cluster);
-    action.hash_policy = route.hash.iter().map(hash_policy).collect();
-    action.retry_policy = Some(default_retries(route.hash.is_none()));
-    api::Route {
-        name: route.name.to_string(),
-        r#match: everything(),
-        decorator: Some(Decorator { operation: route.operation.to_string(), propagate: None }),
-        typed_per_filter_config: filters::alpn_override(route.alpn),
-        action: Some(Action::Route(action)),
-        ..api::Route::default()
+/// A route's bytes, with its filters' settings appended.
+fn route(route: &Route) -> Vec<u8> {
+    let mut filters = stable::PerFilter::default();
+    if let Part::Forward(forward) = &route.action
+        && let [only] = forward.destinations.as_slice()
+    {
+        filters.typed_per_filter_config.extend(filters::alpn_override(only.alpn));
     }
+    filters.typed_per_filter_config.extend(route.fault.as_ref().map(action::fault));
+    filters.typed_per_filter_config.extend(route.cors.as_ref().map(action::cors));
+    let mut head = api::Route {
+        name: route.name.to_string(),
+        r#match: Some(condition::route_match(&route.condition)),
+        decorator: Some(Decorator { operation: route.operation.to_string(), propagate: None }),
+        stat_prefix: route.stat_prefix.to_string(),
+        metadata: route.source.as_ref().map(action::source),
+        action: Some(action::action(&route.action)),
+        ..api::Route::default()
+    };
+    let (request, response) = (&route.headers.request, &route.headers.response);
+    (head.request_headers_to_add, head.request_headers_to_remove) = headers(request);
+    (head.response_headers_to_add, head.response_headers_to_remove) = headers(response);
+    let mut value = head.encode_to_vec();
+    value.extend(filters.encode_to_vec());
+    value
+}
+
+/// Headers to add or replace, and to remove.
+fn headers(from: &HeaderChange) -> (Vec<HeaderValueOption>, Vec<String>) {
+    let option =
+        |(key, value): &(std::sync::Arc<str>, std::sync::Arc<str>), action: HeaderAppendAction| HeaderValueOption {
+            header: Some(HeaderValue { key: key.to_string(), value: value.to_string(), ..HeaderValue::default() }),
+            append_action: action.into(),
+            keep_empty_value: value.is_empty(),
+            ..HeaderValueOption::default()
+        };
+    let set = from.set.iter().map(|h| option(h, HeaderAppendAction::OverwriteIfExistsOrAdd));
+    let add = from.add.iter().map(|h| option(h, HeaderAppendAction::AppendIfExistsOrAdd));
+    (set.chain(add).collect(), from.remove.iter().map(ToString::to_string).collect())
 }
 
 fn rest(name: &str, action: Action) -> api::VirtualHost {
@@ -120,15 +169,15 @@ fn forward(cluster: &str) -> Action {
     Action::Route(RouteAction { timeout, cluster_specifier: specifier(cluster), ..RouteAction::default() })
 }
 
-fn action(cluster: &str) -> RouteAction {
+/// Forwarding with this limit, 0 for none; a gRPC client's own limit counts if it is shorter.
+fn action(timeout: u64) -> RouteAction {
     RouteAction {
-        timeout: wire::millis(0),
+        timeout: wire::millis(timeout),
         max_stream_duration: Some(MaxStreamDuration {
             max_stream_duration: wire::millis(0),
-            grpc_timeout_header_max: wire::millis(0),
+            grpc_timeout_header_max: wire::millis(timeout),
             ..MaxStreamDuration::default()
         }),
-        cluster_specifier: specifier(cluster),
         ..RouteAction::default()
     }
 }
@@ -139,37 +188,4 @@ fn specifier(cluster: &str) -> Option<ClusterSpecifier> {
 
 fn everything() -> Option<RouteMatch> {
     Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() })
-}
-
-/// The default of the mesh. With a consistent hash another endpoint would be the wrong one.
-fn default_retries(elsewhere: bool) -> RetryPolicy {
-    let predicate = || RetryHostPredicate {
-        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(wire::any(&PreviousHostsPredicate {}))),
-    };
-    RetryPolicy {
-        retry_on: RETRY_ON.to_owned(),
-        num_retries: wire::number(RETRIES),
-        retry_host_predicate: elsewhere.then(predicate).into_iter().collect(),
-        host_selection_retry_max_attempts: if elsewhere { 5 } else { 0 },
-        ..RetryPolicy::default()
-    }
-}
-
-fn hash_policy(key: &HashKey) -> HashPolicy {
-    let specifier = match key {
-        HashKey::Header(name) => PolicySpecifier::Header(Header { header_name: name.to_string(), ..Header::default() }),
-        HashKey::Cookie { name, path, ttl, attributes } => PolicySpecifier::Cookie(Cookie {
-            name: name.to_string(),
-            path: path.to_string(),
-            ttl: ttl.and_then(wire::millis),
-            attributes: attributes
-                .iter()
-                .map(|(name, value)| CookieAttribute { name: name.to_string(), value: value.to_string() })
-                .collect(),
-        }),
-        HashKey::SourceIp => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
-        HashKey::Query(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.to_string() }),
-    };
-    HashPolicy { terminal: false, policy_specifier: Some(specifier) }
 }

@@ -9,7 +9,11 @@ use carrick_mesh::{
     FileCerts,
     model::sidecar::{ClientCertificates, IngressTls},
     names,
-    view::{MeshTls, ServerTls, UpstreamHttp, UserTls, cluster::MeshAlpn},
+    view::{
+        MeshTls, ServerTls, UpstreamHttp, UserTls,
+        cluster::MeshAlpn,
+        gateway::{ClientCertificate, GatewayAlpn, GatewayTls, TlsVersion},
+    },
 };
 use envoy_types::pb::envoy::{
     config::core::v3::{ConfigSource, DataSource, TransportSocket, data_source::Specifier},
@@ -18,6 +22,7 @@ use envoy_types::pb::envoy::{
         tls::v3::{
             CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
             SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
+            certificate_validation_context::TrustChainVerification,
             common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
             subject_alt_name_matcher::SanType,
             tls_parameters::TlsProtocol,
@@ -87,6 +92,53 @@ pub fn ingress(tls: &IngressTls) -> Option<TransportSocket> {
     let context = DownstreamTlsContext {
         common_tls_context: Some(common),
         require_client_certificate: wire::flag(tls.clients == ClientCertificates::Required),
+        ..DownstreamTlsContext::default()
+    };
+    wire::transport_socket(TLS_SOCKET, wire::any(&context))
+}
+
+/// The socket of a gateway's chain that terminates TLS (semantics §9.5–§9.7).
+pub fn gateway(tls: &GatewayTls) -> Option<TransportSocket> {
+    let alpn: &[&str] = match tls.alpn {
+        GatewayAlpn::Http => &ALPN_SERVER_HTTP,
+        GatewayAlpn::MeshTcp => &ALPN_SERVER_TCP,
+        GatewayAlpn::None => &[],
+    };
+    let version = |version: TlsVersion| match version {
+        TlsVersion::V1_0 => TlsProtocol::TlSv10,
+        TlsVersion::V1_1 => TlsProtocol::TlSv11,
+        TlsVersion::V1_2 => TlsProtocol::TlSv12,
+        TlsVersion::V1_3 => TlsProtocol::TlSv13,
+    };
+    let parameters = TlsParameters {
+        tls_minimum_protocol_version: version(tls.min).into(),
+        tls_maximum_protocol_version: version(tls.max).into(),
+        cipher_suites: tls.cipher_suites.iter().map(ToString::to_string).collect(),
+        ..TlsParameters::default()
+    };
+    let mut common = common(parameters, alpn);
+    common.tls_certificate_sds_secret_configs = tls.certificates.iter().map(|name| secret(name)).collect();
+    let trust = if tls.accept_untrusted {
+        TrustChainVerification::AcceptUntrusted
+    } else {
+        TrustChainVerification::VerifyTrustChain
+    };
+    let validation = CertificateValidationContext {
+        match_typed_subject_alt_names: tls.sans.iter().map(|s| exact(s)).collect(),
+        verify_certificate_spki: tls.spki.iter().map(ToString::to_string).collect(),
+        verify_certificate_hash: tls.hashes.iter().map(ToString::to_string).collect(),
+        trust_chain_verification: trust.into(),
+        crl: tls.crl.as_deref().map(file),
+        ..CertificateValidationContext::default()
+    };
+    common.validation_context_type = match (tls.client, &tls.roots) {
+        (ClientCertificate::None, _) => None,
+        (_, Some(roots)) => Some(with_roots(validation, secret(roots))),
+        (_, None) => Some(ValidationContextType::ValidationContext(validation)),
+    };
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: wire::flag(tls.client == ClientCertificate::Required),
         ..DownstreamTlsContext::default()
     };
     wire::transport_socket(TLS_SOCKET, wire::any(&context))
@@ -184,18 +236,24 @@ fn parameters(min_tls13: bool, suites: &[Arc<str>]) -> TlsParameters {
 }
 
 fn combined(names: Vec<SubjectAltNameMatcher>, roots: SdsSecretConfig, crl: Option<&str>) -> ValidationContextType {
-    let crl =
-        crl.map(|path| DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() });
     let default = CertificateValidationContext {
         match_typed_subject_alt_names: names,
-        crl,
+        crl: crl.map(file),
         ..CertificateValidationContext::default()
     };
+    with_roots(default, roots)
+}
+
+fn with_roots(default: CertificateValidationContext, roots: SdsSecretConfig) -> ValidationContextType {
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(default),
         validation_context_sds_secret_config: Some(roots),
         ..CombinedCertificateValidationContext::default()
     })
+}
+
+fn file(path: &str) -> DataSource {
+    DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() }
 }
 
 /// An exact name, of the type its form shows.

@@ -192,6 +192,27 @@ pub mod stable {
         pub filter_metadata: BTreeMap<String, Struct>,
     }
 
+    /// The virtual hosts of `envoy.config.route.v3.RouteConfiguration`, as bytes, to be appended to the rest of the message.
+    #[derive(Clone, PartialEq, Message)]
+    pub struct TableHosts {
+        #[prost(bytes = "vec", repeated, tag = "2")]
+        pub virtual_hosts: Vec<Vec<u8>>,
+    }
+
+    /// The routes of `envoy.config.route.v3.VirtualHost`, likewise.
+    #[derive(Clone, PartialEq, Message)]
+    pub struct HostRoutes {
+        #[prost(bytes = "vec", repeated, tag = "3")]
+        pub routes: Vec<Vec<u8>>,
+    }
+
+    /// The filters' settings of `envoy.config.route.v3.Route`, likewise.
+    #[derive(Clone, PartialEq, Message)]
+    pub struct PerFilter {
+        #[prost(btree_map = "string, message", tag = "13")]
+        pub typed_per_filter_config: BTreeMap<String, envoy_types::pb::google::protobuf::Any>,
+    }
+
     /// The metadata and endpoints of `envoy.config.cluster.v3.Cluster`, to be appended to the rest of the message.
     #[derive(Clone, PartialEq, Message)]
     pub struct ClusterMetadata {

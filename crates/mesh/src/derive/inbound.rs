@@ -148,7 +148,7 @@ fn of_ingress(
 }
 
 /// Services the workload stands behind, oldest first: by their selectors, or by address where no pod is known.
-fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Vec<Arc<Service>> {
+pub(super) fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Vec<Arc<Service>> {
     let known = !labels.is_empty();
     let stands_behind = |service: &&Arc<Service>| {
         if matches!(service.resolution, Resolution::ExternalName(_)) {
@@ -163,7 +163,7 @@ fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Vec<A
 }
 
 /// The workload's ports behind a service port: a number, the pod's port of that name, or what endpoints say.
-fn targets(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Port) -> Vec<u16> {
+pub(super) fn targets(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Port) -> Vec<u16> {
     let name = match &port.target {
         Target::Number(number) if !service.selector.is_empty() => return vec![*number],
         Target::Number(_) => None,

@@ -12,7 +12,7 @@ use std::{
 use carrick_api::Protocol;
 
 use super::{
-    Scope,
+    Scope, connections,
     outbound::{VisiblePort, VisiblePorts},
     routes,
 };
@@ -78,6 +78,15 @@ impl Listeners {
         }
     }
 
+    /// A route of a VirtualService: a chain of its own, or where all the rest goes.
+    fn route(&mut self, at: (Bind, u16), bound: bool, chain: TcpChain, server_first: bool) {
+        if chain.server_names.is_empty() && chain.prefixes.is_empty() {
+            self.tcp(at, bound, chain.forward, server_first);
+        } else {
+            self.chain(at, bound, chain);
+        }
+    }
+
     fn at(&mut self, (bind, port): (Bind, u16), bound: bool) -> &mut Filling {
         self.0.entry((port, bind)).or_insert_with(|| Filling { bound, ..Filling::default() })
     }
@@ -88,18 +97,20 @@ pub(super) fn derive(
     scope: &Scope,
     parts: &[VisiblePorts<'_>],
     rest: &Arc<str>,
+    rules: &routes::Rules<'_>,
 ) -> Vec<Arc<OutboundListener>> {
     let mut listeners = Listeners::default();
     let own_ports: HashSet<u16> =
         parts.iter().filter_map(|p| p.egress?.port.as_ref()).map(|p| p.number).filter(|n| *n > 0).collect();
     for part in parts {
         match part.egress.filter(|e| e.port.is_some()) {
-            Some(egress) => of_one_port(&mut listeners, snapshot, scope, egress, &part.ports),
+            Some(egress) => of_one_port(&mut listeners, snapshot, scope, egress, &part.ports, rules),
             None => {
                 let bound = scope.interception == Interception::None || part.egress.is_some_and(|e| !e.captured);
                 let bind = part.egress.and_then(|e| e.bind.as_ref());
                 for visible in part.ports.iter().filter(|v| !own_ports.contains(&v.port.number)) {
-                    of_service(&mut listeners, snapshot, scope, visible, visible.port.number, bind, bound);
+                    let number = visible.port.number;
+                    of_service(&mut listeners, snapshot, scope, visible, number, (bind, bound), rules);
                 }
             }
         }
@@ -134,6 +145,7 @@ fn of_one_port(
     scope: &Scope,
     egress: &Egress,
     ports: &[VisiblePort<'_>],
+    rules: &routes::Rules<'_>,
 ) {
     let Some(own) = &egress.port else { return };
     let bound = scope.interception == Interception::None || !egress.captured;
@@ -145,7 +157,7 @@ fn of_one_port(
         return;
     }
     for visible in ports {
-        of_service(listeners, snapshot, scope, visible, own.number, egress.bind.as_ref(), bound);
+        of_service(listeners, snapshot, scope, visible, own.number, (egress.bind.as_ref(), bound), rules);
     }
 }
 
@@ -156,8 +168,8 @@ fn of_service(
     scope: &Scope,
     visible: &VisiblePort<'_>,
     number: u16,
-    bind: Option<&EgressBind>,
-    bound: bool,
+    (bind, bound): (Option<&EgressBind>, bool),
+    rules: &routes::Rules<'_>,
 ) {
     let service = visible.service;
     if let PortClass::Http { .. } = visible.class {
@@ -169,8 +181,21 @@ fn of_service(
     let sniffed =
         (visible.class == PortClass::Auto).then(|| routes::sniffed_table(&service.hostname, visible.port.number));
     let server_first = matches!(visible.port.protocol, Protocol::Mongo | Protocol::MySql);
+    // What a VirtualService says of connections comes first; it says nothing of ports whose first bytes decide.
+    let rule = rules.hosts.of(&service.hostname).filter(|_| visible.class == PortClass::Tcp);
+    let (own, complete) = rule.map_or_else(Default::default, |v| {
+        connections::chains(v, visible.port.protocol.is_tls(), &rules.mesh(scope, visible.port.number))
+    });
     let listen = |listeners: &mut Listeners, bind: Bind, port: u16| {
         let at = (bind, port);
+        if listeners.at(at.clone(), bound).is_empty() {
+            for chain in &own {
+                listeners.route(at.clone(), bound, chain.clone(), server_first);
+            }
+            if complete {
+                return;
+            }
+        }
         if listeners.at(at.clone(), bound).tcp.is_some() {
             return;
         }

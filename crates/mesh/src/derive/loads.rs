@@ -26,6 +26,8 @@ pub(super) struct LoadKey {
     pub by_rule: Option<bool>,
     /// Which endpoints come first, if that matters.
     pub spread: Option<Spread>,
+    /// Only endpoints that take mesh TLS, which then is the client's own (AUTO_PASSTHROUGH).
+    pub mtls_only: bool,
 }
 
 /// Policies of workloads by the workload's address, which is its snapshot's own.
@@ -79,6 +81,7 @@ pub(super) fn load<'a>(
             };
             (e, endpoint)
         })
+        .filter(|(_, e)| e.mtls || !key.mtls_only)
         .collect();
     Load { cluster: key.cluster.clone(), groups: locality::arrange(endpoints, key.spread.as_ref()) }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Scope, egress,
+    http::{Reach, Traits},
     inbound::class_of,
     listeners,
     loads::{self, LoadKey, Policies},
@@ -18,18 +19,18 @@ use crate::{
     locality::{self, Place, Spread},
     model::{
         DestinationRule, Port, Resolution, Service, TrafficPolicy,
-        policy::{HashKey, LoadBalancer, LocalityChoice},
+        policy::{HashKey, LocalityChoice},
     },
     names,
     parts::{
         ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, TcpForward, UpstreamHttp,
-        cluster::{MeshAlpn, NameLookup},
-        inbound::Families,
+        cluster::NameLookup, inbound::Families,
     },
     proxy::{FileCerts, Interception},
     rules,
     snapshot::Snapshot,
     tls::{self, Question},
+    virtual_services::HostIndex,
 };
 
 /// One port of a visible service, with its default cluster's traits that routes need.
@@ -85,7 +86,7 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         files: scope.client_certs.clone(),
         families: scope.families,
         place: scope.place.clone(),
-        gateway: false,
+        gateway: scope.router,
     };
     let segments = egress::segments(snapshot, scope);
     let (mut clusters, mut keys) = (Vec::new(), Vec::new());
@@ -110,6 +111,19 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
     clusters.dedup_by(|a, b| a.name == b.name);
     keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
     keys.dedup_by(|a, b| a.cluster == b.cluster);
+    if scope.router {
+        let outbound = Outbound {
+            listen_port: None,
+            families: scope.families,
+            settings: settings.listener.clone(),
+            connect_timeout: settings.connect_timeout,
+            listeners: Vec::new(),
+            routes: Vec::new(),
+            rest: names::BLACK_HOLE.into(),
+            clusters,
+        };
+        return (outbound, keys);
+    }
     let mut parts = Vec::new();
     for segment in &segments {
         let mut ports = Vec::new();
@@ -122,13 +136,16 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
     }
     let aliases = routes::aliases(snapshot, &scope.client.namespace);
     let rest = egress::rest(snapshot, scope, |name| clusters.binary_search_by(|c| (*c.name).cmp(name)).is_ok());
+    let reach = Reach::of(&clusters);
+    let hosts = HostIndex::build(snapshot.virtual_services(), |v| v.export_to.allows(&scope.client.namespace));
+    let rules = routes::Rules { reach: &reach, hosts: &hosts };
     let outbound = Outbound {
         listen_port: (scope.interception != Interception::None).then_some(settings.outbound_port),
         families: scope.families,
         settings: settings.listener.clone(),
         connect_timeout: settings.connect_timeout,
-        listeners: listeners::derive(snapshot, scope, &parts, &rest),
-        routes: routes::derive(snapshot, scope, &parts, &aliases, &rest),
+        listeners: listeners::derive(snapshot, scope, &parts, &rest, &rules),
+        routes: routes::derive(snapshot, scope, &parts, &aliases, &rest, &rules),
         rest,
         clusters,
     };
@@ -149,6 +166,7 @@ fn reach(snapshot: &Snapshot, reacher: &Reacher, service: &Service, rule: Option
                 slot: port.slot.clone(),
                 labels: labels.cloned().unwrap_or_default(),
                 by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
+                mtls_only: false,
                 spread: spread(snapshot, service, &policy, cluster.outlier_detection.is_some(), &reacher.place),
             };
             cluster.shares = key.spread.as_ref().is_some_and(|s| !s.policy.distribute.is_empty());
@@ -193,18 +211,7 @@ fn spread(
 }
 
 fn visible_port<'a>(service: &'a Arc<Service>, port: &'a Port, cluster: &Cluster) -> VisiblePort<'a> {
-    let mesh_tls = match &cluster.socket {
-        ClientSocket::Auto(tls) | ClientSocket::Mesh(tls) => Some(tls),
-        _ => None,
-    };
-    let alpn = mesh_tls.filter(|tls| tls.alpn == MeshAlpn::ByRequest).map(|_| match cluster.http {
-        UpstreamHttp::Http2 => RouteAlpn::Http2,
-        UpstreamHttp::Http1 | UpstreamHttp::Downstream => RouteAlpn::ByRequest,
-    });
-    let hash = match &cluster.load_balancer {
-        LoadBalancer::ConsistentHash(hash) => Some(hash.key.clone()),
-        _ => None,
-    };
+    let Traits { alpn, hash, .. } = Traits::of(cluster);
     let forward = TcpForward::to(cluster);
     VisiblePort { service, port, class: class_of(port), cluster: cluster.name.clone(), forward, alpn, hash }
 }

@@ -7,21 +7,59 @@ use std::{
     sync::Arc,
 };
 
-use carrick_base::Hostname;
+use carrick_base::{HostPattern, Hostname};
 
 use super::{
-    Scope, listeners,
+    Scope,
+    http::{self, Place, Reach},
+    listeners,
     outbound::{VisiblePort, VisiblePorts},
 };
 use crate::{
     model::{
         Resolution, Service,
         sidecar::{Egress, EgressBind},
+        virtual_service::{GatewayRef, VirtualService},
     },
     names,
-    parts::{PortClass, Rest, Route, RouteTable, VirtualHost},
+    parts::{
+        PortClass, Rest, Route, RouteTable, VirtualHost,
+        route::{Action, Condition, Forward, HeaderChanges},
+    },
     snapshot::Snapshot,
+    virtual_services::HostIndex,
 };
+
+/// The port in whose table hosts that no registry knows have their rules (§10.10).
+const UNKNOWN_HOSTS_PORT: u16 = 80;
+
+/// The VirtualServices of a client in the mesh, and what they lead to.
+pub(super) struct Rules<'a> {
+    pub reach: &'a Reach,
+    pub hosts: &'a HostIndex<'a>,
+}
+
+impl Rules<'_> {
+    /// A listener of the mesh.
+    pub fn mesh<'a>(&'a self, scope: &'a Scope, port: u16) -> Place<'a> {
+        Place {
+            port,
+            gateway: &GatewayRef::Mesh,
+            namespace: &scope.client.namespace,
+            labels: &scope.labels,
+            reach: self.reach,
+        }
+    }
+
+    /// Those of a host on a port, if it has any.
+    fn of(&self, host: &Hostname, scope: &Scope, port: u16) -> Option<Vec<Route>> {
+        self.routes(self.hosts.of(host)?, scope, port)
+    }
+
+    fn routes(&self, service: &VirtualService, scope: &Scope, port: u16) -> Option<Vec<Route>> {
+        Some(http::routes(service, &self.mesh(scope, port))).filter(|routes| !routes.is_empty())
+    }
+}
 
 /// How long a chain of external names may be.
 const MAX_ALIAS_DEPTH: usize = 10;
@@ -77,6 +115,7 @@ pub(super) fn derive(
     parts: &[VisiblePorts<'_>],
     aliases: &HashMap<Hostname, Vec<Arc<Service>>>,
     rest: &Arc<str>,
+    rules: &Rules<'_>,
 ) -> Vec<Arc<RouteTable>> {
     let rest = if **rest == *names::BLACK_HOLE { Rest::Refuse } else { Rest::Forward(rest.clone()) };
     let own_ports: HashSet<u16> =
@@ -85,12 +124,12 @@ pub(super) fn derive(
     for part in parts {
         let Some(egress) = part.egress.filter(|e| e.port.is_some()) else {
             let ports: Vec<_> = part.ports.iter().filter(|v| !own_ports.contains(&v.port.number)).collect();
-            out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, None));
+            out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, None, rules));
             continue;
         };
         let ports: Vec<_> = part.ports.iter().collect();
         let table = egress.port.as_ref().is_some_and(|p| p.protocol.is_http()).then(|| egress_table(egress));
-        out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, table));
+        out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, table, rules));
     }
     out.sort_by(|a, b| a.name.cmp(&b.name));
     out.dedup_by(|a, b| a.name == b.name);
@@ -105,6 +144,7 @@ fn of_ports(
     aliases: &HashMap<Hostname, Vec<Arc<Service>>>,
     rest: &Rest,
     only: Option<Arc<str>>,
+    rules: &Rules<'_>,
 ) -> Vec<Arc<RouteTable>> {
     let domain = &snapshot.settings().domain_suffix;
     // A port has a table if something declared HTTP listens on it; undeclared ports are in it too, for requests by name.
@@ -119,7 +159,8 @@ fn of_ports(
     for visible in ports.iter().filter(|p| p.class != PortClass::Tcp) {
         let number = visible.port.number;
         if visible.class == PortClass::Auto && only.is_none() {
-            let host = virtual_host(visible, vec!["*".into()]);
+            let own = rules.of(&visible.service.hostname, scope, number);
+            let host = virtual_host(visible, vec!["*".into()], own);
             let name = sniffed_table(&visible.service.hostname, number);
             out.push(Arc::new(RouteTable { name, hosts: vec![Arc::new(host)], rest: None }));
         }
@@ -130,8 +171,12 @@ fn of_ports(
         }
         domains.retain(|d| table.taken.insert(d.clone()));
         if !domains.is_empty() {
-            table.hosts.push(Arc::new(virtual_host(visible, domains)));
+            let own = rules.of(&visible.service.hostname, scope, number);
+            table.hosts.push(Arc::new(virtual_host(visible, domains, own)));
         }
+    }
+    if let Some(table) = tables.get_mut(&port_table(UNKNOWN_HOSTS_PORT)) {
+        unknown_hosts(table, scope, rules);
     }
     out.extend(tables.into_iter().map(|(name, Filling { mut hosts, .. })| {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
@@ -140,16 +185,37 @@ fn of_ports(
     out
 }
 
-fn virtual_host(visible: &VisiblePort<'_>, domains: Vec<Arc<str>>) -> VirtualHost {
+/// Virtual hosts of what VirtualServices name and no service is called.
+fn unknown_hosts(table: &mut Filling, scope: &Scope, rules: &Rules<'_>) {
+    for service in &rules.hosts.all {
+        for host in &service.hosts {
+            let domain: Arc<str> = host.to_string().into();
+            // A wildcard's services have virtual hosts of their own.
+            if *host == HostPattern::Any || rules.reach.knows(host) || table.taken.contains(&domain) {
+                continue;
+            }
+            let Some(routes) = rules.routes(service, scope, UNKNOWN_HOSTS_PORT) else { continue };
+            table.taken.insert(domain.clone());
+            let name = format!("{domain}:{UNKNOWN_HOSTS_PORT}").into();
+            table.hosts.push(Arc::new(VirtualHost { name, domains: vec![domain], routes, require_tls: false }));
+        }
+    }
+}
+
+fn virtual_host(visible: &VisiblePort<'_>, domains: Vec<Arc<str>>, own: Option<Vec<Route>>) -> VirtualHost {
     let name: Arc<str> = format!("{}:{}", visible.service.hostname, visible.port.number).into();
-    let route = Route {
+    let default = || Route {
         name: "default".into(),
-        cluster: visible.cluster.clone(),
+        condition: Condition::default(),
+        action: Action::Forward(Forward::to(visible.cluster.clone(), visible.alpn, visible.hash.clone())),
         operation: format!("{name}/*").into(),
-        alpn: visible.alpn,
-        hash: visible.hash.clone(),
+        headers: HeaderChanges::default(),
+        fault: None,
+        cors: None,
+        stat_prefix: "".into(),
+        source: None,
     };
-    VirtualHost { name, domains, routes: vec![route] }
+    VirtualHost { routes: own.unwrap_or_else(|| vec![default()]), name, domains, require_tls: false }
 }
 
 /// All domains of a service: its names, then its addresses.

@@ -5,8 +5,8 @@
 use carrick_api::{
     gateway_api::route::{Cors, Filter, HeaderModifier, PathModifier, Redirect},
     istio::virtual_service::{
-        CorsPolicy, DerivePort, HeaderOperations, Headers, HttpMirror, HttpRedirect, HttpRewrite, Percent, RegexRewrite,
-        StringMatch,
+        CorsPolicy, DerivePort, HeaderOperations, Headers, HttpMirror, HttpRedirect, HttpRewrite, Percent,
+        RegexRewrite, StringMatch,
     },
     scalar::{Duration, Number},
 };
@@ -34,10 +34,12 @@ impl Filters {
         for filter in all {
             match filter.kind.as_str() {
                 "RequestHeaderModifier" => {
-                    out.headers.get_or_insert_default().request = filter.request_header_modifier.as_ref().map(operations);
+                    out.headers.get_or_insert_default().request =
+                        filter.request_header_modifier.as_ref().map(operations);
                 }
                 "ResponseHeaderModifier" => {
-                    out.headers.get_or_insert_default().response = filter.response_header_modifier.as_ref().map(operations);
+                    out.headers.get_or_insert_default().response =
+                        filter.response_header_modifier.as_ref().map(operations);
                 }
                 "RequestMirror" => {
                     let Some(mirror) = &filter.request_mirror else { continue };
@@ -109,7 +111,9 @@ impl Filters {
             (None, None) => {}
         }
         match &redirect.path {
-            Some(path) if path.kind == "ReplaceFullPath" => out.uri = path.replace_full_path.clone().unwrap_or_default(),
+            Some(path) if path.kind == "ReplaceFullPath" => {
+                out.uri = path.replace_full_path.clone().unwrap_or_default()
+            }
             Some(path) => {
                 let new = replaced(path.replace_prefix_match.as_deref().unwrap_or_default(), prefix);
                 out.uri = format!("{PREFIX_MARK}{new}");
@@ -164,6 +168,7 @@ fn cors(cors: &Cors) -> CorsPolicy {
 
 /// Text as a regular expression that matches it alone.
 pub(super) fn escaped(text: &str) -> String {
-    let special = |c: char| matches!(c, '.' | '+' | '*' | '?' | '(' | ')' | '|' | '[' | ']' | '{' | '}' | '^' | '$' | '\\');
+    let special =
+        |c: char| matches!(c, '.' | '+' | '*' | '?' | '(' | ')' | '|' | '[' | ']' | '{' | '}' | '^' | '$' | '\\');
     text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain(Some(c))).collect()
 }

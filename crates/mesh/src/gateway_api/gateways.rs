@@ -94,7 +94,8 @@ impl<'a> Gateways<'a> {
         let mut classes = vec![CLASS];
         for class in input.classes.iter().filter(|c| c.spec.controller_name == CONTROLLER) {
             classes.push(&class.metadata.name);
-            let accepted = condition("Accepted", true, "Accepted", "handled by this control plane", class.metadata.generation);
+            let accepted =
+                condition("Accepted", true, "Accepted", "handled by this control plane", class.metadata.generation);
             let reference = ObjectRef::new("GatewayClass", "", &class.metadata.name);
             out.statuses.insert(reference, json!({"conditions": [accepted]}));
         }
@@ -112,7 +113,8 @@ impl<'a> Gateways<'a> {
         for set in sets {
             let to = &set.spec.parent_ref;
             let namespace = to.namespace.as_deref().unwrap_or(&set.metadata.namespace);
-            let parent = all.gateways.iter().position(|g| g.metadata.namespace == namespace && g.metadata.name == to.name);
+            let parent =
+                all.gateways.iter().position(|g| g.metadata.namespace == namespace && g.metadata.name == to.name);
             let Some(index) = parent else { continue };
             let Some(gateway) = all.gateways.get(index).copied() else { continue };
             // Without a word from the gateway nobody may add to it.
@@ -143,9 +145,12 @@ impl<'a> Gateways<'a> {
             other => Err(("UnsupportedProtocol", format!("protocol {other:?} is not served"))),
         };
         let kind = if set.is_some() { "ListenerSet" } else { "Gateway" };
-        let mut listener = Listener { gateway, set, spec, made, accepted, conflicted: Ok(()), resolved: Ok(()), attached: 0 };
+        let mut listener =
+            Listener { gateway, set, spec, made, accepted, conflicted: Ok(()), resolved: Ok(()), attached: 0 };
         let asks = spec.allowed_routes.as_ref().is_some_and(|a| !a.kinds.is_empty());
-        listener.resolved = if asks && listener.supported().len() < spec.allowed_routes.as_ref().map_or(0, |a| a.kinds.len()) {
+        listener.resolved = if asks
+            && listener.supported().len() < spec.allowed_routes.as_ref().map_or(0, |a| a.kinds.len())
+        {
             Err(("InvalidRouteKinds", "allowedRoutes.kinds names a kind that this listener cannot carry".to_owned()))
         } else {
             self.certificates(&listener, kind, &owner.namespace, grants)
@@ -163,7 +168,8 @@ impl<'a> Gateways<'a> {
         if refs.is_empty() {
             return Err(("InvalidCertificateRef", "tls.certificateRefs is empty".to_owned()));
         }
-        refs.iter().try_for_each(|r| self.secret(r, kind, namespace, grants, "InvalidCertificateRef", &["tls.crt", "tls.key"]))
+        refs.iter()
+            .try_for_each(|r| self.secret(r, kind, namespace, grants, "InvalidCertificateRef", &["tls.crt", "tls.key"]))
     }
 
     fn secret(
@@ -180,7 +186,8 @@ impl<'a> Gateways<'a> {
         }
         let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
         if !grants.allow(kind, namespace, "", "Secret", there, &to.name) {
-            let message = format!("no ReferenceGrant in {there} lets a {kind} of {namespace} name secret {:?}", to.name);
+            let message =
+                format!("no ReferenceGrant in {there} lets a {kind} of {namespace} name secret {:?}", to.name);
             return Err(("RefNotPermitted", message));
         }
         let found = self.around.secrets.iter().find(|s| s.metadata.namespace == there && s.metadata.name == to.name);
@@ -199,7 +206,9 @@ impl<'a> Gateways<'a> {
                 if first.gateway != second.gateway || first.spec.port != second.spec.port {
                     continue;
                 }
-                let protocol = |l: &Listener<'_>| if l.spec.protocol == "HTTPS" { "TLS".to_owned() } else { l.spec.protocol.clone() };
+                let protocol = |l: &Listener<'_>| {
+                    if l.spec.protocol == "HTTPS" { "TLS".to_owned() } else { l.spec.protocol.clone() }
+                };
                 let reason = if protocol(first) != protocol(second) {
                     "ProtocolConflict"
                 } else if first.spec.hostname == second.spec.hostname {
@@ -215,7 +224,8 @@ impl<'a> Gateways<'a> {
         }
         for (index, reason) in found {
             if let Some(listener) = self.listeners.get_mut(index) {
-                listener.conflicted = Err((reason, "another listener of the gateway has this port and host".to_owned()));
+                listener.conflicted =
+                    Err((reason, "another listener of the gateway has this port and host".to_owned()));
             }
         }
     }
@@ -228,7 +238,8 @@ impl<'a> Gateways<'a> {
             "Same" => own == namespace,
             "Selector" => {
                 let selector = namespaces.and_then(|n| n.selector.as_ref());
-                let labels = self.around.namespaces.iter().find(|n| n.metadata.name == namespace).map(|n| &n.metadata.labels);
+                let labels =
+                    self.around.namespaces.iter().find(|n| n.metadata.name == namespace).map(|n| &n.metadata.labels);
                 selector.is_some_and(|s| labels.is_some_and(|labels| s.matches(labels)))
             }
             _ => false,
@@ -236,7 +247,13 @@ impl<'a> Gateways<'a> {
     }
 
     /// Attaches a route. `None` when the parent is no gateway of ours.
-    pub(super) fn attach(&mut self, to: &Reference, kind: &str, namespace: &str, hosts: &[String]) -> Option<Attachment> {
+    pub(super) fn attach(
+        &mut self,
+        to: &Reference,
+        kind: &str,
+        namespace: &str,
+        hosts: &[String],
+    ) -> Option<Attachment> {
         let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
         let named = |m: &Meta| m.namespace == there && m.name == to.name;
         let (gateway, set) = if to.is(GROUP, "Gateway", GROUP, "Gateway") {
@@ -256,7 +273,8 @@ impl<'a> Gateways<'a> {
                 && to.section_name.as_ref().is_none_or(|s| s.is_empty() || *s == l.spec.name)
                 && to.port.is_none_or(|p| p == l.spec.port)
         };
-        let candidates: Vec<usize> = (0..self.listeners.len()).filter(|i| self.listeners.get(*i).is_some_and(meant)).collect();
+        let candidates: Vec<usize> =
+            (0..self.listeners.len()).filter(|i| self.listeners.get(*i).is_some_and(meant)).collect();
         if candidates.is_empty() {
             return refused("NoMatchingParent", "no listener has this section name and port");
         }
@@ -264,7 +282,8 @@ impl<'a> Gateways<'a> {
             .into_iter()
             .filter(|i| {
                 self.listeners.get(*i).is_some_and(|l| {
-                    l.supported().contains(&kind) && self.allows(l.spec.allowed_routes.as_ref(), "Same", there, namespace)
+                    l.supported().contains(&kind)
+                        && self.allows(l.spec.allowed_routes.as_ref(), "Same", there, namespace)
                 })
             })
             .collect();
@@ -307,12 +326,21 @@ impl<'a> Gateways<'a> {
             let accepted = if valid {
                 condition("Accepted", true, "Accepted", "", generation)
             } else {
-                condition("Accepted", any, "ListenersNotValid", "a listener is not valid; see its conditions", generation)
+                condition(
+                    "Accepted",
+                    any,
+                    "ListenersNotValid",
+                    "a listener is not valid; see its conditions",
+                    generation,
+                )
             };
             let programmed = match (any, addresses.is_empty()) {
                 (false, _) => condition("Programmed", false, "Invalid", "no listener is valid", generation),
                 (true, true) => {
-                    let words = format!("no gateway runs yet: none of its pods ({GATEWAY_LABEL}={}) is there", gateway.metadata.name);
+                    let words = format!(
+                        "no gateway runs yet: none of its pods ({GATEWAY_LABEL}={}) is there",
+                        gateway.metadata.name
+                    );
                     condition("Programmed", false, "AddressNotAssigned", &words, generation)
                 }
                 (true, false) => condition("Programmed", true, "Programmed", "", generation),
@@ -328,7 +356,8 @@ impl<'a> Gateways<'a> {
             {
                 map.insert("attachedListenerSets".to_owned(), json!(sets));
             }
-            out.statuses.insert(ObjectRef::new("K8sGateway", &gateway.metadata.namespace, &gateway.metadata.name), status);
+            out.statuses
+                .insert(ObjectRef::new("K8sGateway", &gateway.metadata.namespace, &gateway.metadata.name), status);
         }
         for (number, (set, _, outcome)) in self.sets.iter().enumerate() {
             let generation = set.metadata.generation;
@@ -369,7 +398,12 @@ impl<'a> Gateways<'a> {
             ..Meta::default()
         };
         let spec = GatewaySpec { servers: vec![server], selector: self.selector(gateway) };
-        Arc::new(Object { api_version: "networking.istio.io/v1".to_owned(), kind: "Gateway".to_owned(), metadata, spec })
+        Arc::new(Object {
+            api_version: "networking.istio.io/v1".to_owned(),
+            kind: "Gateway".to_owned(),
+            metadata,
+            spec,
+        })
     }
 
     /// Which pods serve a gateway: those behind the service that its addresses name, else those that carry its label.
@@ -419,7 +453,11 @@ impl<'a> Gateways<'a> {
             tls.mode = if insecure { ServerTlsMode::OptionalMutual } else { ServerTlsMode::Mutual };
             tls.ca_cert_credential_name = match ca.kind.as_deref() {
                 Some("ConfigMap") | None => {
-                    format!("configmap://{}/{}", ca.namespace.as_deref().unwrap_or(&gateway.metadata.namespace), ca.name)
+                    format!(
+                        "configmap://{}/{}",
+                        ca.namespace.as_deref().unwrap_or(&gateway.metadata.namespace),
+                        ca.name
+                    )
                 }
                 _ => name(ca),
             };
@@ -430,7 +468,9 @@ impl<'a> Gateways<'a> {
     /// Where a gateway is reached: its service's addresses, else its pods'.
     fn addresses(&self, gateway: &K8sGateway) -> Vec<Value> {
         let selector = self.selector(gateway);
-        let meant = |labels: &BTreeMap<String, String>| !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+        let meant = |labels: &BTreeMap<String, String>| {
+            !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+        };
         let runs = self.around.pods.iter().filter(|p| p.is_ready() && meant(&p.metadata.labels)).collect::<Vec<_>>();
         if runs.is_empty() {
             return Vec::new();
@@ -439,7 +479,9 @@ impl<'a> Gateways<'a> {
         let outside = service.iter().flat_map(|s| s.status.load_balancer.ingress.iter().map(|i| i.ip.clone()));
         let mut values: Vec<String> = outside.filter(|ip| !ip.is_empty()).collect();
         if values.is_empty() {
-            values.extend(service.iter().flat_map(|s| s.spec.cluster_ips.clone()).filter(|ip| !ip.is_empty() && ip != "None"));
+            values.extend(
+                service.iter().flat_map(|s| s.spec.cluster_ips.clone()).filter(|ip| !ip.is_empty() && ip != "None"),
+            );
         }
         if values.is_empty() {
             values.extend(runs.iter().flat_map(|p| p.ips().take(1)).map(str::to_owned));
@@ -484,7 +526,9 @@ fn shared(listener: Option<&str>, route: &[String]) -> Vec<String> {
         return vec![listener.to_owned()];
     }
     let covers = |wide: &str, narrow: &str| {
-        wide == "*" || wide == narrow || wide.strip_prefix('*').is_some_and(|suffix| narrow.len() > suffix.len() && narrow.ends_with(suffix))
+        wide == "*"
+            || wide == narrow
+            || wide.strip_prefix('*').is_some_and(|suffix| narrow.len() > suffix.len() && narrow.ends_with(suffix))
     };
     let mut both: Vec<String> = route
         .iter()

@@ -37,7 +37,8 @@ pub(super) fn routes(
                 made
             })
             .collect();
-        let parents = Parents { kind: KIND, meta: &route.metadata, refs: &route.spec.parent_refs, hosts: &route.spec.hostnames };
+        let parents =
+            Parents { kind: KIND, meta: &route.metadata, refs: &route.spec.parent_refs, hosts: &route.spec.hostnames };
         parents.attach(&rules, gateways, backends, hosts, out);
     }
 }

@@ -9,9 +9,7 @@ use carrick_api::{
         HttpRoute as Route, Reference,
         route::{BackendRef, HttpMatch as Match, Retry, Timeouts},
     },
-    istio::virtual_service::{
-        HttpDestination, HttpDirectResponse, HttpMatch, HttpRetry, HttpRoute, StringMatch,
-    },
+    istio::virtual_service::{HttpDestination, HttpDirectResponse, HttpMatch, HttpRetry, HttpRoute, StringMatch},
     object::Meta,
     scalar::Duration,
     timestamp::Timestamp,
@@ -52,7 +50,8 @@ pub(super) fn routes(
                 made
             })
             .collect();
-        let parents = Parents { kind: KIND, meta: &route.metadata, refs: &route.spec.parent_refs, hosts: &route.spec.hostnames };
+        let parents =
+            Parents { kind: KIND, meta: &route.metadata, refs: &route.spec.parent_refs, hosts: &route.spec.hostnames };
         parents.attach(&rules, gateways, backends, hosts, out);
     }
 }
@@ -92,7 +91,12 @@ impl Branch {
                 }
             }
         };
-        Self { path, method: matched.method.clone(), headers: named(&matched.headers), params: named(&matched.query_params) }
+        Self {
+            path,
+            method: matched.method.clone(),
+            headers: named(&matched.headers),
+            params: named(&matched.query_params),
+        }
     }
 }
 
@@ -176,7 +180,9 @@ impl Rule {
     }
 
     fn timeouts(&mut self, timeouts: Option<&Timeouts>, retry: Option<&Retry>) {
-        let read = |text: &Option<String>| text.as_deref().and_then(|t| Duration::parse(t).ok()).filter(|d| !d.get().is_zero());
+        let read = |text: &Option<String>| {
+            text.as_deref().and_then(|t| Duration::parse(t).ok()).filter(|d| !d.get().is_zero())
+        };
         let (request, backend) = timeouts.map_or((None, None), |t| (read(&t.request), read(&t.backend_request)));
         self.timeout = request.or(backend);
         if let Some(retry) = retry {

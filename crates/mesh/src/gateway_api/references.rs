@@ -28,7 +28,9 @@ impl<'a> Grants<'a> {
             || self.all.iter().filter(|g| g.metadata.namespace == to).any(|g| {
                 g.spec.from.iter().any(|f| f.group == GROUP && f.kind == kind && f.namespace == from)
                     && g.spec.to.iter().any(|t| {
-                        t.group == to_group && t.kind == to_kind && t.name.as_ref().is_none_or(|n| n.is_empty() || n == name)
+                        t.group == to_group
+                            && t.kind == to_kind
+                            && t.name.as_ref().is_none_or(|n| n.is_empty() || n == name)
                     })
             })
     }
@@ -61,7 +63,8 @@ impl Backends<'_> {
         }
         let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
         if !self.grants.allow(kind, namespace, "", "Service", there, &to.name) {
-            let message = format!("no ReferenceGrant in {there} lets a {kind} of {namespace} name service {:?}", to.name);
+            let message =
+                format!("no ReferenceGrant in {there} lets a {kind} of {namespace} name service {:?}", to.name);
             return Err(("RefNotPermitted", message));
         }
         let service = self.around.services.iter().find(|s| s.metadata.namespace == there && s.metadata.name == to.name);

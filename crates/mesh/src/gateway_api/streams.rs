@@ -54,7 +54,9 @@ fn routes(
         let parents = Parents { kind, meta, refs: &route.spec.parent_refs, hosts: &route.spec.hostnames };
         let mut told = Vec::new();
         for parent in &route.spec.parent_refs {
-            let Some(attachment) = gateways.attach(parent, kind, &meta.namespace, &route.spec.hostnames) else { continue };
+            let Some(attachment) = gateways.attach(parent, kind, &meta.namespace, &route.spec.hostnames) else {
+                continue;
+            };
             for (index, hosts) in attachment.listeners {
                 let Some(listener) = gateways.listeners.get(index) else { continue };
                 if destinations.is_empty() {
@@ -71,7 +73,10 @@ fn routes(
                         })
                         .into_iter()
                         .collect(),
-                    tcp: (!passes).then(|| Tcp { matches: Vec::new(), route: destinations.clone() }).into_iter().collect(),
+                    tcp: (!passes)
+                        .then(|| Tcp { matches: Vec::new(), route: destinations.clone() })
+                        .into_iter()
+                        .collect(),
                     ..VirtualServiceSpec::default()
                 };
                 let namespace = listener.made.split_once('/').map_or("", |(ns, _)| ns).to_owned();

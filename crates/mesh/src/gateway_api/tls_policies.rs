@@ -47,8 +47,15 @@ pub(super) fn policies(all: &[Arc<BackendTlsPolicy>], backends: &Backends<'_>, o
             let (roots, resolved) = roots(policy, &meta.namespace);
             if let (Ok(()), Some(service)) = (&accepted, service) {
                 taken.push(key);
-                let port = target.section_name.as_ref().and_then(|name| service.spec.ports.iter().find(|p| p.name == *name));
-                out.destination_rules.push(rule(policy, target, roots, port.map(|p| u32::from(p.port)), backends.around.domain));
+                let port =
+                    target.section_name.as_ref().and_then(|name| service.spec.ports.iter().find(|p| p.name == *name));
+                out.destination_rules.push(rule(
+                    policy,
+                    target,
+                    roots,
+                    port.map(|p| u32::from(p.port)),
+                    backends.around.domain,
+                ));
             }
             let mut ancestor = reference(target);
             if let Some(map) = ancestor.as_object_mut() {
@@ -82,14 +89,22 @@ fn roots(policy: &BackendTlsPolicy, namespace: &str) -> (Roots, Outcome) {
         return (Roots::System, Ok(()));
     }
     match validation.ca_certificate_refs.as_slice() {
-        [one] if one.is("", "ConfigMap", "", "ConfigMap") => (Roots::Named(format!("configmap://{namespace}/{}", one.name)), Ok(())),
+        [one] if one.is("", "ConfigMap", "", "ConfigMap") => {
+            (Roots::Named(format!("configmap://{namespace}/{}", one.name)), Ok(()))
+        }
         [one] if one.is("", "Secret", "", "ConfigMap") => (Roots::Named(one.name.clone()), Ok(())),
         [] => (Roots::None, Err(("NoValidCACertificate", "validation names no certificates".to_owned()))),
         _ => (Roots::None, Err(("NoValidCACertificate", "one ConfigMap or Secret is understood".to_owned()))),
     }
 }
 
-fn rule(policy: &BackendTlsPolicy, target: &Reference, roots: Roots, port: Option<u32>, domain: &str) -> Arc<DestinationRule> {
+fn rule(
+    policy: &BackendTlsPolicy,
+    target: &Reference,
+    roots: Roots,
+    port: Option<u32>,
+    domain: &str,
+) -> Arc<DestinationRule> {
     let validation = &policy.spec.validation;
     let mut sans: Vec<String> = validation
         .subject_alt_names

@@ -105,6 +105,8 @@ pub enum PlainReason {
     AutoMtlsOff,
     /// The namespace's (or mesh's) policy is DISABLE.
     Policy,
+    /// What passes through has TLS of its own (AUTO_PASSTHROUGH).
+    Passthrough,
     /// The service has no virtual address and not all of its endpoints have a sidecar.
     NotAllInMesh,
 }

@@ -5,7 +5,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Cluster, ClusterKind, ListenerSettings, cluster::NameLookup, inbound::Families};
+use super::{Cluster, ClusterKind, ListenerSettings, Route, cluster::NameLookup, inbound::Families};
 use crate::model::{
     policy::{HashKey, LoadBalancer},
     service::Prefix,
@@ -155,28 +155,6 @@ pub struct VirtualHost {
     pub domains: Vec<Arc<str>>,
     /// Its routes, first match wins.
     pub routes: Vec<Route>,
-}
-
-/// One route. All requests match, until VirtualServices bring conditions.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Route {
-    /// `default`.
-    pub name: Arc<str>,
-    /// The cluster.
-    pub cluster: Arc<str>,
-    /// For telemetry: `<fqdn>:<port>/*`.
-    pub operation: Arc<str>,
-    /// The ALPN list mesh TLS offers for requests of this route, where the cluster's own list is for what is not HTTP.
-    pub alpn: Option<RouteAlpn>,
-    /// The cluster hashes requests to choose endpoints, by this.
-    pub hash: Option<HashKey>,
-}
-
-/// The ALPN list of mesh TLS for HTTP towards a port of undeclared protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RouteAlpn {
-    /// By what downstream spoke, since upstream speaks the same.
-    ByRequest,
-    /// HTTP/2 always.
-    Http2,
+    /// Plain HTTP is redirected to HTTPS.
+    pub require_tls: bool,
 }

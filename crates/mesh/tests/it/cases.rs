@@ -44,7 +44,7 @@ fn run(text: &[u8]) -> String {
             let _ = writeln!(out, "! {diagnostic}");
         }
         for proxy in &case.proxies {
-            let view = views.sidecar(&world.proxy(proxy));
+            let view = views.of(&world.proxy(proxy));
             let _ = write!(out, "{proxy}\n{}", summary::view(&view, &case.show));
         }
         out.push('\n');

@@ -29,7 +29,9 @@ fn translated(objects: &[Value]) -> Translated {
         }
     }
     let service = |name: &str, namespace: &str| {
-        take(&json!({"metadata": {"name": name, "namespace": namespace}, "spec": {"ports": [{"name": "http", "port": 80}]}}))
+        take(
+            &json!({"metadata": {"name": name, "namespace": namespace}, "spec": {"ports": [{"name": "http", "port": 80}]}}),
+        )
     };
     let secret = json!({"metadata": {"name": "cert", "namespace": "edge"}, "type": "kubernetes.io/tls", "data": {"tls.crt": "YQ==", "tls.key": "YQ=="}});
     let pod = json!({"metadata": {"name": "gw", "namespace": "edge", "labels": {"gateway.networking.k8s.io/gateway-name": "web"}},
@@ -82,24 +84,38 @@ fn rules(out: &Translated, host: &str) -> Value {
 fn a_gateway_with_a_route() {
     let out = translated(&[
         gateway(json!([http_listener()])),
-        route(json!({"hostnames": ["a.example.com", "other.org"], "rules": [{"backendRefs": [{"name": "cart", "port": 80}]}]})),
+        route(
+            json!({"hostnames": ["a.example.com", "other.org"], "rules": [{"backendRefs": [{"name": "cart", "port": 80}]}]}),
+        ),
     ]);
     let server = serde_json::to_value(&out.gateways[0].spec).expect("JSON");
     assert_eq!(server["selector"], json!({"gateway.networking.k8s.io/gateway-name": "web"}));
     assert_eq!(server["servers"][0]["hosts"], json!(["*/*.example.com"]));
     assert_eq!(server["servers"][0]["port"]["number"], 80);
     assert_eq!(out.virtual_services.len(), 1, "other.org is not the listener's");
-    assert_eq!(rules(&out, "a.example.com")[0]["route"][0]["destination"],
-        json!({"host": "cart.shop.svc.cluster.local", "port": {"number": 80}}));
+    assert_eq!(
+        rules(&out, "a.example.com")[0]["route"][0]["destination"],
+        json!({"host": "cart.shop.svc.cluster.local", "port": {"number": 80}})
+    );
     let told = status(&out, "K8sGateway", "web");
     assert_eq!(conditions(&told), ["Accepted=True Accepted", "Programmed=True Programmed"]);
     assert_eq!(told["addresses"], json!([{"type": "IPAddress", "value": "10.244.0.9"}]));
     assert_eq!(told["listeners"][0]["attachedRoutes"], 1);
-    assert_eq!(conditions(&told["listeners"][0]),
-        ["Accepted=True Accepted", "Conflicted=False NoConflicts", "ResolvedRefs=True ResolvedRefs", "Programmed=True Programmed"]);
+    assert_eq!(
+        conditions(&told["listeners"][0]),
+        [
+            "Accepted=True Accepted",
+            "Conflicted=False NoConflicts",
+            "ResolvedRefs=True ResolvedRefs",
+            "Programmed=True Programmed"
+        ]
+    );
     let told = status(&out, "HTTPRoute", "r");
     assert_eq!(conditions(&told["parents"][0]), ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]);
-    assert_eq!(told["parents"][0]["parentRef"], json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "web", "namespace": "edge"}));
+    assert_eq!(
+        told["parents"][0]["parentRef"],
+        json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "web", "namespace": "edge"})
+    );
 }
 
 #[test]
@@ -125,13 +141,25 @@ fn the_more_specific_match_goes_first() {
 fn rewrites_and_redirects_of_prefixes_keep_segments_apart() {
     let with = |filter: Value| {
         let rule = json!({"matches": [{"path": {"value": "/old"}}], "filters": [filter], "backendRefs": [{"name": "cart", "port": 80}]});
-        rules(&translated(&[gateway(json!([http_listener()])), route(json!({"hostnames": ["a.example.com"], "rules": [rule]}))]), "a.example.com")
+        rules(
+            &translated(&[
+                gateway(json!([http_listener()])),
+                route(json!({"hostnames": ["a.example.com"], "rules": [rule]})),
+            ]),
+            "a.example.com",
+        )
     };
     let rewrite = |to: &str| json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": to}}});
     for (to, own, below) in [("/new", "/new", "/new/"), ("/new/", "/new", "/new/"), ("/", "/", "/"), ("", "/", "/")] {
         let rules = with(rewrite(to));
-        assert_eq!((&rules[0]["match"][0]["uri"], &rules[0]["rewrite"]["uri"]), (&json!({"exact": "/old"}), &json!(own)));
-        assert_eq!((&rules[1]["match"][0]["uri"], &rules[1]["rewrite"]["uri"]), (&json!({"prefix": "/old/"}), &json!(below)));
+        assert_eq!(
+            (&rules[0]["match"][0]["uri"], &rules[0]["rewrite"]["uri"]),
+            (&json!({"exact": "/old"}), &json!(own))
+        );
+        assert_eq!(
+            (&rules[1]["match"][0]["uri"], &rules[1]["rewrite"]["uri"]),
+            (&json!({"prefix": "/old/"}), &json!(below))
+        );
     }
     let redirect = with(json!({"type": "RequestRedirect", "requestRedirect": {"scheme": "https", "statusCode": 301,
         "path": {"type": "ReplaceFullPath", "replaceFullPath": "/moved"}}}));
@@ -142,7 +170,9 @@ fn rewrites_and_redirects_of_prefixes_keep_segments_apart() {
 
 #[test]
 fn references_need_a_grant() {
-    let cross = route(json!({"hostnames": ["a.example.com"], "rules": [{"backendRefs": [{"name": "vault", "namespace": "bank", "port": 80}]}]}));
+    let cross = route(
+        json!({"hostnames": ["a.example.com"], "rules": [{"backendRefs": [{"name": "vault", "namespace": "bank", "port": 80}]}]}),
+    );
     let grant = json!({"kind": "ReferenceGrant", "metadata": {"name": "g", "namespace": "bank"},
         "spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop"}], "to": [{"group": "", "kind": "Service"}]}});
     let out = translated(&[gateway(json!([http_listener()])), cross.clone()]);
@@ -156,10 +186,19 @@ fn references_need_a_grant() {
 fn what_does_not_hold_says_why() {
     for (listener, reason) in [
         (json!({"name": "x", "port": 443, "protocol": "HTTPS"}), "ResolvedRefs=False InvalidCertificateRef"),
-        (json!({"name": "x", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "none"}]}}), "ResolvedRefs=False InvalidCertificateRef"),
-        (json!({"name": "x", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert", "namespace": "bank"}]}}), "ResolvedRefs=False RefNotPermitted"),
+        (
+            json!({"name": "x", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "none"}]}}),
+            "ResolvedRefs=False InvalidCertificateRef",
+        ),
+        (
+            json!({"name": "x", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert", "namespace": "bank"}]}}),
+            "ResolvedRefs=False RefNotPermitted",
+        ),
         (json!({"name": "x", "port": 53, "protocol": "UDP"}), "Accepted=False UnsupportedProtocol"),
-        (json!({"name": "x", "port": 80, "protocol": "HTTP", "allowedRoutes": {"kinds": [{"kind": "TCPRoute"}]}}), "ResolvedRefs=False InvalidRouteKinds"),
+        (
+            json!({"name": "x", "port": 80, "protocol": "HTTP", "allowedRoutes": {"kinds": [{"kind": "TCPRoute"}]}}),
+            "ResolvedRefs=False InvalidRouteKinds",
+        ),
     ] {
         let out = translated(&[gateway(json!([listener]))]);
         let told = status(&out, "K8sGateway", "web");
@@ -168,7 +207,10 @@ fn what_does_not_hold_says_why() {
         assert!(out.gateways.is_empty());
     }
     for (spec, reason) in [
-        (json!({"parentRefs": [{"name": "web", "namespace": "edge", "sectionName": "none"}]}), "Accepted=False NoMatchingParent"),
+        (
+            json!({"parentRefs": [{"name": "web", "namespace": "edge", "sectionName": "none"}]}),
+            "Accepted=False NoMatchingParent",
+        ),
         (json!({"hostnames": ["other.org"]}), "Accepted=False NoMatchingListenerHostname"),
     ] {
         let out = translated(&[gateway(json!([http_listener()])), route(spec)]);
@@ -190,7 +232,8 @@ fn tls_ends_or_passes() {
         "parentRefs": [{"name": "web", "namespace": "edge", "sectionName": "p"}], "hostnames": ["s.example.com"],
         "rules": [{"backendRefs": [{"name": "cart", "port": 80}]}]}});
     let out = translated(&[gateway(json!([ends, passes])), tls]);
-    let tls: Vec<Value> = out.gateways.iter().map(|g| serde_json::to_value(&g.spec.servers[0].tls).expect("JSON")).collect();
+    let tls: Vec<Value> =
+        out.gateways.iter().map(|g| serde_json::to_value(&g.spec.servers[0].tls).expect("JSON")).collect();
     assert_eq!((&tls[0]["mode"], &tls[0]["credentialName"]), (&json!("SIMPLE"), &json!("cert")));
     assert_eq!(tls[1]["mode"], "PASSTHROUGH");
     let route = serde_json::to_value(&out.virtual_services[0].spec.tls[0]).expect("JSON");
@@ -237,6 +280,9 @@ fn backends_get_tls() {
     let out = translated(&[policy]);
     let rule = serde_json::to_value(&out.destination_rules[0].spec).expect("JSON");
     let tls = &rule["trafficPolicy"]["portLevelSettings"][0]["tls"];
-    assert_eq!((&tls["mode"], &tls["sni"], &tls["credentialName"]), (&json!("SIMPLE"), &json!("cart.internal"), &json!("configmap://shop/roots")));
+    assert_eq!(
+        (&tls["mode"], &tls["sni"], &tls["credentialName"]),
+        (&json!("SIMPLE"), &json!("cart.internal"), &json!("configmap://shop/roots"))
+    );
     assert_eq!(tls["subjectAltNames"], json!(["cart.internal"]));
 }

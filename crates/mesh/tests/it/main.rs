@@ -2,8 +2,8 @@
 //!
 //! Invariant: a case's expectation lies beside it and is rewritten only when `UPDATE_GOLDEN` is set.
 
-mod gateway_api;
 mod cases;
+mod gateway_api;
 mod order;
 mod summary;
 mod timing;

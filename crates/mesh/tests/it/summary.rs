@@ -5,8 +5,10 @@
 use std::fmt::Write as _;
 
 use carrick_mesh::view::{
-    ClientSocket, Cluster, ClusterKind, Inbound, InboundTarget, Load, MeshTls, ModeSource, OutboundListener, PortClass,
-    Rest, RouteTable, TcpForward, UserTls, View,
+    ClientSocket, Cluster, ClusterKind, GatewayListener, Inbound, InboundTarget, Load, MeshTls, ModeSource,
+    OutboundListener, PortClass, Rest, Route, RouteTable, TcpForward, UserTls, View,
+    gateway::{GatewayPayload, Topology},
+    route::{Action, Condition, HeaderChanges, PathRewrite, PathTest, RedirectPath, Retries, TextTest},
 };
 use carrick_mesh::{
     Security,
@@ -33,6 +35,8 @@ pub fn view(view: &View, sections: &[String]) -> String {
                 view.outbound.listeners.iter().filter(|l| holds(&l.name)).for_each(|l| listener(&mut out, l));
             }
             "routes" => view.outbound.routes.iter().filter(|t| holds(&t.name)).for_each(|t| table(&mut out, t)),
+            "gateway" => view.gateway.iter().flat_map(|g| &g.listeners).for_each(|l| gateway_listener(&mut out, l)),
+            "secrets" => view.secrets.iter().for_each(|s| out.push_str(&format!("  {s:?}\n"))),
             other => panic!("no such section: {other}"),
         }
     }
@@ -328,9 +332,142 @@ fn table(out: &mut String, table: &RouteTable) {
     };
     let _ = writeln!(out, "  {} ({rest})", table.name);
     for host in &table.hosts {
+        let domains = host.domains.join(" ");
+        if host.require_tls || host.routes.is_empty() {
+            let what = if host.require_tls { "https only" } else { "404" };
+            let _ = writeln!(out, "    {domains} {what}");
+        }
         for route in &host.routes {
-            let alpn = route.alpn.map_or(String::new(), |a| format!(" alpn={a:?}"));
-            let _ = writeln!(out, "    {} -> {}{alpn}", host.domains.join(" "), route.cluster);
+            let _ = writeln!(out, "    {domains}{} {}", condition(&route.condition), action(&route.action));
+            rest_of_route(out, route);
+        }
+    }
+}
+
+fn test(test: &TextTest) -> String {
+    match test {
+        TextTest::Present => "?".to_owned(),
+        TextTest::Exact(text) => format!("={text}"),
+        TextTest::Prefix(text) => format!("={text}*"),
+        TextTest::Regex(text) => format!("~{text}"),
+    }
+}
+
+fn condition(from: &Condition) -> String {
+    let mut out = match &from.path {
+        PathTest::Any => String::new(),
+        PathTest::Exact(path) => format!(" path={path}"),
+        PathTest::Prefix(path) => format!(" path={path}*"),
+        PathTest::Regex(path) => format!(" path~{path}"),
+    };
+    if from.ignore_case {
+        out.push_str(" any-case");
+    }
+    for header in &from.headers {
+        let _ = write!(out, " {}{}{}", if header.inverted { "!" } else { "" }, header.name, test(&header.test));
+    }
+    for (name, value) in &from.query {
+        let _ = write!(out, " ?{name}{}", test(value));
+    }
+    for claim in &from.claims {
+        let _ =
+            write!(out, " {}jwt:{}{}", if claim.inverted { "!" } else { "" }, claim.path.join("/"), test(&claim.test));
+    }
+    out
+}
+
+fn changes(from: &HeaderChanges) -> String {
+    let mut out = String::new();
+    for (side, change) in [(">", &from.request), ("<", &from.response)] {
+        change.set.iter().for_each(|(k, v)| out.push_str(&format!(" {side}{k}:={v}")));
+        change.add.iter().for_each(|(k, v)| out.push_str(&format!(" {side}{k}:+{v}")));
+        change.remove.iter().for_each(|k| out.push_str(&format!(" {side}-{k}")));
+    }
+    out
+}
+
+fn action(from: &Action) -> String {
+    let forward = match from {
+        Action::Direct { status, body } => return format!("answers {status} {}", String::from_utf8_lossy(body)),
+        Action::Redirect(to) => {
+            let path = match &to.path {
+                None => String::new(),
+                Some(RedirectPath::Whole(path)) => path.to_string(),
+                Some(RedirectPath::Matched(path)) => format!("{path}…"),
+            };
+            let port = to.port.map_or(String::new(), |p| format!(":{p}"));
+            return format!("redirects {} {}://{}{port}{path}", to.status, to.scheme, to.authority);
+        }
+        Action::Forward(forward) => forward,
+    };
+    let alone = forward.destinations.len() == 1;
+    let each = forward.destinations.iter().map(|d| {
+        let weight = if alone { String::new() } else { format!("{}*", d.weight) };
+        let alpn = d.alpn.map_or(String::new(), |a| format!(" alpn={a:?}"));
+        let authority = d.authority.as_ref().map_or(String::new(), |a| format!(" as {a}"));
+        format!("{weight}{}{alpn}{authority}{}", d.cluster, changes(&d.headers))
+    });
+    let mut out = format!("-> {}", each.collect::<Vec<_>>().join(" | "));
+    if forward.timeout > 0 {
+        let _ = write!(out, " timeout={}", forward.timeout);
+    }
+    match &forward.retries {
+        None => out.push_str(" no-retries"),
+        Some(retries) if *retries != Retries::standard(true) => {
+            let _ = write!(out, " {retries:?}");
+        }
+        Some(_) => {}
+    }
+    match &forward.path {
+        None => {}
+        Some(PathRewrite::Matched(path)) => out.push_str(&format!(" rewrites matched to {path}")),
+        Some(PathRewrite::Whole(path)) => out.push_str(&format!(" rewrites path to {path}")),
+        Some(PathRewrite::Regex { pattern, with }) => out.push_str(&format!(" rewrites {pattern} to {with}")),
+    }
+    if let Some(authority) = &forward.authority {
+        let _ = write!(out, " authority={authority}");
+    }
+    for (cluster, share) in &forward.mirrors {
+        let _ = write!(out, " mirror={cluster}/{share}");
+    }
+    if let Some(hash) = &forward.hash {
+        let _ = write!(out, " hash={hash:?}");
+    }
+    out
+}
+
+fn rest_of_route(out: &mut String, route: &Route) {
+    let changes = changes(&route.headers);
+    let mut line = |text: String| out.push_str(&format!("      {text}\n"));
+    if !changes.is_empty() {
+        line(format!("headers{changes}"));
+    }
+    if let Some(fault) = &route.fault {
+        line(format!("{fault:?}"));
+    }
+    if let Some(cors) = &route.cors {
+        line(format!("{cors:?}"));
+    }
+    if !route.stat_prefix.is_empty() || (*route.name != *"default" && !route.name.is_empty()) {
+        line(format!("name={} stat={} operation={}", route.name, route.stat_prefix, route.operation));
+    }
+}
+
+fn gateway_listener(out: &mut String, listener: &GatewayListener) {
+    let plain = listener.topology == Topology::default();
+    let topology = if plain { String::new() } else { format!(" {:?}", listener.topology) };
+    let _ = writeln!(out, "  {}{topology}", listener.name);
+    for chain in &listener.chains {
+        let networks: Vec<_> = chain.networks.iter().map(|n| format!(" {}/{}", n.ip, n.length)).collect();
+        let names = if chain.server_names.is_empty() { "*".to_owned() } else { chain.server_names.join(" ") };
+        let payload = match &chain.payload {
+            GatewayPayload::Http { routes } => format!("http by {routes}"),
+            GatewayPayload::Tcp { to, judged: true } => format!("tcp to {}", forward(to)),
+            GatewayPayload::Tcp { to, judged: false } => format!("tcp unjudged to {}", forward(to)),
+        };
+        let _ = writeln!(out, "    {names}{} {payload}", networks.concat());
+        if let Some(tls) = &chain.tls {
+            let _ = writeln!(out, "      {tls:?}");
         }
     }
 }

@@ -5,7 +5,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use carrick_api::{EndpointSlice, MeshConfig, Pod, Service, from_value};
-use carrick_mesh::{EndpointInput, FileCerts, Interception, ProxyNode, SnapshotInput};
+use carrick_mesh::{
+    EndpointInput, FileCerts, Interception, ProxyKind, ProxyNode, SnapshotInput, view::gateway::Topology,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -104,6 +106,9 @@ impl World {
                 "Sidecar" => take(&mut input.sidecars, &object),
                 "WorkloadEntry" => take(&mut input.endpoints.workload_entries, &object),
                 "Node" => take(&mut input.endpoints.nodes, &object),
+                "VirtualService" => take(&mut input.virtual_services, &object),
+                "Gateway" => take(&mut input.gateways, &object),
+                "Secret" => take(&mut input.secrets, &object),
                 "EndpointSlice" => take(&mut input.endpoints.endpoint_slices, &object),
                 kind => panic!("no such kind in cases: {kind}"),
             }
@@ -120,7 +125,7 @@ impl World {
         }
     }
 
-    /// The proxy of a pod, written `name.namespace`, with what a node's metadata may add (`!none`, `!files`).
+    /// The proxy of a pod, written `name.namespace`, with what a node's metadata may add (`!none`, `!files`, `!router` …).
     pub fn proxy(&self, text: &str) -> ProxyNode {
         let mut words = text.split_whitespace();
         let name = words.next().expect("a pod");
@@ -139,6 +144,11 @@ impl World {
             match word {
                 "!none" => proxy.interception = Interception::None,
                 "!dns" => proxy.dns_capture = true,
+                "!router" => proxy.kind = ProxyKind::Router,
+                "!unprivileged" => proxy.unprivileged = true,
+                "!behind" => {
+                    proxy.topology = Topology { trusted_proxies: 2, proxy_protocol: true, ..Topology::default() };
+                }
                 "!tproxy" => proxy.interception = Interception::Tproxy,
                 "!files" => {
                     let files = FileCerts { chain: "/c/chain".into(), key: "/c/key".into(), root: "/c/root".into() };

@@ -65,6 +65,8 @@ fn provider(rule: &JwtRule) -> JwtProvider {
         from_cookies: texts(&rule.from_cookies),
         forward_payload_header: rule.payload_header.to_string(),
         payload_in_metadata: JWT_PAYLOAD.to_owned(),
+        // A route may ask for a claim, which is not known before.
+        clear_route_cache: true,
         normalize_payload_in_metadata: Some(NormalizePayload { space_delimited_claims: texts(&rule.space_delimited) }),
         claim_to_headers: rule
             .claim_headers

@@ -26,7 +26,9 @@ use envoy_types::pb::envoy::{
         route::v3::RouteConfiguration,
     },
     extensions::filters::{
-        http::{router::v3::Router, set_filter_state::v3::Config as SetFilterState},
+        http::{
+            cors::v3::Cors, fault::v3::HttpFault, router::v3::Router, set_filter_state::v3::Config as SetFilterState,
+        },
         network::http_connection_manager::v3::{
             HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter,
         },
@@ -123,6 +125,8 @@ fn with_routes(routes: RouteConfiguration, port: u16) -> Listener {
         stat_prefix: "routes".to_owned(),
         http_filters: vec![
             filter(filters::ALPN_FILTER, wire::any(&SetFilterState::default())),
+            filter(filters::FAULT_FILTER, wire::any(&HttpFault::default())),
+            filter(filters::CORS_FILTER, wire::any(&Cors::default())),
             filter("envoy.filters.http.router", wire::any(&Router::default())),
         ],
         route_specifier: Some(RouteSpecifier::RouteConfig(routes)),

@@ -19,7 +19,9 @@ use crate::shared;
 /// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
 /// revocation lists are not read yet, connections are asked of no external authorizer, and source addresses are not kept (TPROXY), so such
 /// a proxy's listener is refused whole.
-const REFUSED: [(&str, &str); 5] = [
+const REFUSED: [(&str, &str); 6] = [
+    // Other localities for another try.
+    ("retry_policy.retry_priority", "unsupported field"),
     // Tunnels by POST.
     ("tunneling_config.use_post", "unsupported field"),
     // Listeners at a path.

@@ -59,7 +59,7 @@ fn what_is_equal_is_rendered_once() {
     let mut world = large(40);
     let (snapshot, _) = Snapshot::build(&world.input());
     let (mut views, mut cache) = (Views::new(snapshot.clone()), Cache::default());
-    let all: Vec<_> = world.pods.iter().map(|p| resources(&views.sidecar(&world.proxy(&p.pod)), &mut cache)).collect();
+    let all: Vec<_> = world.pods.iter().map(|p| resources(&views.of(&world.proxy(&p.pod)), &mut cache)).collect();
     let cluster = "outbound|80||s0.n0.svc.cluster.local";
     for rendered in &all {
         assert!(Arc::ptr_eq(&rendered.clusters[cluster], &all[0].clusters[cluster]), "one cluster for all proxies");
@@ -74,7 +74,7 @@ fn what_is_equal_is_rendered_once() {
     twin.ip = "10.244.9.9".to_owned();
     world.pods.push(twin);
     views.update(snapshot.with_endpoints(&world.endpoints()));
-    let after = resources(&views.sidecar(&world.proxy(&world.pods[1].pod)), &mut cache);
+    let after = resources(&views.of(&world.proxy(&world.pods[1].pod)), &mut cache);
     let before = &all[1];
     assert!(Arc::ptr_eq(&before.routes, &after.routes));
     let changed: Vec<_> = after
@@ -98,7 +98,7 @@ fn three_hundred_services_and_proxies() {
     let start = Instant::now();
     let mut total = 0;
     for pod in &world.pods {
-        let rendered = resources(&views.sidecar(&world.proxy(&pod.pod)), &mut cache);
+        let rendered = resources(&views.of(&world.proxy(&pod.pod)), &mut cache);
         total += rendered.clusters.len() + rendered.endpoints.len() + rendered.listeners.len() + rendered.routes.len();
     }
     println!("300 proxies: {total} resources, {} distinct, {:?}", cache.len(), start.elapsed());

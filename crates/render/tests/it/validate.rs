@@ -43,7 +43,7 @@ fn every_case_of_mesh_is_accepted() {
             let (snapshot, _) = Snapshot::build(&world.input());
             let mut views = Views::new(snapshot);
             for proxy in &case.proxies {
-                let rendered = carrick_render::resources(&views.sidecar(&world.proxy(proxy)), &mut cache);
+                let rendered = carrick_render::resources(&views.of(&world.proxy(proxy)), &mut cache);
                 let versions: Vec<_> = [&rendered.clusters, &rendered.endpoints, &rendered.listeners, &rendered.routes]
                     .iter()
                     .flat_map(|all| all.values().map(|r| r.version.clone()))
