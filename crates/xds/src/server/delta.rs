@@ -51,6 +51,8 @@ struct DeltaType {
     /// The peer waits for an answer even if it is empty.
     must_answer: bool,
     outstanding: Option<Outstanding>,
+    /// A response that was not answered in time; its answer still counts until another response goes out.
+    late: Option<Outstanding>,
     /// The resources everything was compared with when there was nothing left to send; spares comparing again.
     settled_with: Option<Arc<TypeMap>>,
 }
@@ -145,6 +147,22 @@ impl DeltaSession {
         self.pump()
     }
 
+    /// The nonces of unanswered responses.
+    pub fn unanswered(&self) -> Vec<Arc<str>> {
+        self.types.values().filter_map(|state| state.outstanding.as_ref()).map(|o| o.nonce.clone()).collect()
+    }
+
+    /// Waits no longer for these answers: Envoy keeps the answer to clusters back until they are warm, which may be never. What has changed since
+    /// goes out; what was sent counts as acknowledged only when the answer comes after all.
+    pub fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaDiscoveryResponse> {
+        for state in self.types.values_mut() {
+            if let Some(outstanding) = state.outstanding.take_if(|o| nonces.contains(&o.nonce)) {
+                state.late = Some(outstanding);
+            }
+        }
+        self.pump()
+    }
+
     fn pump(&mut self) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         // Generation 0: nothing is known yet, so nothing is told, least of all that something does not exist.
@@ -210,7 +228,8 @@ impl DeltaSession {
         let target = self.target.of(type_url);
         let difference = state.next(target, defer);
         if difference.is_empty() && !state.must_answer {
-            if !difference.deferred {
+            // Without an answer nobody knows what the peer has.
+            if !difference.deferred && state.late.is_none() {
                 state.settled(target);
                 status.generation = self.target.generation();
             }
@@ -254,7 +273,8 @@ fn wire(resource: &Resource) -> WireResource {
 impl DeltaType {
     /// An answer to a response: counts only for the last one sent.
     fn answered(&mut self, request: &DeltaDiscoveryRequest, status: &mut TypeStatus) {
-        let Some(outstanding) = self.outstanding.take_if(|o| *o.nonce == *request.response_nonce) else {
+        let theirs = |o: &mut Outstanding| *o.nonce == *request.response_nonce;
+        let Some(outstanding) = self.outstanding.take_if(theirs).or_else(|| self.late.take_if(theirs)) else {
             return;
         };
         if let Some(error) = &request.error_detail {
@@ -442,6 +462,7 @@ impl DeltaType {
         }
         self.must_answer = false;
         self.settled_with = None;
+        self.late = None;
         self.outstanding = Some(Outstanding { nonce, generation, complete: !difference.deferred, names });
     }
 

@@ -15,16 +15,19 @@ use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server
     SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
 use futures_util::stream::{self, BoxStream, StreamExt};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Largest request: initial versions of ten thousand resources.
 const MAX_REQUEST: usize = 8 << 20;
 /// Time for the first request after the stream was opened.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
+/// Time for an answer before newer changes of the same type go out without it.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// xDS services over a source.
 pub struct AdsService<S>(Arc<S>);
@@ -92,6 +95,10 @@ trait Session: Send + Sized + 'static {
     fn node(request: &Self::Request) -> Option<&Node>;
     fn request(&mut self, request: &Self::Request) -> Result<Vec<Self::Response>, ProtocolError>;
     fn push(&mut self, set: ResourceSet) -> Vec<Self::Response>;
+    /// Responses that the peer has not answered.
+    fn unanswered(&self) -> Vec<Arc<str>>;
+    /// Waits no longer for them.
+    fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<Self::Response>;
     fn status(&self) -> &SessionStatus;
 }
 
@@ -111,6 +118,12 @@ impl Session for DeltaSession {
     }
     fn push(&mut self, set: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
         self.on_push(set)
+    }
+    fn unanswered(&self) -> Vec<Arc<str>> {
+        DeltaSession::unanswered(self)
+    }
+    fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaDiscoveryResponse> {
+        DeltaSession::give_up(self, nonces)
     }
     fn status(&self) -> &SessionStatus {
         DeltaSession::status(self)
@@ -134,6 +147,13 @@ impl Session for SotwSession {
     fn push(&mut self, set: ResourceSet) -> Vec<DiscoveryResponse> {
         self.on_push(set)
     }
+    // The nonce of this variant belongs to one response at a time: an answer to an older one could not be told from a stale one.
+    fn unanswered(&self) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+    fn give_up(&mut self, _: &[Arc<str>]) -> Vec<DiscoveryResponse> {
+        Vec::new()
+    }
     fn status(&self) -> &SessionStatus {
         SotwSession::status(self)
     }
@@ -147,6 +167,8 @@ struct Running<K: Session> {
     observer: Box<dyn Observer>,
     /// Responses not yet taken by the connection.
     ready: VecDeque<K::Response>,
+    /// What is unanswered, and until when it is waited for.
+    waiting: BTreeMap<Arc<str>, Instant>,
 }
 
 impl<K: Session> Running<K> {
@@ -170,13 +192,38 @@ impl<K: Session> Running<K> {
         self.observer.changed(self.session.status());
     }
 
+    /// Until when the first of the unanswered responses is waited for.
+    fn deadline(&mut self) -> Option<Instant> {
+        let now = self.session.unanswered();
+        self.waiting.retain(|nonce, _| now.contains(nonce));
+        for nonce in now {
+            self.waiting.entry(nonce).or_insert_with(|| Instant::now() + ANSWER);
+        }
+        self.waiting.values().min().copied()
+    }
+
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        let overdue: Vec<_> = self.waiting.iter().filter(|(_, until)| **until <= now).map(|(n, _)| n.clone()).collect();
+        let responses = self.session.give_up(&overdue);
+        self.took(responses);
+    }
+
     /// The next response; `None` when the peer is gone.
     async fn next(&mut self) -> Result<Option<K::Response>, Status> {
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Ok(Some(response));
             }
+            let deadline = self.deadline();
+            let overdue = async {
+                match deadline {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = overdue => self.give_up(),
                 request = self.requests.message() => match request? {
                     Some(request) => self.took_request(&request)?,
                     None => return Ok(None),
@@ -250,6 +297,7 @@ async fn open<S: Source, K: Session>(new: New<S, K>) -> Result<Option<Running<K>
         sets: opened.sets,
         observer: opened.observer,
         ready: VecDeque::new(),
+        waiting: BTreeMap::new(),
     };
     running.took_set();
     running.took_request(&first)?;

@@ -340,3 +340,40 @@ fn abuse_ends_the_stream() {
     let refused = (0..100).find_map(|i| s.on_request(&ask(&TypeUrl::parse(&format!("x/{i}")), &[], &[])).err());
     assert!(matches!(refused, Some(ProtocolError::TooManyTypes(_))));
 }
+
+#[test]
+fn an_answer_that_does_not_come_holds_newer_changes_up_for_a_while_only() {
+    let mut s = DeltaSession::new(1);
+    s.on_push(set(1, &[(Cluster, "c", 1), (Listener, "l", 1)]));
+    let first = step(&mut s, ask(&Cluster, &[], &[]));
+    let listeners = step(&mut s, ask(&Listener, &[], &[]));
+    step(&mut s, ack(&listeners[0]));
+    // Warming: the clusters are not answered, and a change of them has to wait. Nothing else does.
+    assert_eq!(shown(&s.on_push(set(2, &[(Cluster, "c", 2), (Listener, "l", 2)]))), ["LDS +l"]);
+    let unanswered = s.unanswered();
+    assert!(unanswered.contains(&first[0].nonce.as_str().into()), "{unanswered:?}");
+    let second = s.give_up(&[first[0].nonce.as_str().into()]);
+    assert_eq!(shown(&second), ["CDS +c"]);
+    assert_eq!(s.status().acknowledged, 0, "nobody knows what the peer has");
+    // Given up without anything newer to send: still not acknowledged, until the answer comes after all.
+    assert!(s.give_up(&[second[0].nonce.as_str().into()]).is_empty());
+    s.on_push(set(3, &[(Cluster, "c", 2), (Listener, "l", 2)]));
+    assert!(s.status().types[&Cluster].generation < 2);
+    step(&mut s, ack(&second[0]));
+    assert_eq!(s.status().types[&Cluster].generation, 3);
+}
+
+#[test]
+fn secrets_are_sent_by_name_when_they_come_change_and_go() {
+    let secret = TypeUrl::Secret;
+    let mut s = DeltaSession::new(1);
+    s.on_push(set(1, &[(secret.clone(), "kubernetes://a", 1), (secret.clone(), "kubernetes://b", 1)]));
+    assert!(step(&mut s, ask(&secret, &[], &[])).is_empty(), "never all of them");
+    let given = step(&mut s, ask(&secret, &["kubernetes://a", "kubernetes://none"], &[]));
+    assert_eq!(shown(&given), ["SDS +kubernetes://a -kubernetes://none"]);
+    step(&mut s, ack(&given[0]));
+    let other = set(2, &[(secret.clone(), "kubernetes://a", 1), (secret.clone(), "kubernetes://b", 2)]);
+    assert!(s.on_push(other).is_empty(), "not asked for");
+    let change = [(secret.clone(), "kubernetes://a", 2), (secret.clone(), "kubernetes://none", 1)];
+    assert_eq!(shown(&s.on_push(set(3, &change))), ["SDS +kubernetes://a +kubernetes://none"]);
+}
