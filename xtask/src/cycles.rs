@@ -1,7 +1,8 @@
 //! Import cycles between the top-level modules of a crate, found from `crate::module` paths.
 //!
 //! Invariant: a cycle that shows here is one; `super::` paths across top-level modules are not seen, so there may
-//! be more. What lies in `lib.rs` itself belongs to no module.
+//! be more. What lies in `lib.rs` itself belongs to no module; tests, inline or in files of their own (`tests.rs`,
+//! `tests/`), may use any module.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +42,7 @@ fn graph(source: &Path) -> Result<Graph> {
             let path = entry?.path();
             if path.is_dir() {
                 pending.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+            } else if path.extension().is_some_and(|e| e == "rs") && !is_test(&path, source) {
                 files.push(path);
             }
         }
@@ -64,6 +65,12 @@ fn graph(source: &Path) -> Result<Graph> {
         }
     }
     Ok(graph)
+}
+
+/// Whether a file holds a module's tests.
+fn is_test(path: &Path, source: &Path) -> bool {
+    let inside = path.strip_prefix(source).unwrap_or(path);
+    inside.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs")))
 }
 
 /// The first path segments after `crate::` in code, braces (`crate::{a::X, b}`) included.
@@ -135,6 +142,16 @@ mod tests {
     fn imports_are_read_from_both_forms() {
         let found = imports("use crate::a::X;\nuse crate::{b::{Y, Z}, c};\n// crate::d\nlet e = crate::e::f();");
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "b", "c", "e"]);
+    }
+
+    #[test]
+    fn files_of_tests_are_left_out() {
+        let source = Path::new("crates/x/src");
+        for (file, expected) in
+            [("a/tests.rs", true), ("a/tests/b.rs", true), ("a.rs", false), ("a/contests.rs", false)]
+        {
+            assert_eq!(is_test(&source.join(file), source), expected, "{file}");
+        }
     }
 
     #[test]
