@@ -8,7 +8,7 @@ mod priority;
 
 use std::sync::Arc;
 
-pub use hash::{hash_request, xxh64};
+pub use hash::hash_request;
 pub use priority::Share;
 
 use crate::model::cluster::{Cluster, LbPolicy};

@@ -18,6 +18,7 @@ pub mod facts;
 pub mod format;
 pub mod hygiene;
 pub mod idle;
+pub mod jws;
 pub mod jwt;
 pub mod matching;
 pub mod model;
@@ -34,6 +35,7 @@ pub mod steps;
 pub mod store;
 pub mod template;
 pub mod timeouts;
+pub mod xxhash;
 
 pub use model::RuntimeConfig;
 pub use store::{ConfigStore, Interests, Rejection, nack_text};

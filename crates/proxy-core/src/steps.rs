@@ -2,8 +2,6 @@
 //!
 //! Invariant: as Envoy 1.40. Randomness and time are arguments; the one thing that is kept is what is left in a bucket.
 
-use std::fmt;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use http::header::{
@@ -12,7 +10,7 @@ use http::header::{
     HeaderMap, HeaderName, HeaderValue, ORIGIN,
 };
 
-use crate::model::steps::{Abort, CorsPolicy, Fault, FaultKind, LocalRateLimit, TokenBucket};
+use crate::model::steps::{Abort, Bucket, CorsPolicy, Fault, FaultKind, LocalRateLimit, TokenBucket};
 use crate::request::RequestHead;
 
 const ALLOW_PRIVATE: HeaderName = HeaderName::from_static("access-control-allow-private-network");
@@ -137,17 +135,6 @@ pub enum Rate {
     NotEnforced,
     /// Over the limit, refused.
     Limited,
-}
-
-/// What is left in a bucket: tokens, and when it was last filled.
-#[derive(Default)]
-pub struct Bucket(Mutex<Option<(u32, Duration)>>);
-
-impl fmt::Debug for Bucket {
-    /// Always the same: what is left is no part of the configuration.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bucket")
-    }
 }
 
 impl Bucket {

@@ -3,11 +3,12 @@
 //! Invariant: they go through the cluster's own balancing, pools, limits and TLS, take no longer than they are told, and their
 //! answers are no longer than they are told. They ask without changing anything, so a broken reused connection is replaced once.
 
+use crate::local::Local;
 use crate::request_body::RequestBody;
+use crate::upstream::Upstreams;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{self, Need, PoolKey, Taken};
-use crate::worker::Worker;
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::RuntimeConfig;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
@@ -59,17 +60,27 @@ pub(crate) struct Call<'a> {
 }
 
 /// Asks.
-pub(crate) async fn ask(worker: &Rc<Worker>, config: &RuntimeConfig, call: Call<'_>) -> Result<Answered, CallError> {
+pub(crate) async fn ask(
+    local: &Rc<Local>,
+    upstreams: &Upstreams,
+    config: &RuntimeConfig,
+    call: Call<'_>,
+) -> Result<Answered, CallError> {
     let limit = call.timeout;
-    let asked = Box::pin(attempts(worker, config, call));
+    let asked = Box::pin(attempts(local, upstreams, config, call));
     if limit.is_zero() {
         return asked.await;
     }
     tokio::time::timeout(limit, asked).await.unwrap_or(Err(CallError::TimedOut))
 }
 
-async fn attempts(worker: &Rc<Worker>, config: &RuntimeConfig, call: Call<'_>) -> Result<Answered, CallError> {
-    let state = worker.upstreams.get(&worker.local, config, call.cluster).ok_or(CallError::NoCluster)?;
+async fn attempts(
+    local: &Rc<Local>,
+    upstreams: &Upstreams,
+    config: &RuntimeConfig,
+    call: Call<'_>,
+) -> Result<Answered, CallError> {
+    let state = upstreams.get(local, config, call.cluster).ok_or(CallError::NoCluster)?;
     let h2 = call.h2 || pool::speaks_h2(state.cluster.http, false);
     let overrides = Rc::new(UpstreamOverrides::default());
     let mut fresh = false;
@@ -88,7 +99,7 @@ async fn attempts(worker: &Rc<Worker>, config: &RuntimeConfig, call: Call<'_>) -
             client: None,
             proxy_protocol: None,
         };
-        let chosen = choose::choose(&worker.local, config, &state, wish).await.ok_or(CallError::NoHost)?;
+        let chosen = choose::choose(local, config, &state, wish).await.ok_or(CallError::NoHost)?;
         let _active = state.begin(chosen.target.address, false).ok_or(CallError::Overflow)?;
         let key = PoolKey {
             address: chosen.target.address,
@@ -100,7 +111,7 @@ async fn attempts(worker: &Rc<Worker>, config: &RuntimeConfig, call: Call<'_>) -
         };
         let request = request(&call, h2);
         let need = Need { fresh, high: false, careful: true };
-        let (result, reused, home) = match pool::take(&worker.local, &state, &key, &chosen.target, need).await? {
+        let (result, reused, home) = match pool::take(local, &state, &key, &chosen.target, need).await? {
             Taken::Http1 { mut connection, home, reused } => {
                 let result = connection.send(request).await.map_err(|e| e.into_error());
                 (result, reused, Some((connection, home)))
@@ -122,7 +133,7 @@ async fn attempts(worker: &Rc<Worker>, config: &RuntimeConfig, call: Call<'_>) -
             Ok(response) => {
                 let answered = collect(response, call.limit).await?;
                 if let Some((connection, home)) = home {
-                    home.give_back(&worker.local, connection);
+                    home.give_back(local, connection);
                 }
                 return Ok(answered);
             }

@@ -15,8 +15,6 @@ mod reply;
 mod service;
 mod upgrade;
 
-pub(crate) use filters::peer;
-
 use crate::exec::LocalExec;
 use crate::info::Info;
 use crate::io::stream::Stream;

@@ -3,7 +3,9 @@
 //! Invariant: complete before the first byte is served, and unchanged after.
 
 use crate::tls::ClientProof;
+use carrick_pki::tls::VerifiedPeer;
 use carrick_proxy_core::model::listener::{FilterChain, Listener};
+use carrick_proxy_core::rbac::Peer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -35,4 +37,13 @@ impl Info {
     pub fn mutual(&self) -> bool {
         self.tls.as_ref().is_some_and(|t| t.peer.is_some())
     }
+
+    /// Names in the client's certificate, all empty if it showed none; `None` on plain connections.
+    pub fn certificate_names(&self) -> Option<Peer<'_>> {
+        self.tls.as_ref().map(|tls| tls.peer.as_ref().map_or_else(Peer::default, names))
+    }
+}
+
+fn names(peer: &VerifiedPeer) -> Peer<'_> {
+    Peer { uris: peer.uris(), dns: peer.dns_names(), subject: peer.subject() }
 }

@@ -4,10 +4,11 @@
 //! and is not repeated for a second.
 
 use crate::call::{self, Call};
-use crate::worker::Worker;
+use crate::local::Local;
+use crate::upstream::Upstreams;
 use bytes::Bytes;
 use carrick_proxy_core::RuntimeConfig;
-use carrick_proxy_core::jwt::keys::KeySet;
+use carrick_proxy_core::jws::keys::KeySet;
 use carrick_proxy_core::model::jwt::Remote;
 use http::Request;
 use std::cell::RefCell;
@@ -43,36 +44,36 @@ impl Cache {
     fn is_due(&self, remote: &Remote) -> bool {
         self.entries.borrow().get(remote).and_then(|e| e.until).is_none_or(|until| until <= Instant::now())
     }
-}
 
-/// Fetches a set that is missing or has had its time.
-pub(crate) async fn ensure(worker: &Rc<Worker>, config: &RuntimeConfig, remote: &Arc<Remote>) {
-    if !worker.jwks.is_due(remote) {
-        return;
-    }
-    let fetching = Rc::clone(&worker.jwks.entries.borrow_mut().entry(Arc::clone(remote)).or_default().fetching);
-    let _one = fetching.lock().await;
-    if !worker.jwks.is_due(remote) {
-        return;
-    }
-    let fetched = fetch(worker, config, remote).await;
-    let now = Instant::now();
-    let mut entries = worker.jwks.entries.borrow_mut();
-    let entry = entries.entry(Arc::clone(remote)).or_default();
-    match fetched {
-        Some(keys) => {
-            entry.keys = Some(Arc::new(keys));
-            entry.until = now.checked_add(remote.cache);
+    /// Fetches a set that is missing or has had its time.
+    pub async fn ensure(&self, local: &Rc<Local>, upstreams: &Upstreams, config: &RuntimeConfig, remote: &Arc<Remote>) {
+        if !self.is_due(remote) {
+            return;
         }
-        None => entry.until = now.checked_add(AGAIN),
+        let fetching = Rc::clone(&self.entries.borrow_mut().entry(Arc::clone(remote)).or_default().fetching);
+        let _one = fetching.lock().await;
+        if !self.is_due(remote) {
+            return;
+        }
+        let fetched = fetch(local, upstreams, config, remote).await;
+        let now = Instant::now();
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries.entry(Arc::clone(remote)).or_default();
+        match fetched {
+            Some(keys) => {
+                entry.keys = Some(Arc::new(keys));
+                entry.until = now.checked_add(remote.cache);
+            }
+            None => entry.until = now.checked_add(AGAIN),
+        }
     }
 }
 
-async fn fetch(worker: &Rc<Worker>, config: &RuntimeConfig, remote: &Remote) -> Option<KeySet> {
+async fn fetch(local: &Rc<Local>, upstreams: &Upstreams, config: &RuntimeConfig, remote: &Remote) -> Option<KeySet> {
     let head = Request::get(&*remote.path).header(http::header::HOST, &*remote.host).body(()).ok()?.into_parts().0;
     let call =
         Call { cluster: &remote.cluster, head, body: Bytes::new(), h2: false, timeout: remote.timeout, limit: MAX_SET };
-    match call::ask(worker, config, call).await {
+    match call::ask(local, upstreams, config, call).await {
         Ok(answer) if answer.head.status == http::StatusCode::OK => match KeySet::parse(&answer.body) {
             Ok(keys) => return Some(keys),
             Err(e) => tracing::warn!(host = %remote.host, path = %remote.path, "key set: {}", e.text()),

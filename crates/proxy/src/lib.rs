@@ -20,6 +20,7 @@ mod engine;
 mod exec;
 mod http;
 mod info;
+mod joint;
 mod jwks;
 mod lifecycle;
 mod local;

@@ -3,7 +3,6 @@
 //! Invariant: asked once the handshake has shown who the peer is, and before an upstream is connected. Envoy waits for the first byte of
 //! the client; whoever is refused there is refused here, only earlier.
 
-use crate::http::peer;
 use crate::info::Info;
 use crate::worker::Worker;
 use carrick_proxy_core::facts::Facts;
@@ -35,7 +34,7 @@ pub(crate) fn refusal(worker: &Worker, info: &Info) -> Option<String> {
             source: info.peer,
             direct: info.direct,
             server_name: info.server_name.as_deref().unwrap_or_default(),
-            peer: info.tls.as_ref().map(|t| peer(t.peer.as_ref())),
+            peer: info.certificate_names(),
             metadata: &metadata,
             route_metadata: None,
             filter_state: &state,

@@ -2,9 +2,9 @@
 //!
 //! Invariant: readers never wait; writers are the engine and the owner of the secrets.
 
+use crate::joint::Joints;
 use crate::options::EngineOptions;
 use crate::secrets::Secrets;
-use crate::upstream::joint::Joints;
 use arc_swap::ArcSwap;
 use carrick_proxy_core::RuntimeConfig;
 use std::sync::Arc;

@@ -8,7 +8,6 @@ pub mod cluster;
 pub mod connect;
 pub mod dns;
 mod health;
-pub mod joint;
 pub mod pool;
 
 pub use cluster::ClusterState;

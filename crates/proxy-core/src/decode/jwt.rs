@@ -13,8 +13,8 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as pb;
 use super::bad::{At, Bad, each, given, only};
 use super::basic::{duration, positive};
 use super::{filter, headers, matcher, route};
+use crate::jws::keys::KeySet;
 use crate::jwt::bare_audience;
-use crate::jwt::keys::KeySet;
 use crate::model::Name;
 use crate::model::jwt::{JwtAuthn, JwtHere, Keys, Provider, Remote, Requirement};
 

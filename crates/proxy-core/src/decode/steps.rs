@@ -18,7 +18,7 @@ use super::basic::{duration, fraction, number, runtime_fraction, truth};
 use super::{headers, matcher};
 use crate::model::Name;
 use crate::model::headers::HeaderOps;
-use crate::model::steps::{Abort, CorsPolicy, Fault, FaultKind, HeaderMutations, LocalRateLimit, TokenBucket};
+use crate::model::steps::{Abort, Bucket, CorsPolicy, Fault, FaultKind, HeaderMutations, LocalRateLimit, TokenBucket};
 
 /// `HTTPFault`.
 pub fn fault(value: &fault_pb::HttpFault) -> Result<Fault, Bad> {
@@ -122,7 +122,7 @@ pub fn local_rate_limit(value: &rate_pb::LocalRateLimit) -> Result<LocalRateLimi
         response: headers::ops("response", &value.response_headers_to_add, &[])?,
         resource_exhausted: value.rate_limited_as_resource_exhausted,
         counters: [counter("enabled"), counter("ok"), counter("rate_limited"), counter("enforced")],
-        state: crate::steps::Bucket::default(),
+        state: Bucket::default(),
     })
 }
 

@@ -142,7 +142,7 @@ impl EndpointSet {
             EndpointAddress::Socket(address) => Some(*address),
             EndpointAddress::Pipe(path) => {
                 // Below ff00::/8, which is multicast: never a stream's peer.
-                let hash = u128::from(crate::balance::xxh64(path.as_bytes(), 0));
+                let hash = u128::from(crate::xxhash::xxh64(path.as_bytes(), 0));
                 Some(SocketAddr::new(std::net::Ipv6Addr::from(0xff00_u128 << 112 | hash).into(), 0))
             }
             EndpointAddress::Dns { .. } => None,

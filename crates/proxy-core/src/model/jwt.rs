@@ -11,7 +11,7 @@ use http::HeaderName;
 use super::Name;
 use super::matcher::StringMatcher;
 use super::route::RouteMatch;
-use crate::jwt::keys::KeySet;
+use crate::jws::keys::KeySet;
 
 /// `JwtAuthentication`.
 #[derive(Debug)]

@@ -2,6 +2,8 @@
 //!
 //! Invariant: fractions are in parts per million. What they decide is in `crate::steps`.
 
+use std::fmt;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,7 +93,7 @@ pub struct LocalRateLimit {
     /// Names of the counters: enabled, ok, rate_limited, enforced.
     pub counters: [Name; 4],
     /// What is left, shared by all workers.
-    pub state: crate::steps::Bucket,
+    pub state: Bucket,
 }
 
 /// `TokenBucket`.
@@ -103,6 +105,17 @@ pub struct TokenBucket {
     pub fill: u32,
     /// Time between.
     pub interval: Duration,
+}
+
+/// What is left in a bucket: tokens, and when it was last filled.
+#[derive(Default)]
+pub struct Bucket(pub(crate) Mutex<Option<(u32, Duration)>>);
+
+impl fmt::Debug for Bucket {
+    /// Always the same: what is left is no part of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bucket")
+    }
 }
 
 /// `HeaderMutation`.

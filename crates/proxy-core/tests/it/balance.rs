@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use carrick_proxy_core::balance::{Balancer, Choice, hash_request, xxh64};
+use carrick_proxy_core::balance::{Balancer, Choice, hash_request};
+use carrick_proxy_core::xxhash::xxh64;
 use envoy_types::pb::envoy::config::cluster::v3 as cds;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::r#type::v3::Percent;

@@ -25,7 +25,7 @@ use carrick_proxy_core::model::rbac::RbacFilter;
 use carrick_proxy_core::model::route::{Action, RouteTable};
 use carrick_proxy_core::model::steps::{Abort, CorsPolicy, Fault, HeaderMutations, LocalRateLimit};
 use carrick_proxy_core::mutate::Levels;
-use carrick_proxy_core::rbac::{self, Peer, Subject};
+use carrick_proxy_core::rbac::{self, Subject};
 use carrick_proxy_core::routing::{RouteFacts, RouteLookup};
 use carrick_proxy_core::steps::{Cors, Rate};
 use http::{HeaderMap, StatusCode};
@@ -254,7 +254,6 @@ impl Run<'_> {
 
     fn rbac(&mut self, filter: &RbacFilter, head: &Head) -> Result<(), Failure> {
         let info = &self.conn.info;
-        let tls = info.tls.as_ref();
         let route = match &self.lookup {
             Lookup::Route(routed) => Some(&routed.route.metadata),
             _ => None,
@@ -267,7 +266,7 @@ impl Run<'_> {
             source: info.peer,
             direct: info.direct,
             server_name: info.server_name.as_deref().unwrap_or_default(),
-            peer: tls.map(|t| peer(t.peer.as_ref())),
+            peer: info.certificate_names(),
             metadata: &self.found.metadata,
             route_metadata: route,
             filter_state: &state,
@@ -347,8 +346,9 @@ impl Run<'_> {
         let scheme = head.scheme;
         let mut message = Message { headers: &mut head.parts.headers, path: Cow::Borrowed(&path) };
         if filter.has_token(&message) {
+            let worker = &self.conn.worker;
             for remote in filter.remotes(&requirement) {
-                crate::jwks::ensure(&self.conn.worker, &self.live.config, remote).await;
+                worker.jwks.ensure(&worker.local, &worker.upstreams, &self.live.config, remote).await;
             }
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -489,9 +489,4 @@ impl Drop for Down<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
     }
-}
-
-/// Names in the client's certificate.
-pub(crate) fn peer(peer: Option<&carrick_pki::tls::VerifiedPeer>) -> Peer<'_> {
-    peer.map_or_else(Peer::default, |p| Peer { uris: p.uris(), dns: p.dns_names(), subject: p.subject() })
 }

@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is counted up is counted down by a guard's drop. A retired cluster takes no connection back.
 
-use super::joint::Joint;
 use super::pool::{Pool, PoolKey};
+use crate::joint::Joint;
 use crate::stats::ClusterStats;
 use carrick_proxy_core::balance::Balancer;
 use carrick_proxy_core::model::metadata::Value;

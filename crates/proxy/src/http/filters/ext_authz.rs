@@ -189,7 +189,8 @@ async fn ask(run: &Run<'_>, filter: &ExtAuthz, here: Option<&ExtAuthzHere>, head
         timeout: filter.service.timeout(),
         limit: MAX_ANSWER,
     };
-    match call::ask(&run.conn.worker, &run.live.config, call).await {
+    let worker = &run.conn.worker;
+    match call::ask(&worker.local, &worker.upstreams, &run.live.config, call).await {
         Ok(answer) => match &*filter.service {
             Service::Http(service) => {
                 http_answer(service, answer.head.status.as_u16(), &answer.head.headers, answer.body)

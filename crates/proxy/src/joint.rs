@@ -21,10 +21,10 @@ pub struct Joint {
     cluster: Arc<Cluster>,
     /// Limits are finite, so counts are kept.
     counted: bool,
-    pub(super) connections: AtomicU32,
-    pub(super) pending: AtomicU32,
-    pub(super) requests: AtomicU32,
-    pub(super) retries: AtomicU32,
+    pub(crate) connections: AtomicU32,
+    pub(crate) pending: AtomicU32,
+    pub(crate) requests: AtomicU32,
+    pub(crate) retries: AtomicU32,
     version: AtomicU64,
     out: Mutex<Out>,
     idle: Mutex<HashMap<SocketAddr, IdleTimes>>,
@@ -85,7 +85,7 @@ impl Joints {
 
 impl Joint {
     /// Counts one up if `allowed` says so of the counts before.
-    pub(super) fn up(&self, counter: &AtomicU32, allowed: impl FnOnce(&CircuitCounts) -> bool) -> bool {
+    pub(crate) fn up(&self, counter: &AtomicU32, allowed: impl FnOnce(&CircuitCounts) -> bool) -> bool {
         if !self.counted {
             return true;
         }
@@ -97,7 +97,7 @@ impl Joint {
     }
 
     /// Counts one down.
-    pub(super) fn down(&self, counter: &AtomicU32) {
+    pub(crate) fn down(&self, counter: &AtomicU32) {
         if self.counted {
             let _ = counter.fetch_update(Relaxed, Relaxed, |n| Some(n.saturating_sub(1)));
         }
@@ -114,12 +114,12 @@ impl Joint {
     }
 
     /// Grows when hosts leave or come back.
-    pub(super) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.version.load(Relaxed)
     }
 
     /// Runs `f` with the question whether a host takes no traffic.
-    pub(super) fn with_out(&self, f: impl FnOnce(&dyn Fn(&SocketAddr) -> bool)) {
+    pub(crate) fn with_out(&self, f: impl FnOnce(&dyn Fn(&SocketAddr) -> bool)) {
         if self.version() == 0 {
             // Nobody has ever left.
             return f(&|_| false);
@@ -129,7 +129,7 @@ impl Joint {
     }
 
     /// How many hosts there are, and which.
-    pub(super) fn hosts(&self, set: &EndpointSet) {
+    pub(crate) fn hosts(&self, set: &EndpointSet) {
         if self.cluster.outlier.is_some() {
             let mut out = lock(&self.out);
             // A subset's endpoints are not all.
@@ -138,7 +138,7 @@ impl Joint {
         }
     }
 
-    pub(super) fn outcome(&self, o: &OutlierDetection, host: &SocketAddr, outcome: Outcome, now: u64, random: u64) {
+    pub(crate) fn outcome(&self, o: &OutlierDetection, host: &SocketAddr, outcome: Outcome, now: u64, random: u64) {
         let mut out = lock(&self.out);
         let count = out.hosts;
         let mut changed = out.outlier.record(o, host, outcome, count, now, random);
@@ -149,7 +149,7 @@ impl Joint {
         self.note(changed);
     }
 
-    pub(super) fn sweep(&self, o: &OutlierDetection, now: u64, random: u64) {
+    pub(crate) fn sweep(&self, o: &OutlierDetection, now: u64, random: u64) {
         let mut out = lock(&self.out);
         let count = out.hosts;
         let due = out.outlier.ejected() > 0 && out.outlier.next_sweep(o).is_none_or(|t| t <= now);
@@ -165,12 +165,12 @@ impl Joint {
     }
 
     /// Whether the caller is the one to run the health checks.
-    pub(super) fn claim_checks(&self) -> bool {
+    pub(crate) fn claim_checks(&self) -> bool {
         !self.checked.swap(true, Relaxed)
     }
 
     /// A health check's verdict.
-    pub(super) fn health(&self, host: SocketAddr, healthy: bool) {
+    pub(crate) fn health(&self, host: SocketAddr, healthy: bool) {
         let mut out = lock(&self.out);
         let changed = if healthy { out.unhealthy.remove(&host) } else { out.unhealthy.insert(host) };
         drop(out);
@@ -178,12 +178,12 @@ impl Joint {
     }
 
     /// A peer closed a connection after it had been idle for so long.
-    pub(super) fn closed_idle(&self, host: SocketAddr, now: Duration, idle: Duration) {
+    pub(crate) fn closed_idle(&self, host: SocketAddr, now: Duration, idle: Duration) {
         lock(&self.idle).entry(host).or_default().closed(now, idle);
     }
 
     /// How long a connection to a host may have been idle to be used again.
-    pub(super) fn idle_limit(&self, host: &SocketAddr, now: Duration) -> Option<Duration> {
+    pub(crate) fn idle_limit(&self, host: &SocketAddr, now: Duration) -> Option<Duration> {
         lock(&self.idle).get(host)?.limit(now)
     }
 }
