@@ -9,10 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::options::{Port, RunOptions};
-use crate::template::Template;
-
-/// The sidecar's container.
-pub(crate) const PROXY: &str = carrick_inject::CONTAINER_NAME;
+use crate::template::{PROXY, Template};
 
 /// One container as the runner sees it. Times are RFC 3339.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::network::Netlink;
 use crate::options::run_dir;
 use crate::state::{self, PodState};
-use crate::{Network, PodError, api, object};
+use crate::{Network, PodError, api, template};
 
 /// Removes every dead runner's processes, namespace, link, address and Pod object; returns how many pods were swept.
 /// Without a client, or while the API is away, pods with an object keep their folder for the next sweep.
@@ -49,7 +49,7 @@ pub async fn sweep(data_dir: &Path, network: &Network, client: Option<&Client>) 
             None => false,
         };
         if forgotten {
-            let log = format!("{}_{}_{}.log", state.namespace, state.name, object::PROXY);
+            let log = format!("{}_{}_{}.log", state.namespace, state.name, template::PROXY);
             let _ = std::fs::remove_file(run_dir(data_dir).join("logs").join(log));
             folder.remove()?;
             swept = swept.saturating_add(1);

@@ -11,9 +11,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::PodError;
-use crate::object::PROXY;
 use crate::options::{ManifestRef, Port, RunOptions};
 use crate::variables::{self, Variable};
+
+/// The proxy's container: a workload's second, a gateway's only one.
+pub(crate) const PROXY: &str = carrick_inject::CONTAINER_NAME;
 
 /// What the pod will be.
 #[derive(Clone, Debug, Default)]

@@ -33,6 +33,7 @@ use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, host_name, run_dir};
 use crate::sandbox::Sandbox;
 use crate::state::{self, PodFolder};
 use crate::sweep::{delete_object, dismantle};
+use crate::template::PROXY;
 use crate::{PodError, child};
 
 /// Letters of generated names, without those that make words or are mistaken.
@@ -178,7 +179,7 @@ impl Life {
             None => {
                 let folder = run_dir(&options.data_dir).join("logs");
                 std::fs::create_dir_all(&folder).map_err(PodError::io(format!("create {}", folder.display())))?;
-                folder.join(format!("{}_{}_{}.log", options.namespace, self.name, object::PROXY))
+                folder.join(format!("{}_{}_{}.log", options.namespace, self.name, PROXY))
             }
         };
         let publish = status::publish(self.pods.clone(), self.name.clone(), self.observed.subscribe());
