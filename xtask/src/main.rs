@@ -4,6 +4,7 @@
 //! changed in the tree.
 
 mod cycles;
+mod features;
 mod layers;
 mod sources;
 
@@ -30,6 +31,7 @@ fn tidy(root: &Path) -> anyhow::Result<Vec<String>> {
     findings.extend(sources::check_headers(root, &files)?);
     findings.extend(sources::check_module_files(root, &files));
     findings.extend(cycles::check(root)?);
+    findings.extend(features::check(root, &files)?);
     Ok(findings)
 }
 
