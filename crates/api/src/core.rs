@@ -35,6 +35,28 @@ pub struct Node {
     pub metadata: Meta,
 }
 
+/// A config map: only the roots in it matter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigMap {
+    #[serde(deserialize_with = "nullable")]
+    pub metadata: Meta,
+    #[serde(deserialize_with = "nullable")]
+    pub data: RootsData,
+}
+
+/// The keys of a config map that are read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RootsData {
+    /// Certificates, PEM.
+    #[serde(rename = "ca.crt", deserialize_with = "nullable")]
+    pub roots: String,
+    /// Revocation lists, PEM.
+    #[serde(rename = "ca.crl", deserialize_with = "nullable")]
+    pub crl: String,
+}
+
 /// A service account: only its existence and annotations matter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

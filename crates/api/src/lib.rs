@@ -20,7 +20,7 @@ pub mod timestamp;
 pub mod validate;
 
 pub use self::core::{
-    Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount, ServicePort,
+    ConfigMap, Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount, ServicePort,
     ServiceSpec,
 };
 pub use self::istio::authorization_policy::AuthorizationPolicy;

@@ -4,14 +4,14 @@
 //! one; an object that cannot be read is kept out, alone, with the reason.
 
 use crate::source::{Change, Kind, Name};
-use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_api::gateway_api::{
     BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
 };
+use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
-    Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry, from_value,
+    AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
+    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::gateway_api::GatewayApiInput;
 use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
@@ -70,6 +70,7 @@ pub(crate) struct Known {
     virtual_services: Table<VirtualService>,
     gateways: Table<Gateway>,
     secrets: Table<Secret>,
+    config_maps: Table<ConfigMap>,
     envoy_filters: Table<EnvoyFilter>,
     classes: Table<GatewayClass>,
     k8s_gateways: Table<K8sGateway>,
@@ -155,6 +156,7 @@ impl Known {
             Kind::VirtualService => self.virtual_services.apply(&name, &value),
             Kind::Gateway => self.gateways.apply(&name, &value),
             Kind::Secret => self.secrets.apply(&name, &value),
+            Kind::ConfigMap => self.config_maps.apply(&name, &value),
             Kind::EnvoyFilter => self.envoy_filters.apply(&name, &value),
             Kind::GatewayClass => self.classes.apply(&name, &value),
             Kind::K8sGateway => self.k8s_gateways.apply(&name, &value),
@@ -199,6 +201,7 @@ impl Known {
             Kind::VirtualService => self.virtual_services.objects.remove(name).is_some(),
             Kind::Gateway => self.gateways.objects.remove(name).is_some(),
             Kind::Secret => self.secrets.objects.remove(name).is_some(),
+            Kind::ConfigMap => self.config_maps.objects.remove(name).is_some(),
             Kind::EnvoyFilter => self.envoy_filters.objects.remove(name).is_some(),
             Kind::GatewayClass => self.classes.objects.remove(name).is_some(),
             Kind::K8sGateway => self.k8s_gateways.objects.remove(name).is_some(),
@@ -245,6 +248,7 @@ impl Known {
             virtual_services: self.virtual_services.all(),
             gateways: self.gateways.all(),
             secrets: self.secrets.all(),
+            config_maps: self.config_maps.all(),
             envoy_filters: self.envoy_filters.all(),
             gateway_api: GatewayApiInput {
                 classes: self.classes.all(),

@@ -37,6 +37,8 @@ pub enum Kind {
     Gateway,
     /// Secrets, for TLS.
     Secret,
+    /// Config maps, for roots.
+    ConfigMap,
     /// EnvoyFilters.
     EnvoyFilter,
     /// AuthorizationPolicies.
@@ -85,7 +87,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 27] = [
+pub const KINDS: [KindInfo; 28] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -99,6 +101,7 @@ pub const KINDS: [KindInfo; 27] = [
     core(Kind::VirtualService, "networking.istio.io", "VirtualService", "virtualservices", false),
     core(Kind::Gateway, "networking.istio.io", "Gateway", "gateways", false),
     core(Kind::Secret, "", "Secret", "secrets", false),
+    core(Kind::ConfigMap, "", "ConfigMap", "configmaps", false),
     KindInfo {
         version: "v1alpha3",
         ..core(Kind::EnvoyFilter, "networking.istio.io", "EnvoyFilter", "envoyfilters", false)

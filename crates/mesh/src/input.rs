@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use carrick_api::{
-    AuthorizationPolicy, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
+    AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
     Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
     WorkloadEntry,
 };
@@ -47,6 +47,8 @@ pub struct SnapshotInput {
     pub gateways: Vec<Arc<Gateway>>,
     /// All Secrets.
     pub secrets: Vec<Arc<Secret>>,
+    /// All config maps, for the roots in them.
+    pub config_maps: Vec<Arc<ConfigMap>>,
     /// All EnvoyFilters.
     pub envoy_filters: Vec<Arc<EnvoyFilter>>,
     /// All objects of the Gateway API.

@@ -19,27 +19,40 @@ use crate::{
 };
 
 const SCHEME: &str = "kubernetes://";
+/// Roots in a config map, which is no secret: any namespace may name it.
+const PUBLIC: &str = "configmap://";
 
 /// All secrets by name.
 #[derive(Debug, Default)]
-pub struct SecretIndex(HashMap<NamespacedName, Arc<carrick_api::Secret>>);
+pub struct SecretIndex {
+    secrets: HashMap<NamespacedName, Arc<carrick_api::Secret>>,
+    config_maps: HashMap<NamespacedName, Arc<carrick_api::ConfigMap>>,
+}
 
 impl SecretIndex {
     /// Indexes them.
-    pub fn build(all: &[Arc<carrick_api::Secret>]) -> Self {
-        let named =
-            |s: &Arc<carrick_api::Secret>| (NamespacedName::new(&s.metadata.namespace, &s.metadata.name), s.clone());
-        Self(all.iter().map(named).collect())
+    pub fn build(secrets: &[Arc<carrick_api::Secret>], config_maps: &[Arc<carrick_api::ConfigMap>]) -> Self {
+        let name = |m: &carrick_api::object::Meta| NamespacedName::new(&m.namespace, &m.name);
+        Self {
+            secrets: secrets.iter().map(|s| (name(&s.metadata), s.clone())).collect(),
+            config_maps: config_maps.iter().map(|c| (name(&c.metadata), c.clone())).collect(),
+        }
     }
 
     /// What an SDS name means to a proxy of this namespace; `None` if it may not have it, or it is not there.
     pub fn find(&self, name: &Arc<str>, namespace: &str) -> Option<SecretPart> {
+        if let Some(path) = name.strip_prefix(PUBLIC) {
+            let (place, short) = path.split_once('/')?;
+            let short = short.strip_suffix(names::ROOTS_SUFFIX)?;
+            let value = public(self.config_maps.get(&NamespacedName::new(place, short))?)?;
+            return Some(SecretPart { name: name.clone(), value });
+        }
         let path = name.strip_prefix(SCHEME)?;
         let (place, short) = path.split_once('/').unwrap_or((namespace, path));
         if place != namespace {
             return None;
         }
-        let of = |short: &str| self.0.get(&NamespacedName::new(place, short));
+        let of = |short: &str| self.secrets.get(&NamespacedName::new(place, short));
         let value = match short.strip_suffix(names::ROOTS_SUFFIX) {
             Some(base) => of(short).and_then(|s| roots(s)).or_else(|| of(base).and_then(|s| roots(s))),
             None => of(short).and_then(|s| certificate(s)),
@@ -77,6 +90,11 @@ fn certificate(secret: &carrick_api::Secret) -> Option<SecretValue> {
     Some(SecretValue::Certificate { chain, key, staple: value(secret, "tls.ocsp-staple") })
 }
 
+fn public(map: &carrick_api::ConfigMap) -> Option<SecretValue> {
+    let bytes = |text: &str| (!text.is_empty()).then(|| Bytes(text.as_bytes().into()));
+    Some(SecretValue::Roots { roots: bytes(&map.data.roots)?, crl: bytes(&map.data.crl) })
+}
+
 fn roots(secret: &carrick_api::Secret) -> Option<SecretValue> {
     let (roots, crl) = match value(secret, "cacert") {
         Some(roots) => (roots, value(secret, "crl").or_else(|| value(secret, "ca.crl"))),
@@ -98,7 +116,7 @@ mod tests {
             secret.data = data.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().into())).collect();
             Arc::new(secret)
         };
-        SecretIndex::build(&all.iter().map(secret).collect::<Vec<_>>())
+        SecretIndex::build(&all.iter().map(secret).collect::<Vec<_>>(), &[])
     }
 
     fn found(index: &SecretIndex, name: &str, namespace: &str) -> Option<String> {
@@ -145,5 +163,15 @@ mod tests {
         assert_eq!(found(&all, "kubernetes://a/tls", "b"), None);
         let shown = format!("{:?}", all.find(&"kubernetes://tls".into(), "a"));
         assert!(!shown.contains('K') && shown.contains("1 bytes"), "{shown}");
+    }
+
+    #[test]
+    fn roots_in_a_config_map_are_for_everybody() {
+        let mut map = carrick_api::ConfigMap::default();
+        (map.metadata.namespace, map.metadata.name) = ("shop".to_owned(), "ca".to_owned());
+        map.data.roots = "PEM".to_owned();
+        let index = SecretIndex::build(&[], &[Arc::new(map)]);
+        assert_eq!(found(&index, "configmap://shop/ca-cacert", "edge").as_deref(), Some("PEM "));
+        assert_eq!(found(&index, "configmap://shop/none-cacert", "edge"), None);
     }
 }

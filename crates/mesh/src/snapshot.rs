@@ -129,7 +129,7 @@ impl Snapshot {
             rules,
             virtual_services: VirtualServiceIndex::build(virtual_services, &mut found),
             gateways: GatewayIndex::build(gateways, &mut found),
-            secrets: SecretIndex::build(&input.secrets),
+            secrets: SecretIndex::build(&input.secrets, &input.config_maps),
             settings,
         };
         let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.services);

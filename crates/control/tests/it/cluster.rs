@@ -8,7 +8,7 @@ use carrick_pki::{KeyAlgorithm, csr};
 use carrick_xds::TypeUrl;
 use carrick_xds::client::open_channel;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
@@ -106,8 +106,7 @@ async fn follows_a_kubernetes_api() {
     // A change of a kind nobody watches: everything before it was seen.
     let before = proxy.updates();
     policies.delete("default", &Default::default()).await.expect("deleted");
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "shop");
-    maps.create(&create, &object(json!({"metadata": {"name": "x"}, "data": {"a": "b"}}))).await.expect("created");
+    accounts.create(&create, &object(json!({"metadata": {"name": "x"}}))).await.expect("created");
     let list = namespaces.list(&ListParams::default().limit(1)).await.expect("list");
     let answer = world.json(&wait(&list.metadata.resource_version.expect("a version"))).await;
     assert_eq!(answer["complete"], json!(true), "{answer}");
