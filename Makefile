@@ -8,16 +8,17 @@ export CARRICK_ENVOY := $(TOOLS)/bin/envoy
 export CARRICK_KUBECTL := $(TOOLS)/bin/kubectl
 export CARRICK_HELM := $(TOOLS)/bin/helm
 JOBS ?= 2
+NAME ?= banknext
 
 .PHONY: help demo test build check unit e2e bench fuzz clean-tools
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## run the banknext scenario with every pair of data planes
+demo: ## run a scenario with every pair of data planes; NAME=banknext, or another of examples/
 	@tools/install demo
 	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
-	$(TARGET)/release/carrick demo banknext
+	$(TARGET)/release/carrick demo $(NAME)
 
 test: ## every check and test; what CI runs
 	@tools/install test

@@ -11,6 +11,7 @@ mod readiness;
 mod sidecar;
 pub(crate) mod signals;
 mod status;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,7 @@
 //! Partners that call in with their own certificates, and are called out with ours.
 //!
-//! Invariant: the manifests are those of `examples/gopay-partners`, unchanged but for the partner's address and the
-//! folder of certificates; every row asserts on curl's exit code and answer, on bytes from the wire, or on an object's
-//! status.
+//! Invariant: the manifests are those of `examples/gopay-partners`, unchanged but for the partner's address; every row
+//! asserts on curl's exit code and answer, on bytes from the wire, or on an object's status.
 
 use std::{
     path::{Path, PathBuf},
@@ -40,6 +39,11 @@ const IDLE_PARTNER: &str = "idle";
 const INGRESS_POD: &str = "istio-ingressgateway";
 const EGRESS_POD: &str = "istio-egressgateway";
 const API: &str = "https://api.gopay.example.com/";
+/// How the sidecar of orders gets its files.
+const VOLUMES: [&str; 2] = [
+    r#"sidecar.istio.io/userVolume={"partner":{"secret":{"secretName":"partner-certs"}}}"#,
+    r#"sidecar.istio.io/userVolumeMount={"partner":{"mountPath":"/var/run/secrets/partner","readonly":true}}"#,
+];
 /// Requests a second to the partner that closes idle connections; the gap between two is its patience.
 const IDLE_RATE: &str = "50";
 const IDLE_MILLIS: &str = "20";
@@ -94,10 +98,9 @@ impl Pay {
         std::fs::read(self.certs.join(name)).with_context(|| name.to_owned())
     }
 
-    /// Manifests with the address of a pod and the folder of certificates in place.
+    /// Manifests with the address of a pod in place.
     fn placed(&self, manifests: &str, partner: &str) -> Result<String> {
-        let address = self.stage.address(partner)?.to_string();
-        Ok(manifests.replace("PARTNER_ADDRESS", &address).replace("/etc/partner", &self.certs.display().to_string()))
+        Ok(manifests.replace("PARTNER_ADDRESS", &self.stage.address(partner)?.to_string()))
     }
 
     async fn start(&mut self) -> Result<()> {
@@ -111,7 +114,14 @@ impl Pay {
         ];
         self.stage.mesh.apply(&secret("istio-system", "gopay-api", "Opaque", &data)).await?;
         self.stage.start(&pod("gopay", PAYMENTS, PAYMENTS, server, serve_command(PAYMENTS, &[])))?;
-        self.stage.start(&pod("gopay", ORDERS, ORDERS, client, serve_command(ORDERS, &[])))?;
+        let files = ["client.pem", "client-key.pem", "ca.pem", "other-ca.pem"];
+        let data: Vec<_> = files.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<_>>()?;
+        self.stage.mesh.apply(&secret("gopay", "partner-certs", "Opaque", &data)).await?;
+        let mut orders = pod("gopay", ORDERS, ORDERS, client, serve_command(ORDERS, &[]));
+        for annotation in VOLUMES {
+            orders.more.extend(["--annotation".to_owned(), annotation.to_owned()]);
+        }
+        self.stage.start(&orders)?;
         let folder = self.certs.display().to_string();
         let partner = ["--mutual-tls-port", "8444", "--certificates", &folder];
         self.stage.start(&pod("partners", PARTNER, PARTNER, Engine::Native, serve_command(PARTNER, &partner)))?;

@@ -159,7 +159,6 @@ impl Api {
         self.stage.expect(CLIENT, &["--cacert", &ca, TLS], Want::NoAnswer).await.context("without a certificate")?;
         self.stage.expect(CLIENT, &stranger, Want::NoAnswer).await.context("of another authority")?;
         self.stage.expect(CLIENT, &wrong, Want::Status(200)).await.context("another name, no policy yet")?;
-        self.stage.mesh.apply(ONE_CLIENT).await?;
         let told = self.policy_holds(&good, &wrong).await;
         self.stage.mesh.delete(ONE_CLIENT).await?;
         told?;
@@ -167,6 +166,7 @@ impl Api {
     }
 
     async fn policy_holds(&self, good: &[&str], wrong: &[&str]) -> Result<()> {
+        self.stage.mesh.apply(ONE_CLIENT).await?;
         self.stage.expect(CLIENT, wrong, Want::Status(403)).await?;
         self.stage.expect(CLIENT, good, Want::Status(200)).await?;
         self.stage.expect(CALLER, &[ADMIN], Want::Status(200)).await.map(|_| ())

@@ -112,12 +112,34 @@ impl PodFiles {
         })
     }
 
+    /// A folder of files that only the sidecar's user may read.
+    pub(crate) fn volume(&self, name: &str, data: Vec<(String, Vec<u8>)>) -> Result<PathBuf, PodError> {
+        if !is_file_name(name) {
+            return Err(PodError::Request(format!("volume {name:?} is no name")));
+        }
+        let folder = format!("volumes/{name}");
+        self.folder("volumes", 0o755, 0)?;
+        self.folder(&folder, 0o700, PROXY_ID)?;
+        for (file, bytes) in data {
+            if !is_file_name(&file) {
+                return Err(PodError::Request(format!("volume {name}: {file:?} is no file name")));
+            }
+            self.write(&format!("{folder}/{file}"), &bytes, 0o400, PROXY_ID)?;
+        }
+        Ok(self.root.join(folder))
+    }
+
     /// Replaces one file under the pod's folder.
     pub(crate) fn write(&self, name: &str, content: &[u8], mode: u32, owner: u32) -> Result<(), PodError> {
         let path = self.root.join(name);
         let written = write_owned(&path, content, mode, owner);
         written.map_err(PodError::io(format!("write {}", path.display())))
     }
+}
+
+/// Whether a text names a file right in a folder.
+fn is_file_name(text: &str) -> bool {
+    !text.is_empty() && text != "." && text != ".." && !text.contains('/') && !text.contains('\0')
 }
 
 /// Labels or annotations as the downward API writes them.

@@ -23,7 +23,7 @@ use super::credentials::Credentials;
 use super::files::{PodFiles, SidecarPaths};
 use super::sidecar::{Sidecar, tail};
 use super::status::{self, now};
-use super::{Plan, readiness};
+use super::{Plan, readiness, volumes};
 use crate::dns::server::{Responder, Sockets, serve};
 use crate::dns::table::{self, TableFile};
 use crate::dns::upstream::Upstream;
@@ -109,7 +109,11 @@ impl Life {
         let ip = self.folder.state.ip.ok_or_else(|| PodError::Request("the pod has no address".into()))?;
         let mut view = files.view(&options.namespace, &host_name, &ip.to_string())?;
         let paths = match &plan.sidecar {
-            Some(sidecar) => Some(files.sidecar(&mut view, &plan.template, sidecar)?),
+            Some(sidecar) => {
+                let annotations = &plan.template.annotations;
+                volumes::mount(&self.client, &options.namespace, annotations, &files, &mut view).await?;
+                Some(files.sidecar(&mut view, &plan.template, sidecar)?)
+            }
             None => None,
         };
         let credentials = Credentials {
