@@ -9,6 +9,7 @@ use crate::caller::{Callers, KubeReviewer, TokenReviewer};
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
 use crate::fold::{Debounce, Fold};
+use crate::keys::{self, KeyOptions};
 use crate::seen::Seen;
 use crate::metrics::ControlMetrics;
 use crate::renderer::Renderer;
@@ -61,6 +62,8 @@ pub struct ControlOptions {
     pub server_cert_ttl: Duration,
     /// When changes are published.
     pub debounce: Debounce,
+    /// How keys of token issuers are fetched. The mesh's `caCertificates` are among the roots anyway.
+    pub keys: KeyOptions,
     /// Where metrics are registered.
     pub metrics: Metrics,
 }
@@ -82,6 +85,7 @@ impl ControlOptions {
             server_ips: Vec::new(),
             server_cert_ttl: Duration::from_secs(24 * 60 * 60),
             debounce: Debounce::default(),
+            keys: KeyOptions::default(),
             metrics: Metrics::new(),
         }
     }
@@ -164,7 +168,12 @@ impl Control {
                 (Some(client), events)
             }
         };
+        let mut key_options = options.keys;
+        key_options.roots.extend(options.mesh_config.ca_certificates.iter().map(|c| c.pem.clone()));
+        let (keys, fetching) = keys::task(&key_options, renderer.clone(), drain.clone());
+        tasks.spawn("keys", fetching);
         let fold = Fold {
+            keys,
             mesh_config: options.mesh_config.clone(),
             debounce: options.debounce,
             renderer: renderer.clone(),

@@ -5,6 +5,7 @@
 //! way that does not rebuild the rest. Nothing is published before every kind was listed once.
 
 use crate::history::Published;
+use crate::keys::Keys;
 use crate::ledger;
 use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
@@ -13,6 +14,7 @@ use crate::seen::Seen;
 use crate::source::{Change, Event, KINDS, Kind, Name};
 use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
+use carrick_mesh::FetchedKeys;
 use carrick_mesh::gateway_api::GATEWAY_LABEL;
 use carrick_runtime::drain::Drain;
 use serde_json::Value;
@@ -21,6 +23,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
+
+/// How long a snapshot waits for keys that were never tried to be fetched.
+const KEYS_WAIT: Duration = Duration::from_secs(2);
 
 /// When a burst of changes counts as over.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +62,7 @@ struct Pending {
 
 /// The task.
 pub(crate) struct Fold {
+    pub(crate) keys: Keys,
     pub(crate) mesh_config: MeshConfig,
     pub(crate) debounce: Debounce,
     pub(crate) renderer: Arc<Renderer>,
@@ -74,11 +80,12 @@ struct State {
     sequence: u64,
     pending: Option<Pending>,
     last_publish: Option<Instant>,
+    keys: FetchedKeys,
 }
 
 impl Fold {
     /// Runs until drained or until nobody tells of changes any more.
-    pub(crate) async fn run(self, mut events: mpsc::Receiver<Event>, drain: Drain) {
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>, drain: Drain) {
         let mut state = State {
             known: Known::default(),
             listed: BTreeSet::new(),
@@ -87,6 +94,7 @@ impl Fold {
             sequence: 0,
             pending: None,
             last_publish: None,
+            keys: FetchedKeys::new(),
         };
         loop {
             // Half a configuration would close what is meant to be open, and open what is meant to be closed.
@@ -109,11 +117,32 @@ impl Fold {
                     }
                 },
                 () = timer => self.publish(&mut state),
+                () = self.keys.changed() => self.take_keys(&mut state),
             }
         }
     }
 
+    /// Other keys are a change like one of an object; a source that was tried in vain only ends the wait for it.
+    fn take_keys(&mut self, state: &mut State) {
+        let keys = self.keys.now();
+        if state.keys == keys {
+            return;
+        }
+        state.keys = keys;
+        let now = Instant::now();
+        match &mut state.pending {
+            Some(pending) => pending.config = true,
+            None => state.pending = Some(Pending { first: now, last: now, config: true, after_quiet: true }),
+        }
+    }
+
     fn due(&self, pending: &Pending) -> Instant {
+        let due = self.due_by_age(pending);
+        // Without its keys an issuer's tokens are refused, also those that were good under the last snapshot.
+        if self.keys.outstanding() { due.max(pending.first + KEYS_WAIT) } else { due }
+    }
+
+    fn due_by_age(&self, pending: &Pending) -> Instant {
         let (quiet, max) = if !pending.config {
             (self.debounce.eager, self.debounce.endpoints_max)
         } else if pending.after_quiet && pending.last == pending.first {
@@ -135,6 +164,9 @@ impl Fold {
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
             warn!(kind = kind.info().name, namespace, name, reason, "object cannot be read and is left out");
+        }
+        if matches!(kind, Kind::RequestAuthentication | Kind::LegacyPolicy | Kind::LegacyMeshPolicy) {
+            self.keys.want(state.known.key_sources());
         }
         state.resource_version = state.resource_version.max(outcome.version);
         let listed_now = replaced && state.listed.insert(kind);
@@ -180,7 +212,9 @@ impl Fold {
         }
         if listed_now && state.listed.len() == KINDS.len() {
             info!(services = state.known.service_count(), "all kinds are listed");
-            self.publish(state);
+            if !self.keys.outstanding() {
+                self.publish(state);
+            }
         }
     }
 
@@ -201,7 +235,7 @@ impl Fold {
         };
         self.metrics.services.set(i64::try_from(state.known.service_count()).unwrap_or(i64::MAX));
         let build = if pending.config || state.sequence == 1 {
-            Build::Everything(Box::new(state.known.input(&self.mesh_config, Default::default())), published.clone())
+            Build::Everything(Box::new(state.known.input(&self.mesh_config, state.keys.clone())), published.clone())
         } else {
             Build::Endpoints(state.known.endpoints(), published.clone())
         };

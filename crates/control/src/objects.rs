@@ -3,22 +3,27 @@
 //! Invariant: what is not a change of anything the mesh reads (a heartbeat in a pod's status, a version) is not told as
 //! one; an object that cannot be read is kept out, alone, with the reason.
 
+use crate::keys::Wanted;
 use crate::source::{Change, Kind, Name};
 use carrick_api::gateway_api::{
     BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
 };
 use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
+use carrick_api::scalar::Duration;
 use carrick_api::{
     AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
     Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
     VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::gateway_api::GatewayApiInput;
-use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
+use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How long fetching keys may take when their rule says nothing.
+const KEY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Table<T> {
@@ -232,6 +237,23 @@ impl Known {
             workload_entries: self.workload_entries.all(),
             nodes: self.nodes.all(),
         }
+    }
+
+    /// Where the keys are that token rules name, with the time that fetching them may take.
+    pub(crate) fn key_sources(&self) -> Wanted {
+        let new = self.request_authentications.objects.values().flat_map(|p| &p.spec.jwt_rules);
+        let new = new.map(|r| (KeySource::of(&r.issuer, &r.jwks_uri, &r.jwks), r.timeout.map(Duration::get)));
+        let old = self.legacy_policies.objects.values().chain(self.legacy_mesh_policies.objects.values());
+        let old = old.flat_map(|p| &p.spec.origins).filter_map(|o| o.jwt.as_ref());
+        let old = old.map(|jwt| (KeySource::of(&jwt.issuer, &jwt.jwks_uri, &jwt.jwks), None));
+        let mut all = Wanted::new();
+        for (source, limit) in new.chain(old) {
+            let Some(source) = source else { continue };
+            let limit = limit.filter(|l| !l.is_zero()).unwrap_or(KEY_TIMEOUT);
+            let known = all.entry(source).or_insert(limit);
+            *known = (*known).max(limit);
+        }
+        all
     }
 
     /// What a snapshot is made of.

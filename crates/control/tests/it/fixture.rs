@@ -69,6 +69,7 @@ impl World {
             server_ips: vec![Ipv4Addr::LOCALHOST.into()],
             server_cert_ttl: Duration::from_secs(3600),
             debounce: Default::default(),
+            keys: Default::default(),
             metrics: Metrics::new(),
         };
         let control = Control::start(options).await.expect("starts");
