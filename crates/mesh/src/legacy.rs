@@ -12,58 +12,17 @@ use carrick_base::{Diagnostic, Labels, Severity};
 
 use crate::{
     codes,
+    endpoints::EndpointPart,
     model::{
-        MtlsMode, Origin, Port, Service,
+        Origin, Port, Service,
         authz::{Action, Attribute, AuthzPolicy, AuthzRule, Term, Value},
         endpoint::carries_all,
         jwt::JwtRule,
+        legacy::{Legacy, LegacyPort},
         service::Target,
     },
     read::finding,
-    snapshot::Snapshot,
 };
-
-/// One policy of the old API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Legacy {
-    /// The object.
-    pub origin: Origin,
-    /// Services it is about; none is the whole namespace, or the mesh.
-    pub targets: Vec<LegacyTarget>,
-    /// What servers take.
-    pub mode: MtlsMode,
-    /// Whose tokens they take.
-    pub jwt: Vec<Arc<JwtRule>>,
-    /// What is denied for want of a token; `None` when tokens are optional.
-    pub demand: Option<AuthzRule>,
-}
-
-/// A service that a policy is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LegacyTarget {
-    /// The service's short name.
-    pub service: Arc<str>,
-    /// Its ports; none is all.
-    pub ports: Vec<LegacyPort>,
-}
-
-/// A service port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LegacyPort {
-    /// By number.
-    Number(u16),
-    /// By name.
-    Name(Arc<str>),
-}
-
-impl LegacyPort {
-    fn is(&self, port: &Port) -> bool {
-        match self {
-            Self::Number(number) => *number == port.number,
-            Self::Name(name) => *name == port.name,
-        }
-    }
-}
 
 /// All policies of the old API, by level.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -143,10 +102,11 @@ impl LegacyIndex {
         self.namespaces.get(namespace).and_then(|n| n.own.as_ref()).or(self.mesh.as_ref())
     }
 
-    /// Tokens that a workload takes, and what it denies without one.
+    /// Tokens that a workload takes, and what it denies without one. `services` are those of its namespace.
     pub(crate) fn tokens(
         &self,
-        snapshot: &Snapshot,
+        services: &[Arc<Service>],
+        endpoints: &EndpointPart,
         namespace: &str,
         labels: &Labels,
     ) -> (Vec<Arc<JwtRule>>, Vec<Arc<AuthzPolicy>>) {
@@ -154,14 +114,14 @@ impl LegacyIndex {
             return (Vec::new(), Vec::new());
         }
         let mut by_policy: BTreeMap<Origin, (Arc<Legacy>, Vec<u16>)> = BTreeMap::new();
-        for service in snapshot.services_in(namespace) {
+        for service in services {
             if service.selector.is_empty() || !carries_all(labels, &service.selector) {
                 continue;
             }
             for port in &service.ports {
                 let Some(policy) = self.of_port(service, port) else { continue };
                 let (_, ports) = by_policy.entry(policy.origin.clone()).or_insert_with(|| (policy.clone(), Vec::new()));
-                ports.extend(target_ports(snapshot, service, port));
+                ports.extend(target_ports(endpoints, service, port));
             }
         }
         let named: Vec<u16> = by_policy.values().flat_map(|(_, ports)| ports.iter().copied()).collect();
@@ -176,10 +136,10 @@ impl LegacyIndex {
     }
 }
 
-fn target_ports(snapshot: &Snapshot, service: &Service, port: &Port) -> Vec<u16> {
+fn target_ports(endpoints: &EndpointPart, service: &Service, port: &Port) -> Vec<u16> {
     match &port.target {
         Target::Number(number) => vec![*number],
-        Target::Name(_) => snapshot.endpoints().of(&service.id, &port.slot).iter().map(|e| e.address.port()).collect(),
+        Target::Name(_) => endpoints.of(&service.id, &port.slot).iter().map(|e| e.address.port()).collect(),
     }
 }
 

@@ -12,8 +12,8 @@ use carrick_base::{Diagnostic, Labels, Severity};
 
 use crate::{
     codes,
-    legacy::{Legacy, LegacyIndex},
-    model::{MtlsMode, PeerAuth, Port, Service, endpoint::carries_all},
+    legacy::LegacyIndex,
+    model::{MtlsMode, PeerAuth, Port, Service, endpoint::carries_all, legacy::Legacy},
     parts::ModeSource,
     read::finding,
 };

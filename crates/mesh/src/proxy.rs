@@ -7,8 +7,6 @@ use std::{net::IpAddr, sync::Arc};
 
 use carrick_base::Labels;
 
-use crate::parts::gateway::Topology;
-
 /// How the workload's packets reach the sidecar.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Interception {
@@ -30,6 +28,33 @@ pub struct FileCerts {
     pub key: Arc<str>,
     /// Path of the roots, PEM.
     pub root: Arc<str>,
+}
+
+/// What stands before a gateway: `gatewayTopology` of its proxy configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Topology {
+    /// Proxies whose `x-forwarded-for` entries are believed.
+    pub trusted_proxies: u32,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ClientCertHeader,
+    /// Connections begin with a PROXY header.
+    pub proxy_protocol: bool,
+}
+
+/// What becomes of `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ClientCertHeader {
+    /// Removed, and set from the client's certificate.
+    #[default]
+    SanitizeSet,
+    /// Removed.
+    Sanitize,
+    /// Kept on connections with a client certificate.
+    ForwardOnly,
+    /// Kept, and added to, on connections with a client certificate.
+    AppendForward,
+    /// Kept.
+    AlwaysForwardOnly,
 }
 
 /// What a proxy is.

@@ -18,7 +18,6 @@ use crate::{
         sidecar::{HostSelector, NamespaceSelector},
     },
     read::finding,
-    snapshot::Snapshot,
 };
 
 /// All Sidecars, by namespace.
@@ -60,10 +59,10 @@ impl SidecarIndex {
     }
 }
 
-/// Services that a client's namespace sees through a host list, oldest first. An empty list shows nothing.
-pub fn visible<'a>(snapshot: &'a Snapshot, namespace: &str, hosts: &[HostSelector]) -> Vec<&'a Arc<Service>> {
+/// Those of `services` that a client's namespace sees through a host list, in their order. An empty list shows nothing.
+pub fn visible<'a>(services: &'a [Arc<Service>], namespace: &str, hosts: &[HostSelector]) -> Vec<&'a Arc<Service>> {
     let may = |s: &&Arc<Service>| s.export_to.allows(namespace) && selected(hosts, namespace, s);
-    let all: Vec<_> = snapshot.services().iter().filter(may).collect();
+    let all: Vec<_> = services.iter().filter(may).collect();
     let mut best: HashMap<&Hostname, &Arc<Service>> = HashMap::new();
     let rank = |s: &Service| (**s.namespace() != *namespace, s.registry != Registry::Kubernetes);
     for service in &all {

@@ -16,7 +16,6 @@ use crate::{
         jwt::{JwtPolicy, JwtRule},
     },
     read::{authorizer::Authorizers, finding},
-    snapshot::Snapshot,
 };
 
 /// The label of workloads that a Gateway of the Gateway API was deployed as.
@@ -118,6 +117,38 @@ impl SecurityIndex {
         )
     }
 
+    /// What is asked before a request reaches a workload of these labels: a sidecar's, or a gateway itself. `old` are the tokens and
+    /// the denials of the old API's policies for it.
+    pub(crate) fn of_workload(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        old: (Vec<Arc<JwtRule>>, Vec<Arc<AuthzPolicy>>),
+    ) -> Arc<Security> {
+        let mut out = Security::default();
+        for policy in self.policies(namespace, labels) {
+            match policy.action {
+                Action::Custom => out.custom_policies.push(policy),
+                Action::Audit => out.audit.push(policy),
+                Action::Deny => out.deny.push(policy),
+                Action::Allow => out.allow.push(policy),
+            }
+        }
+        if let Some(first) = out.custom_policies.first() {
+            let same = out.custom_policies.iter().all(|p| p.provider == first.provider);
+            out.custom = match self.authorizers.get(&first.provider).filter(|_| same) {
+                Some(authorizer) => Custom::Ask(authorizer.clone()),
+                None => Custom::Refuse,
+            };
+        }
+        let (jwt, demands) = old;
+        out.deny.extend(demands);
+        out.jwt =
+            self.jwt_policies(namespace, labels).iter().flat_map(|p| p.rules.iter().cloned()).chain(jwt).collect();
+        out.jwt.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+        Arc::new(out)
+    }
+
     fn selected<T>(
         &self,
         all: &HashMap<Arc<str>, Vec<Arc<T>>>,
@@ -155,30 +186,4 @@ impl Subject<'_> {
         let own = self.labels.get(GATEWAY_NAME);
         **origin.namespace() == *self.namespace && own.is_some_and(|own| gateways.iter().any(|g| **g == **own))
     }
-}
-
-/// What is asked before a request reaches a workload of these labels: a sidecar's, or a gateway itself.
-pub fn of_workload(snapshot: &Snapshot, namespace: &str, labels: &Labels) -> Arc<Security> {
-    let index = snapshot.security();
-    let mut out = Security::default();
-    for policy in index.policies(namespace, labels) {
-        match policy.action {
-            Action::Custom => out.custom_policies.push(policy),
-            Action::Audit => out.audit.push(policy),
-            Action::Deny => out.deny.push(policy),
-            Action::Allow => out.allow.push(policy),
-        }
-    }
-    if let Some(first) = out.custom_policies.first() {
-        let same = out.custom_policies.iter().all(|p| p.provider == first.provider);
-        out.custom = match index.authorizers.get(&first.provider).filter(|_| same) {
-            Some(authorizer) => Custom::Ask(authorizer.clone()),
-            None => Custom::Refuse,
-        };
-    }
-    let (jwt, demands) = snapshot.legacy().tokens(snapshot, namespace, labels);
-    out.deny.extend(demands);
-    out.jwt = index.jwt_policies(namespace, labels).iter().flat_map(|p| p.rules.iter().cloned()).chain(jwt).collect();
-    out.jwt.sort_by(|a, b| a.issuer.cmp(&b.issuer));
-    Arc::new(out)
 }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use carrick_base::{Diagnostic, Hostname, NamespacedName, ObjectRef};
+use carrick_base::{Diagnostic, Hostname, Labels, NamespacedName, ObjectRef};
 
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ use crate::{
     rules::RuleIndex,
     scope::SidecarIndex,
     secrets::SecretIndex,
-    security::SecurityIndex,
+    security::{Security, SecurityIndex},
     trust_domains::TrustDomains,
     virtual_services::VirtualServiceIndex,
 };
@@ -188,6 +188,12 @@ impl Snapshot {
     /// All policies about requests.
     pub fn security(&self) -> &SecurityIndex {
         &self.config.security
+    }
+
+    /// What is asked before a request reaches a workload of these labels: a sidecar's, or a gateway itself.
+    pub fn security_of(&self, namespace: &str, labels: &Labels) -> Arc<Security> {
+        let old = self.legacy().tokens(self.services_in(namespace), &self.endpoints, namespace, labels);
+        self.security().of_workload(namespace, labels, old)
     }
 
     /// All policies of the old API.

@@ -15,11 +15,7 @@ use carrick_mesh::{
 };
 use envoy_types::pb::{
     envoy::{
-        config::{
-            core::v3::SubstitutionFormatString,
-            listener::v3::{Filter, filter},
-            route::v3::RouteConfiguration,
-        },
+        config::{core::v3::SubstitutionFormatString, listener::v3::Filter, route::v3::RouteConfiguration},
         extensions::filters::{
             common::set_filter_state::v3::{FilterStateValue, filter_state_value},
             http::{
@@ -33,7 +29,6 @@ use envoy_types::pb::{
                         ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
                         SetCurrentClientCertDetails, UpgradeConfig,
                     },
-                    http_filter,
                 },
                 tcp_proxy::v3::{
                     TcpProxy,
@@ -108,10 +103,9 @@ pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynam
     manager.route_specifier =
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
     manager.http_filters = by_route();
-    manager.http_filters.extend(
-        dynamic
-            .map(|names| http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))),
-    );
+    manager.http_filters.extend(dynamic.map(|names| {
+        wire::http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))
+    }));
     manager.http_filters.push(router());
     http(&manager)
 }
@@ -119,9 +113,9 @@ pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynam
 /// Filters that do nothing unless a route says so, in Istio's order.
 fn by_route() -> Vec<HttpFilter> {
     vec![
-        http_filter(ALPN_FILTER, wire::any(&SetFilterState::default())),
-        http_filter(FAULT_FILTER, wire::any(&HttpFault::default())),
-        http_filter(CORS_FILTER, wire::any(&Cors::default())),
+        wire::http_filter(ALPN_FILTER, wire::any(&SetFilterState::default())),
+        wire::http_filter(FAULT_FILTER, wire::any(&HttpFault::default())),
+        wire::http_filter(CORS_FILTER, wire::any(&Cors::default())),
     ]
 }
 
@@ -170,7 +164,7 @@ pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>
         idle_timeout: idle_timeout.and_then(wire::millis),
         ..TcpProxy::default()
     };
-    network("envoy.filters.network.tcp_proxy", wire::any(&proxy))
+    wire::network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy))
 }
 
 /// The filters that forward a connection: to one cluster or to several by weight, through a tunnel, or to the name it asks for.
@@ -200,9 +194,12 @@ pub fn tcp_forward(settings: &ListenerSettings, to: &TcpForward) -> Vec<Filter> 
         ..TcpProxy::default()
     };
     let lookup = to.dynamic.as_ref().map(|(names, port)| {
-        network("envoy.filters.network.sni_dynamic_forward_proxy", wire::any(&dns::sni_filter(names, *port)))
+        wire::network_filter(
+            "envoy.filters.network.sni_dynamic_forward_proxy",
+            wire::any(&dns::sni_filter(names, *port)),
+        )
     });
-    lookup.into_iter().chain([network("envoy.filters.network.tcp_proxy", wire::any(&proxy))]).collect()
+    lookup.into_iter().chain([wire::network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy))]).collect()
 }
 
 fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
@@ -227,21 +224,9 @@ fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
 }
 
 fn router() -> HttpFilter {
-    http_filter("envoy.filters.http.router", wire::any(&Router::default()))
-}
-
-pub(crate) fn http_filter(name: &str, config: Any) -> HttpFilter {
-    HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
-    }
+    wire::http_filter("envoy.filters.http.router", wire::any(&Router::default()))
 }
 
 fn http(manager: &HttpConnectionManager) -> Filter {
-    network("envoy.filters.network.http_connection_manager", wire::any(manager))
-}
-
-pub(crate) fn network(name: &str, config: Any) -> Filter {
-    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
+    wire::network_filter("envoy.filters.network.http_connection_manager", wire::any(manager))
 }

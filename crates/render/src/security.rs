@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::{
 };
 use std::sync::Arc;
 
-use crate::{filters, wire::any_as};
+use crate::wire::{any_as, http_filter, network_filter};
 use rbac::Kind;
 use wire::{HttpRbac, NetworkRbac, Rbac};
 
@@ -41,7 +41,7 @@ pub fn http_filters(security: &Security) -> Vec<HttpFilter> {
             shadow_rules: rules.shadow,
             shadow_rules_stat_prefix: rules.shadow_prefix.to_owned(),
         };
-        filters::http_filter(HTTP_RBAC, any_as("envoy.extensions.filters.http.rbac.v3.RBAC", &message))
+        http_filter(HTTP_RBAC, any_as("envoy.extensions.filters.http.rbac.v3.RBAC", &message))
     };
     match &security.custom {
         Custom::Nothing => {}
@@ -66,7 +66,7 @@ pub fn network_filters(security: &Security) -> Vec<Filter> {
             stat_prefix: TCP_STATS.to_owned(),
             shadow_rules_stat_prefix: rules.shadow_prefix.to_owned(),
         };
-        filters::network(NETWORK_RBAC, any_as("envoy.extensions.filters.network.rbac.v3.RBAC", &message))
+        network_filter(NETWORK_RBAC, any_as("envoy.extensions.filters.network.rbac.v3.RBAC", &message))
     };
     match &security.custom {
         Custom::Nothing => {}

@@ -1,4 +1,4 @@
-//! Small words of Envoy's messages: packing, durations, wrappers, addresses, configuration sources, and messages with maps.
+//! Small words of Envoy's messages: packing, filters, durations, wrappers, addresses, configuration sources, and messages with maps.
 //!
 //! Invariant: byte-stable. The generated types hold maps with a random order, so a map with more than one entry is written with
 //! the types of this file instead; a map with one entry is stable as it is.
@@ -6,10 +6,17 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use envoy_types::pb::{
-    envoy::config::core::v3::{
-        Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, CidrRange, ConfigSource, GrpcService, Pipe,
-        SocketAddress, TransportSocket, TypedExtensionConfig, address::Address as Choice, api_config_source::ApiType,
-        config_source::ConfigSourceSpecifier, grpc_service, socket_address::PortSpecifier, transport_socket,
+    envoy::{
+        config::{
+            core::v3::{
+                Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, CidrRange, ConfigSource, GrpcService,
+                Pipe, SocketAddress, TransportSocket, TypedExtensionConfig, address::Address as Choice,
+                api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service,
+                socket_address::PortSpecifier, transport_socket,
+            },
+            listener::v3::{Filter, filter},
+        },
+        extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter},
     },
     google::protobuf::{Any, BoolValue, Duration, UInt32Value, UInt64Value},
 };
@@ -26,6 +33,20 @@ pub fn any<T: Name>(message: &T) -> Any {
 /// A message of [`stable`] under the type it stands for.
 pub fn any_as(type_name: &str, message: &impl Message) -> Any {
     Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() }
+}
+
+/// An HTTP filter under its name.
+pub fn http_filter(name: &str, config: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
+}
+
+/// A network filter under its name.
+pub fn network_filter(name: &str, config: Any) -> Filter {
+    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }
 
 pub fn millis(ms: u64) -> Option<Duration> {

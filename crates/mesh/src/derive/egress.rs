@@ -41,11 +41,12 @@ impl Segment<'_> {
 pub(super) fn segments<'a>(snapshot: &'a Snapshot, scope: &Scope) -> Vec<Segment<'a>> {
     let namespace = &scope.client.namespace;
     let Some(sidecar) = scope.sidecar.as_ref().and_then(|name| snapshot.sidecars().get(name)) else {
-        let services = visible(snapshot, namespace, &[read::sidecar::everything()]);
+        let services = visible(snapshot.services(), namespace, &[read::sidecar::everything()]);
         return vec![Segment { egress: None, services }];
     };
     let of = |egress: &'a Egress| {
-        let mut segment = Segment { egress: Some(egress), services: visible(snapshot, namespace, &egress.hosts) };
+        let mut segment =
+            Segment { egress: Some(egress), services: visible(snapshot.services(), namespace, &egress.hosts) };
         let services = std::mem::take(&mut segment.services);
         segment.services = services.into_iter().filter(|s| s.ports.iter().any(|p| segment.has(p.number))).collect();
         segment

@@ -27,7 +27,7 @@ use crate::{
         gateway::{GatewayChain, GatewayPayload},
     },
     proxy::ProxyNode,
-    security::{self, Security},
+    security::Security,
     snapshot::Snapshot,
 };
 
@@ -80,7 +80,7 @@ pub(super) fn derive(
         all
     };
     let (merged, _) = gateways::merge(&gateways, ports);
-    let security = security::of_workload(snapshot, &proxy.namespace, labels);
+    let security = snapshot.security_of(&proxy.namespace, labels);
     let asked = Asked { snapshot, scope, proxy, reach: Reach::of(clusters), clusters, keys, security };
     let (mut out, mut tables) = (Derived::default(), BTreeMap::new());
     for ((bind, port), merged) in &merged {

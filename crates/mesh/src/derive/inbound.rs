@@ -20,7 +20,7 @@ use crate::{
     },
     peer_auth::{Effective, PeerAuthIndex},
     proxy::{Interception, ProxyNode},
-    rules, security,
+    rules,
     snapshot::Snapshot,
 };
 
@@ -77,7 +77,7 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
         ports: ports.into_values().collect(),
         passthrough_ports,
         connect_timeout: settings.connect_timeout,
-        security: security::of_workload(snapshot, &proxy.namespace, labels),
+        security: snapshot.security_of(&proxy.namespace, labels),
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use carrick_base::{HostPattern, Labels};
 
 use super::Origin;
-use crate::parts::gateway::GatewayTls;
 
 /// One Gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,4 +75,68 @@ impl GatewayServer {
         let open = move |only: &Option<Arc<str>>| only.as_ref().is_none_or(|n| **n == *namespace);
         self.hosts.iter().filter(move |(only, _)| open(only)).map(|(_, host)| host)
     }
+}
+
+/// TLS of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GatewayTls {
+    /// SDS names of the own certificates.
+    pub certificates: Vec<Arc<str>>,
+    /// Whether clients show a certificate.
+    pub client: ClientCertificate,
+    /// SDS name of the roots clients are verified against; absent where none are asked for.
+    pub roots: Option<Arc<str>>,
+    /// Path of a revocation list.
+    pub crl: Option<Arc<str>>,
+    /// Names of which a client must have one, exactly.
+    pub sans: Vec<Arc<str>>,
+    /// Base64 SHA-256 of public keys of which a client must have one.
+    pub spki: Vec<Arc<str>>,
+    /// Hex SHA-256 of certificates of which a client must have one.
+    pub hashes: Vec<Arc<str>>,
+    /// A client's certificate that does not verify is taken all the same.
+    pub accept_untrusted: bool,
+    /// Lowest version.
+    pub min: TlsVersion,
+    /// Highest version.
+    pub max: TlsVersion,
+    /// TLS 1.2 suites in OpenSSL's names; empty for the engine's.
+    pub cipher_suites: Vec<Arc<str>>,
+    /// ALPN offered.
+    pub alpn: GatewayAlpn,
+}
+
+/// Whether clients show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClientCertificate {
+    /// Not asked for.
+    None,
+    /// Asked for, verified if there.
+    Optional,
+    /// Demanded.
+    Required,
+}
+
+/// A TLS version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// 1.0
+    V1_0,
+    /// 1.1
+    V1_1,
+    /// 1.2
+    V1_2,
+    /// 1.3
+    V1_3,
+}
+
+/// What ALPN a gateway offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GatewayAlpn {
+    /// `h2,http/1.1`.
+    Http,
+    /// `istio-peer-exchange,h2,http/1.1`.
+    MeshTcp,
+    /// Nothing.
+    None,
 }

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use carrick_base::{HostPattern, Hostname, Labels, NamespacedName};
 
-use super::{ExportTo, Origin, service::Prefix};
-use crate::parts::route::{Condition, Cors, Fault, HeaderChanges, Redirect, Retries};
+use super::{
+    ExportTo, Origin,
+    request::{Condition, Cors, Fault, HeaderChanges, Redirect, Retries},
+    service::Prefix,
+};
 
 /// One VirtualService. Delegates are merged into their roots and are none themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]

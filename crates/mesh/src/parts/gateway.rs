@@ -8,6 +8,11 @@ use std::sync::Arc;
 use super::{ListenerSettings, TcpForward};
 use crate::{model::service::Prefix, security::Security};
 
+pub use crate::{
+    model::gateway::{ClientCertificate, GatewayAlpn, GatewayTls, TlsVersion},
+    proxy::{ClientCertHeader, Topology},
+};
+
 /// Everything a gateway listens for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Gateway {
@@ -62,95 +67,4 @@ pub enum GatewayPayload {
         /// Whether policies are asked; not where bytes only pass through (AUTO_PASSTHROUGH).
         judged: bool,
     },
-}
-
-/// TLS of a server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GatewayTls {
-    /// SDS names of the own certificates.
-    pub certificates: Vec<Arc<str>>,
-    /// Whether clients show a certificate.
-    pub client: ClientCertificate,
-    /// SDS name of the roots clients are verified against; absent where none are asked for.
-    pub roots: Option<Arc<str>>,
-    /// Path of a revocation list.
-    pub crl: Option<Arc<str>>,
-    /// Names of which a client must have one, exactly.
-    pub sans: Vec<Arc<str>>,
-    /// Base64 SHA-256 of public keys of which a client must have one.
-    pub spki: Vec<Arc<str>>,
-    /// Hex SHA-256 of certificates of which a client must have one.
-    pub hashes: Vec<Arc<str>>,
-    /// A client's certificate that does not verify is taken all the same.
-    pub accept_untrusted: bool,
-    /// Lowest version.
-    pub min: TlsVersion,
-    /// Highest version.
-    pub max: TlsVersion,
-    /// TLS 1.2 suites in OpenSSL's names; empty for the engine's.
-    pub cipher_suites: Vec<Arc<str>>,
-    /// ALPN offered.
-    pub alpn: GatewayAlpn,
-}
-
-/// Whether clients show a certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ClientCertificate {
-    /// Not asked for.
-    None,
-    /// Asked for, verified if there.
-    Optional,
-    /// Demanded.
-    Required,
-}
-
-/// A TLS version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum TlsVersion {
-    /// 1.0
-    V1_0,
-    /// 1.1
-    V1_1,
-    /// 1.2
-    V1_2,
-    /// 1.3
-    V1_3,
-}
-
-/// What ALPN a gateway offers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GatewayAlpn {
-    /// `h2,http/1.1`.
-    Http,
-    /// `istio-peer-exchange,h2,http/1.1`.
-    MeshTcp,
-    /// Nothing.
-    None,
-}
-
-/// What stands before a gateway: `gatewayTopology` of its proxy configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Topology {
-    /// Proxies whose `x-forwarded-for` entries are believed.
-    pub trusted_proxies: u32,
-    /// What becomes of `x-forwarded-client-cert`.
-    pub client_cert: ClientCertHeader,
-    /// Connections begin with a PROXY header.
-    pub proxy_protocol: bool,
-}
-
-/// What becomes of `x-forwarded-client-cert`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum ClientCertHeader {
-    /// Removed, and set from the client's certificate.
-    #[default]
-    SanitizeSet,
-    /// Removed.
-    Sanitize,
-    /// Kept on connections with a client certificate.
-    ForwardOnly,
-    /// Kept, and added to, on connections with a client certificate.
-    AppendForward,
-    /// Kept.
-    AlwaysForwardOnly,
 }

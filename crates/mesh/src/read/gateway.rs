@@ -15,10 +15,12 @@ use crate::{
     codes,
     model::{
         Origin,
-        gateway::{GatewayRule, GatewayServer, ServerPayload, ServerSecurity},
+        gateway::{
+            ClientCertificate, GatewayAlpn, GatewayRule, GatewayServer, GatewayTls, ServerPayload, ServerSecurity,
+            TlsVersion,
+        },
     },
     names,
-    parts::gateway::{ClientCertificate, GatewayAlpn, GatewayTls, TlsVersion},
 };
 
 /// Certificates of one server that are used: one of each kind of key.

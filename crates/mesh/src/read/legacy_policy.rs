@@ -17,10 +17,10 @@ use carrick_base::{Diagnostic, FieldPath, Severity};
 use super::{finding, origin, request_authentication};
 use crate::{
     codes,
-    legacy::{Legacy, LegacyPort, LegacyTarget},
     model::{
         MtlsMode, Origin,
         authz::{Attribute, AuthzRule, Term, Text, Value},
+        legacy::{Legacy, LegacyPort, LegacyTarget},
     },
 };
 

@@ -21,7 +21,7 @@ use envoy_types::pb::envoy::{
 };
 
 use super::text;
-use crate::{filters, wire};
+use crate::wire;
 
 /// How ids of rules of CUSTOM policies begin.
 pub const RULE_PREFIX: &str = "istio-ext-authz";
@@ -51,7 +51,7 @@ pub fn http(authorizer: &Authorizer) -> HttpFilter {
         allowed_headers,
         ..ExtAuthz::default()
     };
-    filters::http_filter("envoy.filters.http.ext_authz", wire::any(&filter))
+    wire::http_filter("envoy.filters.http.ext_authz", wire::any(&filter))
 }
 
 /// The network filter of an authorizer that is asked by gRPC.
@@ -64,7 +64,7 @@ pub fn network(authorizer: &Authorizer) -> Filter {
         filter_enabled_metadata: Some(matched(super::NETWORK_RBAC)),
         ..NetworkExtAuthz::default()
     };
-    filters::network("envoy.filters.network.ext_authz", wire::any(&filter))
+    wire::network_filter("envoy.filters.network.ext_authz", wire::any(&filter))
 }
 
 fn matched(filter: &str) -> MetadataMatcher {

@@ -26,7 +26,7 @@ use envoy_types::pb::{
 };
 
 use super::{text::JWT_PAYLOAD, wire::JwtAuthentication};
-use crate::{filters, wire::any_as};
+use crate::wire::{any_as, http_filter};
 
 /// The filter; none without rules.
 pub fn filter(rules: &[Arc<JwtRule>]) -> Option<HttpFilter> {
@@ -46,7 +46,7 @@ pub fn filter(rules: &[Arc<JwtRule>]) -> Option<HttpFilter> {
         bypass_cors_preflight: true,
     };
     let config = any_as("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", &message);
-    Some(filters::http_filter("envoy.filters.http.jwt_authn", config))
+    Some(http_filter("envoy.filters.http.jwt_authn", config))
 }
 
 fn provider(rule: &JwtRule) -> JwtProvider {

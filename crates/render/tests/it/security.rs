@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use carrick_envoy_json::{Names, any_to_json};
-use carrick_mesh::{Snapshot, security::of_workload};
+use carrick_mesh::Snapshot;
 use envoy_types::pb::envoy::{
     config::listener::v3::{FilterChain, filter::ConfigType},
     extensions::filters::network::http_connection_manager::v3::{HttpConnectionManager, http_filter},
@@ -21,7 +21,7 @@ use crate::{
 /// The filters of a workload's HTTP and TCP chains, as JSON.
 fn filters(world: &World) -> Value {
     let (snapshot, _) = Snapshot::build(&world.input());
-    let security = of_workload(&snapshot, "x", &world.pods[0].labels);
+    let security = snapshot.security_of("x", &world.pods[0].labels);
     let unpack = |name: &str, any: &envoy_types::pb::google::protobuf::Any| {
         let config = any_to_json(&any.type_url, &any.value, Names::Camel).expect("own bytes");
         json!({"name": name, "typedConfig": config})

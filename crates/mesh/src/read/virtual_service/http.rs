@@ -9,12 +9,12 @@ use carrick_api::istio::virtual_service as api;
 
 use super::{Wrong, at, bound, target, text, weighted};
 use crate::{
-    model::virtual_service::{
-        HttpLook, HttpRule, RetryRule, Rewrite, RuleAction, RuleDestination, RuleForward, Target,
-    },
-    parts::route::{
-        Abort, ClaimTest, Condition, Cors, Fault, HeaderChange, HeaderChanges, HeaderTest, PathTest, RETRY_ON,
-        Redirect, RedirectPath, Retries, TextTest,
+    model::{
+        request::{
+            Abort, ClaimTest, Condition, Cors, Fault, HeaderChange, HeaderChanges, HeaderTest, PathTest, RETRY_ON,
+            Redirect, RedirectPath, Retries, TextTest,
+        },
+        virtual_service::{HttpLook, HttpRule, RetryRule, Rewrite, RuleAction, RuleDestination, RuleForward, Target},
     },
     read::traffic::millis,
 };
