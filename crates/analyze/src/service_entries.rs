@@ -41,7 +41,9 @@ pub(crate) fn addresses(report: &mut Report<'_>) {
 
 pub(crate) fn protocols(report: &mut Report<'_>) {
     let objects = report.objects;
-    let mut index: BTreeMap<(String, &str, i64), Vec<(&str, &Object)>> = BTreeMap::new();
+    // Scope, host and port; the protocols given to them, and by whom.
+    type Key<'a> = (String, &'a str, i64);
+    let mut index: BTreeMap<Key<'_>, Vec<(&str, &Object)>> = BTreeMap::new();
     for entry in objects.networking("ServiceEntry") {
         for scope in scopes(&texts(entry.spec(), "exportTo"), entry.namespace()) {
             for host in texts(entry.spec(), "hosts") {

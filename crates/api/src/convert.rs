@@ -121,7 +121,7 @@ fn of_services(
         found.push((target, own, selector));
     }
     let mut rest = Vec::new();
-    let mut changes: Vec<((String, String), Value, Map<String, Value>)> = Vec::new();
+    let mut changes = Vec::new();
     for (target, own, selector) in found {
         let mut ports = Map::new();
         for port in list(target, &["ports"]) {

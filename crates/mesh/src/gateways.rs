@@ -99,13 +99,16 @@ impl GatewayIndex {
     }
 }
 
+/// Address and port.
+pub type Place = (Arc<str>, u16);
+
 /// Servers by address and port; `ports` says where a server listens.
 pub fn merge(
     gateways: &[Arc<GatewayRule>],
     ports: impl Fn(&GatewayServer) -> Vec<u16>,
-) -> (BTreeMap<(Arc<str>, u16), Merged>, Vec<Conflict>) {
-    let mut merged: BTreeMap<(Arc<str>, u16), Merged> = BTreeMap::new();
-    let mut names: HashSet<((Arc<str>, u16), String)> = HashSet::new();
+) -> (BTreeMap<Place, Merged>, Vec<Conflict>) {
+    let mut merged: BTreeMap<Place, Merged> = BTreeMap::new();
+    let mut names: HashSet<(Place, String)> = HashSet::new();
     let mut conflicts = Vec::new();
     for gateway in gateways {
         for (at, server) in gateway.servers.iter().enumerate() {
@@ -123,7 +126,7 @@ pub fn merge(
 
 fn add(
     merged: &mut BTreeMap<(Arc<str>, u16), Merged>,
-    names: &mut HashSet<((Arc<str>, u16), String)>,
+    names: &mut HashSet<(Place, String)>,
     place: &(Arc<str>, u16),
     served: &Served,
     server: &GatewayServer,

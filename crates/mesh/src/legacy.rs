@@ -31,11 +31,14 @@ pub struct LegacyIndex {
     namespaces: HashMap<Arc<str>, NamespaceLevel>,
 }
 
+/// A policy with the ports it names; none is all.
+type OfPorts = (Vec<LegacyPort>, Arc<Legacy>);
+
 #[derive(Debug, Default, PartialEq, Eq)]
 struct NamespaceLevel {
     own: Option<Arc<Legacy>>,
     /// By service, oldest first.
-    services: HashMap<Arc<str>, Vec<(Vec<LegacyPort>, Arc<Legacy>)>>,
+    services: HashMap<Arc<str>, Vec<OfPorts>>,
 }
 
 impl LegacyIndex {

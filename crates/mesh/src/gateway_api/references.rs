@@ -11,6 +11,9 @@ use carrick_api::{
 
 use super::Surroundings;
 
+/// A backend that exists, with its weight and what named it.
+pub(super) type Weighted<'a> = (Destination, i32, &'a BackendRef);
+
 /// All grants.
 #[derive(Debug)]
 pub(super) struct Grants<'a> {
@@ -85,7 +88,7 @@ impl Backends<'_> {
         kind: &str,
         namespace: &str,
         refs: &'b [BackendRef],
-    ) -> (Vec<(Destination, i32, &'b BackendRef)>, Option<Unresolved>, i32) {
+    ) -> (Vec<Weighted<'b>>, Option<Unresolved>, i32) {
         let (mut good, mut bad, mut lost) = (Vec::new(), None, 0i32);
         for backend in refs {
             let weight = backend.weight.unwrap_or(1).max(0);

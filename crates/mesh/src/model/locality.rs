@@ -49,11 +49,14 @@ impl fmt::Display for Locality {
     }
 }
 
+/// Percentages by pattern of endpoints' places.
+pub type Shares = Vec<(Arc<str>, u32)>;
+
 /// `localityLbSetting`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct LocalityPolicy {
     /// Shares by the client's place: a pattern, and for each pattern of endpoints its percentage.
-    pub distribute: Vec<(Arc<str>, Vec<(Arc<str>, u32)>)>,
+    pub distribute: Vec<(Arc<str>, Shares)>,
     /// Where a region's traffic goes when the region fails.
     pub failover: Vec<(Arc<str>, Arc<str>)>,
     /// Labels (or `label=value`) that are to be alike, most important first.

@@ -20,6 +20,9 @@ use crate::{
     trust_domains::TrustDomains,
 };
 
+/// What is tested, the field with what it must be, the field with what it must not be.
+type Field<'a> = (Attribute, &'a str, &'a [String], &'a str, &'a [String]);
+
 pub(crate) fn read(from: &AuthorizationPolicy, domains: &TrustDomains, found: &mut Vec<Diagnostic>) -> AuthzPolicy {
     let origin = origin("AuthorizationPolicy", &from.metadata);
     let spec = &from.spec;
@@ -95,7 +98,7 @@ impl Reader<'_> {
         use Attribute::{
             RemoteIp, RequestPrincipal, SourceAccount, SourceIp, SourceNamespace, SourcePrincipal, SourceTrustDomain,
         };
-        let fields: [(Attribute, &str, &[String], &str, &[String]); 7] = [
+        let fields: [Field<'_>; 7] = [
             (SourcePrincipal, "principals", &from.principals, "notPrincipals", &from.not_principals),
             (
                 RequestPrincipal,
@@ -120,7 +123,7 @@ impl Reader<'_> {
     }
 
     fn operation(&mut self, at: &FieldPath, from: &Operation, whole: &mut bool) -> Vec<Term> {
-        let fields: [(Attribute, &str, &[String], &str, &[String]); 4] = [
+        let fields: [Field<'_>; 4] = [
             (Attribute::Host, "hosts", &from.hosts, "notHosts", &from.not_hosts),
             (Attribute::DestinationPort, "ports", &from.ports, "notPorts", &from.not_ports),
             (Attribute::Method, "methods", &from.methods, "notMethods", &from.not_methods),
@@ -129,12 +132,7 @@ impl Reader<'_> {
         self.fields(at, fields, whole)
     }
 
-    fn fields<const N: usize>(
-        &mut self,
-        at: &FieldPath,
-        fields: [(Attribute, &str, &[String], &str, &[String]); N],
-        whole: &mut bool,
-    ) -> Vec<Term> {
+    fn fields<const N: usize>(&mut self, at: &FieldPath, fields: [Field<'_>; N], whole: &mut bool) -> Vec<Term> {
         let mut terms = Vec::new();
         for (attribute, field, any, not_field, none) in fields {
             if any.is_empty() && none.is_empty() {

@@ -199,11 +199,11 @@ fn suites(all: &[String], warn: &mut dyn FnMut(&str, String)) -> Result<Vec<Arc<
     Ok(out)
 }
 
+/// SDS names of certificates, and of roots.
+type Certificates = (Vec<Arc<str>>, Option<Arc<str>>);
+
 /// SDS names of certificates and roots; exactly one source (§9.6).
-fn certificates(
-    from: &ServerTls,
-    warn: &mut dyn FnMut(&str, String),
-) -> Result<(Vec<Arc<str>>, Option<Arc<str>>), Wrong> {
+fn certificates(from: &ServerTls, warn: &mut dyn FnMut(&str, String)) -> Result<Certificates, Wrong> {
     let files = !from.server_certificate.is_empty() || !from.private_key.is_empty();
     let several = !from.tls_certificates.is_empty();
     let named: Vec<&String> = std::iter::once(&from.credential_name)
