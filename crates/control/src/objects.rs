@@ -172,11 +172,10 @@ impl Known {
             Kind::TcpRoute => self.tcp_routes.apply(&name, &value),
             Kind::BackendTlsPolicy => self.backend_tls_policies.apply(&name, &value),
             Kind::ReferenceGrant => self.reference_grants.apply(&name, &value),
-            Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).map_err(|reason| {
+            Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).inspect_err(|_| {
                 // Without it more would be let through than its author wanted, so that nothing is until it can be read.
                 let closed = closed_policy(&value);
                 self.authorization_policies.objects.insert(name.clone(), Arc::new(closed));
-                reason
             }),
             Kind::RequestAuthentication => self.request_authentications.apply(&name, &value),
             Kind::LegacyPolicy => self.legacy_policies.apply(&name, &value),

@@ -57,7 +57,7 @@ pub(crate) fn table(table: &mut RouteConfiguration, patch: &ConfigPatch) -> Resu
                 let matched = |r: &Route| select::route(r, wanted);
                 let inserts =
                     matches!(patch.patch.operation, PatchOperation::InsertBefore | PatchOperation::InsertAfter);
-                let named = !adds && !(inserts && !select::names_route(wanted));
+                let named = !adds && (!inserts || select::names_route(wanted));
                 touched |= list::edit(&mut host.routes, &patch.patch, named.then_some(&matched as _), &|_| false)?;
             }
             Ok(touched)

@@ -351,7 +351,7 @@ fn retry_budget(out: &mut api::Cluster, from: &RetryBudget) {
         ..thresholds::RetryBudget::default()
     };
     for limits in out.circuit_breakers.iter_mut().flat_map(|b| &mut b.thresholds) {
-        limits.retry_budget = Some(budget.clone());
+        limits.retry_budget = Some(budget);
     }
 }
 

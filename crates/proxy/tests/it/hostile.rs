@@ -162,9 +162,8 @@ async fn flood(at: SocketAddr, start: Vec<u8>, again: impl Fn(u32) -> Vec<u8>, t
         }
         tcp.write_all(&batch).await
     };
-    match tokio::time::timeout(Duration::from_secs(3), sending).await {
-        Ok(Err(_)) => return End::Closed,
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(_)) = tokio::time::timeout(Duration::from_secs(3), sending).await {
+        return End::Closed;
     }
     let mut all = Vec::new();
     match tokio::time::timeout(Duration::from_secs(2), tcp.read_to_end(&mut all)).await {

@@ -200,7 +200,6 @@ pub fn fault(from: &Fault) -> (String, Any) {
         delay: from.delay.map(|(ms, share)| FaultDelay {
             percentage: percent(share),
             fault_delay_secifier: wire::millis(ms).map(FaultDelaySecifier::FixedDelay),
-            ..FaultDelay::default()
         }),
         abort: from.abort.map(|(abort, share)| FaultAbort {
             percentage: percent(share),
