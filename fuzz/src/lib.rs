@@ -119,7 +119,7 @@ fn path(data: &[u8]) {
 
 /// A token and a key set, cut at the first byte's share: neither reading nor checking them may panic.
 fn jwt(data: &[u8]) {
-    use carrick_proxy_core::jwt::{keys::KeySet, token::Token};
+    use carrick_proxy_core::jws::{keys::KeySet, token::Token};
     let Some((first, rest)) = data.split_first() else { return };
     let (one, two) = rest.split_at(rest.len() * usize::from(*first) / 256);
     let keys = KeySet::parse(two).unwrap_or_default();
