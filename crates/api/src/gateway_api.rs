@@ -30,7 +30,6 @@ pub struct Reference {
     pub section_name: Option<String>,
 }
 
-
 impl Reference {
     /// Whether it names an object of a kind, given the defaults.
     pub fn is(&self, group: &str, kind: &str, default_group: &str, default_kind: &str) -> bool {

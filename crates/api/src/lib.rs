@@ -20,8 +20,8 @@ pub mod timestamp;
 pub mod validate;
 
 pub use self::core::{
-    ConfigMap, Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount, ServicePort,
-    ServiceSpec,
+    ConfigMap, Endpoint, EndpointPort, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ServicePort, ServiceSpec,
 };
 pub use self::istio::authorization_policy::AuthorizationPolicy;
 pub use self::istio::destination_rule::{ClientTls, ClientTlsMode, DestinationRule, Subset, TrafficPolicy};

@@ -5,9 +5,9 @@
 
 use crate::caller::{Caller, Callers};
 use crate::connections::{Connection, Connections, Follower};
-use crate::seen::Seen;
 use crate::metrics::ControlMetrics;
 use crate::renderer::{Join, Renderer};
+use crate::seen::Seen;
 use carrick_envoy_filter::Target;
 use carrick_mesh::{
     FileCerts, Interception, ProxyKind, ProxyNode,

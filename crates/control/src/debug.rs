@@ -9,8 +9,8 @@ mod registry;
 mod syncz;
 
 use crate::connections::Connections;
-use crate::seen::Seen;
 use crate::renderer::Renderer;
+use crate::seen::Seen;
 use carrick_api::timestamp::Timestamp;
 use carrick_runtime::admin::{Request, Response, Router};
 use carrick_runtime::metrics::{CONTENT_TYPE, Metrics};

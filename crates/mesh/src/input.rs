@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use carrick_api::{
-    AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig, Namespace,
-    Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry,
+    AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
+    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry,
 };
 
 use crate::{FetchedKeys, gateway_api::GatewayApiInput};

@@ -131,8 +131,11 @@ pub(crate) struct WorkerStats {
     listeners: Mutex<BTreeMap<Arc<str>, Arc<ListenerStats>>>,
     requests: Mutex<HashMap<RequestKey, RequestCell>>,
     connections: Mutex<HashMap<TcpKey, TcpCell>>,
-    filters: Mutex<BTreeMap<(Option<Arc<str>>, Arc<str>), u64>>,
+    filters: Mutex<BTreeMap<FilterKey, u64>>,
 }
+
+/// The connection manager of a filter, if it is one of HTTP, and the counter.
+type FilterKey = (Option<Arc<str>>, Arc<str>);
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)

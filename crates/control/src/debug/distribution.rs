@@ -6,8 +6,8 @@
 
 use super::{Pages, answer, time};
 use crate::connections::Ack;
-use crate::seen::Seen;
 use crate::history::Contained;
+use crate::seen::Seen;
 use crate::source::Kind;
 use crate::source::kube::{Listed, list};
 use carrick_runtime::admin::Response;
