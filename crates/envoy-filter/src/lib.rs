@@ -1,8 +1,8 @@
 //! EnvoyFilters over rendered resources (semantics §24): the last word on what a proxy is given.
 //!
 //! Invariant: an object is applied to a resource whole or not at all; what fails leaves the resource as it was before that object, and is
-//! told as a finding. For the native engine an object also fails where the engine would refuse the result, so that a filter made for Envoy
-//! never freezes a native proxy's configuration. This crate decides nothing else about the mesh.
+//! told as a finding. The native engine runs none: they speak of Envoy's insides, and one that is half understood would be worse than one
+//! that is refused. This crate decides nothing else about the mesh.
 
 mod chains;
 mod clusters;
@@ -17,11 +17,21 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_api::{EnvoyFilter, istio::envoy_filter::ApplyTo};
 use carrick_base::ObjectRef;
-use carrick_proxy_core::{ConfigStore, nack_text, store::type_url};
 use carrick_render::{Rendered, Resource, Resources};
 use envoy_types::pb::google::protobuf::Any;
 
 pub use memo::Memo;
+
+/// What is told of an object whose proxy is native.
+const NATIVE: &str = "the native engine runs no EnvoyFilters; run this workload's proxy with engine envoy";
+
+/// Which resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Cluster,
+    Listener,
+    Route,
+}
 
 /// A proxy as filters match it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,6 +62,10 @@ pub fn apply(
     target: &Target,
     memo: &mut Memo,
 ) -> (Rendered, Vec<Finding>) {
+    if target.native {
+        let refused = |f: &Arc<EnvoyFilter>| Finding { object: reference(f), reason: NATIVE.to_owned() };
+        return (rendered.clone(), filters.iter().map(refused).collect());
+    }
     let mut findings = Vec::new();
     for filter in filters {
         for patch in &filter.spec.config_patches {
@@ -67,9 +81,9 @@ pub fn apply(
         }
     }
     let out = Rendered {
-        clusters: kind(&rendered.clusters, filters, target, memo, &mut findings, type_url::CLUSTER),
-        listeners: kind(&rendered.listeners, filters, target, memo, &mut findings, type_url::LISTENER),
-        routes: kind(&rendered.routes, filters, target, memo, &mut findings, type_url::ROUTE),
+        clusters: kind(&rendered.clusters, filters, target, memo, &mut findings, Type::Cluster),
+        listeners: kind(&rendered.listeners, filters, target, memo, &mut findings, Type::Listener),
+        routes: kind(&rendered.routes, filters, target, memo, &mut findings, Type::Route),
         ..rendered.clone()
     };
     findings.sort();
@@ -84,12 +98,12 @@ fn kind(
     target: &Target,
     memo: &mut Memo,
     findings: &mut Vec<Finding>,
-    type_url: &'static str,
+    of: Type,
 ) -> Arc<Resources> {
     let mut out = Resources::new();
     let mut touched = false;
     for (name, resource) in all.iter() {
-        let patched = memo.get(resource, filters, target, || one(resource, filters, target, type_url));
+        let patched = memo.get(resource, filters, target, || one(resource, filters, target, of));
         findings.extend(patched.findings.iter().cloned());
         touched |= patched.resource.as_ref().is_none_or(|r| !Arc::ptr_eq(r, resource));
         if let Some(resource) = patched.resource {
@@ -97,14 +111,12 @@ fn kind(
         }
     }
     for filter in filters {
-        let added = match type_url {
-            type_url::CLUSTER => clusters::added(filter, target),
-            type_url::LISTENER => listeners::added(filter, target),
-            _ => Ok(Vec::new()),
+        let added = match of {
+            Type::Cluster => clusters::added(filter, target),
+            Type::Listener => listeners::added(filter, target),
+            Type::Route => Ok(Vec::new()),
         };
-        let checked = added
-            .and_then(|all| all.iter().try_for_each(|(name, body)| check(target, type_url, name, body)).map(|()| all));
-        match checked {
+        match added {
             Ok(added) => {
                 for (name, body) in added {
                     touched = true;
@@ -124,23 +136,17 @@ pub(crate) struct Patched {
     pub(crate) findings: Vec<Finding>,
 }
 
-fn one(resource: &Arc<Resource>, filters: &[Arc<EnvoyFilter>], target: &Target, type_url: &str) -> Patched {
+fn one(resource: &Arc<Resource>, filters: &[Arc<EnvoyFilter>], target: &Target, of: Type) -> Patched {
     let mut body = resource.body.clone();
     let mut findings = Vec::new();
     let mut touched = false;
     for filter in filters {
-        let result = match type_url {
-            type_url::CLUSTER => clusters::patch(&body, filter, target),
-            type_url::LISTENER => listeners::patch(&body, filter, target),
-            _ => routes::patch(&body, filter, target),
+        let result = match of {
+            Type::Cluster => clusters::patch(&body, filter, target),
+            Type::Listener => listeners::patch(&body, filter, target),
+            Type::Route => routes::patch(&body, filter, target),
         };
-        let checked = result.and_then(|change| {
-            if let Change::To(body) = &change {
-                check(target, type_url, &resource.name, body)?;
-            }
-            Ok(change)
-        });
-        match checked {
+        match result {
             Ok(Change::Nothing) => {}
             Ok(Change::To(new)) => {
                 touched = true;
@@ -162,15 +168,6 @@ pub(crate) enum Change {
     Nothing,
     To(Any),
     Gone,
-}
-
-/// Whether the native engine takes the result.
-fn check(target: &Target, type_url: &str, name: &Arc<str>, body: &Any) -> Result<(), String> {
-    if !target.native {
-        return Ok(());
-    }
-    let refused = ConfigStore::new().apply(type_url, vec![(name.clone(), body.clone())], &[]);
-    refused.map_err(|rejections| format!("the native engine refuses it: {}", nack_text(&rejections)))
 }
 
 fn reference(filter: &EnvoyFilter) -> ObjectRef {
