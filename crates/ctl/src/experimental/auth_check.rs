@@ -16,6 +16,9 @@ use crate::{
 const GAP: usize = 5;
 const DOMAIN: &str = ".svc.cluster.local";
 
+/// What rows are sorted by.
+type Order = (String, String, String, u64);
+
 /// Both tables.
 pub fn show(dump: &Dump, address: &str, all: bool) -> String {
     let (shown, table) = listeners(dump, address, all);
@@ -68,7 +71,7 @@ fn clusters(dump: &Dump, all: bool) -> (usize, usize, Table) {
     let mut found = dump.resources("ClustersConfigDump", &["dynamic_active_clusters"], &["cluster"]);
     found.extend(dump.resources("ClustersConfigDump", &["static_clusters"], &["cluster"]));
     let total = found.len();
-    let mut rows: Vec<((String, String, String, u64), Vec<String>)> = Vec::new();
+    let mut rows: Vec<(Order, Vec<String>)> = Vec::new();
     for cluster in found {
         let mut parts = text(cluster, &["name"]).split('|');
         let (Some("outbound"), Some(port), Some(""), Some(host)) =
