@@ -29,6 +29,8 @@ const EGRESS: &str = include_str!("../../../../examples/gopay-partners/egress-si
 const EGRESS_GATEWAY: &str = include_str!("../../../../examples/gopay-partners/egress-gateway.yaml");
 const IDLE: &str = include_str!("../../../../examples/gopay-partners/idle.yaml");
 const RETRIES: &str = include_str!("../../../../examples/gopay-partners/retries.yaml");
+/// How long a status may take to be written.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
 const ENVOY_FILTER: &str = include_str!("../../../../examples/gopay-partners/envoy-filter.yaml");
 
 const PAYMENTS: &str = "payments";
@@ -284,13 +286,17 @@ impl Pay {
     /// The words in which the object's status says that it is not run.
     async fn refusal(&self) -> Result<String> {
         let path = "/apis/networking.istio.io/v1alpha3/namespaces/gopay/envoyfilters/header";
-        let request = http::Request::get(path).body(Vec::new())?;
-        let object: Value = self.stage.mesh.client().request(request).await?;
-        let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
-        let refused = conditions.into_iter().flatten().find(|condition| condition["status"] == "False");
-        let words = refused.and_then(|condition| condition.get("message")?.as_str());
-        words
-            .map(|words| format!("status: {words}"))
-            .with_context(|| format!("no refusal in the status: {}", object["status"]))
+        let start = std::time::Instant::now();
+        loop {
+            let request = http::Request::get(path).body(Vec::new())?;
+            let object: Value = self.stage.mesh.client().request(request).await?;
+            let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+            let refused = conditions.into_iter().flatten().find(|condition| condition["reason"] == "Refused");
+            if let Some(words) = refused.and_then(|condition| condition.get("message")?.as_str()) {
+                return Ok(format!("status: {words}"));
+            }
+            ensure!(start.elapsed() < STATUS_LIMIT, "no refusal in the status: {}", object["status"]);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
