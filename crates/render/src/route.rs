@@ -16,9 +16,7 @@ use envoy_types::pb::{
         core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
         route::v3::{
             self as api, Decorator, DirectResponseAction, RetryPolicy, RouteAction, RouteConfiguration, RouteMatch,
-            route::Action,
-            route_action::{ClusterSpecifier, MaxStreamDuration},
-            route_match::PathSpecifier,
+            route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
             virtual_host::TlsRequirementType,
         },
     },
@@ -170,16 +168,10 @@ fn forward(cluster: &str) -> Action {
 }
 
 /// Forwarding with this limit, 0 for none; a gRPC client's own limit counts if it is shorter.
+/// A stock Envoy ignores `timeout` as soon as a stream's duration is limited, so the older field limits gRPC's deadlines.
+#[allow(deprecated)]
 fn action(timeout: u64) -> RouteAction {
-    RouteAction {
-        timeout: wire::millis(timeout),
-        max_stream_duration: Some(MaxStreamDuration {
-            max_stream_duration: wire::millis(0),
-            grpc_timeout_header_max: wire::millis(timeout),
-            ..MaxStreamDuration::default()
-        }),
-        ..RouteAction::default()
-    }
+    RouteAction { timeout: wire::millis(timeout), max_grpc_timeout: wire::millis(timeout), ..RouteAction::default() }
 }
 
 fn specifier(cluster: &str) -> Option<ClusterSpecifier> {
