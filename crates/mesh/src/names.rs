@@ -68,3 +68,6 @@ pub(crate) fn server_names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<Arc<st
     out.dedup();
     out
 }
+
+/// The part of a redirect's path that stands for the rest of the request's path. No path that people write holds it.
+pub const REST_OF_PATH: &str = "%PREFIX()%";

@@ -11,6 +11,8 @@ use carrick_api::{
     scalar::{Duration, Number},
 };
 
+use crate::names::REST_OF_PATH;
+
 use super::references::{Backends, Unresolved};
 
 /// What filters come to.
@@ -116,16 +118,13 @@ impl Filters {
             }
             Some(path) => {
                 let new = replaced(path.replace_prefix_match.as_deref().unwrap_or_default(), prefix);
-                out.uri = format!("{PREFIX_MARK}{new}");
+                out.uri = format!("{REST_OF_PATH}{new}");
             }
             None => {}
         }
         Some(out)
     }
 }
-
-/// Before a redirect's path that replaces the matched prefix only. No path that people write begins like this.
-pub const PREFIX_MARK: &str = "%PREFIX()%";
 
 /// What stands for a matched prefix: its final slash is kept, so that segments stay apart.
 fn replaced(new: &str, prefix: &str) -> String {

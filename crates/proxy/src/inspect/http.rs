@@ -3,46 +3,11 @@
 //! Invariant: only a request line with a known method and a version, or the HTTP/2 preface, counts as HTTP; the first
 //! byte that rules it out ends the wait. The codec, not this module, judges the rest of the request.
 
+use carrick_proxy_core::hygiene::wire::METHODS;
+
 use super::{MAX_INSPECT, Verdict};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Methods that count (Envoy's list: a request with another method is not recognised as HTTP).
-const METHODS: &[&[u8]] = &[
-    b"GET",
-    b"POST",
-    b"PUT",
-    b"HEAD",
-    b"DELETE",
-    b"PATCH",
-    b"OPTIONS",
-    b"CONNECT",
-    b"TRACE",
-    b"COPY",
-    b"LOCK",
-    b"MKCOL",
-    b"MOVE",
-    b"PROPFIND",
-    b"PROPPATCH",
-    b"SEARCH",
-    b"UNLOCK",
-    b"BIND",
-    b"REBIND",
-    b"UNBIND",
-    b"ACL",
-    b"REPORT",
-    b"MKACTIVITY",
-    b"CHECKOUT",
-    b"MERGE",
-    b"M-SEARCH",
-    b"NOTIFY",
-    b"SUBSCRIBE",
-    b"UNSUBSCRIBE",
-    b"PURGE",
-    b"MKCALENDAR",
-    b"LINK",
-    b"UNLINK",
-    b"SOURCE",
-];
 
 /// The HTTP version that the first bytes speak, under the name that chain matching uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,13 +16,12 @@ use crate::{
         },
         virtual_service::{HttpLook, HttpRule, RetryRule, Rewrite, RuleAction, RuleDestination, RuleForward, Target},
     },
+    names::REST_OF_PATH,
     read::traffic::millis,
 };
 
 /// The prefix of header names that mean a claim of the request's token.
 const CLAIMS: &str = "@request.auth.claims";
-/// The part of a redirect's path that stands for the rest of the request's path.
-const REST_OF_PATH: &str = "%PREFIX()%";
 /// Longest body of a direct response.
 const MAX_BODY: usize = 1 << 20;
 const MILLION: f64 = 1_000_000.0;
