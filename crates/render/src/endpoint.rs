@@ -13,6 +13,11 @@ use crate::wire::{
     stable::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, Metadata, Struct},
 };
 
+/// The host name of endpoints that take mesh TLS, which nothing resolves or sends. Envoy keeps a host, and its open
+/// connections, when only metadata change; another host name makes it another host. Without it a client would go on
+/// in plaintext over a pooled connection for as long as that is used, after its server has become able to do better.
+const MESH_TLS: &str = "mesh-tls";
+
 /// The assignment of one cluster.
 pub fn assignment(load: &Load) -> Any {
     wire::any_as("envoy.config.endpoint.v3.ClusterLoadAssignment", &message(load))
@@ -50,10 +55,28 @@ fn endpoint(from: &LoadEndpoint) -> LbEndpoint {
         let istio = Struct::from([("workload", (&*from.workload).into())]);
         metadata.filter_metadata.insert("istio".to_owned(), istio);
     }
+    let hostname = if from.mtls { MESH_TLS } else { "" };
     LbEndpoint {
-        endpoint: Some(Endpoint { address: wire::endpoint(&from.address) }),
+        endpoint: Some(Endpoint { address: wire::endpoint(&from.address), hostname: hostname.to_owned() }),
         health_status: HealthStatus::Healthy.into(),
         metadata: (!metadata.filter_metadata.is_empty()).then_some(metadata),
         load_balancing_weight: wire::number(from.weight),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_changes_its_way_of_tls_is_another_host() {
+        let from = |mtls| LoadEndpoint {
+            address: carrick_mesh::model::Address::parse("10.0.0.1", 80),
+            mtls,
+            workload: "".into(),
+            weight: 1,
+        };
+        let hostname = |mtls| endpoint(&from(mtls)).endpoint.unwrap().hostname;
+        assert_ne!(hostname(true), hostname(false));
     }
 }

@@ -283,6 +283,8 @@ pub mod stable {
     pub struct Endpoint {
         #[prost(message, optional, tag = "1")]
         pub address: Option<Address>,
+        #[prost(string, tag = "3")]
+        pub hostname: String,
     }
 
     /// `envoy.config.core.v3.SubstitutionFormatString` with a JSON format.
