@@ -172,6 +172,7 @@ impl Control {
         key_options.roots.extend(options.mesh_config.ca_certificates.iter().map(|c| c.pem.clone()));
         let (keys, fetching) = keys::task(&key_options, renderer.clone(), drain.clone());
         tasks.spawn("keys", fetching);
+        let fetched_keys = keys.follow();
         let fold = Fold {
             keys,
             mesh_config: options.mesh_config.clone(),
@@ -219,6 +220,7 @@ impl Control {
             renderer: renderer.clone(),
             client,
             synced: synced.clone(),
+            keys: fetched_keys,
             mesh_config: options.mesh_config,
             started: SystemTime::now(),
         };

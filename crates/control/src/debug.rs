@@ -5,10 +5,12 @@
 
 mod distribution;
 mod dump;
+pub(crate) mod keys_page;
 mod registry;
 mod syncz;
 
 use crate::connections::Connections;
+use crate::keys::Fetched;
 use crate::renderer::Renderer;
 use crate::seen::Seen;
 use carrick_api::timestamp::Timestamp;
@@ -32,6 +34,7 @@ pub(crate) struct Pages {
     /// To compare what was seen with what there is; none when objects are told.
     pub(crate) client: Option<kube::Client>,
     pub(crate) synced: watch::Receiver<bool>,
+    pub(crate) keys: watch::Receiver<Fetched>,
     pub(crate) mesh_config: carrick_api::MeshConfig,
     pub(crate) started: SystemTime,
 }
@@ -60,6 +63,9 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     page(&mut router, "/debug/endpointz", &pages, |pages, _| async move { registry::endpoints(&pages) });
     page(&mut router, "/debug/mesh", &pages, |pages, _| async move {
         answer(StatusCode::OK, &serde_json::to_value(&pages.mesh_config).unwrap_or_default())
+    });
+    page(&mut router, "/debug/keys", &pages, |pages, _| async move {
+        answer(StatusCode::OK, &keys_page::write(&pages.keys.borrow().keys))
     });
     page(&mut router, "/debug/findings", &pages, |pages, _| async move { registry::findings(&pages) });
     page(&mut router, "/debug/distribution", &pages, |pages, request| async move {

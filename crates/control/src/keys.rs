@@ -61,6 +61,11 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// Follows what is there.
+    pub(crate) fn follow(&self) -> watch::Receiver<Fetched> {
+        self.fetched.clone()
+    }
+
     /// Asks for exactly these.
     pub(crate) fn want(&self, wanted: Wanted) {
         self.wanted.send_if_modified(|now| {

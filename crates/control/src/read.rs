@@ -7,7 +7,7 @@ use crate::source::kube::api;
 use crate::source::{Change, KINDS, Kind};
 use carrick_api::MeshConfig;
 use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity};
-use carrick_mesh::{FetchedKeys, Snapshot};
+use carrick_mesh::Snapshot;
 use kube::api::ListParams;
 use serde_json::Value;
 
@@ -61,9 +61,10 @@ impl Reading {
         }
     }
 
-    /// Joins everything, and tells what is wrong in it.
-    pub fn snapshot(self, mesh_config: &MeshConfig) -> (Snapshot, Vec<Diagnostic>) {
-        let (snapshot, mut found) = Snapshot::build(&self.known.input(mesh_config, FetchedKeys::new()));
+    /// Joins everything, and tells what is wrong in it. `keys` are those that a control plane fetched: its page `/debug/keys`, or null.
+    pub fn snapshot(self, mesh_config: &MeshConfig, keys: &Value) -> (Snapshot, Vec<Diagnostic>) {
+        let keys = crate::debug::keys_page::read(keys);
+        let (snapshot, mut found) = Snapshot::build(&self.known.input(mesh_config, keys));
         found.extend(self.broken);
         (snapshot, found)
     }

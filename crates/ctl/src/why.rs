@@ -1,9 +1,12 @@
 //! `carrick why`: whether a call gets through, what happens to it on the way, and which object decides each step.
 //!
-//! Invariant: nothing is sent anywhere but to the API: the answer is computed from the objects alone, those of `-f` among them, so it can be
+//! Invariant: nothing is sent anywhere but to the API and the control plane's debug pages: the answer is computed from the objects alone, those of `-f` among them, so it can be
 //! had before anything is applied.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result};
 use carrick_api::MeshConfig;
@@ -22,7 +25,8 @@ use crate::{
 /// What is asked.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Who calls: a pod as POD or POD.NAMESPACE, or an address.
+    /// Who calls: a pod as POD or POD.NAMESPACE, or an address. A gateway stands for whoever calls it: then --to is the host that is
+    /// asked for, and the gateway's port.
     #[arg(long, value_name = "POD|IP")]
     from: String,
     /// Whom: a name as the caller would write it, or an address, with the port.
@@ -43,6 +47,9 @@ pub struct Options {
     /// A token the request carries, as `Authorization: Bearer`.
     #[arg(long, value_name = "TOKEN")]
     jwt: Option<String>,
+    /// When the call is made, for tokens that expire: seconds since 1970; now unless told.
+    #[arg(long, value_name = "SECONDS")]
+    at: Option<u64>,
     /// What the caller speaks.
     #[arg(long, value_enum, default_value = "http")]
     speak: Speak,
@@ -82,7 +89,10 @@ pub async fn run(options: &Options, client: &kube::Client, debug_port: u16, form
             reading.add(object);
         }
     }
-    let (snapshot, _) = reading.snapshot(&mesh_config(debug_port).await);
+    let settings: Option<MeshConfig> =
+        page(debug_port, "/debug/mesh").await.and_then(|v| serde_json::from_value(v).ok());
+    let keys = page(debug_port, "/debug/keys").await.unwrap_or_default();
+    let (snapshot, _) = reading.snapshot(&settings.unwrap_or_default(), &keys);
     let from = match options.from.parse() {
         Ok(ip) => Caller::Address(ip),
         Err(_) => {
@@ -102,7 +112,9 @@ pub async fn run(options: &Options, client: &kube::Client, debug_port: u16, form
         path: options.path.clone(),
         headers: options.headers.iter().cloned().chain(bearer).collect(),
     };
-    let question = Question { from, to: options.to.clone(), call };
+    let today = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now = options.at.unwrap_or_else(today);
+    let question = Question { from, to: options.to.clone(), call, now };
     let answer = carrick_explain::why(&snapshot, &question)?;
     print!("{}", show(&answer, format)?);
     Ok(u8::from(!answer.allowed))
@@ -121,11 +133,11 @@ fn show(answer: &Answer, format: Format) -> Result<String> {
     Ok(format!("{word}: {}\n\n{table}", answer.end))
 }
 
-/// The settings the control plane on this machine runs with; Istio's defaults where there is none.
-async fn mesh_config(port: u16) -> MeshConfig {
-    match proxy_status::get(port, "/debug/mesh").await {
-        Ok((200, body)) => serde_json::from_slice(&body).unwrap_or_default(),
-        _ => MeshConfig::default(),
+/// What the control plane on this machine tells: the settings it runs with, the keys it fetched. None where there is none.
+async fn page(port: u16, path: &str) -> Option<serde_json::Value> {
+    match proxy_status::get(port, path).await {
+        Ok((200, body)) => serde_json::from_slice(&body).ok(),
+        _ => None,
     }
 }
 

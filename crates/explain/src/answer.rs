@@ -37,6 +37,8 @@ pub struct Step {
 pub enum Side {
     /// At the caller.
     Client,
+    /// At a gateway on the way.
+    Gateway,
     /// At the workload that is called.
     Server,
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Client => "client",
+            Self::Gateway => "gateway",
             Self::Server => "server",
         })
     }

@@ -22,6 +22,8 @@ pub struct Question {
     pub to: Target,
     /// What it says.
     pub call: Call,
+    /// When, as Unix time in seconds: tokens expire.
+    pub now: u64,
 }
 
 /// What a caller says.

@@ -11,7 +11,7 @@ use std::{
 use carrick_base::{Hostname, NamespacedName};
 use carrick_mesh::{
     Snapshot,
-    model::{Resolution, Service, Workload},
+    model::{Resolution, Service, TlsMode, Workload},
 };
 
 use crate::QuestionError;
@@ -115,4 +115,21 @@ fn named(snapshot: &Snapshot, namespace: Option<&str>, host: &str) -> Option<Arc
         Some(format!("{host}.{domain}")),
     ];
     spelled.into_iter().flatten().find_map(|name| snapshot.service(&Hostname::new(&name)).cloned())
+}
+
+/// Whether a workload is a gateway: some Gateway selects it by labels, and it says of itself no mutual TLS, as sidecars do.
+pub(crate) fn is_gateway(snapshot: &Snapshot, workload: &Workload) -> bool {
+    let named = |labels| snapshot.gateways().of(labels).iter().any(|g| !g.selector.is_empty());
+    workload.tls_mode != TlsMode::Istio && named(&workload.labels)
+}
+
+/// Where a gateway listens for what is called at a port of its service; the port itself where no service has it.
+pub(crate) fn gateway_port(snapshot: &Snapshot, gateway: &Workload, port: u16) -> u16 {
+    let own = snapshot.services().iter().filter_map(|service| {
+        let slot = &service.port(port)?.slot;
+        let all = snapshot.endpoints().of(&service.id, slot);
+        let here = all.iter().find(|e| e.workload.as_ref().is_some_and(|w| w.name == gateway.name))?;
+        Some(here.address.port())
+    });
+    own.into_iter().next().unwrap_or(port)
 }

@@ -1,10 +1,10 @@
-//! One sidecar as it would run: its rendered resources, read by the native engine's own reader.
+//! One sidecar or gateway as it would run: its rendered resources, read by the native engine's own reader.
 //!
 //! Invariant: the runtime configuration is what a native proxy would run; a resource it refuses makes the question unanswerable, loudly.
 
 use std::sync::Arc;
 
-use carrick_mesh::{ProxyNode, Snapshot, model::Workload, view};
+use carrick_mesh::{ProxyKind, ProxyNode, Snapshot, model::Workload, view::Views};
 use carrick_proxy_core::{ConfigStore, RuntimeConfig, nack_text, store::type_url};
 use carrick_render::{Cache, Rendered, Resources};
 use envoy_types::pb::{
@@ -21,16 +21,17 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// The sidecar of a workload.
-    pub(crate) fn of(snapshot: &Snapshot, workload: &Workload) -> Result<Self, QuestionError> {
+    /// The sidecar of a workload, or the gateway that it is.
+    pub(crate) fn of(snapshot: &Snapshot, workload: &Workload, kind: ProxyKind) -> Result<Self, QuestionError> {
         let node = ProxyNode {
             id: format!("sidecar~{}", workload.name).into(),
+            kind,
             name: workload.name.name.clone(),
             namespace: workload.name.namespace.clone(),
             ips: workload.ips.clone(),
             ..ProxyNode::default()
         };
-        let rendered = carrick_render::resources(&view::sidecar(snapshot, &node), &mut Cache::default());
+        let rendered = carrick_render::resources(&Views::new(snapshot.clone()).of(&node), &mut Cache::default());
         let mut store = ConfigStore::new();
         let mut apply = |kind: &str, all: &Resources| {
             let upserts = all.iter().map(|(name, r)| (name.clone(), r.body.clone())).collect();

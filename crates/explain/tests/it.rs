@@ -15,6 +15,7 @@ fn bank(policies: &[Value]) -> Snapshot {
         ("audit", "front", 2, false),
         ("vault", "back", 3, true),
         ("legacy", "back", 4, false),
+        ("edge", "front", 5, false),
     ] {
         let mut labels = json!({"app": name});
         if sidecar {
@@ -36,17 +37,27 @@ fn bank(policies: &[Value]) -> Snapshot {
         input.endpoints.endpoint_slices.push(Arc::new(from_value(&slice).expect("a slice")));
     }
     for policy in policies {
-        match policy["kind"].as_str() {
-            Some("PeerAuthentication") => {
-                input.peer_authentications.push(Arc::new(from_value(policy).expect("a policy")));
-            }
-            _ => input.destination_rules.push(Arc::new(from_value(policy).expect("a rule"))),
+        fn read<T: serde::de::DeserializeOwned>(policy: &Value) -> Arc<T> {
+            Arc::new(from_value(policy).expect("an object"))
+        }
+        match policy["kind"].as_str().expect("a kind") {
+            "PeerAuthentication" => input.peer_authentications.push(read(policy)),
+            "DestinationRule" => input.destination_rules.push(read(policy)),
+            "Gateway" => input.gateways.push(read(policy)),
+            "VirtualService" => input.virtual_services.push(read(policy)),
+            "RequestAuthentication" => input.request_authentications.push(read(policy)),
+            "AuthorizationPolicy" => input.authorization_policies.push(read(policy)),
+            other => panic!("{other}"),
         }
     }
     Snapshot::build(&input).0
 }
 
 fn ask(bank: &Snapshot, from: &str, to: &str, speaks: Speaks) -> Result<Answer, QuestionError> {
+    ask_at(bank, from, to, Call { speaks, ..Call::default() }, 0)
+}
+
+fn ask_at(bank: &Snapshot, from: &str, to: &str, call: Call, now: u64) -> Result<Answer, QuestionError> {
     let from = match from.parse() {
         Ok(ip) => Caller::Address(ip),
         Err(_) => {
@@ -54,7 +65,7 @@ fn ask(bank: &Snapshot, from: &str, to: &str, speaks: Speaks) -> Result<Answer, 
             Caller::Pod(NamespacedName::new(namespace, name))
         }
     };
-    why(bank, &Question { from, to: to.parse().expect("a target"), call: Call { speaks, ..Call::default() } })
+    why(bank, &Question { from, to: to.parse().expect("a target"), call, now })
 }
 
 fn strict() -> Value {
@@ -104,4 +115,61 @@ fn what_is_not_known_is_said() {
     assert!(fails("nobody.front", "vault.back:80").contains("no pod front/nobody"));
     assert!(fails("teller.front", "vault:80").contains("host vault names no service"));
     assert!(fails("teller.front", "vault.back:81").contains("has no port 81; it has 80"));
+}
+
+#[test]
+fn tokens_expire() {
+    let tokens: Value = serde_json::from_str(include_str!("tokens.json")).expect("JSON");
+    let issuer = json!({"kind": "RequestAuthentication", "metadata": {"name": "end-users", "namespace": "back"},
+        "spec": {"jwtRules": [{"issuer": "https://issuer.example", "jwks": json!({"keys": tokens["keys"]}).to_string()}]}});
+    let bank = bank(&[issuer]);
+    let token = format!("Bearer {}", tokens["expires_1000000000"].as_str().expect("a token"));
+    let at = |now| {
+        let call = Call { headers: vec![("authorization".into(), token.clone())], ..Call::default() };
+        ask_at(&bank, "teller.front", "vault.back:80", call, now).expect("an answer")
+    };
+    assert!(at(999_999_999).allowed, "{:#?}", at(999_999_999));
+    let late = at(1_000_000_100);
+    assert!(late.end.contains("status 401"), "{late:#?}");
+}
+
+/// A gateway whose rule sends `/a` on as `/b`, and a vault that takes `/b` from the gateway alone.
+fn behind_the_edge() -> Snapshot {
+    bank(&[
+        strict(),
+        json!({"kind": "Gateway", "metadata": {"name": "edge", "namespace": "front"}, "spec": {"selector": {"app": "edge"},
+            "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["bank.example.com"]}]}}),
+        json!({"kind": "VirtualService", "metadata": {"name": "edge", "namespace": "front"},
+            "spec": {"hosts": ["bank.example.com"], "gateways": ["edge"], "http": [{"match": [{"uri": {"prefix": "/a"}}],
+                "rewrite": {"uri": "/b"}, "route": [{"destination": {"host": "vault.back.svc.cluster.local"}}]}]}}),
+        json!({"kind": "AuthorizationPolicy", "metadata": {"name": "edge", "namespace": "back"}, "spec": {"rules": [{
+            "from": [{"source": {"principals": ["cluster.local/ns/front/sa/edge"]}}], "to": [{"operation": {"paths": ["/b"]}}]}]}}),
+    ])
+}
+
+#[test]
+fn gateways_pass_on() {
+    let bank = behind_the_edge();
+    let call = |path: &str, host: Option<&str>| Call {
+        path: path.into(),
+        headers: host.iter().map(|h| ("host".to_owned(), (*h).to_owned())).collect(),
+        ..Call::default()
+    };
+    for (from, to, path, host, allowed, end) in [
+        ("edge.front", "bank.example.com:80", "/a", None, true, "back/vault"),
+        ("10.9.9.9", "edge.front:80", "/a", Some("bank.example.com"), true, "back/vault"),
+        ("audit.front", "edge.front:80", "/a", Some("bank.example.com"), true, "back/vault"),
+        ("edge.front", "bank.example.com:80", "/c", None, false, "the gateway with status 404"),
+        ("edge.front", "shop.example.com:80", "/a", None, false, "the gateway with status 404"),
+        ("edge.front", "bank.example.com:80", "/a/x", None, false, "the server's sidecar with status 403"),
+        ("edge.front", "bank.example.com:81", "/a", None, false, "nothing listens there"),
+        ("teller.front", "vault.back:80", "/b", None, false, "the server's sidecar with status 403"),
+    ] {
+        let answer = ask_at(&bank, from, to, call(path, host), 0).expect("an answer");
+        assert_eq!(answer.allowed, allowed, "{from} {to}{path}: {answer:#?}");
+        assert!(answer.end.contains(end), "{from} {to}{path}: {answer:#?}");
+    }
+    let answer = ask_at(&bank, "edge.front", "bank.example.com:80", call("/a", None), 0).expect("an answer");
+    assert_eq!(because(&answer, "route"), ["VirtualService edge.front"]);
+    assert!(answer.steps.iter().any(|s| s.what == "rewritten" && s.value.ends_with("/b")), "{answer:#?}");
 }

@@ -3,14 +3,18 @@
 //! Invariant: the same functions decide here as in the proxy; this module only puts them in order and writes the verdict down.
 
 mod filters;
+mod prepare;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::balance::{Balancer, Choice};
 use crate::chain::{ConnFacts, RAW_BUFFER, TLS};
 use crate::facts::Facts;
 use crate::format::Values;
+use crate::hygiene::hop;
 use crate::model::cluster::{Cluster, Discovery, TransportIndex};
 use crate::model::filter::UpstreamOverrides;
 use crate::model::hcm::HttpConnectionManager;
@@ -19,6 +23,7 @@ use crate::model::route::Action;
 use crate::model::{Name, RuntimeConfig};
 use crate::mutate::Levels;
 use crate::request::RequestHead;
+use crate::rewrite;
 use crate::routing::{RouteFacts, RouteLookup, choose_tcp_cluster};
 
 /// A connection as its first bytes show it.
@@ -71,6 +76,8 @@ pub struct Verdict {
     pub cluster: Option<Name>,
     /// Endpoint and how it is reached.
     pub upstream: Option<Upstream>,
+    /// The request as it is sent on, after rewrites and mutations.
+    pub sent: Option<Box<Sent>>,
     /// What filters said, in their order; the last one decided if it has a status.
     pub decided: Vec<Decided>,
     /// How it ends.
@@ -117,8 +124,21 @@ pub struct Terminated {
 pub struct Upstream {
     /// Its address; `None` for a name that DNS would have to resolve.
     pub address: Option<SocketAddr>,
+    /// Its own name, where the cluster gives one.
+    pub hostname: Option<Name>,
     /// TLS towards it: SNI and ALPN.
     pub tls: Option<(Option<Name>, Vec<Name>)>,
+}
+
+/// A request as it leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// Path with query.
+    pub path: String,
+    /// Host.
+    pub authority: String,
+    /// All other headers.
+    pub headers: HeaderMap,
 }
 
 /// How it ends.
@@ -178,7 +198,19 @@ pub fn outbound(
     request: Option<&RequestHead<'_>>,
     random: u64,
 ) -> Verdict {
-    run(runtime, Direction::Outbound, connection, &Caller::default(), request, random)
+    outbound_from(runtime, connection, &Caller::default(), request, random)
+}
+
+/// The same, from a caller that filters know; a gateway's listeners are among these.
+#[must_use]
+pub fn outbound_from(
+    runtime: &RuntimeConfig,
+    connection: &Connection<'_>,
+    caller: &Caller<'_>,
+    request: Option<&RequestHead<'_>>,
+    random: u64,
+) -> Verdict {
+    run(runtime, Direction::Outbound, connection, caller, request, random)
 }
 
 fn run(
@@ -283,21 +315,36 @@ fn http(
     let h2 = connection.opening == Opening::Http2
         || verdict.tls.as_ref().and_then(|t| t.alpn.as_deref()).is_some_and(|alpn| alpn == "h2");
     let protocol = Some(if h2 { "HTTP/2" } else { "HTTP/1.1" });
-    let facts = RouteFacts { random, tls_presented: terminated, tls_validated: terminated, ..RouteFacts::default() };
+    let ready = match prepare::prepare(manager, connection, terminated, h2, request) {
+        Ok(ready) => ready,
+        Err(status) => {
+            verdict.end = End::Answered(status);
+            return verdict;
+        }
+    };
+    let facts = RouteFacts {
+        random,
+        tls_presented: terminated,
+        tls_validated: terminated,
+        internal: ready.internal,
+        ..RouteFacts::default()
+    };
     let Some(table) = runtime.route_table(&manager.routes) else {
         verdict.end = End::Answered(404);
         return verdict;
     };
+    let head = ready.head(request.method);
     let mut passing = filters::Passing {
         chain,
         table,
         connection,
         caller,
-        request: *request,
-        headers: request.headers.clone(),
-        path: request.path.to_owned(),
+        client: caller.client.unwrap_or(ready.client),
+        lookup: table.find(&head, &facts),
+        request: head,
+        headers: ready.headers.clone(),
+        path: ready.path.clone(),
         facts,
-        lookup: table.find(request, &facts),
         metadata: crate::model::metadata::Metadata::default(),
     };
     if let RouteLookup::Found { virtual_host, route } = passing.lookup {
@@ -341,8 +388,25 @@ fn http(
     let choice = action.choose_cluster(request, random);
     let levels = Levels { table, virtual_host, route, weighted: choice.and_then(|c| c.weighted) };
     let overrides = levels.upstream_overrides(&manager.filters, &values as &dyn Values);
-    let cluster = choice.map(|c| Name::from(c.name));
-    finish(runtime, verdict, cluster, &overrides, connection, random, End::Http)
+    let cluster = choice.as_ref().map(|c| Name::from(c.name));
+    let mut headers = request.headers.clone();
+    let values = Facts { dynamic_metadata: Some(&passing.metadata), ..values };
+    levels.mutate_request(&mut headers, &values);
+    let path = rewrite::path(action, &route.matching.path, request.path);
+    if path.is_some()
+        && let Ok(old) = HeaderValue::from_str(request.path)
+    {
+        headers.insert(HeaderName::from_static("x-envoy-original-path"), old);
+    }
+    hop::strip_request(&mut headers, false);
+    let mut verdict = finish(runtime, verdict, cluster, &overrides, connection, random, End::Http);
+    let endpoint = verdict.upstream.as_ref().and_then(|u| u.hostname.as_deref());
+    let after = RequestHead { headers: &headers, ..*request };
+    let host = choice.and_then(|choice| rewrite::host(action, &choice, &after, endpoint));
+    let path = path.unwrap_or_else(|| request.path.to_owned());
+    let authority = host.unwrap_or_else(|| request.authority.to_owned());
+    verdict.sent = Some(Box::new(Sent { path, authority, headers }));
+    verdict
 }
 
 fn finish(
@@ -372,6 +436,7 @@ fn upstream(
     connection: &Connection<'_>,
     random: u64,
 ) -> Option<Upstream> {
+    let mut hostname = None;
     let (address, index) = if cluster.discovery == Discovery::DynamicForward {
         (None, TransportIndex::DEFAULT)
     } else if cluster.discovery == Discovery::OriginalDst {
@@ -386,11 +451,13 @@ fn upstream(
             next >> 16
         };
         let chosen = balancer.choose(&mut Choice::at_random(&mut draw))?;
-        (set.socket(chosen), set.endpoints.get(chosen)?.transport)
+        let endpoint = set.endpoints.get(chosen)?;
+        hostname = Some(Arc::clone(&endpoint.hostname)).filter(|name| !name.is_empty());
+        (set.socket(chosen), endpoint.transport)
     };
     let tls = cluster.transport.get(index).tls().map(|tls| {
         let alpn = overrides.alpn.clone().unwrap_or_else(|| tls.alpn.to_vec());
         (overrides.sni.clone().or_else(|| tls.sni.clone()), alpn)
     });
-    Some(Upstream { address, tls })
+    Some(Upstream { address, hostname, tls })
 }

@@ -4,6 +4,7 @@
 //! authorizer's answer, what is left of a rate limit; of keys that are fetched none are here, so their tokens are refused.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -29,6 +30,8 @@ pub(super) struct Passing<'a, 'r> {
     pub table: &'a RouteTable,
     pub connection: &'a Connection<'a>,
     pub caller: &'a Caller<'a>,
+    /// The client, as far as it is trusted.
+    pub client: SocketAddr,
     pub request: RequestHead<'r>,
     pub headers: HeaderMap,
     pub path: String,
@@ -46,7 +49,8 @@ pub(super) fn admits(
 ) -> bool {
     let metadata = Metadata::default();
     for filter in &chain.rbac {
-        let decision = filter.decide(&subject(chain, connection, caller, None, &metadata));
+        let client = caller.client.unwrap_or(connection.source);
+        let decision = filter.decide(&subject(chain, connection, caller, client, None, &metadata));
         if let Some(details) = decision.details() {
             verdict.decided.push(Decided { filter: "network RBAC".into(), what: details, status: Some(0) });
             return false;
@@ -60,6 +64,7 @@ fn subject<'a>(
     chain: &FilterChain,
     connection: &'a Connection<'_>,
     caller: &'a Caller<'_>,
+    client: SocketAddr,
     request: Option<RequestHead<'a>>,
     metadata: &'a Metadata,
 ) -> Subject<'a> {
@@ -70,7 +75,7 @@ fn subject<'a>(
     Subject {
         request,
         local: connection.destination,
-        remote: caller.client.unwrap_or(connection.source),
+        remote: client,
         source: connection.source,
         direct: connection.source,
         server_name,
@@ -142,7 +147,7 @@ impl<'a> Passing<'a, '_> {
                     _ => None,
                 };
                 let head = self.head();
-                let whole = subject(self.chain, self.connection, self.caller, Some(head), &self.metadata);
+                let whole = subject(self.chain, self.connection, self.caller, self.client, Some(head), &self.metadata);
                 let decision = filter.decide(&Subject { route_metadata, ..whole });
                 note_rbac(&step.name, &decision, verdict);
                 let details = decision.details();
