@@ -165,18 +165,14 @@ fn user_tls(question: &Question<'_>, tls: &ClientTls) -> UserTls {
     let given = |text: &Arc<str>| (!text.is_empty()).then(|| text.clone());
     let named = given(&tls.credential_name);
     let mutual = tls.mode == ClientTlsMode::Mutual;
-    let secret = named.as_ref().map(|name| match name.contains("://") {
-        true => name.to_string(),
-        false => format!("kubernetes://{name}"),
-    });
-    let roots = match (&secret, given(&tls.ca_certificates)) {
+    let roots = match (&named, given(&tls.ca_certificates)) {
         _ if tls.insecure_skip_verify => None,
-        (Some(secret), _) => Some(format!("{secret}-cacert").into()),
+        (Some(name), _) => Some(names::cluster_roots(name)),
         (None, Some(path)) => Some(names::file_root(&path)),
         (None, None) => Some(names::SECRET_SYSTEM_ROOTS.into()),
     };
-    let certificate = mutual.then(|| match &secret {
-        Some(secret) => secret.as_str().into(),
+    let certificate = mutual.then(|| match &named {
+        Some(name) => names::cluster_secret(name),
         None => names::file_cert(&tls.client_certificate, &tls.private_key),
     });
     let sni = given(&tls.sni);

@@ -26,18 +26,7 @@ const OPERATION_FIELDS: [&str; 8] =
     ["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"];
 
 /// What an external authorizer is asked before: it runs before peers and tokens are known.
-const NOT_IN_CUSTOM: [&str; 10] = [
-    "principals",
-    "notPrincipals",
-    "requestPrincipals",
-    "notRequestPrincipals",
-    "namespaces",
-    "notNamespaces",
-    "serviceAccounts",
-    "notServiceAccounts",
-    "trustDomains",
-    "notTrustDomains",
-];
+const NOT_IN_CUSTOM: &[&str] = LIST_FIELDS.split_at(10).0;
 
 /// Sources that a TCP connection has too.
 const TCP_SOURCES: [&str; 10] = [

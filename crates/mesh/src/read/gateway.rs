@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use carrick_api::{
     Protocol,
-    istio::gateway::{Server, ServerTls, ServerTlsMode, TlsProtocol},
+    istio::{
+        gateway::{Server, ServerTls, ServerTlsMode, TlsProtocol},
+        server_tls::CIPHER_SUITES,
+    },
 };
 use carrick_base::{Diagnostic, HostPattern, Severity};
 
@@ -28,24 +31,6 @@ const MAX_CERTIFICATES: usize = 2;
 
 /// Bytes of a SHA-256.
 const SHA256: usize = 32;
-
-/// TLS 1.2 suites that the engines know, in OpenSSL's names.
-const SUITES: &[&str] = &[
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "ECDHE-RSA-CHACHA20-POLY1305",
-    "ECDHE-ECDSA-AES128-SHA",
-    "ECDHE-RSA-AES128-SHA",
-    "ECDHE-ECDSA-AES256-SHA",
-    "ECDHE-RSA-AES256-SHA",
-    "AES128-GCM-SHA256",
-    "AES256-GCM-SHA384",
-    "AES128-SHA",
-    "AES256-SHA",
-];
 
 pub(crate) fn read(from: &carrick_api::Gateway, found: &mut Vec<Diagnostic>) -> GatewayRule {
     let origin = origin("Gateway", &from.metadata);
@@ -187,7 +172,7 @@ fn terminate(from: &ServerTls, http: bool, warn: &mut dyn FnMut(&str, String)) -
 fn suites(all: &[String], warn: &mut dyn FnMut(&str, String)) -> Result<Vec<Arc<str>>, Wrong> {
     let mut out: Vec<Arc<str>> = Vec::new();
     for suite in all {
-        if !SUITES.contains(&suite.as_str()) || out.iter().any(|s| **s == **suite) {
+        if !CIPHER_SUITES.contains(&suite.as_str()) || out.iter().any(|s| **s == **suite) {
             warn("cipherSuites", format!("{suite:?} is unknown or there twice, and is left out"));
         } else {
             out.push(suite.as_str().into());

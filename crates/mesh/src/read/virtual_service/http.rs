@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use carrick_api::istio::virtual_service as api;
+use carrick_api::istio::virtual_service::{self as api, GRPC_STATUSES};
 
 use super::{Wrong, at, bound, target, text, weighted};
 use crate::{
@@ -327,26 +327,7 @@ fn fault(from: &api::HttpFault) -> Result<Option<Fault>, Wrong> {
 }
 
 fn grpc_status(text: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let by_name = NAMES.iter().position(|name| *name == text).and_then(|n| u32::try_from(n).ok());
+    let by_name = GRPC_STATUSES.iter().position(|name| *name == text).and_then(|n| u32::try_from(n).ok());
     by_name.or_else(|| text.parse().ok().filter(|n| *n < 17))
 }
 
