@@ -3,6 +3,7 @@
 //! Invariant: names, short names and columns are those that Kubernetes and Istio's CRDs have, so that `kubectl`'s output
 //! is what people know. Schemas are built when first asked for.
 
+mod cert_manager;
 mod columns;
 mod gateway_api;
 mod istio;
@@ -127,7 +128,12 @@ pub struct Registry {
 pub fn registry() -> &'static Registry {
     static REGISTRY: OnceLock<Registry> = OnceLock::new();
     REGISTRY.get_or_init(|| Registry {
-        kinds: kubernetes::kinds().into_iter().chain(istio::kinds()).chain(gateway_api::kinds()).collect(),
+        kinds: kubernetes::kinds()
+            .into_iter()
+            .chain(istio::kinds())
+            .chain(gateway_api::kinds())
+            .chain(cert_manager::kinds())
+            .collect(),
     })
 }
 

@@ -6,6 +6,7 @@
 //! What objects mean together (which policy wins, who may talk to whom) belongs to `mesh`; storing and serving them
 //! belongs to `apiserver`.
 
+pub mod cert_manager;
 pub mod convert;
 pub mod core;
 pub mod gateway_api;

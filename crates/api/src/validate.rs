@@ -5,6 +5,7 @@
 
 mod attachment;
 mod authorization_policy;
+mod cert_manager;
 mod connection_pool;
 mod destination_rule;
 mod envoy_filter;
@@ -86,6 +87,7 @@ pub fn object(value: &Value) -> Vec<Diagnostic> {
         ("authentication.istio.io", "Policy") => legacy::check(&root, false, found),
         ("authentication.istio.io", "MeshPolicy") => legacy::check(&root, true, found),
         ("gateway.networking.k8s.io", kind) => gateway_api::check(kind, &root, found),
+        (crate::cert_manager::GROUP, kind) => cert_manager::check(kind, &root, found),
         ("", "ConfigMap") => mesh_config::config_map(value, found),
         _ => {}
     }

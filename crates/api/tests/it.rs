@@ -55,9 +55,10 @@ fn schemas_find_what_they_should() {
     }
 }
 
-const RULES: [&str; 19] = [
+const RULES: [&str; 20] = [
     "rules_any.yaml",
     "rules_authorization_policy.yaml",
+    "rules_cert_manager.yaml",
     "rules_destination_rule.yaml",
     "rules_envoy_filter.yaml",
     "rules_gateway.yaml",

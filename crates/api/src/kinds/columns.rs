@@ -147,3 +147,26 @@ pub(super) const LISTENER_SET: &[Column] = &[
     column("Programmed", "Whether the proxies have the configuration."),
     AGE,
 ];
+
+pub(super) const CM_CERTIFICATE: &[Column] = &[
+    NAME,
+    column("Ready", "Whether the secret holds a certificate as asked for."),
+    column("Secret", "Secret that holds it."),
+    wide("Issuer", "Who signs it."),
+    wide("Status", "What the controller says."),
+    AGE,
+];
+
+pub(super) const CM_CERTIFICATE_REQUEST: &[Column] = &[
+    NAME,
+    column("Approved", "Whether it may be signed."),
+    column("Denied", "Whether signing was refused."),
+    column("Ready", "Whether it is signed."),
+    column("Issuer", "Who is asked."),
+    column("Requester", "Who asks."),
+    wide("Status", "What the issuer says."),
+    AGE,
+];
+
+pub(super) const CM_ISSUER: &[Column] =
+    &[NAME, column("Ready", "Whether it can sign."), wide("Status", "What the controller says."), AGE];

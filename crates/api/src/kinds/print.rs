@@ -97,6 +97,30 @@ pub(super) fn listener_set(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), condition(object, "Accepted"), condition(object, "Programmed"), age(object, now)]
 }
 
+/// What a condition says in words.
+fn said(object: &Value, type_: &str) -> Value {
+    let found =
+        items(object, "/status/conditions").iter().find(|c| c.get("type").and_then(Value::as_str) == Some(type_));
+    found.and_then(|c| c.get("message")).filter(|s| s.is_string()).cloned().unwrap_or(Value::Null)
+}
+
+pub(super) fn cm_certificate(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ready = [name(object), condition(object, "Ready")];
+    let words = ["/spec/secretName", "/spec/issuerRef/name"].map(|p| text(object, p).into());
+    ready.into_iter().chain(words).chain([said(object, "Ready"), age(object, now)]).collect()
+}
+
+pub(super) fn cm_certificate_request(object: &Value, now: Timestamp) -> Vec<Value> {
+    let answers = ["Approved", "Denied", "Ready"].map(|type_| condition(object, type_));
+    let words = ["/spec/issuerRef/name", "/spec/username"].map(|p| text(object, p).into());
+    let end = [said(object, "Ready"), age(object, now)];
+    [name(object)].into_iter().chain(answers).chain(words).chain(end).collect()
+}
+
+pub(super) fn cm_issuer(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), condition(object, "Ready"), said(object, "Ready"), age(object, now)]
+}
+
 pub(super) fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), text(object, "/status/phase").into(), age(object, now)]
 }

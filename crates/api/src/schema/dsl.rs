@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Definitions, EnumType, Field, IntRange, Keys, ListMerge, ObjectType, Type};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     include_str!("../../schemas/shared.txt"),
     include_str!("../../schemas/networking.txt"),
     include_str!("../../schemas/virtual_service.txt"),
@@ -29,6 +29,7 @@ const FILES: [&str; 7] = [
     include_str!("../../schemas/telemetry.txt"),
     include_str!("../../schemas/legacy.txt"),
     include_str!("../../schemas/gateway_api.txt"),
+    include_str!("../../schemas/cert_manager.txt"),
 ];
 
 /// Prefix of the definitions' names, as OpenAPI shows them.
