@@ -4,12 +4,14 @@
 //! here is told by our own logs. The scenarios live in files of their own; `mesh` is what they drive.
 
 pub mod banknext;
-pub mod cases;
+pub mod call;
+mod cases;
 pub mod certificates;
 pub mod curl;
 pub mod engines;
 pub mod gopay_partners;
-pub mod hipster;
+pub mod grpc;
+mod hipster;
 pub mod intuit_gateway;
 pub mod issuer;
 pub mod load;
@@ -18,6 +20,7 @@ pub mod product_stock;
 pub mod rows;
 pub mod serve;
 pub mod stage;
+pub mod websocket;
 pub mod wire;
 
 use std::path::Path;

@@ -216,7 +216,7 @@ async fn judge(lab: &Lab, pair: Pair, request: &Request, limit: Duration) -> Res
     loop {
         let mut answers: Vec<Answer> = Vec::new();
         for _ in 0..request.times {
-            answers.push(lab.curl(pair, request.from.as_deref(), &request.curl()).await?);
+            answers.push(lab.ask(pair, request).await?);
         }
         let wrong = expect::check(&request.expect, &answers);
         let Some(wrong) = wrong else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! curl inside a pod, again and again: one small process in the pod starts the real curl on command.
+//! curl inside a pod, again and again: one small process in the pod starts the real curl on command, or makes a call that curl cannot.
 //!
 //! Invariant: what is judged is curl's own exit code, status, headers and body; this only carries them. It saves
 //! entering the pod anew for each request, nothing else.
@@ -14,7 +14,10 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::mesh::Mesh;
+use super::{
+    call::{Call, Caller},
+    mesh::Mesh,
+};
 
 /// How long one request may take, all in all.
 const LIMIT: &str = "10";
@@ -22,12 +25,14 @@ const LIMIT: &str = "10";
 const MARK: &str = "\u{1}";
 
 /// What curl said.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// Its exit code; 0 when there was an answer, whatever its status.
     pub exit: i32,
     /// The HTTP status, 0 when there was none.
     pub status: u16,
+    /// The version of HTTP that was spoken: `1.1`, `2`.
+    pub version: String,
     /// The answer's headers, names in lower case, values of one name joined by a comma.
     pub headers: BTreeMap<String, String>,
     /// The answer's body.
@@ -57,7 +62,16 @@ impl std::fmt::Display for Answer {
     }
 }
 
+/// A line to the process in the pod.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    /// curl's arguments.
+    Curl(Vec<String>),
+    Call(Call),
+}
+
+#[derive(Debug)]
 struct Raw {
     exit: i32,
     stdout: String,
@@ -97,23 +111,33 @@ impl Curl {
     /// # Errors
     /// When curl could not be run; that it failed is the answer.
     pub async fn run(&self, args: &[String]) -> Result<Answer> {
-        let mut all = vec!["-s", "-S", "-m", LIMIT, "-w", "%{stderr}\u{1}%{http_code}\u{1}%{header_json}"];
-        all.extend(args.iter().map(String::as_str));
-        let mut line = serde_json::to_string(&all)?;
+        let all = ["-s", "-S", "-m", LIMIT, "-w", "%{stderr}\u{1}%{http_code}\u{1}%{http_version}\u{1}%{header_json}"];
+        self.ask(&Line::Curl(all.map(str::to_owned).into_iter().chain(args.iter().cloned()).collect())).await
+    }
+
+    /// Makes a call in the pod.
+    ///
+    /// # Errors
+    /// When the pod cannot be asked; that the call failed is the answer.
+    pub async fn call(&self, call: &Call) -> Result<Answer> {
+        self.ask(&Line::Call(call.clone())).await
+    }
+
+    async fn ask(&self, line: &Line) -> Result<Answer> {
+        let mut line = serde_json::to_string(line)?;
         line.push('\n');
         let mut channel = self.channel.lock().await;
         channel.stdin.write_all(line.as_bytes()).await.with_context(|| format!("curl in {}", self.pod))?;
         let answer = tokio::time::timeout(Duration::from_secs(20), channel.lines.next_line());
         let answer = answer.await.with_context(|| format!("curl in {}", self.pod))??;
-        let raw: Raw = serde_json::from_str(&answer.with_context(|| format!("{} was left", self.pod))?)?;
-        read(raw)
+        Ok(serde_json::from_str(&answer.with_context(|| format!("{} was left", self.pod))?)?)
     }
 }
 
 fn read(raw: Raw) -> Result<Answer> {
-    let mut parts = raw.stderr.splitn(3, MARK);
+    let mut parts = raw.stderr.splitn(4, MARK);
     let error = parts.next().unwrap_or_default().trim().to_owned();
-    let (Some(status), Some(headers)) = (parts.next(), parts.next()) else {
+    let (Some(status), Some(version), Some(headers)) = (parts.next(), parts.next(), parts.next()) else {
         ensure!(raw.exit != 0, "curl told nothing: {}", raw.stderr);
         return Ok(Answer { exit: raw.exit, error, ..Answer::default() });
     };
@@ -121,30 +145,42 @@ fn read(raw: Raw) -> Result<Answer> {
     Ok(Answer {
         exit: raw.exit,
         status: status.parse().unwrap_or(0),
+        version: version.to_owned(),
         headers: headers.into_iter().map(|(name, values)| (name.to_ascii_lowercase(), values.join(","))).collect(),
         body: raw.stdout,
         error,
     })
 }
 
-/// The process's other side: a line of JSON (curl's arguments) in, a line of JSON out, until the input ends.
+/// The process's other side: a line of JSON (curl's arguments, or a call) in, a line of JSON out, until the input ends. It blocks.
 ///
 /// # Errors
 /// When standard input or output fails.
 pub fn serve() -> Result<u8> {
     let mut out = std::io::stdout().lock();
+    let caller = Caller::default();
     for line in std::io::stdin().lines() {
-        let args: Vec<String> = serde_json::from_str(&line?).context("curl's arguments")?;
-        let output = std::process::Command::new("curl").args(&args).stdin(Stdio::null()).output().context("curl")?;
-        let raw = Raw {
-            exit: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        let answer = match serde_json::from_str(&line?).context("a line of curl's arguments, or a call")? {
+            Line::Curl(args) => curl(&args).unwrap_or_else(|error| Answer {
+                exit: -1,
+                error: format!("{error:#}"),
+                ..Answer::default()
+            }),
+            Line::Call(call) => tokio::runtime::Handle::current().block_on(caller.call(&call)),
         };
-        writeln!(out, "{}", serde_json::to_string(&raw)?)?;
+        writeln!(out, "{}", serde_json::to_string(&answer)?)?;
         out.flush()?;
     }
     Ok(0)
+}
+
+fn curl(args: &[String]) -> Result<Answer> {
+    let output = std::process::Command::new("curl").args(args).stdin(Stdio::null()).output().context("curl")?;
+    read(Raw {
+        exit: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -154,10 +190,11 @@ mod tests {
     #[test]
     fn what_curl_tells_is_read() {
         let raw = |exit, stderr: &str| Raw { exit, stdout: "x".into(), stderr: stderr.into() };
-        let fine = read(raw(0, "\u{1}403\u{1}{\"Server\":[\"istio-envoy\"],\"set-cookie\":[\"a\",\"b\"]}")).unwrap();
+        let fine =
+            read(raw(0, "\u{1}403\u{1}1.1\u{1}{\"Server\":[\"istio-envoy\"],\"set-cookie\":[\"a\",\"b\"]}")).unwrap();
         assert_eq!((fine.exit, fine.status, fine.body.as_str()), (0, 403, "x"));
         assert_eq!((fine.headers["server"].as_str(), fine.headers["set-cookie"].as_str()), ("istio-envoy", "a,b"));
-        let reset = read(raw(56, "curl: (56) Recv failure\n\u{1}000\u{1}{}")).unwrap();
+        let reset = read(raw(56, "curl: (56) Recv failure\n\u{1}000\u{1}0\u{1}{}")).unwrap();
         assert_eq!((reset.exit, reset.status, reset.error.as_str()), (56, 0, "curl: (56) Recv failure"));
         assert!(read(raw(0, "nothing")).is_err());
     }

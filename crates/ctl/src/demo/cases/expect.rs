@@ -21,6 +21,9 @@ fn one(expect: &Expect, answer: &Answer) -> Option<String> {
     if let Some(status) = expect.status.filter(|status| *status != answer.status) {
         return Some(format!("status: want {status}, got {answer}"));
     }
+    if let Some(version) = expect.version.as_ref().filter(|version| **version != answer.version) {
+        return Some(format!("version of HTTP: want {version}, got {:?}", answer.version));
+    }
     for (name, wanted) in &expect.headers {
         let got = answer.headers.get(&name.to_ascii_lowercase());
         let fine = match wanted {

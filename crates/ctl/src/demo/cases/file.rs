@@ -12,6 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::lab::{Names, Pair};
+use crate::demo::{
+    call::{Call, Kind},
+    grpc, websocket,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +64,12 @@ pub struct Request {
     body: Option<String>,
     #[serde(default)]
     args: Vec<String>,
+    /// Not by curl: over a WebSocket.
+    #[serde(default)]
+    websocket: Option<websocket::Exchange>,
+    /// Not by curl: in gRPC.
+    #[serde(default)]
+    grpc: Option<grpc::Exchange>,
     /// How often it is sent; every answer must be as expected.
     #[serde(default = "once")]
     pub times: u32,
@@ -81,6 +91,9 @@ pub struct Expect {
     /// The HTTP status; 0 for no answer.
     #[serde(default)]
     pub status: Option<u16>,
+    /// The version of HTTP that curl spoke.
+    #[serde(default)]
+    pub version: Option<String>,
     /// curl's exit code.
     #[serde(default)]
     pub exit: Option<i32>,
@@ -99,6 +112,13 @@ pub struct Expect {
 }
 
 impl Request {
+    /// What curl cannot ask; of the fields for curl only `url` and `headers` are for it.
+    pub fn call(&self) -> Option<Call> {
+        let websocket = self.websocket.clone().map(Kind::WebSocket);
+        let kind = websocket.or_else(|| self.grpc.clone().map(Kind::Grpc))?;
+        Some(Call { url: self.url.clone(), headers: self.headers.clone(), kind })
+    }
+
     /// curl's arguments.
     pub fn curl(&self) -> Vec<String> {
         let mut args = self.args.clone();
@@ -148,6 +168,9 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
     ensure!(some, "{name}: neither requests nor refused: it could not fail");
     for request in &written.requests {
         let e = &request.expect;
+        let curls = request.method.is_some() || request.body.is_some() || !request.args.is_empty();
+        let kinds = [curls, request.websocket.is_some(), request.grpc.is_some()].iter().filter(|is| **is).count();
+        ensure!(kinds <= 1, "{name}: {request} is of more than one kind");
         let nothing = e.status.is_none() && e.exit.is_none() && e.body.is_none() && e.headers.is_empty();
         ensure!(!(nothing && e.seen.is_none() && e.shares.is_empty()), "{name}: {request} expects nothing");
     }
@@ -221,6 +244,7 @@ mod tests {
             "about: x\nrequests: [{url: a, expect: {}}]\n",
             "about: x\nrequests: [{url: a, expect: {stauts: 200}}]\n",
             "about: x\nrequests: [{url: a, expect: {status: 200}}]\npairs: [native]\n",
+            "about: x\nrequests: [{url: a, body: b, websocket: {}, expect: {status: 101}}]\n",
         ];
         for text in wrong {
             assert!(read("x", text, &Names::example()).is_err(), "{text}");

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use carrick_pod::Engine;
 use serde_json::Value;
 
+use super::file::Request;
 use crate::demo::{
     certificates,
     curl::{Answer, Curl},
@@ -271,10 +272,25 @@ impl Lab {
     /// # Errors
     /// When there is no such pod or curl cannot be run there.
     pub async fn curl(&self, pair: Pair, from: Option<&str>, args: &[String]) -> Result<Answer> {
+        self.within(pair, from)?.run(args).await
+    }
+
+    /// A request of a case, by curl or not.
+    ///
+    /// # Errors
+    /// As [`Lab::curl`].
+    pub async fn ask(&self, pair: Pair, request: &Request) -> Result<Answer> {
+        let pod = self.within(pair, request.from.as_deref())?;
+        match request.call() {
+            Some(call) => pod.call(&call).await,
+            None => pod.run(&request.curl()).await,
+        }
+    }
+
+    fn within(&self, pair: Pair, from: Option<&str>) -> Result<&Curl> {
         let client = Names::of(pair).client;
         let from = from.unwrap_or(&client);
-        let curl = self.curls.get(from).with_context(|| format!("from: {from}: the lab has no such pod"))?;
-        curl.run(args).await
+        self.curls.get(from).with_context(|| format!("from: {from}: the lab has no such pod"))
     }
 
     /// Ends everything.

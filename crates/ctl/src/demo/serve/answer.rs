@@ -1,4 +1,4 @@
-//! What the service answers: what it saw, a joined answer of others, a status, a delay, a gRPC echo.
+//! What the service answers: what it saw, a joined answer of others, a status, a delay, an echo by WebSocket or gRPC.
 //!
 //! Invariant: the answer is told by the request alone (and a count per `/flaky/` path), so a test knows it before.
 
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Version,
     body::{Frame, Incoming},
@@ -22,6 +22,11 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::{Value, json};
+
+use crate::demo::{grpc, websocket};
+
+/// An answer.
+pub type Reply = Response<UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>>;
 
 /// Bytes of a request's body that are shown.
 const SHOWN_BODY: usize = 4096;
@@ -62,18 +67,22 @@ impl Service {
     ///
     /// # Errors
     /// Never; the type is hyper's.
-    pub async fn answer(
-        &self,
-        request: Request<Incoming>,
-        via: &Via,
-    ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+    pub async fn answer(&self, request: Request<Incoming>, via: &Via) -> Result<Reply, Infallible> {
         let is_grpc = request
             .headers()
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc && request.uri().path().starts_with(grpc::SERVICE) {
+            let reply = grpc::serve(&self.name, request).await;
+            return Ok(reply.map(|body| body.map_err(Into::into).boxed_unsync()));
+        }
         if is_grpc {
             return Ok(grpc_echo(request, &self.name));
         }
+        if request.headers().contains_key("sec-websocket-key") {
+            return Ok(self.web_socket(request, via).await);
+        }
+        let is_head = request.method() == http::Method::HEAD;
         let path = request.uri().path().to_owned();
         let status = self.status(&path).await;
         let told = match (&self.fixed, self.joins.is_empty()) {
@@ -90,6 +99,12 @@ impl Service {
         };
         let mut response = json_response(&told);
         *response.status_mut() = status;
+        if is_head {
+            // For HTTP/2 the library would send what this method has not.
+            let length = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+            response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+            *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        }
         Ok(response)
     }
 
@@ -112,6 +127,27 @@ impl Service {
             }
             _ => StatusCode::OK,
         }
+    }
+
+    /// Becomes a WebSocket whose first message tells what was seen and whose others are the client's own.
+    async fn web_socket(&self, mut request: Request<Incoming>, via: &Via) -> Reply {
+        let key = request.headers().get("sec-websocket-key").map(|key| websocket::accept(key.as_bytes()));
+        let upgrade = hyper::upgrade::on(&mut request);
+        let seen = self.seen(request, via).await;
+        // It ends with its connection.
+        tokio::spawn(async move {
+            let _ = websocket::echo(hyper_util::rt::TokioIo::new(upgrade.await?), seen.to_string()).await;
+            Ok::<_, hyper::Error>(())
+        });
+        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
+        headers.insert(http::header::UPGRADE, http::HeaderValue::from_static("websocket"));
+        if let Some(accept) = key.and_then(|key| http::HeaderValue::from_str(&key).ok()) {
+            headers.insert(http::header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        response
     }
 
     async fn seen(&self, request: Request<Incoming>, via: &Via) -> Value {
@@ -183,15 +219,15 @@ fn headers(map: &HeaderMap) -> serde_json::Map<String, Value> {
     told
 }
 
-fn json_response(value: &Value) -> Response<BoxBody<Bytes, hyper::Error>> {
+fn json_response(value: &Value) -> Reply {
     let body = Full::new(Bytes::from(format!("{value}\n"))).map_err(|never| match never {});
-    let mut response = Response::new(body.boxed());
+    let mut response = Response::new(body.boxed_unsync());
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }
 
 /// Gives a gRPC call its own messages back and ends it with status 0; the server's name is in the trailers.
-fn grpc_echo(request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, hyper::Error>> {
+fn grpc_echo(request: Request<Incoming>, name: &str) -> Reply {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
     if let Ok(name) = http::HeaderValue::from_str(name) {
@@ -203,7 +239,7 @@ fn grpc_echo(request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, 
         std::future::ready(frame.as_ref().map_or(true, Frame::is_data))
     });
     let body = StreamBody::new(futures_util::StreamExt::chain(messages, ended));
-    let mut response = Response::new(BodyExt::boxed(body));
+    let mut response = Response::new(BodyExt::map_err(body, |error: hyper::Error| error.into()).boxed_unsync());
     if let Some(kind) = parts.headers.get(http::header::CONTENT_TYPE) {
         response.headers_mut().insert(http::header::CONTENT_TYPE, kind.clone());
     }
