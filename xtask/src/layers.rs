@@ -13,6 +13,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("api", 1),
     ("mesh", 2),
     ("analyze", 2),
+    ("certs", 2),
     ("proxy-core", 2),
     ("inject", 2),
     ("envoy-json", 2),
@@ -31,7 +32,8 @@ const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// Crates that decide and never do.
-const PURE: &[&str] = &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "envoy-filter", "explain"];
+const PURE: &[&str] =
+    &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "certs", "envoy-filter", "explain"];
 
 /// What a pure crate may not depend on.
 const IMPURE: &[&str] =
@@ -39,7 +41,7 @@ const IMPURE: &[&str] =
 
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
-const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "explain", "apiserver", "control", "ctl"];
+const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "ctl"];
 
 /// Findings about every crate's dependencies.
 ///
