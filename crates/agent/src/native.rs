@@ -69,6 +69,8 @@ impl NativeEngine {
                 canonical_service: canonical,
                 canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
                 cluster: metadata_text(&node, "CLUSTER_ID").unwrap_or_default(),
+                instance: config.node.name.clone(),
+                node: node.id.clone(),
             },
             ..EngineOptions::default()
         };

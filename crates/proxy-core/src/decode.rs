@@ -29,6 +29,7 @@ pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod route_action;
+pub mod stats;
 pub mod steps;
 pub mod tls;
 

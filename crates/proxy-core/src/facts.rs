@@ -4,11 +4,12 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http::HeaderMap;
 
 use crate::format::Values;
-use crate::model::format::{HeaderKey, MetadataKind, Operator, Plain};
+use crate::model::format::{GrpcStyle, HeaderKey, MetadataKind, Operator, Plain, WhichPath};
 use crate::model::metadata::{Metadata, Value};
 use crate::request::RequestHead;
 
@@ -67,8 +68,8 @@ pub struct Facts<'a> {
     pub dynamic_metadata: Option<&'a Metadata>,
     /// Texts in filter state.
     pub filter_state: &'a [(crate::model::Name, String)],
-    /// Start of the request, ISO 8601 with milliseconds.
-    pub start_time: Option<&'a str>,
+    /// Start of the request, since 1970.
+    pub start: Option<Duration>,
     /// Milliseconds from start to end.
     pub duration_ms: Option<u64>,
     /// Milliseconds from start to the last byte of the request.
@@ -89,12 +90,16 @@ pub struct Facts<'a> {
     pub upstream_failure: Option<&'a str>,
     /// Why TLS downstream failed.
     pub downstream_failure: Option<&'a str>,
+    /// TLS version towards the endpoint.
+    pub upstream_tls: Option<&'a str>,
     /// Attempts made.
     pub attempts: Option<u32>,
     /// Connection number.
     pub connection_id: Option<u64>,
     /// gRPC status number.
     pub grpc_status: Option<u16>,
+    /// Trace and span, hexadecimal.
+    pub trace: Option<(&'a str, &'a str)>,
     /// Name of this machine.
     pub hostname: Option<&'a str>,
 }
@@ -105,7 +110,41 @@ impl Values for Facts<'_> {
             Operator::Req(first, second) => either(first, second.as_ref(), |key| self.request_header(key, out)),
             Operator::Resp(first, second) => either(first, second.as_ref(), |key| self.response_header(key, out)),
             Operator::Trailer(first, second) => either(first, second.as_ref(), |key| header(self.trailers, key, out)),
-            Operator::StartTime(_) => text(self.start_time, out),
+            Operator::StartTime(format) => match self.start {
+                Some(start) => {
+                    crate::format::time::write(start, format, out);
+                    true
+                }
+                None => false,
+            },
+            Operator::GrpcStatus(style) => self.grpc_status.is_some_and(|status| match style {
+                GrpcStyle::Number => shown(Some(status), out),
+                GrpcStyle::Camel => text(Some(grpc_name(status)), out) || shown(Some(status), out),
+                GrpcStyle::Snake => {
+                    let name = grpc_name(status);
+                    for (i, c) in name.char_indices() {
+                        if i > 0 && c.is_ascii_uppercase() && name != "OK" {
+                            out.push('_');
+                        }
+                        out.push(c.to_ascii_uppercase());
+                    }
+                    !name.is_empty() || shown(Some(status), out)
+                }
+            }),
+            Operator::QueryParam(name) => {
+                let query = self.request.as_ref().and_then(RequestHead::query).unwrap_or_default();
+                let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+                text(pairs.into_iter().find(|(n, _)| *n == &**name).map(|(_, v)| v), out)
+            }
+            Operator::ReqWithoutQuery(first, second) => {
+                let start = out.len();
+                let found = either(first, second.as_ref(), |key| self.request_header(key, out));
+                if let Some(at) = out.get(start..).and_then(|t| t.find('?')) {
+                    out.truncate(start.saturating_add(at));
+                }
+                found
+            }
+            Operator::Path { query, which } => self.path(*query, *which, out),
             Operator::FilterState(key) => {
                 text(self.filter_state.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str()), out)
             }
@@ -150,7 +189,85 @@ fn header(headers: Option<&HeaderMap>, key: &HeaderKey, out: &mut String) -> boo
     }
 }
 
+/// The status' name; empty if there is none.
+fn grpc_name(status: u16) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    NAMES.get(usize::from(status)).copied().unwrap_or_default()
+}
+
+/// Envoy's long names of response flags.
+const FLAGS: &[(&str, &str)] = &[
+    ("DC", "DownstreamConnectionTermination"),
+    ("LH", "FailedLocalHealthCheck"),
+    ("UH", "NoHealthyUpstream"),
+    ("UT", "UpstreamRequestTimeout"),
+    ("LR", "LocalReset"),
+    ("UR", "UpstreamRemoteReset"),
+    ("UF", "UpstreamConnectionFailure"),
+    ("UC", "UpstreamConnectionTermination"),
+    ("UO", "UpstreamOverflow"),
+    ("NR", "NoRouteFound"),
+    ("DI", "DelayInjected"),
+    ("FI", "FaultInjected"),
+    ("RL", "RateLimited"),
+    ("UAEX", "UnauthorizedExternalService"),
+    ("RLSE", "RateLimitServiceError"),
+    ("URX", "UpstreamRetryLimitExceeded"),
+    ("SI", "StreamIdleTimeout"),
+    ("IH", "InvalidEnvoyRequestHeaders"),
+    ("DPE", "DownstreamProtocolError"),
+    ("UMSDR", "UpstreamMaxStreamDurationReached"),
+    ("RFCF", "ResponseFromCacheFilter"),
+    ("NFCF", "NoFilterConfigFound"),
+    ("DT", "DurationTimeout"),
+    ("UPE", "UpstreamProtocolError"),
+    ("NC", "NoClusterFound"),
+    ("OM", "OverloadManagerTerminated"),
+    ("DF", "DnsResolutionFailed"),
+    ("DO", "DropOverload"),
+    ("DR", "DownstreamRemoteReset"),
+];
+
+fn long_flags(flags: &str, out: &mut String) -> bool {
+    for (i, flag) in flags.split(',').enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        out.push_str(FLAGS.iter().find(|(short, _)| *short == flag).map_or(flag, |(_, long)| long));
+    }
+    !flags.is_empty()
+}
+
 impl Facts<'_> {
+    fn path(&self, query: bool, which: WhichPath, out: &mut String) -> bool {
+        let Some(request) = self.request else { return false };
+        let original = request.headers.get("x-envoy-original-path").and_then(|v| v.to_str().ok());
+        let path = match which {
+            WhichPath::Original => original,
+            WhichPath::Path => Some(request.path),
+            WhichPath::OriginalOrPath => Some(original.unwrap_or(request.path)),
+        };
+        text(path.map(|p| if query { p } else { p.split_once('?').map_or(p, |(p, _)| p) }), out)
+    }
+
     fn request_header(&self, key: &HeaderKey, out: &mut String) -> bool {
         let Some(request) = self.request else { return false };
         match key {
@@ -197,25 +314,29 @@ impl Facts<'_> {
             Plain::Protocol => text(self.protocol, out),
             Plain::ResponseCode => shown(Some(self.status.unwrap_or(0)), out),
             Plain::ResponseCodeDetails => text(self.code_details, out),
-            Plain::ResponseFlags | Plain::ResponseFlagsLong => text(self.flags, out),
+            Plain::ResponseFlags => text(self.flags, out),
+            Plain::ResponseFlagsLong => self.flags.is_some_and(|flags| long_flags(flags, out)),
             Plain::ConnectionTerminationDetails => text(self.termination_details, out),
             Plain::BytesReceived => shown(Some(self.bytes_received), out),
             Plain::BytesSent => shown(Some(self.bytes_sent), out),
-            Plain::UpstreamWireBytesSent | Plain::UpstreamWireBytesReceived => false,
             Plain::Duration => shown(self.duration_ms, out),
             Plain::RequestDuration => shown(self.request_ms, out),
             Plain::ResponseDuration => shown(self.response_ms, out),
             Plain::ResponseTxDuration => {
                 shown(self.duration_ms.zip(self.response_ms).map(|(all, first)| all.saturating_sub(first)), out)
             }
-            Plain::GrpcStatus | Plain::GrpcStatusNumber => shown(self.grpc_status, out),
+            Plain::GrpcStatusNumber => shown(self.grpc_status, out),
             Plain::UpstreamHost | Plain::UpstreamRemoteAddress => shown(self.upstream, out),
             Plain::UpstreamCluster | Plain::UpstreamClusterRaw => text(self.cluster, out),
             Plain::UpstreamLocalAddress => shown(self.upstream_local, out),
+            Plain::UpstreamLocalAddressWithoutPort => shown(self.upstream_local.map(|a| a.ip()), out),
+            Plain::UpstreamLocalPort => shown(self.upstream_local.map(|a| a.port()), out),
+            Plain::UpstreamRemoteAddressWithoutPort => shown(self.upstream.map(|a| a.ip()), out),
+            Plain::UpstreamRemotePort => shown(self.upstream.map(|a| a.port()), out),
             Plain::UpstreamProtocol => text(self.upstream_protocol, out),
             Plain::UpstreamTransportFailureReason => text(self.upstream_failure, out),
             Plain::UpstreamRequestAttemptCount => shown(self.attempts, out),
-            Plain::UpstreamTlsVersion => false,
+            Plain::UpstreamTlsVersion => text(self.upstream_tls, out),
             Plain::DownstreamTransportFailureReason => text(self.downstream_failure, out),
             Plain::DownstreamLocalAddress => shown(self.local, out),
             Plain::DownstreamLocalAddressWithoutPort => shown(self.local.map(|a| a.ip()), out),
@@ -225,6 +346,7 @@ impl Facts<'_> {
             Plain::DownstreamRemotePort => shown(self.remote.map(|a| a.port()), out),
             Plain::DownstreamDirectRemoteAddress => shown(self.direct_remote, out),
             Plain::DownstreamDirectRemoteAddressWithoutPort => shown(self.direct_remote.map(|a| a.ip()), out),
+            Plain::DownstreamDirectRemotePort => shown(self.direct_remote.map(|a| a.port()), out),
             Plain::DownstreamPeerUriSan => text(self.peer_uri_san, out),
             Plain::DownstreamLocalUriSan => text(self.local_uri_san, out),
             Plain::DownstreamPeerSubject => text(self.peer_subject, out),
@@ -237,6 +359,11 @@ impl Facts<'_> {
             Plain::ConnectionId => shown(self.connection_id, out),
             Plain::StreamId => {
                 self.request.is_some_and(|r| text(r.headers.get("x-request-id").and_then(|v| v.to_str().ok()), out))
+            }
+            Plain::TraceId => text(self.trace.map(|(trace, _)| trace), out),
+            Plain::SpanId => text(self.trace.map(|(_, span)| span), out),
+            Plain::AccessLogType => {
+                text(Some(if self.request.is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" }), out)
             }
             Plain::Hostname => text(self.hostname, out),
             Plain::FilterChainName => text(self.chain, out),

@@ -4,6 +4,7 @@
 //! `-` (access logs). Facts come from a [`Values`], which the caller implements over what it holds.
 
 mod parse;
+pub mod time;
 
 use std::fmt::Write as _;
 
@@ -137,8 +138,6 @@ impl Operator {
                 P::ResponseCode
                     | P::BytesReceived
                     | P::BytesSent
-                    | P::UpstreamWireBytesSent
-                    | P::UpstreamWireBytesReceived
                     | P::Duration
                     | P::RequestDuration
                     | P::ResponseDuration
@@ -147,6 +146,9 @@ impl Operator {
                     | P::ConnectionId
                     | P::DownstreamLocalPort
                     | P::DownstreamRemotePort
+                    | P::DownstreamDirectRemotePort
+                    | P::UpstreamLocalPort
+                    | P::UpstreamRemotePort
                     | P::GrpcStatusNumber
             )
         )

@@ -12,6 +12,7 @@ pub mod chain;
 pub mod circuit;
 #[allow(deprecated)]
 pub mod decode;
+pub mod expr;
 #[allow(deprecated)]
 pub mod ext_authz;
 pub mod facts;
@@ -24,6 +25,7 @@ pub mod matching;
 pub mod model;
 pub mod mutate;
 pub mod outlier;
+pub mod peer;
 pub mod proxy_protocol;
 pub mod rbac;
 pub mod request;

@@ -7,6 +7,7 @@
 pub mod access_log;
 pub mod cluster;
 pub mod endpoint;
+pub mod expr;
 pub mod ext_authz;
 pub mod filter;
 pub mod format;
@@ -19,6 +20,7 @@ pub mod metadata;
 pub mod rbac;
 pub mod retry;
 pub mod route;
+pub mod stats;
 pub mod steps;
 pub mod tls;
 

@@ -3,6 +3,7 @@
 //! Invariant: single-threaded; it knows no connection and no configuration, so that everything may know it.
 
 use crate::log::Log;
+use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::stats::{ListenerStats, WorkerStats};
 use crate::tls::TlsCache;
@@ -21,9 +22,16 @@ pub(crate) struct Local {
     pub stats: Arc<WorkerStats>,
     pub tls: TlsCache,
     pub log: Log,
+    pub peers: Peers,
+    /// Name of this machine.
+    pub hostname: String,
     listeners: RefCell<HashMap<Name, Arc<ListenerStats>>>,
     ids: Cell<u64>,
     random: Cell<u64>,
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_owned()).unwrap_or_default()
 }
 
 impl Local {
@@ -31,6 +39,8 @@ impl Local {
         Local {
             tls: TlsCache::new(shared.secrets.clone()),
             log: Log,
+            hostname: hostname(),
+            peers: Peers::new(&shared.options.workload),
             listeners: RefCell::default(),
             ids: Cell::new(0),
             random: Cell::new(rand::random::<u64>() | 1),

@@ -47,7 +47,6 @@ impl Log {
         if listener.access_logs.is_empty() {
             return;
         }
-        let start = timestamp(Duration::ZERO);
         // As Envoy writes it: one word, whatever a certificate says.
         let why: String = why.chars().map(|c| if c.is_whitespace() || c.is_control() { '_' } else { c }).collect();
         let facts = Facts {
@@ -56,7 +55,7 @@ impl Log {
             direct_remote: Some(peer),
             server_name: sni,
             downstream_failure: Some(&why),
-            start_time: Some(&start),
+            start: Some(since_epoch(Duration::ZERO)),
             duration_ms: Some(0),
             ..Facts::default()
         };
@@ -68,7 +67,6 @@ impl Log {
         if listener.access_logs.is_empty() {
             return;
         }
-        let start = timestamp(Duration::ZERO);
         let facts = Facts {
             local: Some(local),
             remote: Some(peer),
@@ -76,7 +74,7 @@ impl Log {
             server_name: sni,
             flags: Some("NR"),
             code_details: Some("filter_chain_not_found"),
-            start_time: Some(&start),
+            start: Some(since_epoch(Duration::ZERO)),
             duration_ms: Some(0),
             ..Facts::default()
         };
@@ -167,41 +165,7 @@ fn put(files: &mut HashMap<std::sync::Arc<str>, Option<File>>, sink: &LogSink, t
     }
 }
 
-/// The wall-clock time `ago`, ISO 8601 in UTC with milliseconds.
-pub fn timestamp(ago: Duration) -> String {
-    let at = SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, secs) = (at.as_secs() / 86_400, at.as_secs() % 86_400);
-    let (y, m, d) = civil(i64::try_from(days).unwrap_or(0));
-    format!(
-        "{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}.{:03}Z",
-        secs / 3600,
-        secs % 3600 / 60,
-        secs % 60,
-        at.subsec_millis()
-    )
-}
-
-/// Year, month, day of a day number since 1970 (Gregorian, by 400-year eras).
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day = z.rem_euclid(146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let mp = (5 * of_year + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (year + era * 400 + i64::from(month <= 2), month, of_year - (153 * mp + 2) / 5 + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(civil(0), (1970, 1, 1));
-        assert_eq!(civil(19_782), (2024, 2, 29));
-        assert_eq!(civil(20_779), (2026, 11, 22));
-        assert_eq!(timestamp(Duration::ZERO).len(), 24);
-    }
+/// The wall-clock time `ago`, since 1970.
+pub fn since_epoch(ago: Duration) -> Duration {
+    SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -2,18 +2,10 @@
 //!
 //! Invariant: a name that leaves this crate is spelled here and nowhere else.
 
-/// Istio's standard metrics (spec §25.2).
+/// Istio's standard metrics (spec §25.2); their names are `proxy-core`'s.
 pub mod istio {
-    pub const REQUESTS: &str = "istio_requests_total";
-    pub const DURATION: &str = "istio_request_duration_milliseconds";
-    pub const REQUEST_BYTES: &str = "istio_request_bytes";
-    pub const RESPONSE_BYTES: &str = "istio_response_bytes";
-    pub const TCP_OPENED: &str = "istio_tcp_connections_opened_total";
-    pub const TCP_CLOSED: &str = "istio_tcp_connections_closed_total";
-    pub const TCP_SENT: &str = "istio_tcp_sent_bytes_total";
-    pub const TCP_RECEIVED: &str = "istio_tcp_received_bytes_total";
-    /// Upper bounds of duration buckets, in milliseconds.
-    pub const DURATION_BUCKETS: [f64; 19] = [
+    /// Upper bounds of all histograms' buckets, in milliseconds or bytes.
+    pub const BUCKETS: [f64; 19] = [
         0.5,
         1.0,
         5.0,

@@ -35,7 +35,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// How this workload calls itself in metrics.
+/// How this workload calls itself in metrics, and towards mesh peers if it has a name.
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
     /// Workload name.
@@ -52,6 +52,10 @@ pub struct Workload {
     pub canonical_revision: String,
     /// Cluster id.
     pub cluster: String,
+    /// Name of the pod or entry.
+    pub instance: String,
+    /// The node's id in xDS.
+    pub node: String,
 }
 
 /// Answers (local address, peer address) with the original destination, if the connection was redirected.

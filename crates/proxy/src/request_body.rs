@@ -2,6 +2,7 @@
 //!
 //! Invariant: only the latest attempt reads on; an attempt that was given up never sees an end that is not the body's.
 
+use crate::metrics::GrpcFrames;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -58,12 +59,27 @@ pub struct Source {
     body: Incoming,
     bytes: Rc<std::cell::Cell<u64>>,
     taps: Vec<mpsc::Sender<Tapped>>,
+    messages: Option<Rc<std::cell::Cell<GrpcFrames>>>,
 }
 
 impl Source {
     /// Counts what passes into `bytes`, and copies it into `taps`.
     pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>, taps: Vec<mpsc::Sender<Tapped>>) -> Self {
-        Source { first: None, body, bytes, taps }
+        Source { first: None, body, bytes, taps, messages: None }
+    }
+
+    /// Counts gRPC messages too.
+    pub fn counting(mut self, messages: Option<Rc<std::cell::Cell<GrpcFrames>>>) -> Self {
+        self.messages = messages;
+        self
+    }
+
+    fn count_messages(&self, data: &[u8]) {
+        if let Some(messages) = &self.messages {
+            let mut frames = messages.get();
+            frames.pass(data);
+            messages.set(frames);
+        }
     }
 
     fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, hyper::Error>>, last: bool) {
@@ -102,6 +118,7 @@ impl Source {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if let Some(first) = self.first.take() {
+            self.count_messages(&first);
             let frame = Some(Ok(Frame::data(first)));
             let last = self.body.is_end_stream();
             self.tap(&frame, last);
@@ -112,6 +129,7 @@ impl Source {
             && let Some(data) = f.data_ref()
         {
             self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
+            self.count_messages(data);
         }
         if !self.taps.is_empty() {
             // Whoever sends a length does not ask again after the last piece.

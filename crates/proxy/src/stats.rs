@@ -3,33 +3,14 @@
 //! Invariant: a counter has one writer; the maps are locked only when a new cluster, listener or label set appears, when
 //! a request with new labels ends, and by readers. Names are made when read.
 
-use crate::names::istio;
+use crate::counter::{Counter, escape, metric_name};
+use crate::metrics::{Cells, Sets};
 use crate::options::Workload;
 use carrick_proxy_core::RuntimeConfig;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-/// A value that one thread changes and others read.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
-    }
-    pub fn inc(&self) {
-        self.add(1);
-    }
-    pub fn dec(&self) {
-        self.0.store(self.0.load(Relaxed).saturating_sub(1), Relaxed);
-    }
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
 
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident { $($field:ident),* $(,)? }) => {
@@ -82,46 +63,6 @@ counters! {
     }
 }
 
-/// What distinguishes requests in Istio's metrics.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct RequestKey {
-    pub outbound: bool,
-    pub cluster: Arc<str>,
-    pub code: u16,
-    pub flags: &'static str,
-    pub grpc: Option<i32>,
-    pub is_grpc: bool,
-    pub peer: Option<Arc<str>>,
-    pub mutual: bool,
-}
-
-#[derive(Debug, Default, Clone)]
-pub(crate) struct RequestCell {
-    count: u64,
-    millis: f64,
-    buckets: [u64; 19],
-    request_bytes: u64,
-    response_bytes: u64,
-}
-
-/// What distinguishes connections in Istio's TCP metrics.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct TcpKey {
-    pub outbound: bool,
-    pub cluster: Arc<str>,
-    pub flags: &'static str,
-    pub peer: Option<Arc<str>>,
-    pub mutual: bool,
-}
-
-#[derive(Debug, Default, Clone)]
-pub(crate) struct TcpCell {
-    opened: u64,
-    closed: u64,
-    sent: u64,
-    received: u64,
-}
-
 /// One worker's counters.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerStats {
@@ -129,8 +70,8 @@ pub(crate) struct WorkerStats {
     https: Mutex<BTreeMap<Arc<str>, Arc<HttpStats>>>,
     tcps: Mutex<BTreeMap<Arc<str>, Arc<TcpStats>>>,
     listeners: Mutex<BTreeMap<Arc<str>, Arc<ListenerStats>>>,
-    requests: Mutex<HashMap<RequestKey, RequestCell>>,
-    connections: Mutex<HashMap<TcpKey, TcpCell>>,
+    /// Istio's metrics.
+    pub sets: Sets,
     filters: Mutex<BTreeMap<FilterKey, u64>>,
 }
 
@@ -164,43 +105,13 @@ impl WorkerStats {
         let key = (prefix.map(Arc::clone), Arc::clone(counter));
         *lock(&self.filters).entry(key).or_default() += 1;
     }
-
-    /// Counts a finished request.
-    pub fn request(&self, key: RequestKey, took: Duration, request_bytes: u64, response_bytes: u64) {
-        let mut all = lock(&self.requests);
-        let cell = all.entry(key).or_default();
-        let millis = took.as_secs_f64() * 1000.0;
-        cell.count += 1;
-        cell.millis += millis;
-        cell.request_bytes = cell.request_bytes.saturating_add(request_bytes);
-        cell.response_bytes = cell.response_bytes.saturating_add(response_bytes);
-        let at = istio::DURATION_BUCKETS.iter().position(|b| millis <= *b);
-        if let Some(bucket) = at.and_then(|i| cell.buckets.get_mut(i)) {
-            *bucket += 1;
-        }
-    }
-
-    /// Counts an opened connection.
-    pub fn opened(&self, key: TcpKey) {
-        lock(&self.connections).entry(key).or_default().opened += 1;
-    }
-
-    /// Counts a closed connection and its bytes.
-    pub fn closed(&self, key: TcpKey, sent: u64, received: u64) {
-        let mut all = lock(&self.connections);
-        let cell = all.entry(key).or_default();
-        cell.closed += 1;
-        cell.sent = cell.sent.saturating_add(sent);
-        cell.received = cell.received.saturating_add(received);
-    }
 }
 
 /// The counters of an engine at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     counters: BTreeMap<String, u64>,
-    requests: BTreeMap<RequestKey, RequestCell>,
-    connections: BTreeMap<TcpKey, TcpCell>,
+    cells: Cells,
     workload: Workload,
 }
 
@@ -212,7 +123,7 @@ impl Stats {
         uptime: Duration,
     ) -> Stats {
         let mut s = Stats { workload: workload.clone(), ..Stats::default() };
-        let mut threads = 0;
+        let (mut threads, mut refused) = (0, 0);
         for w in workers {
             threads += 1;
             for (name, c) in lock(&w.clusters).iter() {
@@ -234,27 +145,15 @@ impl Stats {
                 };
                 *s.counters.entry(name).or_default() += n;
             }
-            for (key, c) in lock(&w.requests).iter() {
-                let sum = s.requests.entry(key.clone()).or_default();
-                sum.count += c.count;
-                sum.millis += c.millis;
-                sum.request_bytes = sum.request_bytes.saturating_add(c.request_bytes);
-                sum.response_bytes = sum.response_bytes.saturating_add(c.response_bytes);
-                sum.buckets.iter_mut().zip(c.buckets).for_each(|(a, b)| *a += b);
-            }
-            for (key, c) in lock(&w.connections).iter() {
-                let sum = s.connections.entry(key.clone()).or_default();
-                sum.opened += c.opened;
-                sum.closed += c.closed;
-                sum.sent = sum.sent.saturating_add(c.sent);
-                sum.received = sum.received.saturating_add(c.received);
-            }
+            s.cells.add(&w.sets);
+            refused += w.sets.refused();
         }
         for (key, value) in [
             ("server.uptime", uptime.as_secs()),
             ("server.live", 1),
             ("server.concurrency", threads),
             ("server.access_logs_dropped", crate::log::dropped()),
+            ("server.metric_sets_refused", refused),
             ("cluster_manager.active_clusters", config.clusters.len() as u64),
             ("listener_manager.total_listeners_active", config.listeners.by_name.len() as u64),
         ] {
@@ -290,11 +189,11 @@ impl Stats {
     /// Prometheus text: Istio's metrics and the counters as `envoy_*`.
     pub fn prometheus(&self) -> String {
         let mut out = String::new();
-        self.istio_http(&mut out);
-        self.istio_tcp(&mut out);
+        self.cells.write(&self.workload, &mut out);
         let mut by_metric: BTreeMap<String, Vec<(String, u64)>> = BTreeMap::new();
         for (key, v) in &self.counters {
             let (metric, label) = prometheus_name(key);
+            let metric = metric_name(&metric);
             by_metric.entry(metric).or_default().push((label, *v));
         }
         for (metric, rows) in by_metric {
@@ -307,142 +206,6 @@ impl Stats {
         }
         out
     }
-
-    fn istio_http(&self, out: &mut String) {
-        if self.requests.is_empty() {
-            return;
-        }
-        let rows: Vec<(String, &RequestCell)> =
-            self.requests.iter().map(|(k, c)| (self.request_labels(k), c)).collect();
-        let _ = writeln!(out, "# TYPE {} counter", istio::REQUESTS);
-        for (labels, c) in &rows {
-            let _ = writeln!(out, "{}{{{labels}}} {}", istio::REQUESTS, c.count);
-        }
-        let _ = writeln!(out, "# TYPE {} histogram", istio::DURATION);
-        for (labels, c) in &rows {
-            let mut total = 0;
-            for (bound, n) in istio::DURATION_BUCKETS.iter().zip(c.buckets) {
-                total += n;
-                let _ = writeln!(out, "{}_bucket{{{labels},le=\"{bound}\"}} {total}", istio::DURATION);
-            }
-            let _ = writeln!(out, "{}_bucket{{{labels},le=\"+Inf\"}} {}", istio::DURATION, c.count);
-            let _ = writeln!(out, "{}_sum{{{labels}}} {}", istio::DURATION, c.millis);
-            let _ = writeln!(out, "{}_count{{{labels}}} {}", istio::DURATION, c.count);
-        }
-        for (name, get) in [
-            (istio::REQUEST_BYTES, (|c| c.request_bytes) as fn(&RequestCell) -> u64),
-            (istio::RESPONSE_BYTES, |c| c.response_bytes),
-        ] {
-            let _ = writeln!(out, "# TYPE {name} histogram");
-            for (labels, c) in &rows {
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", c.count);
-                let _ = writeln!(out, "{name}_sum{{{labels}}} {}", get(c));
-                let _ = writeln!(out, "{name}_count{{{labels}}} {}", c.count);
-            }
-        }
-    }
-
-    fn istio_tcp(&self, out: &mut String) {
-        for (name, get) in [
-            (istio::TCP_OPENED, (|c| c.opened) as fn(&TcpCell) -> u64),
-            (istio::TCP_CLOSED, |c| c.closed),
-            (istio::TCP_SENT, |c| c.sent),
-            (istio::TCP_RECEIVED, |c| c.received),
-        ] {
-            if self.connections.is_empty() {
-                continue;
-            }
-            let _ = writeln!(out, "# TYPE {name} counter");
-            for (k, c) in &self.connections {
-                let labels = self.common_labels(k.outbound, &k.cluster, k.peer.as_deref(), k.mutual);
-                let _ = writeln!(
-                    out,
-                    "{name}{{{labels},request_protocol=\"tcp\",response_flags=\"{}\"}} {}",
-                    k.flags,
-                    get(c)
-                );
-            }
-        }
-    }
-
-    fn request_labels(&self, k: &RequestKey) -> String {
-        let mut l = self.common_labels(k.outbound, &k.cluster, k.peer.as_deref(), k.mutual);
-        let _ = write!(
-            l,
-            ",request_protocol=\"{}\",response_code=\"{}\",grpc_response_status=\"{}\",response_flags=\"{}\"",
-            if k.is_grpc { "grpc" } else { "http" },
-            k.code,
-            k.grpc.map(|g| g.to_string()).unwrap_or_default(),
-            k.flags,
-        );
-        l
-    }
-
-    /// Labels of both sides: what we know of ourselves, and of the other side what its identity and the cluster's
-    /// name say.
-    fn common_labels(&self, outbound: bool, cluster: &str, peer: Option<&str>, mutual: bool) -> String {
-        let w = &self.workload;
-        let known = |s: &str| if s.is_empty() { "unknown".to_string() } else { escape(s) };
-        let host = cluster.split('|').nth(3).filter(|h| !h.is_empty()).map(str::to_string);
-        let own_service = if w.canonical_service.is_empty() { &w.name } else { &w.canonical_service };
-        let host = host.unwrap_or_else(|| if outbound { cluster.to_string() } else { own_service.clone() });
-        let mut parts = host.split('.');
-        let service = parts.next().unwrap_or_default().to_string();
-        let service_ns = if host.contains(".svc.") || host.ends_with(".svc") {
-            parts.next().unwrap_or_default().to_string()
-        } else if outbound {
-            String::new()
-        } else {
-            w.namespace.clone()
-        };
-        let peer = peer.unwrap_or_default();
-        let peer_ns = peer.split_once("/ns/").map(|(_, r)| r.split('/').next().unwrap_or_default()).unwrap_or_default();
-        let ours = |side: &str| {
-            format!(
-                "{side}_workload=\"{}\",{side}_workload_namespace=\"{}\",{side}_app=\"{}\",{side}_version=\"{}\",{side}_canonical_service=\"{}\",{side}_canonical_revision=\"{}\",{side}_cluster=\"{}\"",
-                known(&w.name),
-                known(&w.namespace),
-                known(&w.app),
-                known(&w.version),
-                known(own_service),
-                if w.canonical_revision.is_empty() { "latest".into() } else { escape(&w.canonical_revision) },
-                known(&w.cluster),
-            )
-        };
-        let theirs = |side: &str, service: &str, ns: &str| {
-            format!(
-                "{side}_workload=\"unknown\",{side}_workload_namespace=\"{}\",{side}_app=\"unknown\",{side}_version=\"unknown\",{side}_canonical_service=\"{}\",{side}_canonical_revision=\"latest\",{side}_cluster=\"unknown\"",
-                known(ns),
-                known(service),
-            )
-        };
-        let (source, destination) = if outbound {
-            (ours("source"), theirs("destination", &service, &service_ns))
-        } else {
-            (theirs("source", "", peer_ns), ours("destination"))
-        };
-        let principal = |p: &str| if p.is_empty() { "unknown".to_string() } else { escape(p) };
-        format!(
-            "reporter=\"{}\",{source},source_principal=\"{}\",{destination},destination_principal=\"{}\",destination_service=\"{}\",destination_service_name=\"{}\",destination_service_namespace=\"{}\",connection_security_policy=\"{}\"",
-            if outbound { "source" } else { "destination" },
-            principal(if outbound { "" } else { peer }),
-            principal(if outbound { peer } else { "" }),
-            known(&host),
-            known(&service),
-            known(&service_ns),
-            if outbound {
-                "unknown"
-            } else if mutual {
-                "mutual_tls"
-            } else {
-                "none"
-            },
-        )
-    }
-}
-
-fn escape(s: &str) -> String {
-    s.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// `cluster.NAME.counter` → (`envoy_cluster_counter`, `cluster_name="NAME"`).
@@ -467,6 +230,7 @@ fn prometheus_name(key: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::{KeyRef, Measured, Memo, Service};
 
     #[test]
     fn workers_are_added_up_under_both_kinds_of_names() {
@@ -475,18 +239,37 @@ mod tests {
         a.cluster(&name).upstream_rq_total.add(2);
         b.cluster(&name).upstream_rq_total.inc();
         b.cluster(&name).ssl_handshake.inc();
-        let key = RequestKey {
+        let service = Arc::new(Service {
+            host: "shop.test.svc.cluster.local".into(),
+            name: "shop".into(),
+            namespace: "test".into(),
+        });
+        let principal: Arc<str> = "spiffe://cluster.local/ns/test/sa/shop".into();
+        let key = KeyRef {
             outbound: true,
-            cluster: name.clone(),
+            service: Some(&service),
+            host: None,
             code: 200,
             flags: "-",
             grpc: None,
-            is_grpc: false,
-            peer: Some("spiffe://cluster.local/ns/test/sa/shop".into()),
+            protocol: "http",
             mutual: true,
+            peer: None,
+            peer_principal: Some(&principal),
+            own_principal: None,
+            config: None,
+            answers: &[],
         };
-        a.request(key.clone(), Duration::from_millis(3), 1, 2);
-        b.request(key, Duration::from_millis(30), 1, 2);
+        for (worker, millis) in [(&a, 3), (&b, 30)] {
+            let measured = Measured {
+                took: Duration::from_millis(millis),
+                request_bytes: 1,
+                response_bytes: 2,
+                request_messages: 0,
+                response_messages: 0,
+            };
+            worker.sets.request(key, &mut Memo::default(), &measured);
+        }
         let s = Stats::merge([&a, &b].into_iter(), &RuntimeConfig::default(), &Workload::default(), Duration::ZERO);
         assert_eq!(s.get("cluster.outbound|80||shop.test.svc.cluster.local.upstream_rq_total"), 3);
         assert_eq!(s.get("cluster.outbound|80||shop.test.svc.cluster.local.ssl.handshake"), 1);

@@ -5,15 +5,18 @@
 
 use crate::info::Info;
 use crate::io::duplex::{Duplex, End};
-use crate::io::stream::Stream;
+use crate::io::stream::{Shown, Stream};
 use crate::lifecycle::{Lease, Phase};
+use crate::metrics::{KeyRef, TcpCell, principals};
 use crate::names::flag;
-use crate::stats::TcpKey;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::{ActiveConnection, ActiveRequest, ClusterState};
 use crate::upstream::connect;
 use crate::worker::Worker;
+use carrick_proxy_core::expr::Val;
 use carrick_proxy_core::facts::Facts;
+use carrick_proxy_core::model::EndpointSet;
+use carrick_proxy_core::model::expr::Expr;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::listener::{ChainKind, Direction, TcpProxy};
 use carrick_proxy_core::outlier::Outcome;
@@ -53,7 +56,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
         upstream: None,
         failure: None,
         refused: None,
-        key: None,
+        endpoint: None,
+        shown: None,
+        open: false,
     };
     record.refused = crate::rbac::refusal(&worker, &info);
     if record.refused.is_some() {
@@ -163,12 +168,14 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
         };
         let address = chosen.target.address;
         record.upstream = chosen.target.pipe.is_none().then_some(address);
+        record.endpoint.clone_from(&chosen.endpoint);
         let (Some(counted), Some(request)) = (state.connection(false, false), state.begin(address, false)) else {
             record.flags = flag::OVERFLOW;
             return None;
         };
         match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target).await {
             Ok(mut stream) => {
+                record.shown.clone_from(&stream.shown);
                 state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
                 if let Some(tunnel) = &proxy.tunnel {
                     let opened = crate::tunnel::open(&mut stream, tunnel, info);
@@ -209,44 +216,59 @@ struct Record<'a> {
     failure: Option<String>,
     /// Refused by policy, and why.
     refused: Option<String>,
-    key: Option<TcpKey>,
+    /// The endpoint.
+    endpoint: Option<(Arc<EndpointSet>, usize)>,
+    shown: Option<Arc<Shown>>,
+    open: bool,
 }
 
 impl Record<'_> {
     fn opened(&mut self) {
+        self.open = true;
+        self.cell().opened.inc();
+    }
+
+    /// Where it is counted in Istio's metrics.
+    fn cell(&self) -> Arc<TcpCell> {
         let outbound = match self.info.listener.direction {
             Direction::Outbound => true,
             Direction::Inbound => false,
             Direction::Unspecified => self.info.tls.is_none(),
         };
-        let key = TcpKey {
-            outbound,
-            cluster: self.cluster.as_ref().map_or_else(|| Arc::from("unknown"), |c| Arc::clone(&c.cluster.name)),
-            flags: flag::NONE,
-            peer: self.info.tls.as_ref().and_then(|t| t.principal.clone()),
-            mutual: self.info.mutual(),
+        let (peer_principal, own_principal) = if outbound {
+            principals(self.shown.as_ref())
+        } else {
+            let tls = self.info.tls.as_ref();
+            (tls.and_then(|t| t.principal.as_ref()), tls.and_then(|t| t.local.as_ref()))
         };
-        self.worker.stats.opened(key.clone());
-        self.key = Some(key);
+        let endpoint = self.endpoint.as_ref().and_then(|(set, at)| set.endpoints.get(*at)).filter(|_| outbound);
+        let peer = endpoint.and_then(|e| self.worker.peers.of_endpoint(e));
+        let config = self.info.chain.stats.as_ref();
+        let answers: Vec<Box<str>> = config.map_or_else(Vec::new, |config| {
+            let facts = self.facts(self.started.elapsed(), 0);
+            let answer = |e: &Expr| e.eval(&facts).and_then(Val::into_text).unwrap_or_else(|| "unknown".to_owned());
+            config.asked.iter().map(|e| answer(e).into()).collect()
+        });
+        self.worker.stats.sets.connection(KeyRef {
+            outbound,
+            service: self.cluster.as_ref().map(|c| &c.service),
+            host: None,
+            code: 0,
+            flags: self.flags,
+            grpc: None,
+            protocol: "tcp",
+            mutual: self.info.mutual(),
+            peer: peer.as_ref(),
+            peer_principal,
+            own_principal,
+            config,
+            answers: &answers,
+        })
     }
-}
 
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.worker.stats.closed(key, self.up, self.down);
-        }
-        if let Some(c) = &self.cluster {
-            c.stats.upstream_cx_tx_bytes_total.add(self.up);
-            c.stats.upstream_cx_rx_bytes_total.add(self.down);
-        }
-        if self.proxy.access_logs.is_empty() {
-            return;
-        }
-        let took = self.started.elapsed();
-        let start = crate::log::timestamp(took);
+    fn facts(&self, took: Duration, millis: u64) -> Facts<'_> {
         let tls = self.info.tls.as_ref();
-        let facts = Facts {
+        Facts {
             local: Some(self.info.local),
             remote: Some(self.info.peer),
             direct_remote: Some(self.info.direct),
@@ -257,8 +279,10 @@ impl Drop for Record<'_> {
             upstream: self.upstream,
             cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
             chain: Some(&self.info.chain.name),
-            start_time: Some(&start),
-            duration_ms: Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            start: Some(crate::log::since_epoch(took)),
+            hostname: Some(&self.worker.hostname),
+            upstream_tls: self.shown.as_ref().map(|s| s.version),
+            duration_ms: Some(millis),
             bytes_received: self.up,
             bytes_sent: self.down,
             flags: (self.flags != flag::NONE).then_some(self.flags),
@@ -266,7 +290,28 @@ impl Drop for Record<'_> {
             termination_details: self.refused.as_deref(),
             connection_id: Some(self.info.id),
             ..Facts::default()
-        };
+        }
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let cell = self.cell();
+            cell.closed.inc();
+            // As Istio has it: sent in the response, received in the request.
+            cell.sent.add(self.down);
+            cell.received.add(self.up);
+        }
+        if let Some(c) = &self.cluster {
+            c.stats.upstream_cx_tx_bytes_total.add(self.up);
+            c.stats.upstream_cx_rx_bytes_total.add(self.down);
+        }
+        if self.proxy.access_logs.is_empty() {
+            return;
+        }
+        let took = self.started.elapsed();
+        let facts = self.facts(took, u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         self.worker.log.write(&self.proxy.access_logs, &facts, 0, took, self.flags);
     }
 }

@@ -4,7 +4,7 @@
 //! handshakes use the new ones and open connections stay. What makes a peer acceptable is decided in `carrick-pki`.
 
 use crate::io::socket::Socket;
-use crate::io::stream::{Kind, Stream};
+use crate::io::stream::{Kind, Shown, Stream};
 use crate::secrets::Secrets;
 use carrick_pki::tls::{
     self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError,
@@ -104,6 +104,18 @@ struct ClientEntry {
     _socket: Arc<TransportSocket>,
     named: Named,
     config: Arc<ClientConfig>,
+    /// Our own URI name.
+    local: Option<Arc<str>>,
+    verified: bool,
+}
+
+/// What a cluster's connections do TLS with.
+#[derive(Clone)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    local: Option<Arc<str>>,
+    /// The server is verified, so that its name means something.
+    verified: bool,
 }
 
 /// One worker's configurations.
@@ -192,12 +204,12 @@ impl TlsCache {
         socket: &Arc<TransportSocket>,
         tls: &UpstreamTls,
         overrides: &UpstreamOverrides,
-    ) -> Result<Arc<ClientConfig>, Refused> {
+    ) -> Result<ClientTls, Refused> {
         let named = self.named(&tls.certificate, tls.validation.as_ref())?;
         let key = (Arc::as_ptr(socket) as usize, overrides.clone());
         let mut clients = self.clients.borrow_mut();
         if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
-            return Ok(Arc::clone(&e.config));
+            return Ok(ClientTls { config: Arc::clone(&e.config), local: e.local.clone(), verified: e.verified });
         }
         let own: Vec<CertificateSource> = tls.certificate.iter().cloned().collect();
         let identity = identities(&own, &named)?.into_iter().next();
@@ -220,9 +232,12 @@ impl TlsCache {
         let offered: &[Name] = overrides.alpn.as_deref().unwrap_or(&tls.alpn);
         let alpn: Vec<&[u8]> = offered.iter().map(|a| a.as_bytes()).collect();
         let config = pki::client_config(identity.as_deref(), auth, &alpn, &options(&tls.params)?)?;
-        let entry = ClientEntry { _socket: Arc::clone(socket), named, config: Arc::clone(&config) };
-        clients.insert(key, entry);
-        Ok(config)
+        let local = identity.as_ref().and_then(|i| i.spiffe.as_ref()).map(|s| Arc::from(s.to_string()));
+        let verified = tls.validation.as_ref().is_some_and(|v| !v.accept_untrusted);
+        let made = ClientTls { config, local, verified };
+        let ClientTls { config, local, verified } = made.clone();
+        clients.insert(key, ClientEntry { _socket: Arc::clone(socket), named, config, local, verified });
+        Ok(made)
     }
 
     /// Forgets configurations whose chain or cluster nobody else holds any more.
@@ -330,11 +345,7 @@ pub async fn accept(tls: &ServerTls, socket: Socket) -> io::Result<(Stream, Clie
         local: tls.local.spiffe.as_ref().map(|s| Arc::from(s.to_string())),
         peer,
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
-        version: match connection.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            _ => "",
-        },
+        version: version(connection.protocol_version()),
         cipher: connection.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite())).unwrap_or_default(),
     };
     Ok((Kind::Server(Box::new(stream)).into(), proof))
@@ -344,9 +355,23 @@ pub async fn accept(tls: &ServerTls, socket: Socket) -> io::Result<(Stream, Clie
 ///
 /// # Errors
 /// What the TLS library or the socket says.
-pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: Socket) -> io::Result<Stream> {
-    let stream = TlsConnector::from(config).connect(name, socket).await?;
-    Ok(Kind::Client(Box::new(stream)).into())
+pub async fn connect(tls: ClientTls, name: ServerName<'static>, socket: Socket) -> io::Result<Stream> {
+    let stream = TlsConnector::from(tls.config).connect(name, socket).await?;
+    let connection = stream.get_ref().1;
+    let leaf = connection.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
+    let peer = leaf.and_then(|leaf| CertificateInfo::read(leaf).ok()).and_then(|c| c.uris.into_iter().next());
+    let shown = Shown { peer: peer.map(Arc::from), local: tls.local, version: version(connection.protocol_version()) };
+    let mut stream = Stream::from(Kind::Client(Box::new(stream)));
+    stream.shown = Some(Arc::new(shown));
+    Ok(stream)
+}
+
+fn version(version: Option<rustls::ProtocolVersion>) -> &'static str {
+    match version {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "",
+    }
 }
 
 /// A TLS failure in the words that people know from Envoy (BoringSSL's, with its numbers).

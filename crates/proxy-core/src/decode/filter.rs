@@ -17,7 +17,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::bad::{At, Bad, decode, each, given, only, type_name};
 use super::headers::format;
 use super::inert::INERT_HTTP_FILTERS;
-use super::{ext_authz, jwt, rbac, steps};
+use super::{ext_authz, jwt, rbac, stats, steps};
 use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Router, Step, StepHere, StepKind};
 use crate::model::route::PerFilter;
 
@@ -59,6 +59,9 @@ fn http_filter(value: &hcm::HttpFilter) -> Result<Option<HttpFilter>, Bad> {
             ));
         }
     };
+    if stats::is_stats(&value.name, any) && !value.disabled {
+        return stats::stats(any).at("typed_config").map(|s| Some(HttpFilter::Stats(Arc::new(s))));
+    }
     if let Some(kind) = step(any).at("typed_config")? {
         let name = value.name.as_str().into();
         return Ok(Some(HttpFilter::Step(Step { name, disabled: value.disabled, kind })));

@@ -186,9 +186,16 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
     let mut on_new_connection = Vec::new();
     let mut rbac = Vec::new();
     let mut kind = None;
+    let mut stats = None;
     each("filters", &value.filters, |filter| {
         if kind.is_some() {
             return Err(Bad::new("a filter after the terminal filter"));
+        }
+        if let Some(pb::filter::ConfigType::TypedConfig(any)) = &filter.config_type
+            && super::stats::is_stats(&filter.name, any)
+        {
+            stats = Some(Arc::new(super::stats::stats(any).at("typed_config")?));
+            return Ok(());
         }
         kind = network_filter(filter, &mut on_new_connection, &mut rbac)?;
         Ok(())
@@ -204,6 +211,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
         )?,
         on_new_connection,
         rbac,
+        stats,
         kind: kind.ok_or_else(|| Bad::field("filters", "no terminal filter"))?,
         metadata: metadata(&value.metadata).at("metadata")?,
     })

@@ -4,8 +4,9 @@
 
 use http::HeaderName;
 
+use super::time;
 use crate::model::Name;
-use crate::model::format::{Format, HeaderKey, MetadataKind, Operator, Part, Plain};
+use crate::model::format::{Format, GrpcStyle, HeaderKey, MetadataKind, Operator, Part, Plain, WhichPath};
 
 /// Why a format string was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +86,13 @@ fn parse_operator(text: &str) -> Result<Part, FormatError> {
         None => return Err(bad()),
     };
     let op = match (name, args) {
-        ("START_TIME", args) => Operator::StartTime(Name::from(args.unwrap_or_default())),
+        ("START_TIME", args) => {
+            let format = args.filter(|a| !a.is_empty()).unwrap_or(time::DEFAULT);
+            if !time::is_known(format) {
+                return Err(bad());
+            }
+            Operator::StartTime(format.into())
+        }
         ("REQ", Some(args)) => header_pair(args).map(|(a, b)| Operator::Req(a, b)).ok_or_else(bad)?,
         ("RESP", Some(args)) => header_pair(args).map(|(a, b)| Operator::Resp(a, b)).ok_or_else(bad)?,
         ("TRAILER", Some(args)) => header_pair(args).map(|(a, b)| Operator::Trailer(a, b)).ok_or_else(bad)?,
@@ -110,11 +117,35 @@ fn parse_operator(text: &str) -> Result<Part, FormatError> {
             Operator::Metadata(kind, path(rest))
         }
         ("CEL", Some(args)) => by_protocol(args).ok_or_else(unknown)?,
-        ("GRPC_STATUS", _) => Operator::Plain(Plain::GrpcStatus),
+        ("GRPC_STATUS", None | Some("" | "CAMEL_STRING")) => Operator::GrpcStatus(GrpcStyle::Camel),
+        ("GRPC_STATUS", Some("SNAKE_STRING")) => Operator::GrpcStatus(GrpcStyle::Snake),
+        ("GRPC_STATUS", Some("NUMBER")) => Operator::GrpcStatus(GrpcStyle::Number),
+        ("QUERY_PARAM", Some(name)) if !name.is_empty() => Operator::QueryParam(name.into()),
+        ("REQ_WITHOUT_QUERY", Some(args)) => {
+            header_pair(args).map(|(a, b)| Operator::ReqWithoutQuery(a, b)).ok_or_else(bad)?
+        }
+        ("PATH", args) => path_of(args.unwrap_or_default()).ok_or_else(bad)?,
         (name, None) => Operator::Plain(Plain::parse(name).ok_or_else(unknown)?),
         _ => return Err(unknown()),
     };
     Ok(Part::Value { op, max })
+}
+
+/// `WQ` or `NQ`, then `ORIG`, `PATH` or `ORIG_OR_PATH`.
+fn path_of(args: &str) -> Option<Operator> {
+    let (query, which) = args.split_once(':').unwrap_or((args, ""));
+    let query = match query {
+        "" | "WQ" => true,
+        "NQ" => false,
+        _ => return None,
+    };
+    let which = match which {
+        "" | "ORIG_OR_PATH" => WhichPath::OriginalOrPath,
+        "ORIG" => WhichPath::Original,
+        "PATH" => WhichPath::Path,
+        _ => return None,
+    };
+    Some(Operator::Path { query, which })
 }
 
 fn path(args: &str) -> Vec<Name> {

@@ -10,6 +10,7 @@ use super::ext_authz::{ExtAuthz, ExtAuthzHere};
 use super::format::Format;
 use super::jwt::{JwtAuthn, JwtHere};
 use super::rbac::RbacFilter;
+use super::stats::Stats;
 use super::steps::{CorsPolicy, Fault, HeaderMutations, LocalRateLimit};
 
 /// An HTTP filter.
@@ -24,6 +25,8 @@ pub enum HttpFilter {
         /// What to set.
         on_request: Vec<FilterStateSet>,
     },
+    /// `istio.stats`: what is counted of requests.
+    Stats(Arc<Stats>),
     /// A filter that may look at a request, change it, or answer it.
     Step(Step),
 }

@@ -38,7 +38,7 @@ pub enum Operator {
     Resp(HeaderKey, Option<HeaderKey>),
     /// `%TRAILER(X?Y)%`
     Trailer(HeaderKey, Option<HeaderKey>),
-    /// `%START_TIME(format)%`; the text is the strftime format, empty = ISO 8601 with milliseconds.
+    /// `%START_TIME(format)%`; the text is the strftime format (see `crate::format::time`).
     StartTime(Name),
     /// `%DYNAMIC_METADATA(ns:key…)%` and friends: namespace and path. Empty where nothing sets them.
     Metadata(MetadataKind, Vec<Name>),
@@ -53,8 +53,43 @@ pub enum Operator {
         /// Text of all other protocols.
         otherwise: Name,
     },
+    /// `%GRPC_STATUS(…)%`
+    GrpcStatus(GrpcStyle),
+    /// `%QUERY_PARAM(x)%`
+    QueryParam(Name),
+    /// `%REQ_WITHOUT_QUERY(X?Y)%`
+    ReqWithoutQuery(HeaderKey, Option<HeaderKey>),
+    /// `%PATH(…)%`
+    Path {
+        /// With its query.
+        query: bool,
+        /// Which path.
+        which: WhichPath,
+    },
     /// Anything without arguments.
     Plain(Plain),
+}
+
+/// How a gRPC status is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcStyle {
+    /// `InvalidArgument`
+    Camel,
+    /// `INVALID_ARGUMENT`
+    Snake,
+    /// `3`
+    Number,
+}
+
+/// Which path of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichPath {
+    /// As the client sent it, if it was changed; else as it is.
+    OriginalOrPath,
+    /// As the client sent it, if it was changed.
+    Original,
+    /// As it is.
+    Path,
 }
 
 /// A header in a format.
@@ -120,19 +155,20 @@ plain! {
     ConnectionTerminationDetails = "CONNECTION_TERMINATION_DETAILS",
     BytesReceived = "BYTES_RECEIVED",
     BytesSent = "BYTES_SENT",
-    UpstreamWireBytesSent = "UPSTREAM_WIRE_BYTES_SENT",
-    UpstreamWireBytesReceived = "UPSTREAM_WIRE_BYTES_RECEIVED",
     Duration = "DURATION",
     RequestDuration = "REQUEST_DURATION",
     ResponseDuration = "RESPONSE_DURATION",
     ResponseTxDuration = "RESPONSE_TX_DURATION",
-    GrpcStatus = "GRPC_STATUS",
     GrpcStatusNumber = "GRPC_STATUS_NUMBER",
     UpstreamHost = "UPSTREAM_HOST",
     UpstreamCluster = "UPSTREAM_CLUSTER",
     UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW",
     UpstreamLocalAddress = "UPSTREAM_LOCAL_ADDRESS",
+    UpstreamLocalAddressWithoutPort = "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    UpstreamLocalPort = "UPSTREAM_LOCAL_PORT",
     UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS",
+    UpstreamRemoteAddressWithoutPort = "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    UpstreamRemotePort = "UPSTREAM_REMOTE_PORT",
     UpstreamProtocol = "UPSTREAM_PROTOCOL",
     UpstreamTransportFailureReason = "UPSTREAM_TRANSPORT_FAILURE_REASON",
     UpstreamRequestAttemptCount = "UPSTREAM_REQUEST_ATTEMPT_COUNT",
@@ -146,6 +182,7 @@ plain! {
     DownstreamRemotePort = "DOWNSTREAM_REMOTE_PORT",
     DownstreamDirectRemoteAddress = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
     DownstreamDirectRemoteAddressWithoutPort = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+    DownstreamDirectRemotePort = "DOWNSTREAM_DIRECT_REMOTE_PORT",
     DownstreamPeerUriSan = "DOWNSTREAM_PEER_URI_SAN",
     DownstreamLocalUriSan = "DOWNSTREAM_LOCAL_URI_SAN",
     DownstreamPeerSubject = "DOWNSTREAM_PEER_SUBJECT",
@@ -157,6 +194,9 @@ plain! {
     VirtualClusterName = "VIRTUAL_CLUSTER_NAME",
     ConnectionId = "CONNECTION_ID",
     StreamId = "STREAM_ID",
+    TraceId = "TRACE_ID",
+    SpanId = "SPAN_ID",
+    AccessLogType = "ACCESS_LOG_TYPE",
     Hostname = "HOSTNAME",
     FilterChainName = "FILTER_CHAIN_NAME",
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::access_log::AccessLog;
 use super::filter::FilterStateSet;
 use super::hcm::HttpConnectionManager;
+use super::stats::Stats;
 use super::tls::DownstreamTls;
 use super::{Name, metadata::Metadata};
 use crate::model::cluster::TcpKeepalive;
@@ -139,6 +140,8 @@ pub struct FilterChain {
     pub on_new_connection: Vec<FilterStateSet>,
     /// RBAC network filters, in order: asked when the first byte has come.
     pub rbac: Vec<Arc<super::rbac::RbacFilter>>,
+    /// `istio.stats` before a TCP proxy: what is counted of connections.
+    pub stats: Option<Arc<Stats>>,
     /// The terminal filter.
     pub kind: ChainKind,
     /// Free-form.

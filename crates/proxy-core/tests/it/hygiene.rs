@@ -233,6 +233,7 @@ fn format_strings() {
         ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "1.2.3.4"),
         ("%CEL(request.protocol == 'HTTP/2' ? 'two' : request.protocol == 'HTTP/1.0' ? 'ten' : 'one')%", "two"),
         ("%START_TIME(%Y/%m)%", "-"),
+        ("%QUERY_PARAM(a)%|%REQ_WITHOUT_QUERY(:PATH)%|%PATH(NQ:PATH)%|%PATH(WQ:ORIG)%", "-|/p|/p|-"),
         ("", ""),
     ] {
         let mut out = String::new();

@@ -5,14 +5,16 @@
 
 use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
+use crate::metrics::Memo;
 use crate::stats::HttpStats;
 use crate::worker::Worker;
 use carrick_proxy_core::hygiene::LocalReply;
 use carrick_proxy_core::hygiene::xfcc::{self, PeerCert, XFCC};
-use carrick_proxy_core::model::filter::UpstreamOverrides;
+use carrick_proxy_core::model::filter::{HttpFilter, UpstreamOverrides};
 use carrick_proxy_core::model::hcm::{HttpConnectionManager, XfccMode};
 use carrick_proxy_core::model::listener::{ChainKind, Direction};
 use carrick_proxy_core::model::route::Route;
+use carrick_proxy_core::peer::Peer;
 use http::{HeaderMap, HeaderValue};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -30,8 +32,13 @@ pub struct HttpConn {
     /// HTTP/2.
     pub(super) h2: bool,
     pub(super) outbound: bool,
-    /// Stands for the cluster of requests that found none.
-    pub(super) no_cluster: Arc<str>,
+    /// `istio.stats` of the chain.
+    pub(super) counted: Option<Arc<carrick_proxy_core::model::stats::Stats>>,
+    /// Where the latest requests were counted.
+    pub(super) memo: RefCell<Memo>,
+    /// The latest texts that named a peer, and hosts.
+    last_peer: RefCell<Option<(HeaderValue, Option<Arc<Peer>>)>>,
+    last_host: RefCell<Option<(HeaderValue, Arc<str>)>>,
     /// Our element for requests without the header.
     xfcc: OnceCell<Option<HeaderValue>>,
     /// Requests under way, and all so far.
@@ -57,6 +64,13 @@ impl HttpConn {
         if info.tls.is_some() {
             stats.downstream_cx_ssl_total.inc();
         }
+        let counted = match &info.chain.kind {
+            ChainKind::Http(hcm) => hcm.filters.iter().find_map(|f| match f {
+                HttpFilter::Stats(stats) => Some(Arc::clone(stats)),
+                _ => None,
+            }),
+            ChainKind::Tcp(_) => None,
+        };
         HttpConn {
             worker,
             info,
@@ -64,7 +78,10 @@ impl HttpConn {
             lease,
             h2,
             outbound,
-            no_cluster: Arc::from("unknown"),
+            counted,
+            memo: RefCell::default(),
+            last_peer: RefCell::default(),
+            last_host: RefCell::default(),
             xfcc: OnceCell::new(),
             active: Cell::new(0),
             served: Cell::new(0),
@@ -85,6 +102,37 @@ impl HttpConn {
             ChainKind::Http(hcm) => Some(hcm),
             ChainKind::Tcp(_) => None,
         }
+    }
+
+    /// Whether names are exchanged with mesh peers: on the ways in and out of the workload.
+    pub(super) fn exchanges(&self) -> bool {
+        self.worker.peers.active() && self.info.listener.direction != Direction::Unspecified
+    }
+
+    /// The workload that a header names; the same header on the same connection is not looked up again.
+    pub(super) fn peer(&self, header: HeaderValue) -> Option<Arc<Peer>> {
+        let mut last = self.last_peer.borrow_mut();
+        match &*last {
+            Some((known, peer)) if *known == header => peer.clone(),
+            _ => {
+                let peer = self.worker.peers.of_header(&header);
+                *last = Some((header, peer.clone()));
+                peer
+            }
+        }
+    }
+
+    /// A host as text, shared by the requests of a connection.
+    pub(super) fn host(&self, header: &HeaderValue) -> Option<Arc<str>> {
+        let mut last = self.last_host.borrow_mut();
+        if let Some((known, host)) = &*last
+            && known == header
+        {
+            return Some(Arc::clone(host));
+        }
+        let host: Arc<str> = header.to_str().ok()?.into();
+        *last = Some((header.clone(), Arc::clone(&host)));
+        Some(host)
     }
 
     pub(super) fn begin(&self, _protocol: http::Version) {

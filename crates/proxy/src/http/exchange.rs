@@ -5,15 +5,21 @@
 
 use super::connection::HttpConn;
 use super::filters::Found;
+use crate::counter::Counter;
+use crate::io::stream::Shown;
+use crate::metrics::{GrpcFrames, KeyRef, Measured, principals};
 use crate::names::flag;
-use crate::stats::RequestKey;
+use crate::peers::is_mesh;
 use crate::upstream::ClusterState;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::pool::{Home, Http1, StreamGuard};
 use bytes::Bytes;
+use carrick_proxy_core::expr::Val;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::model::EndpointSet;
+use carrick_proxy_core::model::expr::Expr;
 use carrick_proxy_core::model::route::Route;
+use carrick_proxy_core::peer::Peer;
 use carrick_proxy_core::request::RequestHead;
 use http::{HeaderMap, Method};
 use http_body::Frame;
@@ -35,7 +41,7 @@ pub enum Checkout {
 }
 
 /// The request as the access log shows it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Logged {
     /// Method.
     pub method: Method,
@@ -69,6 +75,17 @@ pub struct Exchange {
     pub(super) endpoint: Option<(Arc<EndpointSet>, usize)>,
     pub(super) upstream: Option<SocketAddr>,
     pub(super) upstream_local: Option<SocketAddr>,
+    /// Names of both ends of the upstream connection.
+    pub(super) shown: Option<Arc<Shown>>,
+    /// The workload at the other end.
+    pub(super) peer: Option<Arc<Peer>>,
+    /// The peer told us its names, so it is told ours.
+    pub(super) told: bool,
+    /// The request's host, where metrics need it.
+    pub(super) host: Option<Arc<str>>,
+    /// Messages of a gRPC request; the request body counts them.
+    pub(super) messages: Rc<Cell<GrpcFrames>>,
+    answered: GrpcFrames,
     pub(super) attempts: u32,
     pub(super) responded: Option<Duration>,
     pub(super) is_grpc: bool,
@@ -102,6 +119,12 @@ impl Exchange {
             endpoint: None,
             upstream: None,
             upstream_local: None,
+            shown: None,
+            peer: None,
+            told: false,
+            host: None,
+            messages: Rc::default(),
+            answered: GrpcFrames::default(),
             attempts: 0,
             responded: None,
             is_grpc: false,
@@ -116,10 +139,18 @@ impl Exchange {
         })
     }
 
+    /// The endpoint is a mesh proxy.
+    pub(super) fn meets_mesh(&self) -> bool {
+        self.endpoint.as_ref().and_then(|(set, at)| set.endpoints.get(*at)).is_some_and(is_mesh)
+    }
+
     /// A piece of the response body went by.
     pub fn passed(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.sent = self.sent.saturating_add(data.len() as u64);
+            if self.is_grpc {
+                self.answered.pass(data);
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.note_grpc(trailers);
         }
@@ -185,62 +216,99 @@ impl Exchange {
         if self.flags == flag::NONE && self.found.as_ref().is_some_and(|f| f.delayed) {
             self.flags = flag::DELAYED;
         }
-        let class = |two: &crate::stats::Counter,
-                     three: &crate::stats::Counter,
-                     four: &crate::stats::Counter,
-                     five: &crate::stats::Counter| {
-            match self.status / 100 {
-                2 => two.inc(),
-                3 => three.inc(),
-                4 => four.inc(),
-                5 => five.inc(),
-                _ => {}
-            }
+        let class = |two: &Counter, three: &Counter, four: &Counter, five: &Counter| match self.status / 100 {
+            2 => two.inc(),
+            3 => three.inc(),
+            4 => four.inc(),
+            5 => five.inc(),
+            _ => {}
         };
         let s = &conn.stats;
         class(&s.downstream_rq_2xx, &s.downstream_rq_3xx, &s.downstream_rq_4xx, &s.downstream_rq_5xx);
-        let none: Arc<str>;
-        let name = match &self.cluster {
-            Some(state) => {
-                let c = &state.stats;
-                if self.attempts > 0 && self.status > 0 {
-                    c.upstream_rq_completed.inc();
-                    class(&c.upstream_rq_2xx, &c.upstream_rq_3xx, &c.upstream_rq_4xx, &c.upstream_rq_5xx);
-                }
-                &state.cluster.name
+        if let Some(state) = &self.cluster {
+            let c = &state.stats;
+            if self.attempts > 0 && self.status > 0 {
+                c.upstream_rq_completed.inc();
+                class(&c.upstream_rq_2xx, &c.upstream_rq_3xx, &c.upstream_rq_4xx, &c.upstream_rq_5xx);
             }
-            None => {
-                none = Arc::clone(&conn.no_cluster);
-                &none
-            }
-        };
+        }
         let took = self.started.elapsed();
-        let key = RequestKey {
-            outbound: conn.outbound,
-            cluster: Arc::clone(name),
-            code: self.status,
-            flags: self.flags,
-            grpc: self.grpc_status,
-            is_grpc: self.is_grpc,
-            peer: conn.info.tls.as_ref().and_then(|t| t.principal.clone()),
-            mutual: conn.info.mutual(),
-        };
-        conn.worker.stats.request(key, took, self.received.get(), self.sent);
+        self.count(took);
         if self.logged.is_some() {
             self.log(took);
         }
         conn.end();
     }
 
+    /// Istio's metrics.
+    fn count(&self, took: Duration) {
+        let conn = &self.conn;
+        let (peer_principal, own_principal) = if conn.outbound {
+            principals(self.shown.as_ref())
+        } else {
+            let tls = conn.info.tls.as_ref();
+            (tls.and_then(|t| t.principal.as_ref()), tls.and_then(|t| t.local.as_ref()))
+        };
+        let config = conn.counted.as_ref();
+        let answers = match config {
+            Some(config) if !config.asked.is_empty() => self.with_facts(took, |facts| {
+                let answer = |e: &Expr| e.eval(facts).and_then(Val::into_text).unwrap_or_else(|| "unknown".to_owned());
+                config.asked.iter().map(|e| answer(e).into()).collect()
+            }),
+            _ => Vec::new(),
+        };
+        let endpoint = match (&self.peer, &self.endpoint) {
+            (None, Some((set, at))) if conn.outbound => set.endpoints.get(*at),
+            _ => None,
+        };
+        let of_endpoint = endpoint.and_then(|e| conn.worker.peers.of_endpoint(e));
+        let key = KeyRef {
+            outbound: conn.outbound,
+            service: self.cluster.as_ref().map(|c| &c.service),
+            host: self.host.as_ref(),
+            code: self.status,
+            flags: self.flags,
+            grpc: self.grpc_status,
+            protocol: if self.is_grpc { "grpc" } else { "http" },
+            mutual: conn.info.mutual(),
+            peer: self.peer.as_ref().or(of_endpoint.as_ref()),
+            peer_principal,
+            own_principal,
+            config,
+            answers: &answers,
+        };
+        let measured = Measured {
+            took,
+            request_bytes: self.received.get(),
+            response_bytes: self.sent,
+            request_messages: self.messages.get().count,
+            response_messages: self.answered.count,
+        };
+        conn.worker.stats.sets.request(key, &mut conn.memo.borrow_mut(), &measured);
+    }
+
     fn log(&self, took: Duration) {
-        let Some(l) = self.logged.as_deref() else { return };
         let Some(hcm) = self.conn.hcm() else { return };
+        self.with_facts(took, |facts| {
+            self.conn.worker.log.write(&hcm.access_logs, facts, self.status, took, self.flags)
+        });
+    }
+
+    /// All that is known of the request, for logs and labels.
+    fn with_facts<R>(&self, took: Duration, f: impl FnOnce(&Facts<'_>) -> R) -> R {
+        let nothing;
+        let l = match self.logged.as_deref() {
+            Some(l) => l,
+            None => {
+                nothing = Logged::default();
+                &nothing
+            }
+        };
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let info = &self.conn.info;
         let tls = info.tls.as_ref();
         let peer = tls.and_then(|t| t.peer.as_ref());
         let fingerprint = peer.map(carrick_pki::tls::VerifiedPeer::sha256_hex);
-        let start = crate::log::timestamp(took);
         let metadata = self.endpoint.as_ref().and_then(|(set, i)| set.endpoints.get(*i)).map(|e| &e.metadata);
         let facts = Facts {
             request: Some(RequestHead {
@@ -265,13 +333,15 @@ impl Exchange {
             server_name: info.server_name.as_deref(),
             upstream: self.upstream,
             upstream_local: self.upstream_local,
+            upstream_tls: self.shown.as_ref().map(|s| s.version),
+            hostname: Some(&self.conn.worker.hostname),
             cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
             route: self.route.as_ref().map(|r| &*r.name),
             chain: Some(&info.chain.name),
             route_metadata: self.route.as_ref().map(|r| &r.metadata),
             cluster_metadata: self.cluster.as_ref().map(|c| &c.cluster.metadata),
             endpoint_metadata: metadata,
-            start_time: Some(&start),
+            start: Some(crate::log::since_epoch(took)),
             duration_ms: Some(millis(took)),
             response_ms: self.responded.map(millis),
             bytes_received: self.received.get(),
@@ -285,7 +355,7 @@ impl Exchange {
             grpc_status: self.grpc_status.and_then(|g| u16::try_from(g).ok()),
             ..Facts::default()
         };
-        self.conn.worker.log.write(&hcm.access_logs, &facts, self.status, took, self.flags);
+        f(&facts)
     }
 }
 

@@ -130,7 +130,8 @@ pub(super) async fn run(
         // Short bodies are kept in any case: the connection may be gone without the upstream having seen anything.
         let short = body.size_hint().exact().is_some_and(|n| n <= REPLAY_LIMIT as u64);
         let taps = mirrors.iter_mut().filter_map(|m| m.tap()).collect();
-        let source = Source::new(body, Rc::clone(&exchange.received), taps).after(plan.read.clone());
+        let messages = exchange.is_grpc.then(|| Rc::clone(&exchange.messages));
+        let source = Source::new(body, Rc::clone(&exchange.received), taps).counting(messages).after(plan.read.clone());
         if retry.is_some() || short { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
     };
     for mirror in mirrors {
@@ -272,7 +273,12 @@ async fn attempts(
                 let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
                 exchange.attempts = exchange.attempts.saturating_add(1);
                 let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
-                Box::new(build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target, preserve))
+                let mut made =
+                    build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target, preserve);
+                if plan.conn.exchanges() && plan.conn.outbound && exchange.meets_mesh() {
+                    worker.peers.tell(made.headers_mut());
+                }
+                Box::new(made)
             }
         };
         let key = PoolKey {
@@ -431,6 +437,7 @@ async fn attempt(
     let (result, checkout, reused) = match taken {
         Taken::Http1 { mut connection, home, reused } => {
             exchange.upstream_local = connection.local;
+            exchange.shown.clone_from(&connection.shown);
             witness = (!reused || need.careful).then(|| connection.arm()).flatten().map(|b| (b, connection.fate()));
             let result = connection.send(request).await;
             if let (Ok(_), Some((_, fate))) = (&result, &witness) {
@@ -438,8 +445,9 @@ async fn attempt(
             }
             (result, Checkout::Http1(connection, home), reused)
         }
-        Taken::Http2 { mut sender, local, stream, reused } => {
+        Taken::Http2 { mut sender, local, shown, stream, reused } => {
             exchange.upstream_local = local;
+            exchange.shown = shown;
             (sender.try_send_request(request).await, Checkout::Http2(stream), reused)
         }
     };

@@ -62,6 +62,12 @@ pub(super) async fn answer(
     {
         headers.insert(REQUEST_ID, id);
     }
+    if conn.exchanges() && !conn.outbound {
+        conn.worker.peers.take(response.headers_mut());
+        if exchange.told {
+            conn.worker.peers.tell(response.headers_mut());
+        }
+    }
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if !conn.h2 && !switching && (conn.is_leaving(hcm) || (exchange.protocol == http::Version::HTTP_10 && !passed_on)) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -133,7 +139,14 @@ async fn handle(
     {
         hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, internal_only);
     }
-    if !hcm.access_logs.is_empty() {
+    if conn.exchanges() {
+        let told = conn.worker.peers.take(&mut head.parts.headers);
+        if let Some(told) = told.filter(|_| !conn.outbound) {
+            (exchange.told, exchange.peer) = (true, conn.peer(told));
+        }
+    }
+    let asked = conn.counted.as_ref().is_some_and(|c| !c.asked.is_empty());
+    if !hcm.access_logs.is_empty() || asked {
         note(&head, exchange);
     }
     let facts = RouteFacts {
@@ -183,6 +196,9 @@ async fn handle(
         Some(_) => return Err(here(Failure::UpgradeRefused)),
         None => None,
     };
+    if conn.outbound && !conn.counted.as_ref().is_some_and(|c| c.disable_host_fallback) {
+        exchange.host = conn.host(&head.authority);
+    }
     let view = head.view();
     let Some(choice) = action.choose_cluster(&view, facts.random) else {
         return Err(here(Failure::NoCluster(action.cluster_not_found)));
@@ -239,6 +255,13 @@ async fn handle(
     let on_response = switched.then(|| hyper::upgrade::on(&mut response));
     let (mut parts, body) = response.into_parts();
     hop::strip_response(&mut parts.headers, switched);
+    if conn.exchanges() && conn.outbound {
+        let told = conn.worker.peers.take(&mut parts.headers);
+        // Who is not of the mesh says nothing about it.
+        if let Some(told) = told.filter(|_| exchange.meets_mesh()) {
+            exchange.peer = conn.peer(told);
+        }
+    }
     let weighted = weighted(action, &cluster);
     let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
     if !levels.response_is_plain() {
@@ -373,7 +396,7 @@ fn overrides(
         .chain(levels.weighted.map(|w| &w.per_filter));
     let fixed = hcm.filters.iter().all(|f| match f {
         HttpFilter::SetFilterState { on_request, .. } => is_fixed(on_request),
-        HttpFilter::Router(_) | HttpFilter::Step(_) => true,
+        HttpFilter::Router(_) | HttpFilter::Step(_) | HttpFilter::Stats(_) => true,
     }) && is_fixed(chain)
         && levels_sets.flat_map(|p| &p.set_filter_state).all(|(_, sets)| is_fixed(sets));
     if fixed {

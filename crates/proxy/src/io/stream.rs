@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
@@ -19,6 +20,19 @@ pub struct Stream {
     kind: Kind,
     /// Bytes read ahead, given again first.
     prefix: Bytes,
+    /// What the other side showed of itself, where we are the client of TLS.
+    pub shown: Option<Arc<Shown>>,
+}
+
+/// Names of both ends of a connection on which we are the client.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// The server's URI name, if its certificate was verified.
+    pub peer: Option<Arc<str>>,
+    /// Our own.
+    pub local: Option<Arc<str>>,
+    /// Version as Envoy writes it.
+    pub version: &'static str,
 }
 
 /// Plain, or TLS from either side.
@@ -53,7 +67,7 @@ macro_rules! inner {
 
 impl From<Kind> for Stream {
     fn from(kind: Kind) -> Self {
-        Stream { kind, prefix: Bytes::new() }
+        Stream { kind, prefix: Bytes::new(), shown: None }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::pool::{Pool, PoolKey};
 use crate::joint::Joint;
+use crate::metrics::Service;
 use crate::stats::ClusterStats;
 use carrick_proxy_core::balance::Balancer;
 use carrick_proxy_core::model::metadata::Value;
@@ -21,6 +22,8 @@ pub struct ClusterState {
     /// The cluster as configured.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<ClusterStats>,
+    /// What is behind it, for metrics.
+    pub(crate) service: Arc<Service>,
     hosts: RefCell<HashMap<SocketAddr, Rc<Host>>>,
     pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     retired: Cell<bool>,
@@ -74,6 +77,7 @@ fn down(c: &Cell<u32>) {
 impl ClusterState {
     pub(crate) fn new(cluster: Arc<Cluster>, stats: Arc<ClusterStats>, shared: Arc<Joint>) -> Self {
         ClusterState {
+            service: Arc::new(Service::of(&cluster)),
             cluster,
             stats,
             hosts: RefCell::default(),

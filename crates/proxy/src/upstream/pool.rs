@@ -7,7 +7,7 @@
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
 use crate::exec::LocalExec;
-use crate::io::stream::Stream;
+use crate::io::stream::{Shown, Stream};
 use crate::io::sys::{self, Idle};
 use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
@@ -85,8 +85,10 @@ pub struct Pool {
 pub struct Http1 {
     sender: http1::SendRequest<RequestBody>,
     fd: RawFd,
-    /// Local and remote address, for the log.
+    /// Our address, for the log.
     pub local: Option<SocketAddr>,
+    /// Names of both ends, on TLS.
+    pub shown: Option<Arc<Shown>>,
     /// Since when it lies idle; none while it is in use.
     idle: Rc<Cell<Option<Instant>>>,
     since: Instant,
@@ -100,6 +102,7 @@ pub struct Http1 {
 struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     local: Option<SocketAddr>,
+    shown: Option<Arc<Shown>>,
     streams: Rc<Cell<u32>>,
     served: Rc<Cell<u32>>,
     since: Rc<Cell<Instant>>,
@@ -123,6 +126,8 @@ pub enum Taken {
         sender: http2::SendRequest<RequestBody>,
         /// Our address.
         local: Option<SocketAddr>,
+        /// Names of both ends, on TLS.
+        shown: Option<Arc<Shown>>,
         /// Counts the stream.
         stream: StreamGuard,
         /// It has served before.
@@ -364,11 +369,12 @@ async fn exclusive(
     drop(pending);
     state.stats.upstream_cx_http1_total.inc();
     let (fd, address) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
+    let shown = stream.shown.clone();
     let idle = Rc::new(Cell::new(None));
     home.learn(local, target.address);
     let (sender, fate) = http1(local, &home, stream, counted, target.address, Rc::clone(&idle)).await?;
     let now = Instant::now();
-    let connection = Http1 { sender, fd, local: address, idle, since: now, made: now, served: 1, fate };
+    let connection = Http1 { sender, fd, local: address, shown, idle, since: now, made: now, served: 1, fate };
     Ok(Taken::Http1 { connection, home, reused: false })
 }
 
@@ -413,8 +419,13 @@ async fn stream(
     let options = &state.cluster.http2;
     let most = options.max_concurrent_streams.clamp(1, MAX_STREAMS);
     let served = state.cluster.max_requests_per_connection;
-    let taken =
-        |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 { sender: c.sender, local: c.local, stream, reused };
+    let taken = |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 {
+        sender: c.sender,
+        local: c.local,
+        shown: c.shown,
+        stream,
+        reused,
+    };
     if fresh {
         pool.shared.borrow_mut().retain(|c| !c.sender.is_closed());
     } else if let Some(t) = pool.take_stream(most, served) {
@@ -431,6 +442,7 @@ async fn stream(
     drop(pending);
     state.stats.upstream_cx_http2_total.inc();
     let address = stream.socket().tcp().local_addr().ok();
+    let shown = stream.shown.clone();
     let mut builder = http2::Builder::new(LocalExec);
     builder
         .timer(TokioTimer::new())
@@ -451,6 +463,7 @@ async fn stream(
     let made = Http2 {
         sender,
         local: address,
+        shown,
         streams: Rc::new(Cell::new(0)),
         served: Rc::new(Cell::new(0)),
         since: Rc::new(Cell::new(now)),

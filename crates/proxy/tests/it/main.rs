@@ -15,3 +15,4 @@ mod redirect;
 mod retry_safe;
 mod streams;
 mod support;
+mod telemetry;

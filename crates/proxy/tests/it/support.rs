@@ -215,6 +215,7 @@ pub fn chain(name: &str, kind: ChainKind) -> FilterChain {
         transport_socket_connect_timeout: None,
         on_new_connection: Vec::new(),
         rbac: Vec::new(),
+        stats: None,
         kind,
         metadata: Metadata::default(),
     }

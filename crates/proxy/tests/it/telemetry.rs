@@ -1,0 +1,3 @@
+//! What the engine tells of its requests: metrics, access logs, traces.
+
+mod metrics;
