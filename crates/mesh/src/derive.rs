@@ -21,10 +21,11 @@ use outbound::ClusterMemo;
 
 use crate::{
     locality::{self, Place},
-    parts::{Load, Outbound, View, inbound::Families},
+    parts::{Cluster, ListenerSettings, Load, Outbound, Telemetry, View, inbound::Families},
     proxy::{FileCerts, Interception, ProxyKind, ProxyNode},
     rules::Client,
     snapshot::Snapshot,
+    telemetry::Side,
 };
 
 /// The view of one sidecar or gateway.
@@ -51,6 +52,8 @@ struct Scope {
     dns_capture: bool,
     /// Where the client is, as far as any policy asks.
     place: Arc<Place>,
+    /// What is told of its traffic.
+    telemetry: Arc<Telemetry>,
 }
 
 /// The client side of all proxies of one scope.
@@ -107,9 +110,9 @@ impl Views {
     pub fn sidecar(&mut self, proxy: &ProxyNode) -> View {
         let snapshot = &self.snapshot;
         let labels = labels_of(snapshot, proxy);
-        let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels));
         let scope = scope(snapshot, proxy, &labels);
         let shared = shared(&mut self.scopes, snapshot, scope, &mut self.clusters);
+        let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels, &shared.outbound.clusters));
         let keys = shared.keys.clone();
         let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
         let secrets = snapshot.secrets().of(&proxy.namespace, None, &shared.outbound.clusters);
@@ -132,7 +135,7 @@ impl Views {
         keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
         let loads = loads::derive(snapshot, &keys, &mut self.loads);
         let secrets = snapshot.secrets().of(&proxy.namespace, Some(&derived.gateway), &outbound.clusters);
-        let mut inbound = inbound::derive(snapshot, proxy, &labels);
+        let mut inbound = inbound::derive(snapshot, proxy, &labels, &outbound.clusters);
         // Its ports are its servers', which are no ports of a workload.
         inbound.ports.clear();
         inbound.passthrough_ports.clear();
@@ -161,6 +164,7 @@ fn scope(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Scope {
         sidecar: if router { None } else { sidecar.map(|s| s.origin.name.clone()) },
         dns_capture: proxy.dns_capture,
         place: Arc::new(place_of(snapshot, proxy, labels)),
+        telemetry: snapshot.telemetry().of(&proxy.namespace, labels, Side::Client, proxy.counting),
     }
 }
 
@@ -174,6 +178,12 @@ fn shared<'a>(
         let (outbound, keys) = outbound::derive(snapshot, scope, clusters);
         Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
     })
+}
+
+/// What listeners carry. Clusters are sorted by name.
+fn listener_settings(snapshot: &Snapshot, telemetry: &Arc<Telemetry>, clusters: &[Arc<Cluster>]) -> ListenerSettings {
+    let reached = |name: &str| clusters.binary_search_by(|c| (*c.name).cmp(name)).is_ok();
+    ListenerSettings { telemetry: telemetry.reaching(reached), ..snapshot.settings().listener.clone() }
 }
 
 /// Where a proxy is, as far as any policy asks.

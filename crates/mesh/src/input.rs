@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use carrick_api::{
     AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
-    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
+    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Telemetry,
     VirtualService, WorkloadEntry,
 };
 
@@ -51,6 +51,8 @@ pub struct SnapshotInput {
     pub config_maps: Vec<Arc<ConfigMap>>,
     /// All EnvoyFilters.
     pub envoy_filters: Vec<Arc<EnvoyFilter>>,
+    /// All Telemetries.
+    pub telemetries: Vec<Arc<Telemetry>>,
     /// All objects of the Gateway API.
     pub gateway_api: GatewayApiInput,
 }

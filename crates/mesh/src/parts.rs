@@ -11,6 +11,7 @@ pub mod load;
 pub mod outbound;
 pub mod route;
 pub mod secret;
+pub mod telemetry;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub use load::{Load, LoadEndpoint, LoadGroup};
 pub use outbound::{Bind, Outbound, OutboundListener, Rest, RouteTable, TcpChain, TcpForward, VirtualHost};
 pub use route::{Route, RouteAlpn};
 pub use secret::SecretPart;
+pub use telemetry::Telemetry;
 
 /// Everything one sidecar or gateway is to be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,21 +46,10 @@ pub struct View {
 pub struct ListenerSettings {
     /// Milliseconds to wait for the first bytes; 0 waits for ever.
     pub detection_timeout: u64,
-    /// Access log, if any.
-    pub access_log: Option<AccessLog>,
+    /// What is logged, traced and counted.
+    pub telemetry: Arc<Telemetry>,
     /// How request paths are normalised before they are matched.
     pub paths: PathNormalization,
-}
-
-/// An access log to a file or standard output.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AccessLog {
-    /// Path of the file.
-    pub path: Arc<str>,
-    /// JSON objects in place of text lines.
-    pub json: bool,
-    /// The format; empty for Istio's.
-    pub format: Arc<str>,
 }
 
 /// `meshConfig.pathNormalization`.

@@ -67,6 +67,18 @@ pub enum ProxyKind {
     Router,
 }
 
+/// Who counts requests and connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Counting {
+    /// Nobody that control knows of.
+    #[default]
+    Nobody,
+    /// The native engine, as Istio's own Envoy would.
+    Engine,
+    /// The agent beside a stock Envoy, of the access logs it is sent over its socket.
+    Agent,
+}
+
 /// One proxy as the mesh sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ProxyNode {
@@ -94,6 +106,8 @@ pub struct ProxyNode {
     pub client_certs: Option<FileCerts>,
     /// What stands before it, if it is a gateway.
     pub topology: Topology,
+    /// Who counts its requests and connections.
+    pub counting: Counting,
     /// It may not bind ports below 1024.
     pub unprivileged: bool,
 }

@@ -174,14 +174,14 @@ fn by_namespace<T>(all: Vec<T>, origin: fn(&T) -> &Origin) -> HashMap<Arc<str>, 
 }
 
 /// Whom policies are looked up for.
-struct Subject<'a> {
-    namespace: &'a str,
-    labels: &'a Labels,
+pub(crate) struct Subject<'a> {
+    pub namespace: &'a str,
+    pub labels: &'a Labels,
 }
 
 impl Subject<'_> {
     /// A policy with target references is for Gateways of the Gateway API alone, of its own namespace (§12.13).
-    fn is_meant(&self, origin: &Origin, selector: &Labels, gateways: Option<&[Arc<str>]>) -> bool {
+    pub fn is_meant(&self, origin: &Origin, selector: &Labels, gateways: Option<&[Arc<str>]>) -> bool {
         let Some(gateways) = gateways else { return carries_all(self.labels, selector) };
         let own = self.labels.get(GATEWAY_NAME);
         **origin.namespace() == *self.namespace && own.is_some_and(|own| gateways.iter().any(|g| **g == **own))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use carrick_api::{
     MeshConfig,
     istio::{
-        mesh_config::{AccessLogEncoding, InboundMode, Normalization, TlsVersion},
+        mesh_config::{InboundMode, Normalization, TlsVersion},
         sidecar::OutboundMode,
         traffic::H2UpgradePolicy,
     },
@@ -20,7 +20,7 @@ use crate::{
         locality::LocalityPolicy,
         policy::{ConnectionPool, Keepalive, OutlierDetection},
     },
-    parts::{AccessLog, ListenerSettings, PathNormalization},
+    parts::{ListenerSettings, PathNormalization},
     read::traffic,
 };
 
@@ -49,7 +49,7 @@ pub struct Settings {
     pub inbound_port: u16,
     /// Milliseconds to connect.
     pub connect_timeout: u64,
-    /// What every listener carries.
+    /// What every listener carries, but for telemetry, which follows from the workload.
     pub listener: ListenerSettings,
     /// Mesh TLS of version 1.3 only.
     pub min_tls13: bool,
@@ -121,7 +121,7 @@ impl Settings {
             connect_timeout: traffic::millis(config.connect_timeout),
             listener: ListenerSettings {
                 detection_timeout: traffic::millis(config.protocol_detection_timeout),
-                access_log: access_log(config),
+                telemetry: Arc::default(),
                 paths: match config.path_normalization.normalization {
                     Normalization::None => PathNormalization::None,
                     Normalization::Default | Normalization::Base => PathNormalization::Base,
@@ -143,14 +143,6 @@ impl Settings {
         };
         (settings, found)
     }
-}
-
-fn access_log(config: &MeshConfig) -> Option<AccessLog> {
-    (!config.access_log_file.is_empty()).then(|| AccessLog {
-        path: config.access_log_file.as_str().into(),
-        json: config.access_log_encoding == AccessLogEncoding::Json,
-        format: config.access_log_format.as_str().into(),
-    })
 }
 
 fn sorted(all: impl Iterator<Item = String>) -> Vec<Arc<str>> {

@@ -30,6 +30,7 @@ use crate::{
     scope::SidecarIndex,
     secrets::SecretIndex,
     security::{Security, SecurityIndex},
+    telemetry::TelemetryIndex,
     trust_domains::TrustDomains,
     virtual_services::VirtualServiceIndex,
 };
@@ -65,6 +66,7 @@ pub(crate) struct Config {
     pub virtual_services: VirtualServiceIndex,
     pub gateways: GatewayIndex,
     pub secrets: SecretIndex,
+    pub telemetry: TelemetryIndex,
 }
 
 impl Snapshot {
@@ -114,6 +116,7 @@ impl Snapshot {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
         }
         let security = security(input, &settings, &by_host, &mut found);
+        let telemetry = telemetry(input, &settings, &by_host, &mut found);
         let config = Config {
             by_host,
             by_id: services.iter().map(|s| (s.id.clone(), s.clone())).collect(),
@@ -121,6 +124,7 @@ impl Snapshot {
             peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
             envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
             security,
+            telemetry,
             legacy,
             gateway_api: translated.statuses,
             compared: compared(&rules, &settings, &services),
@@ -236,6 +240,11 @@ impl Snapshot {
         &self.config.secrets
     }
 
+    /// What is logged, traced and counted.
+    pub fn telemetry(&self) -> &TelemetryIndex {
+        &self.config.telemetry
+    }
+
     /// Addresses and workloads.
     pub fn endpoints(&self) -> &EndpointPart {
         &self.endpoints
@@ -278,6 +287,19 @@ fn security(
     let jwt = jwt.map(|p| read::request_authentication::read(p, &input.keys, found)).collect();
     let authorizers = read::authorizer::read_all(&input.mesh_config, |host| by_host.get(host), found);
     SecurityIndex::build(policies, jwt, authorizers, &settings.root_namespace, found)
+}
+
+fn telemetry(
+    input: &SnapshotInput,
+    settings: &Settings,
+    by_host: &HashMap<Hostname, Arc<Service>>,
+    found: &mut Vec<Diagnostic>,
+) -> TelemetryIndex {
+    let service = |host: &Hostname| by_host.get(host);
+    let providers = read::provider::read_all(&input.mesh_config, service);
+    let all = input.telemetries.iter().filter_map(|t| read::telemetry::read(t, &providers, found)).collect();
+    let fallback = read::telemetry::mesh(&input.mesh_config, settings, &providers, service, found);
+    TelemetryIndex::build(all, providers, fallback, &settings.root_namespace)
 }
 
 /// The objects with those that the Gateway API's come to; `None` when there are none.

@@ -1,11 +1,13 @@
-//! `meshConfig.extensionProviders`: external authorizers, by HTTP and by gRPC.
+//! `meshConfig.extensionProviders`: external authorizers, by HTTP and by gRPC, and who is told of requests (`telemetry_provider`).
 //!
-//! Invariant: kept as written; which cluster a service means is decided in `mesh`. Providers of other kinds have a name only.
+//! Invariant: kept as written; which cluster a service means is decided in `mesh`. Of a kind that is not known only its name is kept.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::telemetry_provider::{FileLog, GrpcLog, OpenTelemetry, OtelLog, Zipkin};
 use crate::scalar::{Duration, nullable, nullable_map};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -17,6 +19,47 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_http: Option<HttpAuthorizer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envoy_ext_authz_grpc: Option<GrpcAuthorizer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envoy_file_access_log: Option<FileLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envoy_otel_als: Option<OtelLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envoy_http_als: Option<GrpcLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envoy_tcp_als: Option<GrpcLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opentelemetry: Option<OpenTelemetry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zipkin: Option<Zipkin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prometheus: Option<Prometheus>,
+    /// Kinds that are none of the above, by name.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Other>,
+}
+
+/// The mesh's own metrics; nothing to say about them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Prometheus {}
+
+/// Settings of a kind that is not known.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Other(pub Value);
+
+impl PartialEq for Other {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Other {}
+
+impl std::hash::Hash for Other {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.to_string().hash(state);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

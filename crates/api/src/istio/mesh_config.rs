@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::extension_provider::ExtensionProvider;
+use super::proxy_config::DefaultProxyConfig;
 use super::sidecar::OutboundMode;
 use super::traffic::{ConnectionPool, H2UpgradePolicy, LocalityLb, OutlierDetection, TcpKeepalive};
 use crate::object::{ReadError, from_value};
@@ -51,8 +52,19 @@ pub struct MeshConfig {
     pub default_traffic_policy: Option<DefaultTrafficPolicy>,
     /// Trust domains besides ours whose roots are distributed; only the names are read here.
     pub ca_certificates: Vec<CaCertificate>,
-    /// Who decides for policies with action `CUSTOM`, by name; other kinds of providers are kept by name only.
+    /// Who decides for policies with action `CUSTOM`, who is told of requests; by name.
     pub extension_providers: Vec<ExtensionProvider>,
+    /// Providers of whoever names none.
+    pub default_providers: DefaultProviders,
+    /// Tracing by `default_config.tracing`, where no provider is named.
+    pub enable_tracing: bool,
+    /// Access logs of connections that no listener takes are Envoy's only; kept for validation.
+    pub disable_envoy_listener_log: bool,
+    /// Access logs by `access_log_service` of `default_config`; not supported.
+    pub enable_envoy_access_log_service: bool,
+    /// What every proxy has unless its pod or a `ProxyConfig` says otherwise.
+    #[serde(deserialize_with = "nullable")]
+    pub default_config: DefaultProxyConfig,
     /// Not part of Istio's schema: the DNS suffix of the cluster, which Istio takes from its command line.
     pub domain_suffix: String,
     pub enable_namespaces_by_default: bool,
@@ -90,6 +102,11 @@ impl Default for MeshConfig {
             default_traffic_policy: None,
             ca_certificates: Vec::new(),
             extension_providers: Vec::new(),
+            default_providers: DefaultProviders::default(),
+            enable_tracing: true,
+            disable_envoy_listener_log: false,
+            enable_envoy_access_log_service: false,
+            default_config: DefaultProxyConfig::default(),
             domain_suffix: "cluster.local".to_owned(),
             enable_namespaces_by_default: false,
         }
@@ -204,4 +221,14 @@ pub struct CaCertificate {
     pub pem: String,
     pub spiffe_bundle_url: String,
     pub trust_domains: Vec<String>,
+}
+
+/// Names of extension providers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DefaultProviders {
+    pub tracing: Vec<String>,
+    /// `None`, as Istio's installation has it: Prometheus. An empty list counts nothing.
+    pub metrics: Option<Vec<String>>,
+    pub access_logging: Vec<String>,
 }

@@ -12,6 +12,7 @@ use super::{
     connections::{self, Taken},
     http::{self, Place, Reach},
     inbound::{services_of, targets},
+    listener_settings,
     loads::LoadKey,
 };
 use crate::{
@@ -127,7 +128,7 @@ impl Asked<'_> {
             name: name.into(),
             address,
             port,
-            settings: self.snapshot.settings().listener.clone(),
+            settings: listener_settings(self.snapshot, &self.scope.telemetry, self.clusters),
             topology: self.proxy.topology.clone(),
             security: self.security.clone(),
             chains,

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use carrick_api::{Protocol, protocol::Class};
 use carrick_base::{Hostname, Labels};
 
+use super::listener_settings;
 use crate::{
     model::{
         Endpoint, MtlsMode, Port, Resolution, Service, SidecarConfig,
@@ -16,15 +17,18 @@ use crate::{
     },
     names,
     parts::{
-        Inbound, InboundCluster, InboundPort, InboundTarget, PassthroughPort, PortClass, ServerTls, inbound::Families,
+        Cluster, Inbound, InboundCluster, InboundPort, InboundTarget, PassthroughPort, PortClass, ServerTls,
+        inbound::Families,
     },
     peer_auth::{Effective, PeerAuthIndex},
     proxy::{Interception, ProxyNode},
     rules,
     snapshot::Snapshot,
+    telemetry::Side,
 };
 
-pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Inbound {
+pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels, clusters: &[Arc<Cluster>]) -> Inbound {
+    let telemetry = snapshot.telemetry().of(&proxy.namespace, labels, Side::Server, proxy.counting);
     let settings = snapshot.settings();
     let effective = snapshot.peer_auth().effective(&proxy.namespace, labels);
     let families = Families::of(&proxy.ips);
@@ -65,7 +69,7 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) ->
         listen_port: settings.inbound_port,
         interception: proxy.interception,
         families,
-        settings: settings.listener.clone(),
+        settings: listener_settings(snapshot, &telemetry, clusters),
         tls: ServerTls {
             trust_domains: settings.accepted_trust_domains.clone(),
             min_tls13: settings.min_tls13,

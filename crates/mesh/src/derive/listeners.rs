@@ -21,7 +21,7 @@ use crate::{
         Registry, Resolution, Service,
         sidecar::{Egress, EgressBind},
     },
-    parts::{Bind, OutboundListener, PortClass, TcpChain, TcpForward, cluster::NameLookup},
+    parts::{Bind, ListenerSettings, OutboundListener, PortClass, TcpChain, TcpForward, cluster::NameLookup},
     proxy::{Interception, ProxyNode},
     snapshot::Snapshot,
 };
@@ -98,6 +98,7 @@ pub(super) fn derive(
     parts: &[VisiblePorts<'_>],
     rest: &Arc<str>,
     rules: &routes::Rules<'_>,
+    settings: &ListenerSettings,
 ) -> Vec<Arc<OutboundListener>> {
     let mut listeners = Listeners::default();
     let own_ports: HashSet<u16> =
@@ -125,7 +126,7 @@ pub(super) fn derive(
             chains: filling.chains,
             tcp: filling.tcp,
             rest: rest.clone(),
-            settings: snapshot.settings().listener.clone(),
+            settings: settings.clone(),
             dynamic: filling.dynamic,
         })
     };

@@ -11,7 +11,7 @@ use super::{
     Scope, egress,
     http::{Reach, Traits},
     inbound::class_of,
-    listeners,
+    listener_settings, listeners,
     loads::{self, LoadKey, Policies},
     routes,
 };
@@ -111,11 +111,12 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
     clusters.dedup_by(|a, b| a.name == b.name);
     keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
     keys.dedup_by(|a, b| a.cluster == b.cluster);
+    let listener = listener_settings(snapshot, &scope.telemetry, &clusters);
     if scope.router {
         let outbound = Outbound {
             listen_port: None,
             families: scope.families,
-            settings: settings.listener.clone(),
+            settings: listener.clone(),
             connect_timeout: settings.connect_timeout,
             listeners: Vec::new(),
             routes: Vec::new(),
@@ -142,9 +143,9 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
     let outbound = Outbound {
         listen_port: (scope.interception != Interception::None).then_some(settings.outbound_port),
         families: scope.families,
-        settings: settings.listener.clone(),
+        settings: listener.clone(),
         connect_timeout: settings.connect_timeout,
-        listeners: listeners::derive(snapshot, scope, &parts, &rest, &rules),
+        listeners: listeners::derive(snapshot, scope, &parts, &rest, &rules, &listener),
         routes: routes::derive(snapshot, scope, &parts, &aliases, &rest, &rules),
         rest,
         clusters,

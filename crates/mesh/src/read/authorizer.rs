@@ -105,15 +105,16 @@ fn read<'s>(
     }))
 }
 
-struct Target {
-    cluster: Arc<str>,
-    host: Arc<str>,
-    port: u16,
+/// A service that the mesh's configuration names.
+pub(super) struct Target {
+    pub cluster: Arc<str>,
+    pub host: Arc<str>,
+    pub port: u16,
 }
 
 impl Target {
     /// `host` or `namespace/host`, which must be a service with that port.
-    fn of<'s>(
+    pub fn of<'s>(
         written: &str,
         port: u32,
         service: &impl Fn(&Hostname) -> Option<&'s Arc<Service>>,

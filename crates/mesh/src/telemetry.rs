@@ -1,0 +1,279 @@
+//! Which Telemetries act on a workload, and what they add up to for each of its sides (semantics §25.1).
+//!
+//! Invariant: the root namespace's object comes first, then the namespace's, then those that select the workload; of several
+//! that select nothing the oldest counts alone. Later ones override what they name and nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use carrick_api::{istio::telemetry::IstioMetric, scalar::Number};
+use carrick_base::Labels;
+
+use crate::{
+    model::Origin,
+    parts::telemetry::{
+        self as parts, AccessLog, LogSink, MetricRule, Stats, StatsRules, TagValue, Telemetry, TracingProvider,
+    },
+    proxy::Counting,
+    read::provider::{Provider, Providers},
+    security::Subject,
+};
+
+/// Which side of a proxy traffic is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What the workload asks for; and all that a gateway forwards.
+    Client,
+    /// What the workload is asked for.
+    Server,
+}
+
+/// Sides that are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Sides {
+    pub client: bool,
+    pub server: bool,
+}
+
+impl Sides {
+    fn has(self, side: Side) -> bool {
+        match side {
+            Side::Client => self.client,
+            Side::Server => self.server,
+        }
+    }
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub origin: Origin,
+    /// Empty selects everything.
+    pub selector: Labels,
+    /// Gateways of the Gateway API that are meant alone.
+    pub gateways: Option<Vec<Arc<str>>>,
+    pub logging: Vec<Logging>,
+    pub tracing: Vec<Tracing>,
+    pub metrics: Vec<Metrics>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Logging {
+    pub sides: Sides,
+    /// Empty: those of the level above.
+    pub providers: Vec<Arc<str>>,
+    pub disabled: bool,
+    pub filter: Option<Arc<str>>,
+}
+
+/// `None` of a field leaves it as the level above has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tracing {
+    pub sides: Sides,
+    pub provider: Option<Arc<str>>,
+    pub sampling: Option<Number>,
+    pub disabled: Option<bool>,
+    pub propagate: Option<bool>,
+    pub by_request_id: Option<bool>,
+    pub istio_tags: Option<bool>,
+    pub tags: Option<Vec<(Arc<str>, TagValue)>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Metrics {
+    /// Empty: those of the level above.
+    pub providers: Vec<Arc<str>>,
+    pub changes: Vec<MetricChange>,
+    /// Milliseconds.
+    pub interval: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MetricChange {
+    pub sides: Sides,
+    pub metric: IstioMetric,
+    pub disabled: Option<bool>,
+    /// Labels and their expressions; `None` removes one.
+    pub tags: Vec<(Arc<str>, Option<Arc<str>>)>,
+}
+
+/// What holds where no object says anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Fallback {
+    /// `accessLogFile`: where neither objects nor default providers say anything of logs.
+    pub file: Option<Arc<LogSink>>,
+    pub logs: Vec<Arc<str>>,
+    pub provider: Option<Arc<str>>,
+    /// `defaultConfig.tracing.zipkin`: where no provider is named.
+    pub zipkin: Option<Arc<TracingProvider>>,
+    pub sampling: Number,
+    pub max_path_length: u32,
+    pub tags: Vec<(Arc<str>, TagValue)>,
+    pub metrics: bool,
+}
+
+/// All Telemetries by namespace.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct TelemetryIndex {
+    root: Arc<str>,
+    rules: HashMap<Arc<str>, Vec<Rule>>,
+    providers: Providers,
+    fallback: Fallback,
+}
+
+impl TelemetryIndex {
+    pub(crate) fn build(all: Vec<Rule>, providers: Providers, fallback: Fallback, root: &Arc<str>) -> Self {
+        let mut rules: HashMap<Arc<str>, Vec<Rule>> = HashMap::new();
+        for rule in all {
+            rules.entry(rule.origin.namespace().clone()).or_default().push(rule);
+        }
+        rules.values_mut().for_each(|list| list.sort_by(|a, b| a.origin.cmp(&b.origin)));
+        Self { root: root.clone(), rules, providers, fallback }
+    }
+
+    /// What is told of one side's traffic.
+    pub fn of(&self, namespace: &str, labels: &Labels, side: Side, counting: Counting) -> Arc<Telemetry> {
+        let rules = self.applicable(namespace, labels);
+        Arc::new(Telemetry {
+            logs: self.logs(&rules, side).into_iter().map(Arc::new).collect(),
+            tracing: self.tracing(&rules, side).map(Arc::new),
+            stats: self.stats(&rules, side, counting),
+        })
+    }
+
+    /// From the mesh's to the workload's own.
+    fn applicable(&self, namespace: &str, labels: &Labels) -> Vec<&Rule> {
+        let of = |namespace: &str| self.rules.get(namespace).map_or(&[][..], Vec::as_slice).iter();
+        let general = |rule: &&Rule| rule.selector.is_empty() && rule.gateways.is_none();
+        let root = of(&self.root).find(general);
+        let own = of(namespace).find(general).filter(|_| *namespace != *self.root);
+        let subject = Subject { namespace, labels };
+        let selecting = of(namespace)
+            .filter(|rule| !general(rule) && subject.is_meant(&rule.origin, &rule.selector, rule.gateways.as_deref()));
+        root.into_iter().chain(own).chain(selecting).collect()
+    }
+
+    fn logs(&self, rules: &[&Rule], side: Side) -> Vec<AccessLog> {
+        let everything = || rules.iter().flat_map(|rule| &rule.logging);
+        if everything().next().is_none() && self.fallback.logs.is_empty() {
+            return self.fallback.file.iter().map(|sink| AccessLog { sink: sink.clone(), filter: None }).collect();
+        }
+        // The last level that names providers says who is told at all.
+        let mut scope: BTreeSet<&Arc<str>> = self.fallback.logs.iter().collect();
+        for rule in rules {
+            let named: BTreeSet<_> =
+                rule.logging.iter().filter(|l| l.sides.has(side)).flat_map(|l| &l.providers).collect();
+            if !named.is_empty() {
+                scope = named;
+            }
+        }
+        let mut told: BTreeMap<&Arc<str>, Option<Arc<str>>> = BTreeMap::new();
+        if everything().next().is_none() {
+            told.extend(scope.iter().map(|name| (*name, None)));
+        }
+        let mut inherited: &[Arc<str>] = &self.fallback.logs;
+        for logging in everything() {
+            if !logging.providers.is_empty() {
+                inherited = &logging.providers;
+            }
+            for name in inherited.iter().filter(|name| scope.contains(name) && logging.sides.has(side)) {
+                if logging.disabled {
+                    told.remove(name);
+                } else {
+                    told.insert(name, logging.filter.clone());
+                }
+            }
+        }
+        let sink = |name: &Arc<str>| match self.providers.get(name) {
+            Some(Provider::Log(sink)) => Some(sink.clone()),
+            _ => None,
+        };
+        told.into_iter().filter_map(|(name, filter)| Some(AccessLog { sink: sink(name)?, filter })).collect()
+    }
+
+    fn tracing(&self, rules: &[&Rule], side: Side) -> Option<parts::Tracing> {
+        let says = || rules.iter().flat_map(|rule| &rule.tracing).filter(|rule| rule.sides.has(side));
+        if says().filter_map(|rule| rule.disabled).next_back() == Some(true) {
+            return None;
+        }
+        let named = says().filter_map(|rule| rule.provider.as_ref()).next_back().or(self.fallback.provider.as_ref());
+        let (provider, longest) = match named.map(|name| self.providers.get(name)) {
+            Some(Some(Provider::Trace(provider, longest))) => (provider.clone(), *longest),
+            Some(_) => return None,
+            None => (self.fallback.zipkin.clone()?, 0),
+        };
+        let tags = says().filter_map(|rule| rule.tags.as_ref()).next_back().unwrap_or(&self.fallback.tags);
+        Some(parts::Tracing {
+            provider,
+            sampling: says().filter_map(|rule| rule.sampling).next_back().unwrap_or(self.fallback.sampling),
+            tags: tags.clone(),
+            max_path_length: if longest > 0 { longest } else { self.fallback.max_path_length },
+            by_request_id: says().filter_map(|rule| rule.by_request_id).next_back().unwrap_or(true),
+            istio_tags: says().filter_map(|rule| rule.istio_tags).next_back().unwrap_or(true),
+            propagate: says().filter_map(|rule| rule.propagate).next_back().unwrap_or(true),
+        })
+    }
+
+    fn stats(&self, rules: &[&Rule], side: Side, counting: Counting) -> Stats {
+        let named = rules.iter().flat_map(|rule| &rule.metrics).rfind(|m| !m.providers.is_empty());
+        let counted = named.map_or(self.fallback.metrics, |m| {
+            m.providers.iter().any(|name| self.providers.get(name) == Some(&Provider::Metrics))
+        });
+        let mut changed: BTreeMap<&'static str, (bool, BTreeMap<Arc<str>, Option<Arc<str>>>)> = BTreeMap::new();
+        let mut interval = 0;
+        for metrics in rules.iter().flat_map(|rule| &rule.metrics) {
+            interval = metrics.interval.unwrap_or(interval);
+            for change in metrics.changes.iter().filter(|c| c.sides.has(side)) {
+                for name in names(change.metric) {
+                    let (drop, tags) = changed.entry(name).or_default();
+                    *drop = change.disabled.unwrap_or(*drop);
+                    tags.extend(change.tags.iter().cloned());
+                }
+            }
+        }
+        if !counted {
+            changed = METRICS.iter().map(|(_, name)| (*name, (true, BTreeMap::new()))).collect();
+        }
+        changed.retain(|_, (drop, tags)| *drop || !tags.is_empty());
+        let metrics: Vec<_> = changed
+            .into_iter()
+            .map(|(name, (drop, tags))| MetricRule {
+                name: name.into(),
+                drop,
+                removed: tags.iter().filter(|(_, v)| v.is_none()).map(|(tag, _)| tag.clone()).collect(),
+                dimensions: tags.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect(),
+            })
+            .collect();
+        let nothing_left = METRICS.iter().all(|(_, name)| metrics.iter().any(|m| m.drop && *m.name == **name));
+        match counting {
+            Counting::Nobody => Stats::Unsaid,
+            Counting::Agent if nothing_left => Stats::Unsaid,
+            Counting::Agent => Stats::Agent(StatsRules { metrics, interval }),
+            Counting::Engine if metrics.is_empty() && interval == 0 => Stats::Unsaid,
+            Counting::Engine => Stats::Engine(StatsRules { metrics, interval }),
+        }
+    }
+}
+
+/// Istio's metrics, without `istio_`.
+const METRICS: [(IstioMetric, &str); 10] = [
+    (IstioMetric::RequestCount, "requests_total"),
+    (IstioMetric::RequestDuration, "request_duration_milliseconds"),
+    (IstioMetric::RequestSize, "request_bytes"),
+    (IstioMetric::ResponseSize, "response_bytes"),
+    (IstioMetric::TcpOpenedConnections, "tcp_connections_opened_total"),
+    (IstioMetric::TcpClosedConnections, "tcp_connections_closed_total"),
+    (IstioMetric::TcpSentBytes, "tcp_sent_bytes_total"),
+    (IstioMetric::TcpReceivedBytes, "tcp_received_bytes_total"),
+    (IstioMetric::GrpcRequestMessages, "request_messages_total"),
+    (IstioMetric::GrpcResponseMessages, "response_messages_total"),
+];
+
+fn names(metric: IstioMetric) -> impl Iterator<Item = &'static str> {
+    METRICS.iter().filter(move |(m, _)| metric == IstioMetric::AllMetrics || metric == *m).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests;
