@@ -10,7 +10,7 @@ use crate::renderer::{Join, Renderer};
 use crate::seen::Seen;
 use carrick_envoy_filter::Target;
 use carrick_mesh::{
-    FileCerts, Interception, ProxyKind, ProxyNode,
+    Counting, FileCerts, Interception, ProxyKind, ProxyNode,
     view::gateway::{ClientCertHeader, Topology},
 };
 use carrick_xds::node::{instance_ips, metadata_map, metadata_text};
@@ -141,6 +141,11 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
         server_certs: files("SERVER"),
         client_certs: files("CLIENT"),
         topology: topology(node),
+        counting: match (metadata_text(node, "CARRICK_ENGINE"), metadata_text(node, "CARRICK_COUNTS")) {
+            (Some("native"), _) => Counting::Engine,
+            (_, Some("true")) => Counting::Agent,
+            _ => Counting::Nobody,
+        },
         // Kubernetes' labels and annotations in metadata are texts, and so is this.
         unprivileged: matches!(metadata_text(node, "UNPRIVILEGED_POD"), Some("true" | "1")),
     }

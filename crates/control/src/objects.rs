@@ -12,8 +12,8 @@ use carrick_api::istio::authorization_policy::{AuthorizationAction, Authorizatio
 use carrick_api::scalar::Duration;
 use carrick_api::{
     AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
-    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
-    VirtualService, WorkloadEntry, from_value,
+    Namespace, Node, PeerAuthentication, Pod, ProxyConfig, RequestAuthentication, Secret, Service, ServiceEntry,
+    Sidecar, Telemetry, VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::gateway_api::GatewayApiInput;
 use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, SnapshotInput};
@@ -88,6 +88,8 @@ pub(crate) struct Known {
     reference_grants: Table<ReferenceGrant>,
     authorization_policies: Table<AuthorizationPolicy>,
     request_authentications: Table<RequestAuthentication>,
+    telemetries: Table<Telemetry>,
+    proxy_configs: Table<ProxyConfig>,
     legacy_policies: Table<LegacyPolicy>,
     legacy_mesh_policies: Table<LegacyPolicy>,
     versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
@@ -178,6 +180,8 @@ impl Known {
                 self.authorization_policies.objects.insert(name.clone(), Arc::new(closed));
             }),
             Kind::RequestAuthentication => self.request_authentications.apply(&name, &value),
+            Kind::Telemetry => self.telemetries.apply(&name, &value),
+            Kind::ProxyConfig => self.proxy_configs.apply(&name, &value),
             Kind::LegacyPolicy => self.legacy_policies.apply(&name, &value),
             Kind::LegacyMeshPolicy => self.legacy_mesh_policies.apply(&name, &value),
         };
@@ -218,6 +222,8 @@ impl Known {
             Kind::ReferenceGrant => self.reference_grants.objects.remove(name).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.objects.remove(name).is_some(),
             Kind::RequestAuthentication => self.request_authentications.objects.remove(name).is_some(),
+            Kind::Telemetry => self.telemetries.objects.remove(name).is_some(),
+            Kind::ProxyConfig => self.proxy_configs.objects.remove(name).is_some(),
             Kind::LegacyPolicy => self.legacy_policies.objects.remove(name).is_some(),
             Kind::LegacyMeshPolicy => self.legacy_mesh_policies.objects.remove(name).is_some(),
         }
@@ -285,6 +291,8 @@ impl Known {
             authorization_policies: self.authorization_policies.all(),
             request_authentications: self.request_authentications.all(),
             keys,
+            telemetries: self.telemetries.all(),
+            proxy_configs: self.proxy_configs.all(),
             legacy_policies: self.legacy_policies.all(),
             legacy_mesh_policies: self.legacy_mesh_policies.all(),
         }

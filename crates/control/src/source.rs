@@ -45,6 +45,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// RequestAuthentications.
     RequestAuthentication,
+    /// Telemetries.
+    Telemetry,
+    /// ProxyConfigs.
+    ProxyConfig,
     /// Policies of the old authentication API.
     LegacyPolicy,
     /// MeshPolicies of the old authentication API.
@@ -87,7 +91,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 28] = [
+pub const KINDS: [KindInfo; 30] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -108,6 +112,11 @@ pub const KINDS: [KindInfo; 28] = [
     },
     core(Kind::AuthorizationPolicy, "security.istio.io", "AuthorizationPolicy", "authorizationpolicies", false),
     core(Kind::RequestAuthentication, "security.istio.io", "RequestAuthentication", "requestauthentications", false),
+    core(Kind::Telemetry, "telemetry.istio.io", "Telemetry", "telemetries", false),
+    KindInfo {
+        version: "v1beta1",
+        ..core(Kind::ProxyConfig, "networking.istio.io", "ProxyConfig", "proxyconfigs", false)
+    },
     legacy(Kind::LegacyPolicy, "Policy", "policies"),
     legacy(Kind::LegacyMeshPolicy, "MeshPolicy", "meshpolicies"),
     gateway(Kind::GatewayClass, "v1", "GatewayClass", "gatewayclasses"),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use carrick_api::{
     AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
-    Namespace, Node, PeerAuthentication, Pod, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Telemetry,
-    VirtualService, WorkloadEntry,
+    Namespace, Node, PeerAuthentication, Pod, ProxyConfig, RequestAuthentication, Secret, Service, ServiceEntry,
+    Sidecar, Telemetry, VirtualService, WorkloadEntry,
 };
 
 use crate::{FetchedKeys, gateway_api::GatewayApiInput};
@@ -53,6 +53,8 @@ pub struct SnapshotInput {
     pub envoy_filters: Vec<Arc<EnvoyFilter>>,
     /// All Telemetries.
     pub telemetries: Vec<Arc<Telemetry>>,
+    /// All ProxyConfigs.
+    pub proxy_configs: Vec<Arc<ProxyConfig>>,
     /// All objects of the Gateway API.
     pub gateway_api: GatewayApiInput,
 }

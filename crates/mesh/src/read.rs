@@ -10,6 +10,7 @@ pub mod legacy_policy;
 pub mod peer_authentication;
 pub mod pod;
 pub(crate) mod provider;
+pub(crate) mod proxy_config;
 pub mod request_authentication;
 pub mod service;
 pub mod service_entry;

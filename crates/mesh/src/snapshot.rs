@@ -115,6 +115,7 @@ impl Snapshot {
         for service in &services {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
         }
+        input.proxy_configs.iter().for_each(|c| read::proxy_config::look(c, &mut found));
         let security = security(input, &settings, &by_host, &mut found);
         let telemetry = telemetry(input, &settings, &by_host, &mut found);
         let config = Config {

@@ -112,6 +112,8 @@ pub(crate) struct Fallback {
     pub max_path_length: u32,
     pub tags: Vec<(Arc<str>, TagValue)>,
     pub metrics: bool,
+    /// The mesh's id: its trust domain.
+    pub mesh: Arc<str>,
 }
 
 /// All Telemetries by namespace.
@@ -138,7 +140,7 @@ impl TelemetryIndex {
         let rules = self.applicable(namespace, labels);
         Arc::new(Telemetry {
             logs: self.logs(&rules, side).into_iter().map(Arc::new).collect(),
-            tracing: self.tracing(&rules, side).map(Arc::new),
+            tracing: self.tracing(&rules, side, namespace, labels).map(Arc::new),
             stats: self.stats(&rules, side, counting),
         })
     }
@@ -193,7 +195,7 @@ impl TelemetryIndex {
         told.into_iter().filter_map(|(name, filter)| Some(AccessLog { sink: sink(name)?, filter })).collect()
     }
 
-    fn tracing(&self, rules: &[&Rule], side: Side) -> Option<parts::Tracing> {
+    fn tracing(&self, rules: &[&Rule], side: Side, namespace: &str, labels: &Labels) -> Option<parts::Tracing> {
         let says = || rules.iter().flat_map(|rule| &rule.tracing).filter(|rule| rule.sides.has(side));
         if says().filter_map(|rule| rule.disabled).next_back() == Some(true) {
             return None;
@@ -204,14 +206,28 @@ impl TelemetryIndex {
             Some(_) => return None,
             None => (self.fallback.zipkin.clone()?, 0),
         };
-        let tags = says().filter_map(|rule| rule.tags.as_ref()).next_back().unwrap_or(&self.fallback.tags);
+        let own = says().filter_map(|rule| rule.tags.as_ref()).next_back().unwrap_or(&self.fallback.tags);
+        let (name, revision) = canonical(labels);
+        let name = name.unwrap_or("unknown");
+        let mut tags: BTreeMap<Arc<str>, TagValue> = BTreeMap::new();
+        if says().filter_map(|rule| rule.istio_tags).next_back().unwrap_or(true) {
+            let about = [
+                ("istio.canonical_service", name),
+                ("istio.canonical_revision", revision),
+                ("istio.namespace", namespace),
+                ("istio.mesh_id", &self.fallback.mesh),
+                ("istio.cluster_id", CLUSTER),
+            ];
+            tags.extend(about.map(|(name, value)| (name.into(), TagValue::Literal(value.into()))));
+        }
+        tags.extend(own.iter().cloned());
         Some(parts::Tracing {
             provider,
             sampling: says().filter_map(|rule| rule.sampling).next_back().unwrap_or(self.fallback.sampling),
-            tags: tags.clone(),
+            service: format!("{name}.{namespace}").into(),
+            tags: tags.into_iter().collect(),
             max_path_length: if longest > 0 { longest } else { self.fallback.max_path_length },
             by_request_id: says().filter_map(|rule| rule.by_request_id).next_back().unwrap_or(true),
-            istio_tags: says().filter_map(|rule| rule.istio_tags).next_back().unwrap_or(true),
             propagate: says().filter_map(|rule| rule.propagate).next_back().unwrap_or(true),
         })
     }
@@ -255,6 +271,18 @@ impl TelemetryIndex {
             Counting::Engine => Stats::Engine(StatsRules { metrics, interval }),
         }
     }
+}
+
+/// The cluster's id: there is one.
+const CLUSTER: &str = "Kubernetes";
+
+/// Name and revision of the service that a workload is part of, by its labels.
+pub(crate) fn canonical(labels: &Labels) -> (Option<&str>, &str) {
+    let first = |keys: [&str; 3]| keys.iter().find_map(|key| labels.get(*key)).map(|value| &**value);
+    (
+        first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]),
+        first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or("latest"),
+    )
 }
 
 /// Istio's metrics, without `istio_`.

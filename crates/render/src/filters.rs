@@ -41,7 +41,12 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 
-use crate::{access_log, dns, security, tls, wire};
+use crate::{
+    access_log::{self, About},
+    dns, security,
+    stats::{self, Side},
+    tls, tracing, wire,
+};
 
 /// The HTTP filter that sets the ALPN list of upstream connections; also the key of its per-route configuration.
 pub const ALPN_FILTER: &str = "carrick.alpn";
@@ -93,6 +98,7 @@ pub fn inbound_http(
         Some(SetCurrentClientCertDetails { subject: wire::flag(true), dns: true, uri: true, ..Default::default() });
     manager.route_specifier = Some(RouteSpecifier::RouteConfig(routes));
     manager.http_filters = security::http_filters(security);
+    manager.http_filters.extend(stats::http_filter(&settings.telemetry, Side::Server));
     manager.http_filters.push(router());
     http(&manager)
 }
@@ -106,6 +112,7 @@ pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynam
     manager.http_filters.extend(dynamic.map(|names| {
         wire::http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))
     }));
+    manager.http_filters.extend(stats::http_filter(&settings.telemetry, Side::Client));
     manager.http_filters.push(router());
     http(&manager)
 }
@@ -151,8 +158,15 @@ pub fn gateway_http(
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
     manager.http_filters = security::http_filters(security);
     manager.http_filters.extend(by_route());
+    manager.http_filters.extend(stats::http_filter(&settings.telemetry, Side::Gateway));
     manager.http_filters.push(router());
     http(&manager)
+}
+
+/// A TCP proxy to a cluster, with what counts its connections.
+pub fn tcp_counted(settings: &ListenerSettings, side: Side, cluster: &str, idle_timeout: Option<u64>) -> Vec<Filter> {
+    let count = stats::network_filter(&settings.telemetry, side);
+    count.into_iter().chain([tcp(settings, cluster, idle_timeout)]).collect()
 }
 
 /// A TCP proxy to a cluster.
@@ -160,7 +174,7 @@ pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>
     let proxy = TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
-        access_log: access_log::all(settings.access_log.as_ref()),
+        access_log: access_log::all(&settings.telemetry, About::Connections),
         idle_timeout: idle_timeout.and_then(wire::millis),
         ..TcpProxy::default()
     };
@@ -168,7 +182,7 @@ pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>
 }
 
 /// The filters that forward a connection: to one cluster or to several by weight, through a tunnel, or to the name it asks for.
-pub fn tcp_forward(settings: &ListenerSettings, to: &TcpForward) -> Vec<Filter> {
+pub fn tcp_forward(settings: &ListenerSettings, side: Side, to: &TcpForward) -> Vec<Filter> {
     let first = to.clusters.first().map_or(names::BLACK_HOLE, |(cluster, _)| cluster);
     let cluster_specifier = match to.clusters.as_slice() {
         [] | [_] => ClusterSpecifier::Cluster(first.to_owned()),
@@ -183,7 +197,7 @@ pub fn tcp_forward(settings: &ListenerSettings, to: &TcpForward) -> Vec<Filter> 
     let proxy = TcpProxy {
         stat_prefix: first.to_owned(),
         cluster_specifier: Some(cluster_specifier),
-        access_log: access_log::all(settings.access_log.as_ref()),
+        access_log: access_log::all(&settings.telemetry, About::Connections),
         idle_timeout: to.idle_timeout.and_then(wire::millis),
         hash_policy: to.source_hash.then_some(HashPolicy { policy_specifier: Some(source) }).into_iter().collect(),
         tunneling_config: to.tunnel.as_ref().map(|(host, post)| TunnelingConfig {
@@ -199,7 +213,9 @@ pub fn tcp_forward(settings: &ListenerSettings, to: &TcpForward) -> Vec<Filter> 
             wire::any(&dns::sni_filter(names, *port)),
         )
     });
-    lookup.into_iter().chain([wire::network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy))]).collect()
+    let count = stats::network_filter(&settings.telemetry, side);
+    let proxy = wire::network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy));
+    lookup.into_iter().chain(count).chain([proxy]).collect()
 }
 
 fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
@@ -217,7 +233,9 @@ fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
         merge_slashes: merge,
         path_with_escaped_slashes_action: slashes.into(),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
-        access_log: access_log::all(settings.access_log.as_ref()),
+        access_log: access_log::all(&settings.telemetry, About::Requests),
+        tracing: settings.telemetry.tracing.as_deref().map(tracing::tracing),
+        request_id_extension: settings.telemetry.tracing.as_deref().and_then(tracing::request_id),
         proxy_100_continue: true,
         ..HttpConnectionManager::default()
     }

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::{
     extensions::filters::listener::proxy_protocol::v3::ProxyProtocol,
 };
 
-use crate::{filters, outbound, security, tls, wire};
+use crate::{filters, outbound, security, stats::Side, tls, wire};
 
 /// Milliseconds a client has for its handshake.
 const HANDSHAKE: u64 = 15_000;
@@ -47,7 +47,7 @@ fn chain(listener: &GatewayListener, from: &GatewayChain) -> FilterChain {
         }
         GatewayPayload::Tcp { to, judged } => {
             let mut all = if *judged { security::network_filters(&listener.security) } else { Vec::new() };
-            all.extend(filters::tcp_forward(&listener.settings, to));
+            all.extend(filters::tcp_forward(&listener.settings, Side::Gateway, to));
             all
         }
     };

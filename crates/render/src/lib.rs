@@ -16,7 +16,9 @@ pub mod outbound;
 pub mod route;
 pub mod secret;
 pub mod security;
+pub mod stats;
 pub mod tls;
+pub mod tracing;
 pub mod wire;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::{
     extensions::filters::listener::{http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector},
 };
 
-use crate::{filters, inbound, wire};
+use crate::{filters, inbound, stats::Side, wire};
 
 /// The name of the listener on 15001.
 pub const LISTENER: &str = "virtualOutbound";
@@ -48,7 +48,7 @@ pub fn catch_all(from: &CatchAll) -> Listener {
     };
     let rest = FilterChain {
         name: "virtualOutbound-catchall-tcp".to_owned(),
-        filters: vec![filters::tcp(&from.settings, &from.rest, None)],
+        filters: filters::tcp_counted(&from.settings, Side::Client, &from.rest, None),
         ..FilterChain::default()
     };
     let both = from.families.v4 && from.families.v6;
@@ -86,18 +86,19 @@ pub fn listener(from: &OutboundListener) -> Listener {
                 prefix_ranges: chain.prefixes.iter().map(range).collect(),
                 ..FilterChainMatch::default()
             }),
-            filters: filters::tcp_forward(&from.settings, &chain.forward),
+            filters: filters::tcp_forward(&from.settings, Side::Client, &chain.forward),
             ..FilterChain::default()
         });
     }
     let only_tcp = filter_chains.is_empty();
     let otherwise = match &from.tcp {
-        Some(forward) => {
-            FilterChain { filters: filters::tcp_forward(&from.settings, forward), ..FilterChain::default() }
-        }
+        Some(forward) => FilterChain {
+            filters: filters::tcp_forward(&from.settings, Side::Client, forward),
+            ..FilterChain::default()
+        },
         None => FilterChain {
             name: "PassthroughFilterChain".to_owned(),
-            filters: vec![filters::tcp(&from.settings, &from.rest, None)],
+            filters: filters::tcp_counted(&from.settings, Side::Client, &from.rest, None),
             ..FilterChain::default()
         },
     };

@@ -161,10 +161,10 @@ pub mod stable {
         pub fields: BTreeMap<String, Value>,
     }
 
-    /// `google.protobuf.Value`, without its null and boolean.
+    /// `google.protobuf.Value`, without its null.
     #[derive(Clone, PartialEq, Message)]
     pub struct Value {
-        #[prost(oneof = "Kind", tags = "2, 3, 5, 6")]
+        #[prost(oneof = "Kind", tags = "2, 3, 4, 5, 6")]
         pub kind: Option<Kind>,
     }
 
@@ -175,6 +175,8 @@ pub mod stable {
         Number(f64),
         #[prost(string, tag = "3")]
         Text(String),
+        #[prost(bool, tag = "4")]
+        Flag(bool),
         #[prost(message, tag = "5")]
         Struct(Struct),
         #[prost(message, tag = "6")]
@@ -292,6 +294,19 @@ pub mod stable {
     pub struct JsonFormat {
         #[prost(message, optional, tag = "2")]
         pub json_format: Option<Struct>,
+        #[prost(bool, tag = "3")]
+        pub omit_empty_values: bool,
+        #[prost(message, repeated, tag = "6")]
+        pub formatters: Vec<envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig>,
+    }
+
+    /// `xds.type.v3.TypedStruct`.
+    #[derive(Clone, PartialEq, Message)]
+    pub struct TypedStruct {
+        #[prost(string, tag = "1")]
+        pub type_url: String,
+        #[prost(message, optional, tag = "2")]
+        pub value: Option<Struct>,
     }
 
     /// `envoy.extensions.access_loggers.file.v3.FileAccessLog` with a JSON format.

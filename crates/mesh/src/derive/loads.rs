@@ -12,6 +12,7 @@ use crate::{
     parts::{Load, LoadEndpoint},
     peer_auth::{Effective, PeerAuthIndex},
     snapshot::Snapshot,
+    telemetry,
 };
 
 /// What an endpoint assignment depends on, besides endpoints.
@@ -116,15 +117,13 @@ fn describe(workload: &Workload) -> Arc<str> {
     if workload.workload_name.is_empty() {
         return "".into();
     }
-    let label = |keys: &[&str]| keys.iter().find_map(|k| workload.labels.get(*k)).map(String::as_str);
-    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let (name, revision) = telemetry::canonical(&workload.labels);
     format!(
         "{};{};{};{};Kubernetes",
         workload.workload_name,
         workload.name.namespace,
         name.unwrap_or(&workload.workload_name),
-        revision.unwrap_or("latest")
+        revision
     )
     .into()
 }

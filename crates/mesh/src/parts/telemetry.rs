@@ -119,14 +119,14 @@ pub struct Tracing {
     pub provider: Arc<TracingProvider>,
     /// Percent of requests that nobody decided on before.
     pub sampling: Number,
-    /// More attributes of every span, by name.
+    /// What the workload is called.
+    pub service: Arc<str>,
+    /// More attributes of every span, sorted by name.
     pub tags: Vec<(Arc<str>, TagValue)>,
     /// Longest path in an attribute; 0 for Envoy's limit.
     pub max_path_length: u32,
     /// The request's id says whether it is traced.
     pub by_request_id: bool,
-    /// Istio's own attributes: names of the workload.
-    pub istio_tags: bool,
     /// The trace's headers are sent on.
     pub propagate: bool,
 }
@@ -154,7 +154,7 @@ pub enum TracingProvider {
         /// Path and milliseconds, by HTTP; by gRPC otherwise.
         http: Option<(Arc<str>, u64)>,
         /// Headers that are sent along.
-        headers: Vec<(Arc<str>, HeaderValue)>,
+        headers: Vec<(Arc<str>, Arc<str>)>,
         /// Milliseconds for a call by gRPC.
         timeout: Option<u64>,
         /// Attributes of the environment variable `OTEL_RESOURCE_ATTRIBUTES` are added.
@@ -171,15 +171,6 @@ pub enum TracingProvider {
         /// W3C's headers are read and sent, too.
         w3c: bool,
     },
-}
-
-/// A header's value.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HeaderValue {
-    /// As it is.
-    Literal(Arc<str>),
-    /// Of an environment variable of the proxy.
-    Environment(Arc<str>),
 }
 
 /// Metrics.

@@ -17,7 +17,7 @@ use carrick_base::Hostname;
 use super::{authorizer::Target, traffic};
 use crate::{
     model::Service,
-    parts::telemetry::{Collector, GrpcLog, HeaderValue, LogFormat, LogSink, TracingProvider},
+    parts::telemetry::{Collector, GrpcLog, LogFormat, LogSink, TracingProvider},
 };
 
 /// The provider that Istio always has: a file access log to standard output.
@@ -122,6 +122,11 @@ fn read<'s>(
         if otel.dynatrace_sampler.is_some() {
             return Provider::Unsupported("opentelemetry.dynatraceSampler is not supported".to_owned());
         }
+        let http = otel.http.iter().flat_map(|h| &h.headers);
+        let grpc = otel.grpc.iter().flat_map(|g| &g.initial_metadata);
+        if http.chain(grpc).any(|header| !header.env_name.is_empty()) {
+            return Provider::Unsupported("headers by envName are not supported".to_owned());
+        }
         trace(open_telemetry(otel, service), otel.max_tag_length)
     } else if let Some(zipkin) = &from.zipkin {
         trace(self::zipkin(zipkin, service), zipkin.max_tag_length)
@@ -163,7 +168,7 @@ fn open_telemetry<'s>(
     service: &impl Fn(&Hostname) -> Option<&'s Arc<Service>>,
 ) -> Result<TracingProvider, String> {
     let to = collector(&from.service, from.port, service)?;
-    let headers = |all: &[Header]| all.iter().filter(|h| !h.name.is_empty()).map(header).collect();
+    let headers = |all: &[Header]| all.iter().map(|h| (h.name.as_str().into(), h.value.as_str().into())).collect();
     let (http, headers, timeout) = match (&from.http, &from.grpc) {
         (Some(http), _) => {
             let timeout = http.timeout.map_or(DEFAULT_TIMEOUT, traffic::millis);
@@ -178,14 +183,6 @@ fn open_telemetry<'s>(
 
 /// Milliseconds for a report by HTTP.
 const DEFAULT_TIMEOUT: u64 = 3_000;
-
-fn header(from: &Header) -> (Arc<str>, HeaderValue) {
-    let value = match from.env_name.as_str() {
-        "" => HeaderValue::Literal(from.value.as_str().into()),
-        name => HeaderValue::Environment(name.into()),
-    };
-    (from.name.as_str().into(), value)
-}
 
 fn zipkin<'s>(
     from: &Zipkin,

@@ -251,5 +251,6 @@ pub(crate) fn mesh<'s>(
         max_path_length: tracing.max_path_tag_length,
         tags: tags(&tracing.custom_tags),
         metrics: !metrics.is_empty(),
+        mesh: settings.trust_domain.to_string().into(),
     }
 }

@@ -108,6 +108,7 @@ impl World {
                 "Node" => take(&mut input.endpoints.nodes, &object),
                 "VirtualService" => take(&mut input.virtual_services, &object),
                 "Gateway" => take(&mut input.gateways, &object),
+                "Telemetry" => take(&mut input.telemetries, &object),
                 "Secret" => take(&mut input.secrets, &object),
                 "EndpointSlice" => take(&mut input.endpoints.endpoint_slices, &object),
                 kind => panic!("no such kind in cases: {kind}"),

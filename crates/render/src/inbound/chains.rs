@@ -10,7 +10,7 @@ use carrick_mesh::{
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
 
-use crate::{filters, route, security, tls, wire};
+use crate::{filters, route, security, stats::Side, tls, wire};
 
 /// ALPN lists that a mesh client offers for HTTP.
 const ISTIO_HTTP: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -150,7 +150,7 @@ impl Set<'_> {
         match (payload, self.service) {
             (Payload::Tcp, _) => {
                 let mut all = security::network_filters(&view.security);
-                all.push(filters::tcp(&view.settings, cluster, idle));
+                all.extend(filters::tcp_counted(&view.settings, Side::Server, cluster, idle));
                 all
             }
             (Payload::Http, Some(port)) => {

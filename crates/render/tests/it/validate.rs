@@ -114,3 +114,40 @@ fn every_setting_of_the_mesh_is_accepted() {
         }
     }
 }
+
+/// Every provider, by objects of every kind of traffic's side: a sidecar's two, and a gateway's.
+#[test]
+fn every_kind_of_telemetry_is_accepted() {
+    let service = |name: &str| format!("{name}.x.svc.cluster.local");
+    let mut world = everything(json!({"extensionProviders": [
+        {"name": "labels", "envoyFileAccessLog": {"path": "/dev/stdout", "omitEmptyValues": true, "logFormat": {"labels": {
+            "code": "%RESPONSE_CODE%", "in": {"deep": "%PROTOCOL%"}, "path": "%REQ_WITHOUT_QUERY(:PATH)%"}}}},
+        {"name": "text", "envoyFileAccessLog": {"path": "/dev/stdout", "logFormat": {"text": "%REQ(:METHOD)%"}}},
+        {"name": "otel-logs", "envoyOtelAls": {"service": service("w"), "port": 2001, "logFormat": {
+            "text": "%PROTOCOL%", "labels": {"path": "%REQ(:PATH)%", "in": {"deep": "1"}}}}},
+        {"name": "http-als", "envoyHttpAls": {"service": service("w"), "port": 2001, "additionalRequestHeadersToLog": ["x-a"]}},
+        {"name": "tcp-als", "envoyTcpAls": {"service": service("w"), "port": 2001}},
+        {"name": "otel", "opentelemetry": {"service": service("w"), "port": 2001, "grpc": {"timeout": "2s", "initialMetadata": [{"name": "k", "value": "v"}]},
+            "resourceDetectors": {"environment": {}}}},
+        {"name": "otel-http", "opentelemetry": {"service": service("w"), "port": 2000, "http": {"path": "/v1/traces", "timeout": "1s", "headers": [{"name": "k", "value": "v"}]}}},
+        {"name": "zipkin", "zipkin": {"service": service("w"), "port": 2000, "enable64bitTraceId": true}},
+    ]}));
+    let named = ["labels", "text", "otel-logs", "http-als", "tcp-als"].map(|name| json!({ "name": name }));
+    let logs = json!([{"providers": named, "filter": {"expression": "response.code >= 400 || connection.mtls"}}]);
+    for provider in ["otel", "otel-http", "zipkin"] {
+        world.objects.retain(|o| o["kind"] != "Telemetry");
+        world.objects.push(json!({"kind": "Telemetry", "metadata": {"name": "t", "namespace": "x"}, "spec": {
+            "accessLogging": logs,
+            "tracing": [{"providers": [{"name": provider}], "randomSamplingPercentage": 12.5, "useRequestIdForTraceSampling": false, "customTags": {
+                "a": {"literal": {"value": "1"}}, "b": {"environment": {"name": "HOME"}}, "c": {"header": {"name": "x-c", "defaultValue": "-"}},
+                "d": {"formatter": {"value": "%PROTOCOL%"}}}}],
+        }}));
+        let (snapshot, found) = Snapshot::build(&world.input());
+        assert!(found.iter().all(|d| &*d.object.kind != "Telemetry"), "{found:?}");
+        for pod in ["w.x", "w.x !router"] {
+            let view = carrick_mesh::sidecar(&snapshot, &world.proxy(pod));
+            let rendered = carrick_render::resources(&view, &mut Cache::default());
+            envoy::validate(&format!("{provider} {pod}"), &rendered);
+        }
+    }
+}
