@@ -15,6 +15,7 @@ use carrick_base::{SpiffeId, TrustDomain};
 use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 
+pub(crate) use self::leaf::random_serial;
 use crate::certificate::CertificateError;
 use crate::csr::{self, CertificateRequest, CsrError};
 use crate::identity::{Identity, IdentityError};

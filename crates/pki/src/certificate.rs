@@ -89,13 +89,7 @@ impl CertificateInfo {
                 GeneralName::DNSName(dns) => self.dns.push((*dns).to_owned()),
                 GeneralName::RFC822Name(email) => self.emails.push((*email).to_owned()),
                 GeneralName::IPAddress(bytes) => {
-                    if let Ok(v4) = <[u8; 4]>::try_from(*bytes) {
-                        self.ips.push(v4.into());
-                    } else if let Ok(v6) = <[u8; 16]>::try_from(*bytes) {
-                        self.ips.push(v6.into());
-                    } else {
-                        return Err(CertificateError::Sans);
-                    }
+                    self.ips.push(address(bytes).ok_or(CertificateError::Sans)?);
                 }
                 GeneralName::Invalid(..) => return Err(CertificateError::Sans),
                 _ => {}
@@ -103,6 +97,12 @@ impl CertificateInfo {
         }
         Ok(())
     }
+}
+
+/// An address as certificates hold it: four or sixteen bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// SHA-256.

@@ -149,6 +149,11 @@ impl PrivateKey {
         pem::encode(label, self.der.0.secret_der())
     }
 
+    /// SHA-256 of the public half (SubjectPublicKeyInfo); `None` for a kind that cannot be told.
+    pub fn spki_sha256(&self) -> Option<[u8; 32]> {
+        self.signer.public_key().map(|spki| crate::certificate::sha256(&spki))
+    }
+
     pub(crate) fn signer(&self) -> Arc<dyn SigningKey> {
         Arc::clone(&self.signer)
     }

@@ -10,6 +10,7 @@ pub mod ca_service;
 pub mod certificate;
 pub mod csr;
 pub mod identity;
+pub mod issue;
 pub mod key;
 pub mod pem;
 pub mod tls;

@@ -67,7 +67,7 @@ fn ia5(name: &str) -> Result<Ia5String, CaError> {
 }
 
 /// 128 random bits, of which the two highest are fixed: positive, and always sixteen bytes.
-pub(super) fn random_serial() -> Result<[u8; 16], CaError> {
+pub(crate) fn random_serial() -> Result<[u8; 16], CaError> {
     let mut serial = [0u8; 16];
     aws_lc_rs::rand::fill(&mut serial).map_err(|_| CaError::Sign("no randomness".to_owned()))?;
     serial[0] = (serial[0] & 0x7f) | 0x40;
