@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
-    HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, HeaderName, HeaderValue, ORIGIN,
 };
 
 use crate::model::steps::{Abort, Bucket, CorsPolicy, Fault, FaultKind, LocalRateLimit, TokenBucket};
@@ -108,14 +108,19 @@ impl CorsPolicy {
         if !preflight {
             return Cors::Respond(headers);
         }
-        for (name, value) in [
-            (ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
-            (ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
-            (ACCESS_CONTROL_MAX_AGE, &self.max_age),
-        ] {
-            if let Some(value) = value {
-                headers.insert(name, value.clone());
-            }
+        // Where anything is allowed, the answer says back what was asked for.
+        let answer = |allowed: &HeaderValue, asked: HeaderName| match allowed.as_bytes() {
+            b"*" => request.headers.get(asked).cloned().unwrap_or(HeaderValue::from_static("")),
+            _ => allowed.clone(),
+        };
+        if let Some(methods) = &self.methods {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, answer(methods, ACCESS_CONTROL_REQUEST_METHOD));
+        }
+        if let Some(allowed) = &self.headers {
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, answer(allowed, ACCESS_CONTROL_REQUEST_HEADERS));
+        }
+        if let Some(age) = &self.max_age {
+            headers.insert(ACCESS_CONTROL_MAX_AGE, age.clone());
         }
         if self.private_network && request.headers.get(REQUEST_PRIVATE).is_some_and(|v| v == "true") {
             headers.insert(ALLOW_PRIVATE, HeaderValue::from_static("true"));
