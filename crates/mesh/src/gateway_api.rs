@@ -5,6 +5,7 @@
 
 mod attach;
 mod conditions;
+mod deploy;
 mod filters;
 mod gateways;
 mod grpc;
@@ -13,10 +14,13 @@ mod references;
 mod streams;
 mod tls_policies;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use carrick_api::{
-    DestinationRule, Gateway, Namespace, Pod, Secret, Service, VirtualService,
+    ConfigMap, DestinationRule, Gateway, Namespace, Pod, Secret, Service, VirtualService,
     gateway_api::{
         BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute,
         TlsRoute,
@@ -25,10 +29,14 @@ use carrick_api::{
 use carrick_base::ObjectRef;
 use serde_json::Value;
 
+pub use deploy::MANAGED_LABEL;
+
 /// The controller in the name of which classes are taken and conditions written: Istio's, so that its manifests work as they stand.
 pub const CONTROLLER: &str = "istio.io/gateway-controller";
-/// The class that needs no object.
-pub const CLASS: &str = "istio";
+/// The classes that need no object: Istio's, and ours of the same meaning.
+pub const CLASSES: [&str; 2] = ["istio", "carrick"];
+/// On Gateways that are made here: the namespace of the pods they are for.
+pub const ONLY_NAMESPACE: &str = "internal.carrick.dev/only-namespace";
 /// The label of a gateway's pods.
 pub const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
@@ -78,6 +86,8 @@ pub struct Surroundings<'a> {
     pub services: &'a [Arc<Service>],
     /// Secrets, for certificates.
     pub secrets: &'a [Arc<Secret>],
+    /// Config maps, for the certificates of authorities.
+    pub config_maps: &'a [Arc<ConfigMap>],
     /// Pods, for the gateways that run.
     pub pods: &'a [Arc<Pod>],
     /// The cluster's DNS suffix.
@@ -93,6 +103,10 @@ pub struct Translated {
     pub virtual_services: Vec<Arc<VirtualService>>,
     /// DestinationRules.
     pub destination_rules: Vec<Arc<DestinationRule>>,
+    /// Secrets of other namespaces that proxies of a namespace (any, where it is empty) may have: SDS names.
+    pub granted: BTreeSet<(String, String)>,
+    /// Services that gateways are to have, as manifests.
+    pub services: Vec<Value>,
     /// The `status` of each object that is ours, without times of transition.
     pub statuses: BTreeMap<ObjectRef, Value>,
 }
@@ -111,8 +125,9 @@ pub fn translate(input: &GatewayApiInput, around: Surroundings<'_>) -> Translate
     grpc::routes(&input.grpc_routes, &mut all, &backends, &mut hosts, &mut out);
     streams::tls(&input.tls_routes, &mut all, &backends, &mut out);
     streams::tcp(&input.tcp_routes, &mut all, &backends, &mut out);
+    all.enclosed().for_each(|listener| hosts.close(listener));
     hosts.finish(&mut out);
-    tls_policies::policies(&input.backend_tls_policies, &backends, &mut out);
+    tls_policies::policies(&input.backend_tls_policies, &backends, &all, &mut out);
     all.finish(&mut out);
     out
 }

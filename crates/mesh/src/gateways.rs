@@ -78,9 +78,9 @@ impl GatewayIndex {
         all.sort_by(|a, b| a.origin.cmp(&b.origin));
         let index = Self { all: all.into_iter().map(Arc::new).collect() };
         // Proxies may map ports in other ways; servers of equal selectors and ports conflict on every one of them.
-        let mut groups: HashMap<&Labels, Vec<Arc<GatewayRule>>> = HashMap::new();
+        let mut groups: HashMap<(&Labels, &Option<Arc<str>>), Vec<Arc<GatewayRule>>> = HashMap::new();
         for gateway in &index.all {
-            groups.entry(&gateway.selector).or_default().push(gateway.clone());
+            groups.entry((&gateway.selector, &gateway.only)).or_default().push(gateway.clone());
         }
         for group in groups.values() {
             let (_, conflicts) = merge(group, |server| vec![server.port]);
@@ -93,9 +93,10 @@ impl GatewayIndex {
         index
     }
 
-    /// Those that select a proxy of these labels, oldest first.
-    pub fn of(&self, labels: &Labels) -> Vec<Arc<GatewayRule>> {
-        self.all.iter().filter(|g| carries_all(labels, &g.selector)).cloned().collect()
+    /// Those that select a proxy of this namespace and these labels, oldest first.
+    pub fn of(&self, namespace: &str, labels: &Labels) -> Vec<Arc<GatewayRule>> {
+        let there = |g: &GatewayRule| g.only.as_ref().is_none_or(|only| **only == *namespace);
+        self.all.iter().filter(|g| there(g) && carries_all(labels, &g.selector)).cloned().collect()
     }
 }
 

@@ -71,3 +71,6 @@ pub(crate) fn server_names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<Arc<st
 
 /// The part of a redirect's path that stands for the rest of the request's path. No path that people write holds it.
 pub const REST_OF_PATH: &str = "%PREFIX()%";
+
+/// The host of a backend that is not there. Nobody can have it as a name (RFC 6761 §6.4).
+pub const NOWHERE: &str = "backend-not-found.invalid";

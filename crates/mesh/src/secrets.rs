@@ -1,7 +1,7 @@
 //! Secrets of the cluster, as TLS reads them (semantics §6.5–§6.7).
 //!
-//! Invariant: a proxy is given a secret only if it lies in the proxy's own namespace and its own listeners or clusters name it; bytes are
-//! never shown.
+//! Invariant: a proxy is given a secret only if its own listeners or clusters name it, and it lies in the proxy's own namespace or was
+//! granted to that by name; bytes are never shown.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,6 +19,8 @@ use crate::{
 };
 
 const SCHEME: &str = "kubernetes://";
+/// Secrets of other namespaces that Gateways of the Gateway API may name.
+const GRANTED: &str = "kubernetes-gateway://";
 /// Roots in a config map, which is no secret: any namespace may name it.
 const PUBLIC: &str = "configmap://";
 
@@ -27,15 +29,22 @@ const PUBLIC: &str = "configmap://";
 pub struct SecretIndex {
     secrets: HashMap<NamespacedName, Arc<carrick_api::Secret>>,
     config_maps: HashMap<NamespacedName, Arc<carrick_api::ConfigMap>>,
+    granted: BTreeSet<(String, String)>,
 }
 
 impl SecretIndex {
-    /// Indexes them.
-    pub fn build(secrets: &[Arc<carrick_api::Secret>], config_maps: &[Arc<carrick_api::ConfigMap>]) -> Self {
+    /// Indexes them. `granted` are SDS names of secrets that proxies of a namespace, or of any where it is empty, may have although they
+    /// lie in another.
+    pub fn build(
+        secrets: &[Arc<carrick_api::Secret>],
+        config_maps: &[Arc<carrick_api::ConfigMap>],
+        granted: BTreeSet<(String, String)>,
+    ) -> Self {
         let name = |m: &carrick_api::object::Meta| NamespacedName::new(&m.namespace, &m.name);
         Self {
             secrets: secrets.iter().map(|s| (name(&s.metadata), s.clone())).collect(),
             config_maps: config_maps.iter().map(|c| (name(&c.metadata), c.clone())).collect(),
+            granted,
         }
     }
 
@@ -47,17 +56,28 @@ impl SecretIndex {
             let value = public(self.config_maps.get(&NamespacedName::new(place, short))?)?;
             return Some(SecretPart { name: name.clone(), value });
         }
-        let path = name.strip_prefix(SCHEME)?;
-        let (place, short) = path.split_once('/').unwrap_or((namespace, path));
-        if place != namespace {
-            return None;
-        }
+        let (place, short) = match name.strip_prefix(GRANTED) {
+            Some(path) if self.may(name, namespace) => path.split_once('/')?,
+            Some(_) => return None,
+            None => {
+                let path = name.strip_prefix(SCHEME)?;
+                let (place, short) = path.split_once('/').unwrap_or((namespace, path));
+                (place == namespace).then_some((place, short))?
+            }
+        };
         let of = |short: &str| self.secrets.get(&NamespacedName::new(place, short));
         let value = match short.strip_suffix(names::ROOTS_SUFFIX) {
             Some(base) => of(short).and_then(|s| roots(s)).or_else(|| of(base).and_then(|s| roots(s))),
             None => of(short).and_then(|s| certificate(s)),
         };
         Some(SecretPart { name: name.clone(), value: value? })
+    }
+
+    /// Whether a secret of another namespace may be had, or the roots in it.
+    fn may(&self, name: &str, namespace: &str) -> bool {
+        let to = |namespace: &str, name: &str| self.granted.contains(&(namespace.to_owned(), name.to_owned()));
+        let roots = name.strip_suffix(names::ROOTS_SUFFIX);
+        to(namespace, name) || roots.is_some_and(|base| to(namespace, base) || to("", base))
     }
 
     /// All that a proxy's listeners and clusters name, sorted by name.
@@ -116,7 +136,9 @@ mod tests {
             secret.data = data.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().into())).collect();
             Arc::new(secret)
         };
-        SecretIndex::build(&all.iter().map(secret).collect::<Vec<_>>(), &[])
+        let granted = [("a", "kubernetes-gateway://b/tls"), ("", "kubernetes-gateway://b/roots")];
+        let granted = granted.map(|(to, name)| (to.to_owned(), name.to_owned()));
+        SecretIndex::build(&all.iter().map(secret).collect::<Vec<_>>(), &[], granted.into())
     }
 
     fn found(index: &SecretIndex, name: &str, namespace: &str) -> Option<String> {
@@ -143,6 +165,7 @@ mod tests {
             ("a/apart-cacert", &[("cacert", "other"), ("crl", "l")]),
             ("a/half", &[("tls.crt", "C")]),
             ("b/tls", &[("tls.crt", "B"), ("tls.key", "K")]),
+            ("b/roots", &[("tls.crt", "B"), ("tls.key", "K"), ("ca.crt", "R")]),
         ]);
         for (name, want) in [
             ("kubernetes://tls", Some("C K S")),
@@ -155,6 +178,9 @@ mod tests {
             ("kubernetes://none", None),
             ("kubernetes://b/tls", None),
             ("kubernetes-gateway://a/tls", None),
+            ("kubernetes-gateway://b/tls", Some("B K ")),
+            ("kubernetes-gateway://b/roots", None),
+            ("kubernetes-gateway://b/roots-cacert", Some("R ")),
             ("default", None),
         ] {
             assert_eq!(found(&all, name, "a").as_deref(), want, "{name}");
@@ -170,7 +196,7 @@ mod tests {
         let mut map = carrick_api::ConfigMap::default();
         (map.metadata.namespace, map.metadata.name) = ("shop".to_owned(), "ca".to_owned());
         map.data.roots = "PEM".to_owned();
-        let index = SecretIndex::build(&[], &[Arc::new(map)]);
+        let index = SecretIndex::build(&[], &[Arc::new(map)], BTreeSet::new());
         assert_eq!(found(&index, "configmap://shop/ca-cacert", "edge").as_deref(), Some("PEM "));
         assert_eq!(found(&index, "configmap://shop/none-cacert", "edge"), None);
     }

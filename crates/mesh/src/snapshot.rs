@@ -57,6 +57,7 @@ pub(crate) struct Config {
     pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
     pub gateway_api: BTreeMap<ObjectRef, Value>,
+    pub gateway_services: Vec<Value>,
     pub rules: RuleIndex,
     pub security: SecurityIndex,
     pub legacy: LegacyIndex,
@@ -77,6 +78,7 @@ impl Snapshot {
             namespaces: &input.namespaces,
             services: &input.services,
             secrets: &input.secrets,
+            config_maps: &input.config_maps,
             pods: &input.endpoints.pods,
             domain: &settings.domain_suffix,
         };
@@ -128,13 +130,14 @@ impl Snapshot {
             telemetry,
             legacy,
             gateway_api: translated.statuses,
+            gateway_services: translated.services,
             compared: compared(&rules, &settings, &services),
             sidecars: SidecarIndex::build(sidecars, &settings.root_namespace, &mut found),
             services,
             rules,
             virtual_services: VirtualServiceIndex::build(virtual_services, &mut found),
             gateways: GatewayIndex::build(gateways, &mut found),
-            secrets: SecretIndex::build(&input.secrets, &input.config_maps),
+            secrets: SecretIndex::build(&input.secrets, &input.config_maps, translated.granted),
             settings,
         };
         let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.services);
@@ -214,6 +217,11 @@ impl Snapshot {
     /// What is to be said on the Gateway API's objects: the `status` of each, without times of transition.
     pub fn gateway_api_statuses(&self) -> &BTreeMap<ObjectRef, Value> {
         &self.config.gateway_api
+    }
+
+    /// Services that the Gateway API's gateways are to have, as manifests.
+    pub fn gateway_services(&self) -> &[Value] {
+        &self.config.gateway_services
     }
 
     /// Changes of the generated configuration, by proxy.

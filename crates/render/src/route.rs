@@ -109,11 +109,11 @@ fn virtual_host(host: &VirtualHost) -> Vec<u8> {
 /// A route's bytes, with its filters' settings appended.
 fn route(route: &Route) -> Vec<u8> {
     let mut filters = stable::PerFilter::default();
-    if let Part::Forward(forward) = &route.action
-        && let [only] = forward.destinations.as_slice()
-    {
-        filters.typed_per_filter_config.extend(filters::alpn_override(only.alpn));
-    }
+    let only = match &route.action {
+        Part::Forward(forward) => forward.destinations.first().filter(|_| forward.destinations.len() == 1),
+        Part::Redirect(_) | Part::Direct { .. } => None,
+    };
+    filters.typed_per_filter_config.extend(filters::alpn_override(only.and_then(|only| only.alpn)));
     filters.typed_per_filter_config.extend(route.fault.as_ref().map(action::fault));
     filters.typed_per_filter_config.extend(route.cors.as_ref().map(action::cors));
     let mut head = api::Route {
@@ -128,6 +128,15 @@ fn route(route: &Route) -> Vec<u8> {
     let (request, response) = (&route.headers.request, &route.headers.response);
     (head.request_headers_to_add, head.request_headers_to_remove) = headers(request);
     (head.response_headers_to_add, head.response_headers_to_remove) = headers(response);
+    if let Some(only) = only {
+        // One destination is not weighted, so its own changes follow the route's.
+        let (add, remove) = headers(&only.headers.request);
+        head.request_headers_to_add.extend(add);
+        head.request_headers_to_remove.extend(remove);
+        let (add, remove) = headers(&only.headers.response);
+        head.response_headers_to_add.extend(add);
+        head.response_headers_to_remove.extend(remove);
+    }
     let mut value = head.encode_to_vec();
     value.extend(filters.encode_to_vec());
     value

@@ -207,7 +207,8 @@ const PROVIDED_WAIT: u64 = 2000;
 /// A secret by its name: the agent has the workload's own and files, the control plane the cluster's. Only the workload's own is
 /// certain to come, and so waited for without limit.
 fn secret(name: &str) -> SdsSecretConfig {
-    let from_cluster = name.starts_with("kubernetes://") || name.starts_with("configmap://");
+    let from_cluster =
+        ["kubernetes://", "kubernetes-gateway://", "configmap://"].iter().any(|scheme| name.starts_with(scheme));
     let own = name == names::SECRET_WORKLOAD || name == names::SECRET_ROOTS;
     let source: Option<ConfigSource> = if from_cluster {
         wire::ads().map(|source| ConfigSource { initial_fetch_timeout: wire::millis(PROVIDED_WAIT), ..source })

@@ -30,6 +30,18 @@ pub struct GatewaySpec {
     pub listeners: Vec<Listener>,
     pub allowed_listeners: Option<Allowed>,
     pub tls: Option<GatewayTls>,
+    pub infrastructure: Option<Infrastructure>,
+}
+
+/// What becomes of the objects that are made for a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Infrastructure {
+    #[serde(deserialize_with = "nullable_map")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable_map")]
+    pub annotations: BTreeMap<String, String>,
+    pub parameters_ref: Option<Reference>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -133,6 +145,15 @@ pub struct RouteKind {
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayTls {
     pub frontend: Option<Frontend>,
+    pub backend: Option<BackendTls>,
+}
+
+/// Towards backends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BackendTls {
+    /// The certificate that is shown.
+    pub client_certificate_ref: Option<Reference>,
 }
 
 /// Client certificates, by default and by port.

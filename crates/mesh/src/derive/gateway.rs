@@ -64,7 +64,7 @@ pub(super) fn derive(
     clusters: &[Arc<Cluster>],
     keys: &[Arc<LoadKey>],
 ) -> Derived {
-    let gateways = snapshot.gateways().of(labels);
+    let gateways = snapshot.gateways().of(&proxy.namespace, labels);
     let services = services_of(snapshot, proxy, labels);
     let ports = |server: &GatewayServer| {
         let mut all: Vec<u16> = services

@@ -242,5 +242,6 @@ fn forward(from: &RuleForward, condition: &Condition, place: &Place<'_>) -> Forw
         authority: from.authority.clone(),
         mirrors: from.mirrors.iter().map(|(target, share)| (place.reach.cluster(target, place.port), *share)).collect(),
         hash,
+        missing_is_500: from.destinations.iter().any(|d| d.target.host.as_str() == names::NOWHERE),
     }
 }

@@ -6,17 +6,17 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_api::{
     VirtualService,
-    istio::virtual_service::{HttpRoute, VirtualServiceSpec},
+    istio::virtual_service::{HttpDirectResponse, HttpRoute, VirtualServiceSpec},
     object::{Meta, Object},
     timestamp::Timestamp,
 };
 
-use super::Translated;
+use super::{Translated, gateways::Listener};
 
 /// How specific a match is; the least value goes first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    /// Exact paths, then prefixes, then the rest.
+    /// Exact paths, then prefixes, then patterns, then what matches any path.
     pub(super) path: u8,
     /// Longer first.
     pub(super) length: std::cmp::Reverse<usize>,
@@ -52,11 +52,26 @@ impl Hosts {
         self.all.entry(place.clone()).or_default().push((rank, route));
     }
 
+    /// What no route takes of a listener's own host is not found there, and not looked for at a listener with wider hosts.
+    pub(super) fn close(&mut self, listener: &Listener<'_>) {
+        let (namespace, _) = listener.made.split_once('/').unwrap_or_default();
+        let host = listener.spec.hostname.clone().unwrap_or_default();
+        let place =
+            Place { gateway: listener.made.clone(), host, namespace: namespace.to_owned(), export_to: Vec::new() };
+        self.all.entry(place).or_insert_with(|| {
+            let nothing = HttpDirectResponse { status: 404, body: None };
+            vec![(Rank::default(), HttpRoute { direct_response: Some(nothing), ..HttpRoute::default() })]
+        });
+    }
+
     /// One VirtualService per place.
     pub(super) fn finish(self, out: &mut Translated) {
         for (place, mut rules) in self.all {
             rules.sort_by(|a, b| a.0.cmp(&b.0));
+            // In the mesh the oldest for a host counts alone: that of the consumer, for its own namespace, comes before the producer's.
+            let consumers = place.gateway == "mesh" && !place.export_to.is_empty();
             let created = rules.iter().map(|(rank, _)| rank.created).min();
+            let created = if consumers { Some(Timestamp(0)) } else { created };
             let spec = VirtualServiceSpec {
                 hosts: vec![place.host.clone()],
                 gateways: vec![place.gateway.clone()],

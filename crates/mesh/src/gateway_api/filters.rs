@@ -74,6 +74,30 @@ impl Filters {
         out
     }
 
+    /// Filters of a backend beside headers, which are its own: they are the rule's where it is the only one, and not known otherwise.
+    pub(super) fn take_backends(&mut self, own: &Self, alone: bool) {
+        let rewrites = !own.rewrite_host.is_empty() || own.rewrite_path.is_some();
+        if !rewrites && own.redirect.is_none() && own.mirrors.is_empty() && own.cors.is_none() && own.unknown.is_none()
+        {
+            return;
+        }
+        let taken = (rewrites && (!self.rewrite_host.is_empty() || self.rewrite_path.is_some()))
+            || (own.redirect.is_some() && self.redirect.is_some())
+            || (own.cors.is_some() && self.cors.is_some());
+        if !alone || taken || own.unknown.is_some() {
+            let word = own.unknown.clone().unwrap_or_else(|| "of one of several backends".to_owned());
+            self.unknown = self.unknown.take().or(Some(word));
+            return;
+        }
+        if rewrites {
+            self.rewrite_host.clone_from(&own.rewrite_host);
+            self.rewrite_path.clone_from(&own.rewrite_path);
+        }
+        self.redirect = self.redirect.take().or_else(|| own.redirect.clone());
+        self.cors = self.cors.take().or_else(|| own.cors.clone());
+        self.mirrors.extend(own.mirrors.iter().cloned());
+    }
+
     /// Whether routes differ by how the path was matched.
     pub(super) fn by_prefix(&self) -> bool {
         let replaces = |p: &Option<PathModifier>| p.as_ref().is_some_and(|p| p.kind == "ReplacePrefixMatch");

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::{
     CONTROLLER, Translated,
     attach::{Hosts, Place, Rank},
-    conditions::{Outcome, of},
+    conditions::{Outcome, condition, of},
     filters::Filters,
     gateways::Gateways,
     references::{Backends, Unresolved},
@@ -45,6 +45,7 @@ pub(super) fn routes(
             .map(|(number, rule)| {
                 let mut made = Rule::of(KIND, &route.metadata, number, &rule.filters, &rule.backend_refs, backends);
                 made.timeouts(rule.timeouts.as_ref(), rule.retry.as_ref());
+                made.ignored = rule.session_persistence.as_ref().map(|_| "sessionPersistence");
                 let all: &[Match] = if rule.matches.is_empty() { std::slice::from_ref(&any) } else { &rule.matches };
                 made.branches = all.iter().map(Branch::of).collect();
                 made
@@ -134,6 +135,8 @@ pub(super) struct Rule {
     retries: Option<HttpRetry>,
     pub(super) branches: Vec<Branch>,
     unresolved: Option<Unresolved>,
+    /// What is asked for and not done.
+    ignored: Option<&'static str>,
 }
 
 impl Rule {
@@ -145,19 +148,21 @@ impl Rule {
         refs: &[BackendRef],
         backends: &Backends<'_>,
     ) -> Self {
-        let filters = Filters::of(filters, kind, &meta.namespace, backends);
+        let mut filters = Filters::of(filters, kind, &meta.namespace, backends);
         let (good, bad, lost) = backends.all(kind, &meta.namespace, refs);
         let mut unresolved = bad.or_else(|| filters.unresolved.clone());
         let mut destinations = Vec::new();
+        let alone = refs.len() == 1;
         for (destination, weight, backend) in good {
             let own = Filters::of(&backend.filters, kind, &meta.namespace, backends);
-            unresolved = unresolved.or(own.unresolved);
+            unresolved = unresolved.or(own.unresolved.clone());
+            filters.take_backends(&own, alone);
             destinations.push(HttpDestination { destination: Some(destination), weight, headers: own.headers });
         }
         if lost > 0 && !destinations.is_empty() {
             // That share of the requests has nowhere to go, and is not given to the others.
             let nowhere = carrick_api::istio::virtual_service::Destination {
-                host: "backend-not-found.invalid".to_owned(),
+                host: crate::names::NOWHERE.to_owned(),
                 ..Default::default()
             };
             destinations.push(HttpDestination { destination: Some(nowhere), weight: lost, headers: None });
@@ -176,7 +181,13 @@ impl Rule {
             retries: None,
             branches: Vec::new(),
             unresolved,
+            ignored: None,
         }
+    }
+
+    /// Hosts of its backends.
+    fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.destinations.iter().filter_map(|d| d.destination.as_ref()).map(|d| d.host.as_str())
     }
 
     fn timeouts(&mut self, timeouts: Option<&Timeouts>, retry: Option<&Retry>) {
@@ -184,10 +195,12 @@ impl Rule {
             text.as_deref().and_then(|t| Duration::parse(t).ok()).filter(|d| !d.get().is_zero())
         };
         let (request, backend) = timeouts.map_or((None, None), |t| (read(&t.request), read(&t.backend_request)));
-        self.timeout = request.or(backend);
+        // One try is the whole request, unless there may be more.
+        self.timeout = if retry.is_some() { request } else { backend.or(request) };
         if let Some(retry) = retry {
             let codes: Vec<String> = retry.codes.iter().map(ToString::to_string).collect();
-            let words = ["connect-failure", "refused-stream", "unavailable", "cancelled"].map(str::to_owned);
+            // `reset` is also what ends a try that takes too long.
+            let words = ["connect-failure", "refused-stream", "unavailable", "cancelled", "reset"].map(str::to_owned);
             self.retries = Some(HttpRetry {
                 attempts: retry.attempts.unwrap_or(2),
                 retry_on: words.into_iter().chain(codes).collect::<Vec<_>>().join(","),
@@ -284,12 +297,14 @@ impl Parents<'_> {
         if let Some(filter) = rules.iter().find_map(|r| r.filters.unknown.clone()) {
             unknown = Err(("UnsupportedValue", format!("filter {filter} is not known; its rule answers 500")));
         }
+        let ignored = rules.iter().find_map(|r| r.ignored);
         let mut told = Vec::new();
         for parent in self.refs {
             let outcome = if parent.is("", "Service", carrick_api::gateway_api::GROUP, "Gateway") {
                 Some(self.in_mesh(parent, rules, backends, hosts))
             } else {
                 gateways.attach(parent, self.kind, &self.meta.namespace, self.hosts).map(|attachment| {
+                    gateways.reach(&attachment, rules.iter().flat_map(Rule::hosts));
                     for (index, names) in attachment.listeners {
                         let Some(listener) = gateways.listeners.get(index) else { continue };
                         let (gateway, port) = (listener.made.clone(), listener.spec.port);
@@ -304,7 +319,14 @@ impl Parents<'_> {
             };
             if let Some(outcome) = outcome {
                 let outcome = outcome.and_then(|()| unknown.clone());
-                told.push(self.parent(parent, &outcome, unresolved.as_ref()));
+                let mut entry = self.parent(parent, &outcome, unresolved.as_ref());
+                if let Some(field) = ignored
+                    && let Some(all) = entry.get_mut("conditions").and_then(Value::as_array_mut)
+                {
+                    let words = format!("{field} is not done here; the rest of the rule is");
+                    all.push(condition("PartiallyInvalid", true, "UnsupportedValue", &words, self.meta.generation));
+                }
+                told.push(entry);
             }
         }
         if !told.is_empty() {
@@ -350,8 +372,9 @@ impl Parents<'_> {
             for (number, branch) in rule.branches.iter().enumerate() {
                 let (path, length) = match &branch.path {
                     PathKind::Exact(p) => (0, p.len()),
+                    PathKind::Prefix(p) if p.trim_end_matches('/').is_empty() => (3, 0),
                     PathKind::Prefix(p) => (1, p.trim_end_matches('/').len()),
-                    PathKind::Regex(p) => (1, p.len()),
+                    PathKind::Regex(p) => (2, p.len()),
                 };
                 let rank = Rank {
                     path,

@@ -49,6 +49,43 @@ pub(super) struct Backends<'a> {
 /// Why a reference leads nowhere: a reason of `ResolvedRefs`, and words.
 pub(super) type Unresolved = (&'static str, String);
 
+/// Where the certificates of an authority are.
+#[derive(Debug)]
+pub(super) struct Authority {
+    /// SDS name, without the suffix for roots.
+    pub(super) name: String,
+    /// In a Secret, which is given to those only for whom it is meant.
+    pub(super) secret: bool,
+}
+
+impl Authority {
+    /// A ConfigMap or Secret with certificates in it.
+    pub(super) fn of(to: &Reference, namespace: &str, around: Surroundings<'_>) -> Result<Self, Unresolved> {
+        let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
+        let named = |m: &carrick_api::object::Meta| m.namespace == there && m.name == to.name;
+        let certificates = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains("-----BEGIN CERTIFICATE");
+        let (found, name, secret) = if to.is("", "ConfigMap", "", "ConfigMap") {
+            let map = around.config_maps.iter().find(|c| named(&c.metadata));
+            let good = map.is_some_and(|m| certificates(m.data.roots.as_bytes()));
+            (good, format!("configmap://{there}/{}", to.name), false)
+        } else if to.is("", "Secret", "", "ConfigMap") {
+            let secret = around.secrets.iter().find(|s| named(&s.metadata));
+            let good =
+                secret.and_then(|s| s.data.get("cacert").or(s.data.get("ca.crt"))).is_some_and(|b| certificates(b));
+            (good, format!("kubernetes-gateway://{there}/{}", to.name), true)
+        } else {
+            let kind = to.kind.as_deref().unwrap_or_default();
+            return Err(("InvalidCACertificateKind", format!("{kind} {:?} is neither ConfigMap nor Secret", to.name)));
+        };
+        if !found {
+            let kind = to.kind.as_deref().unwrap_or_default();
+            let message = format!("{kind} {there}/{} is not there, or has no certificate in ca.crt", to.name);
+            return Err(("InvalidCACertificateRef", message));
+        }
+        Ok(Self { name, secret })
+    }
+}
+
 impl Backends<'_> {
     /// Where a backend of a route is.
     pub(super) fn destination(&self, kind: &str, namespace: &str, to: &Reference) -> Result<Destination, Unresolved> {

@@ -57,6 +57,8 @@ fn routes(
             let Some(attachment) = gateways.attach(parent, kind, &meta.namespace, &route.spec.hostnames) else {
                 continue;
             };
+            let behind = destinations.iter().filter_map(|d: &RouteDestination| d.destination.as_ref());
+            gateways.reach(&attachment, behind.map(|d| d.host.as_str()));
             for (index, hosts) in attachment.listeners {
                 let Some(listener) = gateways.listeners.get(index) else { continue };
                 if destinations.is_empty() {

@@ -1,12 +1,15 @@
 //! BackendTLSPolicies: TLS from gateways (and sidecars) to a service.
 //!
-//! Invariant: a policy whose roots cannot be had makes its service unreachable, never plain.
+//! Invariant: a policy whose roots cannot be had makes its service unreachable, never plain. One service has one rule, whatever number of
+//! policies there are for its ports.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use carrick_api::{
-    DestinationRule,
-    gateway_api::{BackendTlsPolicy, Reference},
+    gateway_api::{BackendTlsPolicy, GROUP},
     istio::{
         PortSelector,
         destination_rule::{ClientTls, ClientTlsMode, DestinationRuleSpec, PortTrafficPolicy, TrafficPolicy},
@@ -14,97 +17,131 @@ use carrick_api::{
     object::{Meta, Object},
 };
 use carrick_base::ObjectRef;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     CONTROLLER, Translated,
     conditions::{Outcome, of},
+    gateways::Gateways,
     http::reference,
-    references::Backends,
+    references::{Authority, Backends, Unresolved},
 };
 
-pub(super) fn policies(all: &[Arc<BackendTlsPolicy>], backends: &Backends<'_>, out: &mut Translated) {
+pub(super) fn policies(
+    all: &[Arc<BackendTlsPolicy>],
+    backends: &Backends<'_>,
+    gateways: &Gateways<'_>,
+    out: &mut Translated,
+) {
     let mut all: Vec<_> = all.iter().collect();
     all.sort_by(|a, b| a.metadata.age_order().cmp(&b.metadata.age_order()));
-    let mut taken: Vec<(String, Option<String>)> = Vec::new();
+    let mut taken: BTreeSet<(String, Option<String>)> = BTreeSet::new();
+    let mut rules: BTreeMap<String, Object<DestinationRuleSpec>> = BTreeMap::new();
     for policy in all {
         let meta = &policy.metadata;
+        let (roots, resolved) = match roots(policy, backends) {
+            Ok(roots) => (roots, Ok(())),
+            Err(why) => (Roots::None, Err(why)),
+        };
+        if let Roots::Named(Authority { name, secret: true }) = &roots {
+            // Certificates of authorities are nothing secret: whoever calls the service may have them.
+            out.granted.insert((String::new(), name.clone()));
+        }
         let mut told = Vec::new();
         for target in &policy.spec.target_refs {
-            let service = backends
-                .around
-                .services
-                .iter()
-                .find(|s| s.metadata.namespace == meta.namespace && s.metadata.name == target.name);
-            let key = (format!("{}/{}", meta.namespace, target.name), target.section_name.clone());
-            let accepted: Outcome = if !target.is("", "Service", "", "Service") || service.is_none() {
+            let service = backends.around.services.iter();
+            let mut service =
+                service.filter(|s| s.metadata.namespace == meta.namespace && s.metadata.name == target.name);
+            let service = service.next().filter(|_| target.is("", "Service", "", "Service"));
+            let host = format!("{}.{}.svc.{}", target.name, meta.namespace, backends.around.domain);
+            let section = target.section_name.as_ref().filter(|s| !s.is_empty());
+            let port = service.and_then(|s| s.spec.ports.iter().find(|p| section.is_some_and(|name| p.name == *name)));
+            let key = (host.clone(), section.cloned());
+            let accepted: Outcome = if service.is_none() {
                 Err(("TargetNotFound", format!("service {}/{} does not exist", meta.namespace, target.name)))
+            } else if section.is_some() && port.is_none() {
+                let name = section.map_or("", String::as_str);
+                Err(("TargetNotFound", format!("service {}/{} has no port {name}", meta.namespace, target.name)))
             } else if taken.contains(&key) {
                 Err(("Conflicted", "an older policy names this target".to_owned()))
+            } else if let Err((_, words)) = &resolved {
+                Err(("NoValidCACertificate", words.clone()))
             } else {
                 Ok(())
             };
-            let (roots, resolved) = roots(policy, &meta.namespace);
-            if let (Ok(()), Some(service)) = (&accepted, service) {
-                taken.push(key);
-                let port =
-                    target.section_name.as_ref().and_then(|name| service.spec.ports.iter().find(|p| p.name == *name));
-                out.destination_rules.push(rule(
-                    policy,
-                    target,
-                    roots,
-                    port.map(|p| u32::from(p.port)),
-                    backends.around.domain,
-                ));
+            let named = !matches!(accepted, Err(("TargetNotFound" | "Conflicted", _)));
+            if named {
+                taken.insert(key);
+                let rule = rules.entry(host.clone()).or_insert_with(|| rule(policy, &target.name, &host));
+                let traffic = rule.spec.traffic_policy.get_or_insert_default();
+                let tls = Some(tls(policy, &roots));
+                match port {
+                    Some(port) => traffic.port_level_settings.push(PortTrafficPolicy {
+                        port: Some(PortSelector { number: u32::from(port.port) }),
+                        tls,
+                        ..PortTrafficPolicy::default()
+                    }),
+                    None => traffic.tls = tls,
+                }
             }
-            let mut ancestor = reference(target);
-            if let Some(map) = ancestor.as_object_mut() {
-                map.insert("group".to_owned(), "".into());
-                map.insert("kind".to_owned(), "Service".into());
+            let conditions = json!([
+                of("Accepted", "Accepted", &accepted, meta.generation),
+                of("ResolvedRefs", "ResolvedRefs", &resolved, meta.generation),
+            ]);
+            let mut of_gateways: Vec<Value> = gateways
+                .leading_to(&host)
+                .map(|g| json!({"group": GROUP, "kind": "Gateway", "name": g.metadata.name, "namespace": g.metadata.namespace}))
+                .collect();
+            if of_gateways.is_empty() {
+                // Nothing but the mesh leads to it.
+                let mut own = reference(target);
+                if let Some(map) = own.as_object_mut() {
+                    map.insert("group".to_owned(), "".into());
+                    map.insert("kind".to_owned(), "Service".into());
+                }
+                of_gateways.push(own);
             }
-            told.push(json!({
-                "ancestorRef": ancestor,
-                "controllerName": CONTROLLER,
-                "conditions": [
-                    of("Accepted", "Accepted", &accepted, meta.generation),
-                    of("ResolvedRefs", "ResolvedRefs", &resolved, meta.generation),
-                ],
-            }));
+            for ancestor in of_gateways {
+                let entry =
+                    json!({"ancestorRef": ancestor, "controllerName": CONTROLLER, "conditions": conditions.clone()});
+                // Of several targets behind one gateway the one in trouble is told of.
+                match told.iter_mut().find(|t: &&mut Value| t.get("ancestorRef") == entry.get("ancestorRef")) {
+                    None => told.push(entry),
+                    Some(known) if accepted.is_err() => *known = entry,
+                    Some(_) => {}
+                }
+            }
         }
         let reference = ObjectRef::new("BackendTLSPolicy", &meta.namespace, &meta.name);
         out.statuses.insert(reference, json!({"ancestors": told}));
     }
+    out.destination_rules.extend(rules.into_values().map(Arc::new));
 }
 
 /// Where the roots come from.
 enum Roots {
     System,
-    Named(String),
+    Named(Authority),
     None,
 }
 
-fn roots(policy: &BackendTlsPolicy, namespace: &str) -> (Roots, Outcome) {
+fn roots(policy: &BackendTlsPolicy, backends: &Backends<'_>) -> Result<Roots, Unresolved> {
     let validation = &policy.spec.validation;
     if validation.well_known_ca_certificates.as_deref() == Some("System") {
-        return (Roots::System, Ok(()));
+        return Ok(Roots::System);
     }
-    match validation.ca_certificate_refs.as_slice() {
-        [one] if one.is("", "ConfigMap", "", "ConfigMap") => {
-            (Roots::Named(format!("configmap://{namespace}/{}", one.name)), Ok(()))
+    let mut first = Err(("InvalidCACertificateRef", "validation names no certificates".to_owned()));
+    for to in &validation.ca_certificate_refs {
+        match Authority::of(to, &policy.metadata.namespace, backends.around) {
+            Ok(authority) => return Ok(Roots::Named(authority)),
+            Err(("InvalidCACertificateKind", words)) if first.is_err() => first = Err(("InvalidKind", words)),
+            Err(why) => first = Err(why),
         }
-        [one] if one.is("", "Secret", "", "ConfigMap") => (Roots::Named(one.name.clone()), Ok(())),
-        [] => (Roots::None, Err(("NoValidCACertificate", "validation names no certificates".to_owned()))),
-        _ => (Roots::None, Err(("NoValidCACertificate", "one ConfigMap or Secret is understood".to_owned()))),
     }
+    first
 }
 
-fn rule(
-    policy: &BackendTlsPolicy,
-    target: &Reference,
-    roots: Roots,
-    port: Option<u32>,
-    domain: &str,
-) -> Arc<DestinationRule> {
+fn tls(policy: &BackendTlsPolicy, roots: &Roots) -> ClientTls {
     let validation = &policy.spec.validation;
     let mut sans: Vec<String> = validation
         .subject_alt_names
@@ -122,33 +159,29 @@ fn rule(
     };
     match roots {
         Roots::System => tls.ca_certificates = "system".to_owned(),
-        Roots::Named(name) => tls.credential_name = name,
+        Roots::Named(authority) => tls.credential_name.clone_from(&authority.name),
         // Nobody has such a secret: nothing is trusted.
-        Roots::None => tls.credential_name = "backend-tls-policy-without-certificates".to_owned(),
+        Roots::None => tls.credential_name = "configmap://backend-tls-policy/without-certificates".to_owned(),
     }
-    let traffic_policy = match port {
-        Some(number) => TrafficPolicy {
-            port_level_settings: vec![PortTrafficPolicy {
-                port: Some(PortSelector { number }),
-                tls: Some(tls),
-                ..PortTrafficPolicy::default()
-            }],
-            ..TrafficPolicy::default()
-        },
-        None => TrafficPolicy { tls: Some(tls), ..TrafficPolicy::default() },
-    };
+    tls
+}
+
+/// A rule for a service's host, without any content yet.
+fn rule(policy: &BackendTlsPolicy, service: &str, host: &str) -> Object<DestinationRuleSpec> {
     let meta = &policy.metadata;
-    let host = format!("{}.{}.svc.{domain}", target.name, meta.namespace);
-    let section = target.section_name.as_deref().unwrap_or_default();
-    Arc::new(Object {
+    Object {
         api_version: "networking.istio.io/v1".to_owned(),
         kind: "DestinationRule".to_owned(),
         metadata: Meta {
-            name: format!("{}-{}{section}-istio-autogenerated-k8s-gateway", meta.name, target.name),
+            name: format!("{service}-istio-autogenerated-k8s-gateway"),
             namespace: meta.namespace.clone(),
             creation_timestamp: meta.creation_timestamp,
             ..Meta::default()
         },
-        spec: DestinationRuleSpec { host, traffic_policy: Some(traffic_policy), ..DestinationRuleSpec::default() },
-    })
+        spec: DestinationRuleSpec {
+            host: host.to_owned(),
+            traffic_policy: Some(TrafficPolicy::default()),
+            ..DestinationRuleSpec::default()
+        },
+    }
 }

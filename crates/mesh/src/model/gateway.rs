@@ -14,8 +14,10 @@ use super::Origin;
 pub struct GatewayRule {
     /// The object.
     pub origin: Origin,
-    /// Labels of its proxies, in any namespace; empty for all gateways.
+    /// Labels of its proxies; empty for all gateways.
     pub selector: Labels,
+    /// The namespace of its proxies, if not any.
+    pub only: Option<Arc<str>>,
     /// What they listen for.
     pub servers: Vec<GatewayServer>,
 }

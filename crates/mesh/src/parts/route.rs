@@ -69,6 +69,8 @@ pub struct Forward {
     pub mirrors: Vec<(Arc<str>, u32)>,
     /// What the clusters hash requests by to choose endpoints.
     pub hash: Option<HashKey>,
+    /// A cluster that does not exist answers 500 in place of 503, as the Gateway API asks for.
+    pub missing_is_500: bool,
 }
 
 impl Forward {
@@ -85,6 +87,7 @@ impl Forward {
             authority: None,
             mirrors: Vec::new(),
             hash,
+            missing_is_500: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 /// One secret under the name it is asked for by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SecretPart {
-    /// `kubernetes://[<namespace>/]<name>[-cacert]`.
+    /// `kubernetes://[<namespace>/]<name>[-cacert]`, or `kubernetes-gateway://…` and `configmap://…` with a namespace.
     pub name: Arc<str>,
     /// What it is.
     pub value: SecretValue,

@@ -62,7 +62,7 @@ pub(crate) fn refusal(tls: &ClientTls, secrets: bool) -> Option<&'static str> {
     }
     let name = &tls.credential_name;
     if !name.is_empty() {
-        let usable = secrets || name.starts_with("configmap://");
+        let usable = secrets || name.starts_with("configmap://") || name.starts_with("kubernetes-gateway://");
         return (!usable).then_some("credentialName is for sidecars only in a rule with a workloadSelector");
     }
     match tls.mode {

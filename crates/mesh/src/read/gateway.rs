@@ -16,6 +16,7 @@ use carrick_base::{Diagnostic, HostPattern, Severity};
 use super::{finding, origin};
 use crate::{
     codes,
+    gateway_api::ONLY_NAMESPACE,
     model::{
         Origin,
         gateway::{
@@ -45,7 +46,8 @@ pub(crate) fn read(from: &carrick_api::Gateway, found: &mut Vec<Diagnostic>) -> 
             }
         }
     }
-    GatewayRule { selector: from.spec.selector.clone(), servers, origin }
+    let only = from.metadata.annotations.get(ONLY_NAMESPACE).map(|n| n.as_str().into());
+    GatewayRule { selector: from.spec.selector.clone(), only, servers, origin }
 }
 
 type Wrong = (&'static str, String);

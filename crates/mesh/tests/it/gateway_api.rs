@@ -33,9 +33,11 @@ fn translated(objects: &[Value]) -> Translated {
             &json!({"metadata": {"name": name, "namespace": namespace}, "spec": {"ports": [{"name": "http", "port": 80}]}}),
         )
     };
-    let secret = json!({"metadata": {"name": "cert", "namespace": "edge"}, "type": "kubernetes.io/tls", "data": {"tls.crt": "YQ==", "tls.key": "YQ=="}});
+    let secret = json!({"metadata": {"name": "cert", "namespace": "edge"}, "type": "kubernetes.io/tls", "stringData": {"tls.crt": "-----BEGIN CERTIFICATE-----", "tls.key": "-----BEGIN PRIVATE KEY-----"}});
     let pod = json!({"metadata": {"name": "gw", "namespace": "edge", "labels": {"gateway.networking.k8s.io/gateway-name": "web"}},
         "status": {"podIP": "10.244.0.9", "conditions": [{"type": "Ready", "status": "True"}]}});
+    let roots =
+        json!({"metadata": {"name": "roots", "namespace": "shop"}, "data": {"ca.crt": "-----BEGIN CERTIFICATE-----"}});
     let namespace = |name: &str| take(&json!({"metadata": {"name": name, "labels": {"team": name}}}));
     translate(
         &input,
@@ -43,6 +45,7 @@ fn translated(objects: &[Value]) -> Translated {
             namespaces: &[namespace("edge"), namespace("shop"), namespace("bank")],
             services: &[service("cart", "shop"), service("list", "shop"), service("vault", "bank")],
             secrets: &[take(&secret)],
+            config_maps: &[take(&roots)],
             pods: &[take(&pod)],
             domain: "cluster.local",
         },

@@ -19,7 +19,8 @@ use envoy_types::pb::{
                 retry_policy::{RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority},
                 route::Action,
                 route_action::{
-                    ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy,
+                    ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy, HostRewriteSpecifier,
+                    RequestMirrorPolicy,
                     hash_policy::{
                         ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
                     },
@@ -104,6 +105,9 @@ fn forward(from: &Forward) -> RouteAction {
                 substitution: with.to_string(),
             });
         }
+    }
+    if from.missing_is_500 {
+        out.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError.into();
     }
     out.retry_policy = from.retries.as_ref().map(retries);
     out.hash_policy = from.hash.iter().map(hash_policy).collect();

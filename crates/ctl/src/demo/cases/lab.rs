@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
-use carrick_pod::Engine;
+use carrick_pod::{Engine, options::GATEWAY_LABEL};
 use serde_json::Value;
 
 use super::file::Request;
@@ -91,11 +91,26 @@ impl Names {
 
     /// The text with the names in place.
     pub fn put(&self, text: &str) -> String {
-        text.replace("$client", &self.client)
+        let text = text
+            .replace("$client", &self.client)
             .replace("$server", &self.server)
             .replace("$gateway", &self.gateway)
             .replace("$certs", &self.certificates)
-            .replace("$partner_ip", &self.partner)
+            .replace("$partner_ip", &self.partner);
+        self.put_files(&text)
+    }
+
+    /// `$pem(FILE)` is what a file of the certificates holds, as the inside of a quoted text. Without a lab there is no such file.
+    fn put_files(&self, text: &str) -> String {
+        let mut parts = text.split("$pem(");
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (file, rest) = part.split_once(')').unwrap_or((part, ""));
+            let text = std::fs::read_to_string(Path::new(&self.certificates).join(file)).unwrap_or_default();
+            out += &text.replace('\n', "\\n");
+            out += rest;
+        }
+        out
     }
 }
 
@@ -204,7 +219,7 @@ impl Lab {
             namespace: NAMESPACE.into(),
             name: name.into(),
             app: name.into(),
-            labels: vec![("istio".into(), name.into())],
+            labels: vec![("istio".into(), name.into()), (GATEWAY_LABEL.into(), name.into())],
             ports: Vec::new(),
             engine,
             more: ["--gateway", "--service-account", name].map(str::to_owned).to_vec(),
