@@ -258,7 +258,9 @@ fn touched(change: &Change) -> Option<Name> {
 fn is_gateway(change: &Change) -> bool {
     let labelled = |value: &Value| {
         let labels = value.pointer("/metadata/labels");
-        labels.is_some_and(|l| l.get(GATEWAY_LABEL).is_some() || l.get("istio").is_some())
+        let containers = value.pointer("/spec/containers").and_then(Value::as_array).map(Vec::as_slice);
+        let nothing_else = matches!(containers, Some([only]) if only.get("name").is_some_and(|n| n == "istio-proxy"));
+        nothing_else || labels.is_some_and(|l| l.get(GATEWAY_LABEL).is_some() || l.get("istio").is_some())
     };
     match change {
         Change::Apply(value) | Change::Delete(value) => labelled(value),

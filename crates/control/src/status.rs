@@ -4,6 +4,7 @@
 //! of other writers are kept. What a status says is decided in `decide`, from facts alone; this file only listens and writes.
 
 mod decide;
+mod deploy;
 mod gateway;
 
 use crate::connections::Connections;
@@ -50,6 +51,7 @@ impl Statuses {
         let mut objects = self.seen.lock().ledger.subscribe();
         // What was written last, until the watch tells of it.
         let mut written: BTreeMap<Key, Vec<Condition>> = BTreeMap::new();
+        let mut deployed = deploy::Deployed::default();
         loop {
             tokio::select! {
                 () = drain.graceful() => return,
@@ -72,6 +74,7 @@ impl Statuses {
             }
             self.write(&mut written).await;
             self.write_gateway_api().await;
+            self.deploy(&mut deployed).await;
         }
     }
 

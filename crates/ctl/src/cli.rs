@@ -145,8 +145,9 @@ struct Run {
     #[arg(long, default_value = "native", value_name = "ENGINE")]
     engine: Engine,
     /// The pod is a gateway: nothing but the proxy, which Gateway objects select by its labels. Takes no COMMAND.
-    #[arg(long, conflicts_with_all = ["no_sidecar", "command"])]
-    gateway: bool,
+    /// With a name it serves the Gateway of the Gateway API that has this name, in the pod's namespace.
+    #[arg(long, conflicts_with_all = ["no_sidecar", "command"], num_args = 0..=1, require_equals = true, value_name = "NAME")]
+    gateway: Option<Option<String>>,
     /// Run without a sidecar, whatever the labels say.
     #[arg(long)]
     no_sidecar: bool,
@@ -717,7 +718,10 @@ impl Run {
         options.annotations = self.annotations.into_iter().collect();
         options.ports = self.ports;
         options.engine = self.engine;
-        options.gateway = self.gateway;
+        if let Some(name) = self.gateway.as_ref().and_then(Option::as_ref) {
+            options.labels.insert(carrick_pod::options::GATEWAY_LABEL.to_owned(), name.clone());
+        }
+        options.gateway = self.gateway.is_some();
         options.no_sidecar = self.no_sidecar;
         options.manifest = self.filename.map(|path| ManifestRef { path, workload: self.workload });
         options.env = self.env;
@@ -824,6 +828,12 @@ mod tests {
         let gateway = "carrick run --gateway -n edge --name in -l istio=ingressgateway --port http=80";
         assert!(Cli::try_parse_from(gateway.split(' ')).is_ok());
         assert!(Cli::try_parse_from("carrick run --gateway -- sleep 1".split(' ')).is_err());
+        assert!(Cli::try_parse_from("carrick run --gateway=web -- sleep 1".split(' ')).is_err());
+        let Ok(Cli { command: Command::Run(run), .. }) = Cli::try_parse_from("carrick run --gateway=web".split(' '))
+        else {
+            panic!("a gateway by name");
+        };
+        assert_eq!(run.gateway, Some(Some("web".to_owned())));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The suffix of every name in the cluster.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// The label by which a Gateway of the Gateway API finds its pods.
+pub const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 /// User and group of the sidecar; its own connections are not captured.
 pub const PROXY_ID: u32 = 1337;
 

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::PodError;
-use crate::options::{ManifestRef, Port, RunOptions};
+use crate::options::{GATEWAY_LABEL, ManifestRef, Port, RunOptions};
 use crate::variables::{self, Variable};
 
 /// The proxy's container: a workload's second, a gateway's only one.
@@ -76,7 +76,7 @@ fn from_template(
         true if !options.command.is_empty() => {
             return Err(PodError::Request("a gateway runs no command of its own".into()));
         }
-        true => Some("gateway".to_owned()),
+        true => Some(options.labels.get(GATEWAY_LABEL).cloned().unwrap_or_else(|| "gateway".to_owned())),
         false => options.command.first().map(|program| {
             std::path::Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned()
         }),
