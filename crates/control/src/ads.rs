@@ -148,6 +148,7 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
         },
         // Kubernetes' labels and annotations in metadata are texts, and so is this.
         unprivileged: matches!(metadata_text(node, "UNPRIVILEGED_POD"), Some("true" | "1")),
+        blind_reuse: metadata_text(node, "CARRICK_ENGINE") != Some("native"),
     }
 }
 

@@ -54,6 +54,8 @@ struct Scope {
     place: Arc<Place>,
     /// What is told of its traffic.
     telemetry: Arc<Telemetry>,
+    /// Whether connections to hosts outside of the mesh are used once only.
+    blind_reuse: bool,
 }
 
 /// The client side of all proxies of one scope.
@@ -165,6 +167,7 @@ fn scope(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Scope {
         dns_capture: proxy.dns_capture,
         place: Arc::new(place_of(snapshot, proxy, labels)),
         telemetry: snapshot.telemetry().of(&proxy.namespace, labels, Side::Client, proxy.counting),
+        blind_reuse: proxy.blind_reuse,
     }
 }
 

@@ -110,4 +110,7 @@ pub struct ProxyNode {
     pub counting: Counting,
     /// It may not bind ports below 1024.
     pub unprivileged: bool,
+    /// Its engine cannot tell whether an upstream that closed a connection used before has seen the request on it (Envoy), so that the
+    /// request would be lost or repeated.
+    pub blind_reuse: bool,
 }

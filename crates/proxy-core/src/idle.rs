@@ -17,17 +17,24 @@ const MARGIN: u32 = 80;
 const FORGET: Duration = Duration::from_secs(600);
 /// Shorter idle times are no idle timeout of anybody's.
 const SHORTEST: Duration = Duration::from_millis(20);
+/// So long after a peer closed any idle connection, requests that could not be sent again keep clear of it.
+const WARY: Duration = Duration::from_secs(60);
 
 /// What is known of a peer.
 #[derive(Debug, Clone, Default)]
 pub struct IdleTimes {
     /// When it was seen, and how long the connection had been idle.
     seen: Vec<(Duration, Duration)>,
+    /// The shortest of late, however short.
+    shortest: Option<(Duration, Duration)>,
 }
 
 impl IdleTimes {
     /// The peer closed a connection that had been idle for `idle`. `now` is any monotonic time.
     pub fn closed(&mut self, now: Duration, idle: Duration) {
+        if self.shortest.is_none_or(|(at, least)| idle <= least || now.saturating_sub(at) >= WARY) {
+            self.shortest = Some((now, idle));
+        }
         if idle < SHORTEST {
             return;
         }
@@ -35,6 +42,15 @@ impl IdleTimes {
             self.seen.remove(0);
         }
         self.seen.push((now, idle));
+    }
+
+    /// How long a connection may have been idle to be used for a request that could not be sent again, should the peer close the connection
+    /// over it: half of the shortest time after which it closed any; `None` = it closed none of late.
+    #[must_use]
+    pub fn wary_limit(&self, now: Duration) -> Option<Duration> {
+        self.shortest
+            .filter(|(at, _)| now.saturating_sub(*at) < WARY)
+            .map(|(_, idle)| idle.checked_div(2).unwrap_or(idle))
     }
 
     /// How long a connection may have been idle to be used again; `None` = no limit is known.
@@ -66,6 +82,19 @@ mod tests {
         times.closed(secs(7), Duration::from_millis(5020));
         assert_eq!(times.limit(secs(7)), Some(secs(4)));
         assert_eq!(times.limit(secs(700)), None, "forgotten");
+    }
+
+    #[test]
+    fn one_close_is_enough_to_be_wary() {
+        let mut times = IdleTimes::default();
+        assert_eq!(times.wary_limit(secs(1)), None);
+        times.closed(secs(1), secs(4));
+        times.closed(secs(2), Duration::from_millis(3));
+        times.closed(secs(3), secs(9));
+        assert_eq!(times.wary_limit(secs(3)), Some(Duration::from_micros(1500)));
+        times.closed(secs(62), secs(9));
+        assert_eq!(times.wary_limit(secs(63)), Some(Duration::from_millis(4500)), "the shorter is long ago");
+        assert_eq!(times.wary_limit(secs(200)), None);
     }
 
     #[test]

@@ -182,8 +182,8 @@ impl Joint {
         lock(&self.idle).entry(host).or_default().closed(now, idle);
     }
 
-    /// How long a connection to a host may have been idle to be used again.
-    pub(crate) fn idle_limit(&self, host: &SocketAddr, now: Duration) -> Option<Duration> {
-        lock(&self.idle).get(host)?.limit(now)
+    /// How long a connection to a host may have been idle to be used again, and to be used for a request that could not be sent again.
+    pub(crate) fn idle_limits(&self, host: &SocketAddr, now: Duration) -> (Option<Duration>, Option<Duration>) {
+        lock(&self.idle).get(host).map_or((None, None), |times| (times.limit(now), times.wary_limit(now)))
     }
 }

@@ -46,9 +46,12 @@ const VOLUMES: [&str; 2] = [
     r#"sidecar.istio.io/userVolume={"partner":{"secret":{"secretName":"partner-certs"}}}"#,
     r#"sidecar.istio.io/userVolumeMount={"partner":{"mountPath":"/var/run/secrets/partner","readonly":true}}"#,
 ];
-/// Requests a second to the partner that closes idle connections; the gap between two is its patience.
+/// Requests a second to the partner that closes idle connections; the gap between two is well within its patience and beyond.
 const IDLE_RATE: &str = "50";
-const IDLE_MILLIS: &str = "20";
+/// The partner's patience in milliseconds: another one each time.
+const IDLE_MILLIS: &str = "5-60";
+/// Milliseconds between its restarts.
+const RESTARTS: &str = "700";
 
 /// How the scenario is run.
 #[derive(Debug, Clone, Args)]
@@ -78,7 +81,10 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         rows.check("4 and from the right address", async || pay.allow_list().await).await;
         rows.check("5 we call out by the sidecar's mutual TLS", async || pay.egress().await).await;
         rows.check("6 we call out by an egress gateway", async || pay.egress_gateway().await).await;
-        let title = format!("7 {} s of a partner that closes idle connections", options.idle_seconds);
+        let title = format!(
+            "7 {} s of GET and POST to a partner that closes idle connections and restarts",
+            options.idle_seconds
+        );
         rows.check(&title, async || pay.idle(options.idle_seconds).await).await;
         rows.check("10 an EnvoyFilter, run or refused in words", async || pay.envoy_filter().await).await;
         pay.stage.close().await?;
@@ -128,7 +134,7 @@ impl Pay {
         let partner = ["--mutual-tls-port", "8444", "--certificates", &folder];
         self.stage.start(&pod("partners", PARTNER, PARTNER, Engine::Native, serve_command(PARTNER, &partner)))?;
         self.stage.start(&pod("partners", MALLORY, MALLORY, Engine::Native, serve_command(MALLORY, &[])))?;
-        let idle = ["--idle", IDLE_MILLIS];
+        let idle = ["--idle", IDLE_MILLIS, "--restart-every", RESTARTS];
         self.stage.start(&pod("partners", IDLE_PARTNER, IDLE_PARTNER, Engine::Native, serve_command("idle", &idle)))?;
         self.stage.start(&gateway("istio-system", INGRESS_POD, "ingressgateway", client))?;
         self.stage.up().await
@@ -241,7 +247,8 @@ impl Pay {
         self.stage.mesh.apply(&manifests).await?;
         self.stage.expect(ORDERS, &["http://idle.example.com/"], Want::Status(200)).await?;
         let urls = ["http://idle.example.com/".to_owned()];
-        let load = Running::start(&self.stage.mesh, "gopay", ORDERS, IDLE_RATE, &urls).await?;
+        let methods = ["GET", "POST"];
+        let load = Running::with_methods(&self.stage.mesh, "gopay", ORDERS, IDLE_RATE, &urls, &methods).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         let report = load.finish().await?;
         self.stage.mesh.apply(RETRIES).await?;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ pub struct Options {
     /// URLs, called in turn.
     #[arg(long = "url", required = true, value_name = "URL")]
     urls: Vec<http::Uri>,
+    /// Methods, used in turn; POST has a short body.
+    #[arg(long = "method", default_value = "GET", value_name = "METHOD")]
+    methods: Vec<http::Method>,
     /// Requests per second.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
@@ -45,7 +48,7 @@ pub struct Options {
 /// # Errors
 /// None of the requests' own failures; those are counted.
 pub async fn run(options: Options) -> Result<u8> {
-    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let total = u64::from(options.rate) * u64::from(options.seconds);
     let gap = Duration::from_secs(1) / options.rate;
@@ -65,7 +68,7 @@ pub async fn run(options: Options) -> Result<u8> {
     };
     let mut sent = 0_u64;
     let mut ended = std::pin::pin!(stdin_closed(options.until_stdin_closes));
-    for (n, uri) in (0..total).zip(options.urls.iter().cycle()) {
+    for ((n, uri), method) in (0..total).zip(options.urls.iter().cycle()).zip(options.methods.iter().cycle()) {
         let due = start + gap * u32::try_from(n).unwrap_or(u32::MAX);
         tokio::select! {
             () = tokio::time::sleep_until(due.into()) => {}
@@ -74,9 +77,9 @@ pub async fn run(options: Options) -> Result<u8> {
         sent += 1;
         match slots.clone().try_acquire_owned() {
             Ok(slot) => {
-                let (client, uri) = (client.clone(), uri.clone());
+                let (client, method, uri) = (client.clone(), method.clone(), uri.clone());
                 running.spawn(async move {
-                    let result = one(client, uri, due).await;
+                    let result = one(client, method, uri, due).await;
                     drop(slot);
                     result
                 });
@@ -116,12 +119,13 @@ async fn stdin_closed(wanted: bool) {
     }
 }
 
-async fn one<C>(client: Client<C, Empty<Bytes>>, uri: http::Uri, due: Instant) -> Result<Duration>
+async fn one<C>(client: Client<C, Full<Bytes>>, method: http::Method, uri: http::Uri, due: Instant) -> Result<Duration>
 where
     C: hyper_util::client::legacy::connect::Connect + Clone + Send + Sync + 'static,
 {
-    let shown = uri.clone();
-    let request = Request::get(uri).body(Empty::new())?;
+    let shown = format!("{method} {uri}");
+    let body = if method == http::Method::POST { Bytes::from_static(b"an order") } else { Bytes::new() };
+    let request = Request::builder().method(method).uri(uri).body(Full::new(body))?;
     let answered = tokio::time::timeout(Duration::from_secs(15), async {
         let response = client.request(request).await?;
         let status = response.status();
@@ -129,7 +133,7 @@ where
         anyhow::ensure!(status.as_u16() < 400, "status {status}: {}", String::from_utf8_lossy(&body));
         Ok(())
     });
-    answered.await.context("no answer in 15 s").flatten().with_context(|| shown.to_string())?;
+    answered.await.context("no answer in 15 s").flatten().context(shown)?;
     Ok(due.elapsed())
 }
 
@@ -144,11 +148,29 @@ impl Running {
     /// # Errors
     /// When the pod cannot be entered.
     pub async fn start(mesh: &Mesh, namespace: &str, pod: &str, rate: &str, urls: &[String]) -> Result<Self> {
+        Self::with_methods(mesh, namespace, pod, rate, urls, &["GET"]).await
+    }
+
+    /// The same with these methods in turn.
+    ///
+    /// # Errors
+    /// When the pod cannot be entered.
+    pub async fn with_methods(
+        mesh: &Mesh,
+        namespace: &str,
+        pod: &str,
+        rate: &str,
+        urls: &[String],
+        methods: &[&str],
+    ) -> Result<Self> {
         let program = std::env::current_exe()?.display().to_string();
         let mut args = vec!["exec", pod, "-n", namespace, "--", program.as_str(), "demo", "load"];
         args.extend(["--rate", rate, "--seconds", "3600", "--until-stdin-closes"]);
         for url in urls {
             args.extend(["--url", url]);
+        }
+        for method in methods {
+            args.extend(["--method", method]);
         }
         let mut command = mesh.carrick(&args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -3,6 +3,7 @@
 //! Invariant: it knows nothing of the mesh; what it answers about a request is what reached it.
 
 mod answer;
+mod closing;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -17,6 +18,7 @@ use hyper_util::{
 use tokio::net::{TcpListener, TcpStream};
 
 use answer::{Service, Via};
+use closing::{Closing, Use};
 
 /// How the service listens and whom it calls.
 #[derive(Debug, Clone, Args)]
@@ -45,9 +47,13 @@ pub struct Options {
     /// A JSON object to answer with instead of what was seen.
     #[arg(long, value_name = "JSON")]
     answer: Option<String>,
-    /// Close a connection that has been idle for this many milliseconds, or after each answer (0).
-    #[arg(long, value_name = "MS")]
-    idle: Option<u64>,
+    /// Close a connection that has been idle for this many milliseconds (`MIN-MAX`: a random number of them), or after each answer (0).
+    #[arg(long, value_name = "MS", value_parser = closing::patience)]
+    idle: Option<std::ops::RangeInclusive<u64>>,
+    /// Close all idle connections at once every so many milliseconds, and the others after their answer: a restart behind a socket that
+    /// another process keeps.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    restart_every: Option<u64>,
 }
 
 /// Serves until the process is told to stop, then lets open connections finish.
@@ -72,10 +78,10 @@ pub async fn run(options: Options) -> Result<u8> {
     }
     let service = Arc::new(Service::new(options.name, options.calls, options.joins, options.answer)?);
     let graceful = Arc::new(hyper_util::server::graceful::GracefulShutdown::new());
-    let idle = options.idle.map(std::time::Duration::from_millis);
+    let closing = Arc::new(Closing::new(options.idle, options.restart_every));
     let mut accepting = tokio::task::JoinSet::new();
     for (listener, acceptor) in listeners {
-        accepting.spawn(accept(listener, acceptor, service.clone(), graceful.clone(), idle));
+        accepting.spawn(accept(listener, acceptor, service.clone(), graceful.clone(), closing.clone()));
     }
     stopped().await;
     accepting.shutdown().await;
@@ -90,14 +96,15 @@ async fn accept(
     acceptor: Option<tokio_rustls::TlsAcceptor>,
     service: Arc<Service>,
     graceful: Arc<hyper_util::server::graceful::GracefulShutdown>,
-    idle: Option<std::time::Duration>,
+    closing: Arc<Closing>,
 ) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (service, acceptor, watcher) = (service.clone(), acceptor.clone(), graceful.watcher());
+        let closing = closing.clone();
         // A peer that goes away is its own business.
         tokio::spawn(async move {
-            let _ = connection(stream, acceptor, service, watcher, idle).await;
+            let _ = connection(stream, acceptor, service, watcher, &closing).await;
         });
     }
 }
@@ -107,18 +114,19 @@ async fn connection(
     acceptor: Option<tokio_rustls::TlsAcceptor>,
     service: Arc<Service>,
     watcher: hyper_util::server::graceful::Watcher,
-    idle: Option<std::time::Duration>,
+    closing: &Closing,
 ) -> Result<()> {
     let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
     stream.set_nodelay(true)?;
-    let used = Arc::new(tokio::sync::Notify::new());
+    let usage = Arc::new(Use::default());
     let served = |via: Via| {
-        let (via, used) = (Arc::new(via), used.clone());
+        let (via, usage) = (Arc::new(via), usage.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
-            let (service, via, used) = (service.clone(), via.clone(), used.clone());
+            let (service, via, usage) = (service.clone(), via.clone(), usage.clone());
             async move {
+                usage.begins();
                 let answered = service.answer(request, &via).await;
-                used.notify_one();
+                usage.ends();
                 answered
             }
         })
@@ -139,20 +147,7 @@ async fn connection(
             Box::pin(async move { serving.await.map_err(|error| anyhow::anyhow!(error)) })
         }
     };
-    let Some(idle) = idle else { return running.await };
-    let mut running = running;
-    loop {
-        // A connection is idle from its last answer on; the first request may take its time.
-        tokio::select! {
-            ended = &mut running => return ended,
-            () = used.notified() => {}
-        }
-        tokio::select! {
-            ended = &mut running => return ended,
-            () = used.notified() => used.notify_one(),
-            () = tokio::time::sleep(idle) => return Ok(()),
-        }
-    }
+    closing.watch(running, &usage).await
 }
 
 async fn stopped() {

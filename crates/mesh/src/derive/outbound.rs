@@ -19,7 +19,7 @@ use crate::{
     locality::{self, Place, Spread},
     model::{
         DestinationRule, Port, Resolution, Service, TrafficPolicy,
-        policy::{HashKey, LocalityChoice},
+        policy::{ConnectionPool, HashKey, LocalityChoice},
     },
     names,
     parts::{
@@ -65,6 +65,7 @@ struct Reacher {
     families: Families,
     place: Arc<Place>,
     gateway: bool,
+    blind_reuse: bool,
 }
 
 /// What a service's clusters depend on within one snapshot: the service and the rule, by address, and the client.
@@ -87,6 +88,7 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         families: scope.families,
         place: scope.place.clone(),
         gateway: scope.router,
+        blind_reuse: scope.blind_reuse,
     };
     let segments = egress::segments(snapshot, scope);
     let (mut clusters, mut keys) = (Vec::new(), Vec::new());
@@ -232,6 +234,10 @@ fn cluster(
         pool.tcp_keepalive.clone_from(&settings.tcp_keepalive);
     }
     let http = upstream_http(port, pool.h2_upgrade, pool.use_client_protocol, settings.h2_upgrade);
+    let tells_its_end = http == UpstreamHttp::Http2 || class_of(port) == PortClass::Tcp;
+    if reacher.blind_reuse && service.external && !tells_its_end {
+        single_use(&mut pool);
+    }
     let balancing = policy.load_balancer.clone().unwrap_or_default();
     let kind = tls::kind(service, &balancing.algorithm, subset, reacher.gateway);
     let question = Question {
@@ -266,6 +272,15 @@ fn cluster(
         retry_budget: policy.retry_budget.clone(),
         outlier_detection: policy.outlier_detection.clone().or_else(|| settings.default_outlier.clone()),
         rule: rule.map(|r| r.origin.name.clone()),
+    }
+}
+
+/// One request for each connection, unless a rule says how long connections are kept. A host outside of the mesh closes idle connections
+/// at its own pace; a request that meets the end of its connection is a 503, whatever its method, and only a connection never used before
+/// has no such end.
+fn single_use(pool: &mut ConnectionPool) {
+    if pool.max_requests_per_connection.is_none() && pool.http_idle_timeout.is_none() {
+        pool.max_requests_per_connection = Some(1);
     }
 }
 

@@ -247,6 +247,9 @@ fn traffic(out: &mut String, cluster: &Cluster) {
     let pool = &cluster.limits.pool;
     let _ = write!(out, "  {} lb={:?} http={:?}", cluster.name, cluster.load_balancer, cluster.http);
     let _ = write!(out, " timeout={}ms max_connections={:?}", cluster.limits.connect_timeout, pool.max_connections);
+    if let Some(most) = pool.max_requests_per_connection {
+        let _ = write!(out, " max_requests_per_connection={most}");
+    }
     if let Some(outlier) = &cluster.outlier_detection {
         let _ = write!(out, " outlier=5xx:{:?}/{}%", outlier.consecutive_5xx, outlier.max_ejection_percent);
     }

@@ -146,6 +146,7 @@ impl World {
                 "!none" => proxy.interception = Interception::None,
                 "!dns" => proxy.dns_capture = true,
                 "!router" => proxy.kind = ProxyKind::Router,
+                "!envoy" => proxy.blind_reuse = true,
                 "!unprivileged" => proxy.unprivileged = true,
                 "!behind" => {
                     proxy.topology = Topology { trusted_proxies: 2, proxy_protocol: true, ..Topology::default() };

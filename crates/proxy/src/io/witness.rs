@@ -123,3 +123,41 @@ impl AsyncWrite for Witness {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::socket::Socket;
+    use crate::io::stream::Kind;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// What is said of bytes sent to a peer that closes, before they come or after it has read them.
+    async fn verdict(reads: bool) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let fd = own.as_raw_fd();
+        let (mut witness, fate) = Witness::new(Kind::Plain(Socket::new(own)).into());
+        let before = fate.arm(fd).unwrap();
+        if reads {
+            witness.write_all(b"request").await.unwrap();
+            peer.read_exact(&mut [0; 7]).await.unwrap();
+            drop(peer);
+        } else {
+            drop(peer);
+            while !sys::tcp_state(fd).unwrap().closed && sys::idle_state(fd) != sys::Idle::Stirred {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            witness.write_all(b"request").await.unwrap();
+        }
+        drop(witness);
+        fate.unseen(before, true).await
+    }
+
+    #[tokio::test]
+    async fn only_what_came_after_the_end_is_unseen() {
+        assert!(verdict(false).await, "it had closed before");
+        assert!(!verdict(true).await, "it had read everything");
+    }
+}

@@ -74,6 +74,8 @@ impl Hash for PoolKey {
 pub struct Pool {
     /// Longest idle time after which a connection is used again, learned from the peer; looked up anew now and then.
     reuse: Cell<Option<Duration>>,
+    /// The same for a request that could not be sent again.
+    wary: Cell<Option<Duration>>,
     idle: RefCell<Vec<Http1>>,
     /// Connections open or being made.
     open: Cell<u32>,
@@ -231,6 +233,11 @@ impl Pool {
                 c.idle.set(None);
                 continue;
             }
+            if careful && self.wary.get().is_some_and(|most| lay > most) {
+                // Nor does it wait for another request: the new one takes its place.
+                c.idle.set(None);
+                return None;
+            }
             if (careful || lay > TRUSTED) && sys::idle_state(c.fd) == Idle::Stirred {
                 // Closed, or about to say something unasked: not for a new request.
                 continue;
@@ -256,7 +263,9 @@ impl Pool {
 impl Home {
     /// Takes over what is known of the peer's patience.
     fn learn(&self, local: &Local, address: SocketAddr) {
-        self.pool.reuse.set(self.state.shared.idle_limit(&address, local.shared.started.elapsed()));
+        let (reuse, wary) = self.state.shared.idle_limits(&address, local.shared.started.elapsed());
+        self.pool.reuse.set(reuse);
+        self.pool.wary.set(wary);
     }
 
     /// Takes a connection back once its response has ended.
