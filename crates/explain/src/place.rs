@@ -119,8 +119,9 @@ fn named(snapshot: &Snapshot, namespace: Option<&str>, host: &str) -> Option<Arc
 
 /// Whether a workload is a gateway: some Gateway selects it by labels, and it says of itself no mutual TLS, as sidecars do.
 pub(crate) fn is_gateway(snapshot: &Snapshot, workload: &Workload) -> bool {
-    let named = |labels| snapshot.gateways().of(labels).iter().any(|g| !g.selector.is_empty());
-    workload.tls_mode != TlsMode::Istio && named(&workload.labels)
+    let namespace = &workload.name.namespace;
+    let named = || snapshot.gateways().of(namespace, &workload.labels).iter().any(|g| !g.selector.is_empty());
+    workload.tls_mode != TlsMode::Istio && named()
 }
 
 /// Where a gateway listens for what is called at a port of its service; the port itself where no service has it.
