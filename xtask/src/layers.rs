@@ -28,6 +28,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("pod", 4),
     ("agent", 5),
     ("control", 5),
+    ("issuing", 5),
     ("ctl", 6),
 ];
 
@@ -41,7 +42,7 @@ const IMPURE: &[&str] =
 
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
-const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "ctl"];
+const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ctl"];
 
 /// Findings about every crate's dependencies.
 ///

@@ -124,7 +124,7 @@ pub enum Step {
 pub struct Decision {
     /// What to do.
     pub step: Step,
-    /// What to say; written before the step is taken.
+    /// What to say; written before the step is taken, but for a delivery, which is written after.
     pub status: CertificateStatus,
     /// When to ask again, if nothing changes before.
     pub wake: Option<Timestamp>,

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rustls::sign::SigningKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::PublicKey;
 use zeroize::Zeroize as _;
 
 use crate::pem::{self, PemError};
@@ -149,6 +151,28 @@ impl PrivateKey {
         pem::encode(label, self.der.0.secret_der())
     }
 
+    /// Its kind; `None` for one that is never made here.
+    pub fn algorithm(&self) -> Option<KeyAlgorithm> {
+        let pair = self.key_pair().ok()?;
+        let spki = self.signer.public_key()?;
+        match x509_parser::x509::SubjectPublicKeyInfo::from_der(&spki).ok()?.1.parsed().ok()? {
+            PublicKey::RSA(rsa) => match rsa.key_size() {
+                2048 => Some(KeyAlgorithm::Rsa2048),
+                3072 => Some(KeyAlgorithm::Rsa3072),
+                4096 => Some(KeyAlgorithm::Rsa4096),
+                _ => None,
+            },
+            PublicKey::EC(_) if pair.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256 => Some(KeyAlgorithm::EcdsaP256),
+            PublicKey::EC(_) if pair.algorithm() == &rcgen::PKCS_ECDSA_P384_SHA384 => Some(KeyAlgorithm::EcdsaP384),
+            _ => None,
+        }
+    }
+
+    /// The key as DER, for the one file it is meant for.
+    pub fn to_der(&self) -> Vec<u8> {
+        self.der.0.secret_der().to_vec()
+    }
+
     /// SHA-256 of the public half (SubjectPublicKeyInfo); `None` for a kind that cannot be told.
     pub fn spki_sha256(&self) -> Option<[u8; 32]> {
         self.signer.public_key().map(|spki| crate::certificate::sha256(&spki))
@@ -186,6 +210,7 @@ mod tests {
             let key = PrivateKey::generate(algorithm).unwrap();
             let pem = key.to_pem();
             assert_eq!(PrivateKey::from_pem(pem.as_bytes()).unwrap().to_pem(), pem);
+            assert_eq!(key.algorithm(), Some(algorithm));
             assert_eq!(format!("{key:?}"), "PrivateKey(redacted)");
             assert_eq!(algorithm.as_str().parse(), Ok(algorithm));
         }

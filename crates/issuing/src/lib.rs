@@ -1,0 +1,177 @@
+//! The controllers of certificates: Certificates become requests, requests are signed, secrets hold the outcome.
+//!
+//! Invariant: what is to be done follows from the objects as they are and from the time, never from an event: events only say
+//! where to look. Every step may be the last one of this process; the next process goes on from the objects. A private key
+//! lies in secrets of its own namespace and nowhere else, and is never logged.
+//!
+//! What a certificate needs next is decided in `carrick-certs`; how something is signed is `carrick-pki`'s.
+
+mod certificates;
+mod issuer;
+mod objects;
+mod queue;
+mod requests;
+mod secrets;
+
+use std::time::Duration;
+
+use carrick_runtime::backoff::Backoff;
+use carrick_runtime::clock::SharedClock;
+use carrick_runtime::drain::Drain;
+use futures_util::StreamExt as _;
+use kube::Client;
+use kube::runtime::watcher;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use self::objects::{Kind, Objects};
+use self::queue::{Key, Queue};
+
+/// Objects that are worked on at the same time.
+const AT_ONCE: usize = 8;
+/// Names of objects that wait to be looked at; watches pause when there are more.
+const WAITING: usize = 4096;
+/// After this long every object is looked at even if nothing was heard of it.
+const REST: Duration = Duration::from_secs(60);
+
+/// The controllers.
+#[derive(Debug, Clone)]
+pub struct Issuing {
+    objects: Objects,
+    clock: SharedClock,
+}
+
+/// Something changed there.
+enum Heard {
+    /// This object.
+    One(Kind, Key),
+    /// All objects may have.
+    All,
+}
+
+impl Issuing {
+    /// Controllers over an API. Secrets of ClusterIssuers are those of `root_namespace`.
+    pub fn new(client: Client, root_namespace: &str, clock: SharedClock) -> Self {
+        Self { objects: Objects::new(client, root_namespace), clock }
+    }
+
+    /// Runs until drained.
+    pub async fn run(self, drain: Drain) {
+        let (sender, mut heard) = mpsc::channel(WAITING);
+        let mut watches = JoinSet::new();
+        for kind in Kind::ALL {
+            watches.spawn(watch(self.objects.clone(), kind, sender.clone()));
+        }
+        drop(sender);
+        let mut queue = Queue::default();
+        let mut working = JoinSet::new();
+        loop {
+            let now = self.clock.now();
+            while working.len() < AT_ONCE {
+                let Some(job) = queue.next(now) else { break };
+                let worker = self.clone();
+                working.spawn(async move { worker.work(job).await });
+            }
+            let wait = queue.wait(now).unwrap_or(REST).min(REST);
+            tokio::select! {
+                () = drain.graceful() => return,
+                news = heard.recv() => match news {
+                    Some(Heard::One(kind, key)) => self.note(&mut queue, kind, key).await,
+                    Some(Heard::All) => self.all(&mut queue).await,
+                    None => return,
+                },
+                Some(done) = working.join_next(), if !working.is_empty() => {
+                    if let Ok((job, again)) = done {
+                        queue.done(job, again);
+                    }
+                }
+                () = self.clock.sleep(wait) => self.all(&mut queue).await,
+            }
+        }
+    }
+
+    /// Looks at one object; tells when to look again.
+    async fn work(&self, job: Job) -> (Job, Option<std::time::SystemTime>) {
+        let outcome = match job.kind {
+            Kind::Certificate => certificates::reconcile(&self.objects, &job.key, self.clock.now()).await,
+            Kind::Request => requests::reconcile(&self.objects, &job.key, self.clock.now()).await,
+            Kind::Issuer | Kind::ClusterIssuer => {
+                issuer::reconcile(&self.objects, job.kind, &job.key, self.clock.now()).await
+            }
+            Kind::Secret => Ok(None),
+        };
+        let again = match outcome {
+            Ok(again) => again,
+            Err(error) => {
+                warn!(kind = job.kind.name(), namespace = job.key.0, name = job.key.1, %error, "trying again");
+                self.clock.now().checked_add(Duration::from_secs(2))
+            }
+        };
+        (job, again)
+    }
+
+    /// Whom a changed object concerns.
+    async fn note(&self, queue: &mut Queue, kind: Kind, key: Key) {
+        match kind {
+            Kind::Certificate => queue.add(Job { kind, key }),
+            Kind::Request => {
+                if let Some(owner) = certificates::owner(&self.objects, &key).await {
+                    queue.add(Job { kind: Kind::Certificate, key: owner });
+                }
+                queue.add(Job { kind, key });
+            }
+            Kind::Issuer | Kind::ClusterIssuer => {
+                queue.add(Job { kind, key });
+                for key in self.objects.names(Kind::Request).await.unwrap_or_default() {
+                    queue.add(Job { kind: Kind::Request, key });
+                }
+            }
+            Kind::Secret => {
+                for (kind, key) in self.objects.users_of(&key).await.unwrap_or_default() {
+                    queue.add(Job { kind, key });
+                }
+            }
+        }
+    }
+
+    async fn all(&self, queue: &mut Queue) {
+        for kind in [Kind::Issuer, Kind::ClusterIssuer, Kind::Certificate, Kind::Request] {
+            match self.objects.names(kind).await {
+                Ok(names) => names.into_iter().for_each(|key| queue.add(Job { kind, key })),
+                Err(error) => debug!(kind = kind.name(), %error, "listing"),
+            }
+        }
+    }
+}
+
+/// One object to look at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Job {
+    kind: Kind,
+    key: Key,
+}
+
+async fn watch(objects: Objects, kind: Kind, heard: mpsc::Sender<Heard>) {
+    let mut stream = watcher(objects.api(kind, None), watcher::Config::default()).boxed();
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    while let Some(event) = stream.next().await {
+        let news = match event {
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
+            Ok(watcher::Event::InitDone) => Heard::All,
+            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+                let meta = object.metadata;
+                Heard::One(kind, (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default()))
+            }
+            Err(error) => {
+                debug!(kind = kind.name(), %error, "watch; trying again");
+                backoff.wait().await;
+                continue;
+            }
+        };
+        backoff.reset();
+        if heard.send(news).await.is_err() {
+            return;
+        }
+    }
+}
