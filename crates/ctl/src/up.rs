@@ -15,11 +15,13 @@ use carrick_api::MeshConfig;
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{Control, ControlOptions};
+use carrick_issuing::Issuing;
 use carrick_pki::{
     KeyAlgorithm,
     ca::{Authority, CaOptions},
 };
 use carrick_pod::{HostOptions, host, options::GATEWAY};
+use carrick_runtime::{clock::SystemClock, tasks::TaskSet};
 use tokio_util::sync::CancellationToken;
 
 /// How long open requests and streams may take when `carrick up` is told to stop.
@@ -83,6 +85,8 @@ pub async fn run(options: Options) -> Result<()> {
         host_task = Some(tokio::spawn(host::sync(host_options.clone(), client.clone(), host_stop.clone())));
     }
 
+    let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared());
+    let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
     control_options.xds_addr.set_port(options.xds_port);
     control_options.debug_addr.set_port(options.debug_port);
@@ -90,6 +94,8 @@ pub async fn run(options: Options) -> Result<()> {
     control_options.server_ips = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(GATEWAY)];
     let control = Control::start(control_options).await.context("the control plane")?;
     control.ready().await;
+    let mut tasks = TaskSet::new();
+    tasks.spawn("certificates", issuing.run(issuing_drain));
     println!(
         "carrick is ready in {} ms: API https://{}, kubeconfig {}, xDS and CA {}, debug http://{}",
         start.elapsed().as_millis(),
@@ -105,6 +111,8 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(task) = host_task {
         task.await.context("the host's part")?;
     }
+    issuing_trigger.drain(DRAIN).await;
+    tasks.abort().await;
     control.drain(DRAIN).await;
     api.drain(DRAIN).await;
     if options.network && !pods_remain(&options.data_dir) {
