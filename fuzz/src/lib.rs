@@ -3,6 +3,8 @@
 //! Invariant: a target may refuse its input in any way it likes, but must not panic, hang or allocate without
 //! bound. `carrick-fuzz` replays the corpus and mutates it; `libfuzzer/` runs the same functions with coverage.
 
+pub mod differential;
+
 use carrick_proxy_core::ConfigStore;
 use envoy_types::pb::google::protobuf::Any;
 

@@ -1,4 +1,5 @@
 //! `carrick-fuzz [--seconds N] [--seed N] [TARGET…]`: replays the corpus, then mutates it for some seconds.
+//! `carrick-fuzz differential [--seed N] [--cases N] [--first N] [--batch N] [--shrink N]`: cases through simulator, native engine and Envoy.
 //!
 //! Invariant: needs no special toolchain; a run is repeated by its seed. An input that makes a target panic is
 //! written to `fuzz/artifacts/<target>` before the process ends.
@@ -9,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use carrick_fuzz::differential::{self, Options};
 use carrick_fuzz::{TARGETS, Target, target};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -16,6 +18,9 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 const MAX_LEN: usize = 64 << 10;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|first| first == "differential") {
+        return differential();
+    }
     let mut seconds = 2_u64;
     let mut seed = 1_u64;
     let mut wanted: Vec<&'static Target> = Vec::new();
@@ -49,6 +54,43 @@ fn main() -> ExitCode {
         );
     }
     ExitCode::SUCCESS
+}
+
+fn differential() -> ExitCode {
+    let mut options = Options::default();
+    let mut args = std::env::args().skip(2);
+    while let Some(arg) = args.next() {
+        let number = args.next().and_then(|n| n.parse::<usize>().ok());
+        let taken = match (arg.as_str(), number) {
+            ("--seed", Some(n)) => u64::try_from(n).map(|n| options.seed = n).ok(),
+            ("--cases", Some(n)) => Some(options.cases = n),
+            ("--first", Some(n)) => Some(options.first = n),
+            ("--batch", Some(n)) => Some(options.batch = n),
+            ("--shrink", Some(n)) => Some(options.shrink = n),
+            _ => None,
+        };
+        if taken.is_none() {
+            eprintln!("usage: carrick-fuzz differential [--seed N] [--cases N] [--first N] [--batch N] [--shrink N]");
+            return ExitCode::from(64);
+        }
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(differential::run(&options)) {
+        Ok(report) => {
+            println!("seed {}, Envoy {}: {report:#?}", options.seed, differential::envoy_version());
+            if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn corpus(folder: &Path) -> Vec<Vec<u8>> {
