@@ -85,7 +85,12 @@ pub async fn run(options: &Options) -> Result<Report> {
             report.count(*number, case, ran);
         }
         let rate = report.cases as f64 / start.elapsed().as_secs_f64();
-        println!("{} cases, {} requests, {} kinds of differences, {rate:.1} cases/s", report.cases, report.requests, report.differences.len());
+        println!(
+            "{} cases, {} requests, {} kinds of differences, {rate:.1} cases/s",
+            report.cases,
+            report.requests,
+            report.differences.len()
+        );
     }
     let mut kinds: Vec<(&String, &(usize, usize))> = report.differences.iter().collect();
     kinds.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
@@ -152,7 +157,11 @@ fn shown(seed: u64, number: usize, kind: &str, case: &Case, ran: &Ran) -> String
         let _ = writeln!(out, "meshConfig: {}", case.mesh);
     }
     for object in &case.objects {
-        let _ = writeln!(out, "--- {} {}.{}\nspec: {}", object["kind"], object["metadata"]["name"], object["metadata"]["namespace"], object["spec"]);
+        let _ = writeln!(
+            out,
+            "--- {} {}.{}\nspec: {}",
+            object["kind"], object["metadata"]["name"], object["metadata"]["namespace"], object["spec"]
+        );
     }
     for found in &ran.found {
         let _ = writeln!(out, "diagnostic: {found}");
@@ -161,12 +170,24 @@ fn shown(seed: u64, number: usize, kind: &str, case: &Case, ran: &Ran) -> String
         let _ = writeln!(out, "{} refuses: {}", refused.0, refused.1);
     }
     for (ask, seen) in case.asks.iter().zip(&ran.seen) {
-        let _ = writeln!(out, "--- from .{} to .{}:{} {}", ask.from, ask.to.0, ask.to.1, ask.tls.as_ref().map_or(String::new(), |t| format!("{t:?}")));
+        let _ = writeln!(
+            out,
+            "--- from .{} to .{}:{} {}",
+            ask.from,
+            ask.to.0,
+            ask.to.1,
+            ask.tls.as_ref().map_or(String::new(), |t| format!("{t:?}"))
+        );
         match &ask.says {
-            Says::Bytes(text) => drop(writeln!(out, "{text:?}")),
-            Says::Http(r) => drop(writeln!(out, "{} {} {:?} {:?} {:?}", r.method, r.target, r.headers, r.body, r.tokens)),
+            Says::Bytes(text) => {
+                let _ = writeln!(out, "{text:?}");
+            }
+            Says::Http(r) => {
+                let _ = writeln!(out, "{} {} {:?} {:?} {:?}", r.method, r.target, r.headers, r.body, r.tokens);
+            }
         }
-        let _ = writeln!(out, "native:    {:?}\nEnvoy:     {:?}\nsimulator: {:?}", seen.native, seen.envoy, seen.foreseen);
+        let _ =
+            writeln!(out, "native:    {:?}\nEnvoy:     {:?}\nsimulator: {:?}", seen.native, seen.envoy, seen.foreseen);
     }
     out
 }

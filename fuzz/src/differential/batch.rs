@@ -69,7 +69,11 @@ pub async fn run(cases: &[Case], round: usize, keys: &Arc<Keys>) -> Result<Vec<R
         let of = |refused: &Refused| refused.get(&slot).cloned().unwrap_or_default();
         let mut one = Ran { refused: (of(&native.refused), of(&envoy.refused)), ..Ran::default() };
         let Some((prepared, _)) = prepared.get(slot) else { continue };
-        one.found = prepared.found.iter().map(|d| format!("{} {}: {}: {}", d.code, d.object.name, d.field.as_str(), d.message)).collect();
+        one.found = prepared
+            .found
+            .iter()
+            .map(|d| format!("{} {}: {}: {}", d.code, d.object.name, d.field.as_str(), d.message))
+            .collect();
         for (index, ask) in case.asks.iter().enumerate() {
             let tokens = Arc::new(signed(ask, keys));
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());

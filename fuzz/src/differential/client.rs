@@ -39,8 +39,11 @@ pub enum Outcome {
 impl Outcome {
     /// Last part of the address of the application that saw it.
     pub fn by(&self) -> Option<u8> {
-        let (Self::Answer { body: text, .. } | Self::Bytes(text)) = self else { return None };
-        let address = text.strip_prefix("by ")?.split_whitespace().next()?;
+        let address = match self {
+            Self::Answer { headers, .. } => headers.get("x-echo")?.as_str(),
+            Self::Bytes(text) => text.strip_prefix("by ")?.split_whitespace().next()?,
+            _ => return None,
+        };
         address.strip_prefix(world::HOME)?.split(':').next()?.parse().ok()
     }
 }
@@ -93,7 +96,12 @@ async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut io: S, ask: &Ask, tokens: &[
         Says::Http(request) => (spelled(request, tokens), request.method == "HEAD"),
     };
     let text = text.replace(world::HOME, network);
-    if let Err(error) = async { io.write_all(text.as_bytes()).await?; io.flush().await }.await {
+    if let Err(error) = async {
+        io.write_all(text.as_bytes()).await?;
+        io.flush().await
+    }
+    .await
+    {
         return Outcome::Closed(alert(&error));
     }
     let mut seen = Vec::new();

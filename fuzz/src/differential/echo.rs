@@ -27,7 +27,7 @@ use super::{wire, world};
 /// When a port is taken.
 pub async fn start(keys: &Keys) -> Result<()> {
     let identity = keys.identity("dns").ok_or_else(|| anyhow::anyhow!("no identity"))?;
-    let policy = PeerPolicy::new(keys.roots.clone(), Vec::new());
+    let policy = PeerPolicy::new(keys.shop.clone(), Vec::new());
     let config = tls::server_config(
         identity,
         ClientAuth::OptionalChain(policy),
@@ -52,6 +52,12 @@ pub async fn start(keys: &Keys) -> Result<()> {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let Ok(at) = tcp.local_addr() else { return };
+                // Who comes without TLS is told so.
+                let mut first = [0; 1];
+                if tcp.peek(&mut first).await.is_ok_and(|n| n > 0) && first != [22] {
+                    let _ = http(tcp, at, "no tls\n".to_owned()).await;
+                    return;
+                }
                 let Ok(stream) = acceptor.accept(tcp).await else { return };
                 let session = stream.get_ref().1;
                 let alpn = session.alpn_protocol().map(|a| String::from_utf8_lossy(a).into_owned());
@@ -83,8 +89,12 @@ pub async fn start(keys: &Keys) -> Result<()> {
     Ok(())
 }
 
-async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut io: S, at: SocketAddr, tls: String) -> Result<()> {
-    let mut seen = Vec::new();
+async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    mut io: S,
+    at: SocketAddr,
+    tls: String,
+) -> Result<()> {
+    let mut seen = Vec::with_capacity(65536);
     let mut first = true;
     loop {
         while seen.len() < 4 && io.read_buf(&mut seen).await? > 0 {}
@@ -100,12 +110,10 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut io: S, at:
         let (line, fields) = wire::fields(&head);
         let body = wire::body(&mut io, &mut seen, &fields, false).await?;
         let (status, text) = answer(at, &tls, line, &fields, &String::from_utf8_lossy(&body));
-        let head_only = line.starts_with("HEAD ");
-        let text = if head_only { String::new() } else { text };
-        let reply = format!(
-            "HTTP/1.1 {status} Said\r\nserver: echo\r\nx-echo: 1\r\ncontent-length: {}\r\n\r\n{text}",
-            text.len()
-        );
+        let bodiless = status == 204 || status == 304;
+        let text = if bodiless || line.starts_with("HEAD ") { String::new() } else { text };
+        let length = if bodiless { String::new() } else { format!("content-length: {}\r\n", text.len()) };
+        let reply = format!("HTTP/1.1 {status} Said\r\nserver: echo\r\nx-echo: {at}\r\n{length}\r\n{text}");
         io.write_all(reply.as_bytes()).await?;
         io.flush().await?;
     }
@@ -113,7 +121,12 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut io: S, at:
 
 /// A method, or the preface of HTTP/2.
 fn looks_like_http(seen: &[u8]) -> bool {
-    seen.iter().take(4).all(|b| b.is_ascii_alphabetic() || *b == b' ')
+    let line = seen.split(|b| *b == b'\n').next().unwrap_or_default();
+    let is_first = seen.iter().take(3).all(u8::is_ascii_alphabetic);
+    is_first
+        && (line.ends_with(b" HTTP/1.1\r")
+            || line.starts_with(b"PRI * HTTP/2.0")
+            || !seen.contains(&b'\n') && seen.len() > 100)
 }
 
 /// Says who was asked, and closes.
@@ -142,7 +155,8 @@ async fn h2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: S, at: Socke
             }
             let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
             let (status, text) = answer(at, &tls, &line, &fields, &String::from_utf8_lossy(&body));
-            let reply = hyper::Response::builder().status(status).header("server", "echo").header("x-echo", "1");
+            let reply =
+                hyper::Response::builder().status(status).header("server", "echo").header("x-echo", at.to_string());
             Ok::<_, Infallible>(reply.body(Full::new(Bytes::from(text))).unwrap_or_default())
         }
     });
@@ -153,7 +167,8 @@ async fn h2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: S, at: Socke
 
 fn answer(at: SocketAddr, tls: &str, line: &str, fields: &[(String, String)], body: &str) -> (u16, String) {
     let by_name: HashMap<String, &str> = fields.iter().map(|(n, v)| (n.to_ascii_lowercase(), &**v)).collect();
-    let status = by_name.get("x-echo-status").and_then(|s| s.parse().ok()).filter(|s| (200..600).contains(s)).unwrap_or(200);
+    let status =
+        by_name.get("x-echo-status").and_then(|s| s.parse().ok()).filter(|s| (200..600).contains(s)).unwrap_or(200);
     let mut lines: Vec<String> = fields.iter().map(|(n, v)| format!("{n}: {v}")).collect();
     lines.sort_by_key(|l| l.split(':').next().unwrap_or_default().to_ascii_lowercase());
     (status, format!("by {at}\n{tls}{line}\n{}\n\n{body}", lines.join("\n")))

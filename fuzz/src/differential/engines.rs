@@ -36,7 +36,10 @@ pub struct Placed<'a> {
 
 fn all<'a>(cases: &[Placed<'a>], kind: impl Fn(&'a Moved) -> &'a [(String, Any)]) -> Vec<(String, Any)> {
     let of = |case: &Placed<'a>| -> Vec<(String, Any)> {
-        kind(case.moved).iter().map(|(name, body)| (name.replace(world::HOME, &case.network), elsewhere(body, &case.network))).collect()
+        kind(case.moved)
+            .iter()
+            .map(|(name, body)| (name.replace(world::HOME, &case.network), elsewhere(body, &case.network)))
+            .collect()
     };
     cases.iter().flat_map(of).collect()
 }
@@ -60,6 +63,7 @@ impl Native {
         let mut by_name: HashMap<String, EngineSecret> =
             keys.identities().map(|(name, i)| (name.to_owned(), EngineSecret::Identity(Arc::clone(i)))).collect();
         by_name.insert("ROOTCA".to_owned(), EngineSecret::Trust(Arc::new(keys.roots.clone())));
+        by_name.insert("shop".to_owned(), EngineSecret::Trust(Arc::new(keys.shop.clone())));
         let mut refused = Refused::new();
         for secret in cases.iter().flat_map(|c| &c.moved.secrets) {
             match taken(secret) {
@@ -122,7 +126,10 @@ impl Envoy {
                     "certificate_chain": {"inline_string": i.chain_pem()}, "private_key": {"inline_string": &*i.key.to_pem()}}})
             })
             .collect();
-        secrets.push(json!({"name": "ROOTCA", "validation_context": {"trusted_ca": {"inline_string": keys.roots.to_pem()}}}));
+        for (name, roots) in [("ROOTCA", &keys.roots), ("shop", &keys.shop)] {
+            secrets
+                .push(json!({"name": name, "validation_context": {"trusted_ca": {"inline_string": roots.to_pem()}}}));
+        }
         secrets.extend(cases.iter().flat_map(|c| &c.moved.secrets).map(secret));
         let file = |kind: &str, of: &str, resources: Vec<(String, Any)>| -> Result<Value> {
             let path = dir.path().join(format!("{of}.pb"));
@@ -133,7 +140,12 @@ impl Envoy {
                 ..DiscoveryResponse::default()
             };
             std::fs::write(&path, response.encode_to_vec())?;
-            Ok(json!({"path_config_source": {"path": path}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}))
+            if let Some(kept) = std::env::var_os("CARRICK_FUZZ_KEEP") {
+                std::fs::copy(&path, PathBuf::from(kept).join(format!("{of}.pb")))?;
+            }
+            Ok(
+                json!({"path_config_source": {"path": path}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}),
+            )
         };
         let admin = free_port()?;
         let bootstrap = json!({

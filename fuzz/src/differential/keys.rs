@@ -12,7 +12,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD as B64};
 use carrick_base::{SpiffeId, TrustDomain};
-use carrick_pki::{Authority, CertificateInfo, CaOptions, Identity, Subject, TrustBundle};
+use carrick_pki::{Authority, CaOptions, CertificateInfo, Identity, Subject, TrustBundle};
 use serde_json::{Value, json};
 
 use super::case::Token;
@@ -20,6 +20,8 @@ use super::case::Token;
 /// Keys of a run.
 pub struct Keys {
     pub roots: TrustBundle,
+    /// Those of certificates with DNS names, outside of the mesh.
+    pub shop: TrustBundle,
     identities: BTreeMap<&'static str, Arc<Identity>>,
     issuer: EcdsaKeyPair,
     /// Two keys under two issuers' names; the second signs what the first did not.
@@ -46,7 +48,7 @@ impl Keys {
         let dir = tempfile::tempdir()?;
         let now = SystemTime::now();
         let authority = |name: &str| Authority::load_or_create(&dir.path().join(name), CaOptions::default(), now);
-        let (mesh, strange) = (authority("mesh")?, authority("strange")?);
+        let (mesh, strange, shop) = (authority("mesh")?, authority("strange")?, authority("shop")?);
         let ttl = Some(Duration::from_secs(12 * 3600));
         let mut identities = BTreeMap::new();
         for name in IDENTITIES {
@@ -60,13 +62,20 @@ impl Keys {
                 ("stranger", _) => strange.issue(&id("cluster.local", "web", "client")?, ttl, now)?,
                 _ => {
                     let dns = ["plain.app.svc.cluster.local", "api.example.com", "shop.example.com"];
-                    mesh.issue(&Subject::Server { dns: dns.map(Into::into).into(), ips: Vec::new() }, ttl, now)?
+                    shop.issue(&Subject::Server { dns: dns.map(Into::into).into(), ips: Vec::new() }, ttl, now)?
                 }
             };
             identities.insert(name, Arc::new(issued));
         }
         let key = || EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).ok().context("a key");
-        Ok(Self { roots: mesh.roots().clone(), identities, issuer: key()?, other: key()?, _dir: dir })
+        Ok(Self {
+            roots: mesh.roots().clone(),
+            shop: shop.roots().clone(),
+            identities,
+            issuer: key()?,
+            other: key()?,
+            _dir: dir,
+        })
     }
 
     /// An identity by its name.
@@ -97,7 +106,7 @@ impl Keys {
             .replace("$OTHER", &set("two", &self.other))
             .replace("$CHAIN", &pem(&dns.map(|d| d.chain_pem()).unwrap_or_default()))
             .replace("$KEY", &pem(&dns.map(|d| d.key.to_pem()).unwrap_or_default()))
-            .replace("$ROOTS", &pem(&self.roots.to_pem()))
+            .replace("$ROOTS", &pem(&self.shop.to_pem()))
     }
 
     /// Signs.
@@ -109,7 +118,8 @@ impl Keys {
             header["kid"] = json!(kid);
         }
         let mut claims = token.claims.clone();
-        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(0);
+        let now =
+            i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(0);
         for name in ["exp", "nbf", "iat"] {
             if let Some(seconds) = claims.get(name).and_then(Value::as_i64) {
                 claims[name] = json!(now + seconds);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use carrick_render::{Rendered, Resources};
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use envoy_types::pb::envoy::config::core::v3::{
     Address, BindConfig, SocketAddress, TransportSocket, address::Address as At, socket_address::PortSpecifier,
     transport_socket,
@@ -26,7 +26,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, Secret, SdsSecretConfig, UpstreamTlsContext,
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, UpstreamTlsContext,
     common_tls_context::ValidationContextType,
 };
 use envoy_types::pb::google::protobuf::Any;
@@ -118,7 +118,8 @@ impl Mover<'_> {
         self.name(&mut cluster.name);
         match &cluster.cluster_discovery_type {
             Some(ClusterDiscoveryType::Type(kind)) if *kind == DiscoveryType::Eds as i32 => {
-                let mut load = endpoints.map(|e| ClusterLoadAssignment::decode(&*e.value)).transpose()?.unwrap_or_default();
+                let mut load =
+                    endpoints.map(|e| ClusterLoadAssignment::decode(&*e.value)).transpose()?.unwrap_or_default();
                 load.cluster_name = original;
                 cluster.load_assignment = Some(load);
                 cluster.eds_cluster_config = None;
@@ -151,10 +152,14 @@ impl Mover<'_> {
 
     /// Whether it is of use here. Listeners of one address come before those of all.
     fn listener(&self, listener: &mut Listener, taken: &mut Vec<(u8, u16)>) -> Result<bool> {
-        let Some(At::SocketAddress(address)) = listener.address.take().and_then(|a| a.address) else { return Ok(false) };
+        let Some(At::SocketAddress(address)) = listener.address.take().and_then(|a| a.address) else {
+            return Ok(false);
+        };
         let Some(PortSpecifier::PortValue(port)) = address.port_specifier else { return Ok(false) };
         let places: Vec<(u8, u16)> = match (self.part, &*listener.name, port) {
-            (Part::Client, "virtualOutbound", _) => DESTINATIONS.iter().copied().filter(|p| !taken.contains(p)).collect(),
+            (Part::Client, "virtualOutbound", _) => {
+                DESTINATIONS.iter().copied().filter(|p| !taken.contains(p)).collect()
+            }
             (_, "virtualOutbound", _) => return Ok(false),
             (Part::Server, "virtualInbound", _) => [8080, 8081, 8090].map(|p| (self.last, p)).into(),
             (_, "virtualInbound", _) | (Part::Server, ..) => return Ok(false),
@@ -165,13 +170,16 @@ impl Mover<'_> {
             }
             (Part::Client, _, port) => {
                 let last = address.address.strip_prefix(world::HOME).and_then(|l| l.parse().ok());
-                last.map(|l| Ok::<_, std::num::TryFromIntError>((l, u16::try_from(port)?))).transpose()?.into_iter().collect()
+                last.map(|l| Ok::<_, std::num::TryFromIntError>((l, u16::try_from(port)?)))
+                    .transpose()?
+                    .into_iter()
+                    .collect()
             }
         };
         taken.extend_from_slice(&places);
-        let mut places = places.into_iter().map(|(last, port)| Address {
-            address: Some(At::SocketAddress(socket(&world::at(last), port))),
-        });
+        let mut places = places
+            .into_iter()
+            .map(|(last, port)| Address { address: Some(At::SocketAddress(socket(&world::at(last), port))) });
         listener.address = places.next();
         listener.additional_addresses =
             places.map(|address| AdditionalAddress { address: Some(address), ..Default::default() }).collect();
@@ -236,7 +244,9 @@ impl Mover<'_> {
             let Some(Action::Route(action)) = &mut route.action else { continue };
             match &mut action.cluster_specifier {
                 Some(RouteCluster::Cluster(name)) => self.name(name),
-                Some(RouteCluster::WeightedClusters(all)) => all.clusters.iter_mut().for_each(|c| self.name(&mut c.name)),
+                Some(RouteCluster::WeightedClusters(all)) => {
+                    all.clusters.iter_mut().for_each(|c| self.name(&mut c.name))
+                }
                 _ => {}
             }
             action.request_mirror_policies.iter_mut().for_each(|m| self.name(&mut m.cluster));
@@ -244,7 +254,8 @@ impl Mover<'_> {
     }
 
     fn upstream_tls(&self, socket: Option<&mut TransportSocket>) -> Result<()> {
-        let Some(transport_socket::ConfigType::TypedConfig(config)) = socket.and_then(|s| s.config_type.as_mut()) else {
+        let Some(transport_socket::ConfigType::TypedConfig(config)) = socket.and_then(|s| s.config_type.as_mut())
+        else {
             return Ok(());
         };
         if let Some(mut context) = unpack::<UpstreamTlsContext>(config)? {
@@ -275,7 +286,7 @@ impl Mover<'_> {
                 Part::Gateway => "istio-system/gateway".to_owned(),
             },
             "ROOTCA" => "ROOTCA".to_owned(),
-            name if name.starts_with("file-root:") => "ROOTCA".to_owned(),
+            name if name.starts_with("file-root:") => "shop".to_owned(),
             name if name.starts_with("file-cert:") => "dns".to_owned(),
             name => format!("{}{name}", self.prefix),
         };
@@ -312,4 +323,3 @@ fn one(name: &str, last: u8, port: u16) -> ClusterLoadAssignment {
         ..ClusterLoadAssignment::default()
     }
 }
-

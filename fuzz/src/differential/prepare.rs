@@ -34,7 +34,7 @@ pub fn prepare(case: &Case, keys: &Keys) -> anyhow::Result<Prepared> {
     for object in world::objects().into_iter().chain(case.objects.iter().map(|o| filled(o, keys))) {
         anyhow::ensure!(reading.add(object.clone()), "nobody reads {object}");
     }
-    let (snapshot, found) = reading.snapshot(&mesh);
+    let (snapshot, found) = reading.snapshot(&mesh, &Value::Null);
     let mut views = Views::new(snapshot.clone());
     let mut cache = Cache::default();
     let rendered = Part::ALL.map(|part| (part, carrick_render::resources(&views.of(&node(part)), &mut cache)));
@@ -60,6 +60,8 @@ fn filled(object: &Value, keys: &Keys) -> Value {
 }
 
 /// All resources of a type, for the simulator.
-pub fn upserts(resources: &BTreeMap<std::sync::Arc<str>, std::sync::Arc<carrick_render::Resource>>) -> Vec<(std::sync::Arc<str>, envoy_types::pb::google::protobuf::Any)> {
+pub fn upserts(
+    resources: &BTreeMap<std::sync::Arc<str>, std::sync::Arc<carrick_render::Resource>>,
+) -> Vec<(std::sync::Arc<str>, envoy_types::pb::google::protobuf::Any)> {
     resources.iter().map(|(name, r)| (name.clone(), r.body.clone())).collect()
 }

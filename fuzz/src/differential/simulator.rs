@@ -40,6 +40,8 @@ impl Foreseen {
             // Whom a handshake reached that was not for it answers with something else.
             (Self::Reaches(_), None, Outcome::Closed(Some(alert))) => alert.contains("InvalidContentType"),
             (Self::Reaches(last), by, _) => by == Some(*last),
+            // In gRPC every answer is a 200.
+            (Self::Status(_), None, Outcome::Answer { headers, .. }) if headers.contains_key("grpc-status") => true,
             (Self::Status(status), None, Outcome::Answer { status: seen, .. }) => status == seen,
             (Self::Status(_), ..) => false,
             (Self::Fails(_), by, _) => by.is_none(),
@@ -58,13 +60,13 @@ pub fn foresee(case: &Prepared, ask: &Ask, tokens: &[String], keys: &Keys, now: 
         return Foreseen::Unknown("headers that are none".to_owned());
     };
     if ask.tls.is_none() && ask.to.0 != world::GATEWAY {
-        return explained(case, ask, request, tokens);
+        return explained(case, ask, request, tokens, now);
     }
     at_the_door(case, ask, request, headers, tokens, keys, now)
 }
 
 /// A call as `carrick why` answers it.
-fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[String]) -> Foreseen {
+fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[String], now: u64) -> Foreseen {
     let from = match ask.from {
         world::CLIENT => Caller::Pod(NamespacedName::new("web", "client")),
         last => match world::at(last).parse() {
@@ -82,7 +84,7 @@ fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[St
         }
     }
     let to = Target { host: world::at(ask.to.0), port: ask.to.1 };
-    let answer = match carrick_explain::why(&case.snapshot, &Question { from, to, call }) {
+    let answer = match carrick_explain::why(&case.snapshot, &Question { from, to, call, now }) {
         Ok(answer) => answer,
         Err(error) => return Foreseen::Fails(error.to_string()),
     };
@@ -93,7 +95,8 @@ fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[St
         return Foreseen::Reaches(world::BEYOND);
     }
     if answer.allowed {
-        let last = answer.steps.iter().rev().find(|s| s.what == "endpoint").and_then(|s| s.value.parse::<SocketAddr>().ok());
+        let last =
+            answer.steps.iter().rev().find(|s| s.what == "endpoint").and_then(|s| s.value.parse::<SocketAddr>().ok());
         return last.and_then(last_part).map_or(Foreseen::Unknown(told), Foreseen::Reaches);
     }
     match answer.end.rsplit_once("with status ").and_then(|(_, status)| status.trim().parse().ok()) {
@@ -138,14 +141,23 @@ fn at_the_door(
     let path = request.map(|r| r.filled(&r.target, tokens)).unwrap_or_default();
     let host = headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
     let scheme = if ask.tls.is_some() { "https" } else { "http" };
-    let head = request.map(|r| RequestHead { method: &r.method, path: &path, authority: &host, scheme, headers: &headers });
+    let head =
+        request.map(|r| RequestHead { method: &r.method, path: &path, authority: &host, scheme, headers: &headers });
     let caller = simulate::Caller { uris: &uris, now, ..simulate::Caller::default() };
     let verdict = simulate::inbound_from(&runtime, &connection, &caller, head.as_ref(), 0);
-    if let Some(tls) = &verdict.tls
-        && tls.client_certificate
-        && identity.is_none_or(|name| name == "stranger")
-    {
-        return Foreseen::Fails("no certificate that is trusted".to_owned());
+    if let Some(tls) = &verdict.tls {
+        let aliases = &case.snapshot.settings().trust_domain_aliases;
+        let trusted = |name: &str| match (tls.trust.as_deref(), name) {
+            (None, _) => true,
+            (Some("ROOTCA"), "foreign") => {
+                part == Part::Gateway || aliases.iter().any(|a| a.as_ref() == "partner.example")
+            }
+            (Some("ROOTCA"), name) => name.contains('/'),
+            (Some(_), name) => name == "dns",
+        };
+        if identity.is_none() && tls.client_certificate || identity.is_some_and(|name| !trusted(name)) {
+            return Foreseen::Fails("no certificate that is trusted".to_owned());
+        }
     }
     let told = format!("{:?} {:?} {:?}", verdict.end, verdict.chain, verdict.decided);
     match verdict.end {

@@ -17,6 +17,7 @@ pub const ABROAD: u8 = 6;
 pub const GATEWAY: u8 = 9;
 /// A caller without a sidecar.
 pub const OUTSIDE: u8 = 20;
+pub const STRANGER: u8 = 7;
 pub const SERVER_VIP: u8 = 100;
 pub const PLAIN_VIP: u8 = 101;
 pub const SECOND_VIP: u8 = 102;

@@ -37,6 +37,13 @@ pub fn requested_upgrade(headers: &HeaderMap) -> Option<String> {
     (wanted && !kind.is_empty()).then(|| kind.to_ascii_lowercase())
 }
 
+/// The client closes after this request, in the words that only proxies read.
+#[must_use]
+pub fn wants_close(headers: &HeaderMap) -> bool {
+    let close = |v: &str| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("close"));
+    headers.get_all(PROXY_CONNECTION).iter().filter_map(|v| v.to_str().ok()).any(close)
+}
+
 fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     headers.get_all(CONNECTION).into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
 }

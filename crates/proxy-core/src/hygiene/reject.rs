@@ -75,8 +75,8 @@ pub fn head(
     if path.is_empty() && !connect {
         return Err(LocalReply::Status(404, "missing_path_rejected"));
     }
-    let asterisk = path == "*" && method == "OPTIONS";
-    if !(path.is_empty() || path.starts_with('/') || asterisk) {
+    // `OPTIONS *` too: no policy would know what it is about.
+    if !(path.is_empty() || path.starts_with('/')) {
         return Err(LocalReply::Status(404, "absolute_path_rejected"));
     }
     if headers.len() > usize::try_from(hcm.max_headers_count).unwrap_or(usize::MAX) {

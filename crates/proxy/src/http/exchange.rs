@@ -89,6 +89,12 @@ pub struct Exchange {
     pub(super) attempts: u32,
     pub(super) responded: Option<Duration>,
     pub(super) is_grpc: bool,
+    /// The request is a HEAD.
+    pub(super) is_head: bool,
+    /// The request came with a body, or said that one follows.
+    pub(super) has_body: bool,
+    /// The connection ends with the answer, where connections carry one request at a time.
+    pub(super) closing: bool,
     pub(super) grpc_status: Option<i32>,
     pub(super) protocol: http::Version,
     pub(super) active: Option<ActiveRequest>,
@@ -128,6 +134,9 @@ impl Exchange {
             attempts: 0,
             responded: None,
             is_grpc: false,
+            is_head: false,
+            has_body: false,
+            closing: false,
             grpc_status: None,
             protocol,
             active: None,

@@ -171,11 +171,37 @@ impl Failure {
         }
     }
 
+    /// Answered before the request's end was waited for: what is still to come of it is not worth reading (Envoy closes, too).
+    fn is_early(&self) -> bool {
+        // An authorizer takes longer than a body.
+        if let Failure::Filter(reply) = self
+            && reply.details.starts_with("ext_authz")
+        {
+            return false;
+        }
+        !matches!(
+            self,
+            Failure::Connect(_)
+                | Failure::Terminated
+                | Failure::Reset(_)
+                | Failure::NotHttp
+                | Failure::Timeout
+                | Failure::PerTryTimeout
+                | Failure::PerTryIdle
+                | Failure::StreamIdle
+                | Failure::MaxDuration
+        )
+    }
+
     fn text(&self, retried: bool) -> Bytes {
         let latest = if retried { "retried and the latest reset reason" } else { "reset reason" };
         match self {
             Failure::Direct(_, body) => body.clone(),
             Failure::Filter(reply) => reply.body.clone(),
+            // What the codec refuses is named by its status.
+            Failure::Refused(LocalReply::Status(_, details)) if details.starts_with("http1.") => {
+                Bytes::from_static(self.status().canonical_reason().unwrap_or_default().as_bytes())
+            }
             Failure::NoHealthy => Bytes::from_static(b"no healthy upstream"),
             Failure::Timeout => Bytes::from_static(b"upstream request timeout"),
             Failure::PerTryTimeout | Failure::PerTryIdle => Bytes::from_static(b"upstream request timeout"),
@@ -205,6 +231,8 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     let text = failure.text(retried);
     exchange.flags = failure.flag(retried);
     exchange.details = failure.details();
+    // After a request that made no sense nothing is believed to be one.
+    exchange.closing |= status == StatusCode::BAD_REQUEST || (exchange.has_body && failure.is_early());
     if let Failure::Connect(e) = failure {
         exchange.failure = Some(e.to_string());
     }
@@ -246,7 +274,9 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     if matches!(failure, Failure::Overflow | Failure::Connect(ConnectError::Overflow)) {
         headers.insert(HeaderName::from_static("x-envoy-overloaded"), HeaderValue::from_static("true"));
     }
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if !(exchange.is_head && text.is_empty()) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    }
     if !text.is_empty() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         *response.body_mut() = ResponseBody::Full(Some(text));

@@ -42,6 +42,9 @@ pub(super) async fn answer(
     let mut exchange = Exchange::new(Rc::clone(&conn), request.version());
     let Some(hcm) = conn.hcm() else { return Ok(Response::new(ResponseBody::Empty)) };
     let id = request.headers().get(REQUEST_ID).cloned();
+    exchange.is_head = request.method() == Method::HEAD;
+    exchange.has_body = !http_body::Body::is_end_stream(request.body());
+    exchange.closing = hop::wants_close(request.headers());
     let (mut response, passed_on) = match handle(&conn, hcm, request, &mut exchange).await {
         Ok(response) => (response, true),
         // A body that broke off by the client's own fault is no failure of the upstream.
@@ -69,7 +72,10 @@ pub(super) async fn answer(
         }
     }
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if !conn.h2 && !switching && (conn.is_leaving(hcm) || (exchange.protocol == http::Version::HTTP_10 && !passed_on)) {
+    if !conn.h2
+        && !switching
+        && (exchange.closing || conn.is_leaving(hcm) || (exchange.protocol == http::Version::HTTP_10 && !passed_on))
+    {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.status = response.status().as_u16();

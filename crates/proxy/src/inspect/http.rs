@@ -1,9 +1,8 @@
 //! Tells HTTP/1.x and prior-knowledge HTTP/2 from other plaintext, as Envoy's `http_inspector` does.
 //!
-//! Invariant: only a request line with a known method and a version, or the HTTP/2 preface, counts as HTTP; the first
-//! byte that rules it out ends the wait. The codec, not this module, judges the rest of the request.
-
-use carrick_proxy_core::hygiene::wire::METHODS;
+//! Invariant: a request line with any token as its method, or the HTTP/2 preface, counts as HTTP (measured with Envoy 1.40); the first
+//! byte that rules it out ends the wait. The codec, not this module, judges the request: what begins like one and is none is refused
+//! there, and does not pass as bytes of another protocol.
 
 use super::{MAX_INSPECT, Verdict};
 
@@ -39,37 +38,60 @@ pub fn sniff(seen: &[u8]) -> Verdict<HttpVersion> {
     if PREFACE.starts_with(seen) {
         return Verdict::NeedMore;
     }
-    // A client may send one empty line before the request line (RFC 9112 §2.2).
-    let line = seen.strip_prefix(b"\r\n").or_else(|| seen.strip_prefix(b"\n")).unwrap_or(seen);
-    if line.is_empty() || line == b"\r" {
-        return Verdict::NeedMore;
-    }
-    let Some(space) = line.iter().position(|b| *b == b' ') else {
-        let open = METHODS.iter().any(|m| m.starts_with(line));
-        return if open { Verdict::NeedMore } else { Verdict::No };
+    let line = match seen.iter().position(|b| *b == b'\r' || *b == b'\n') {
+        None => return open(seen),
+        Some(end) => match (seen.get(end), seen.get(end.saturating_add(1))) {
+            (Some(b'\r'), None) => return open(seen),
+            // A CR alone ends no line.
+            (Some(b'\r'), Some(next)) if *next != b'\n' => return Verdict::No,
+            _ => seen.get(..end).unwrap_or_default(),
+        },
     };
-    let (method, rest) = line.split_at(space);
-    if !METHODS.contains(&method) {
-        return Verdict::No;
+    version(line).map_or(Verdict::No, Verdict::Yes)
+}
+
+/// A line without its end: whether it can still become a request's.
+fn open(line: &[u8]) -> Verdict<HttpVersion> {
+    let method = line.split(|b| is_blank(*b)).next().unwrap_or_default();
+    if method.is_empty() || !method.iter().all(|b| *b == b'\r' || is_token(*b)) || !line.is_ascii() {
+        Verdict::No
+    } else if line.len() > MAX_INSPECT {
+        Verdict::TooLarge
+    } else {
+        Verdict::NeedMore
     }
-    let rest = rest.get(1..).unwrap_or_default();
-    let Some(end) = rest.iter().position(|b| *b == b'\r' || *b == b'\n') else {
-        // Control bytes cannot be part of a request target.
-        return if rest.iter().any(|b| *b < 0x20 || *b == 0x7f) {
-            Verdict::No
-        } else if seen.len() > MAX_INSPECT {
-            Verdict::TooLarge
-        } else {
-            Verdict::NeedMore
-        };
-    };
-    let target = rest.get(..end).unwrap_or_default();
-    match target.rsplit(|b| *b == b' ').next() {
-        Some(v) if v.len() == target.len() => Verdict::No,
-        Some(b"HTTP/1.1") => Verdict::Yes(HttpVersion::Http11),
-        Some(b"HTTP/1.0") => Verdict::Yes(HttpVersion::Http10),
-        _ => Verdict::No,
+}
+
+/// The version of a request line: any token as method, a target in one of the forms that are known, and `HTTP/x.y` or nothing.
+fn version(line: &[u8]) -> Option<HttpVersion> {
+    let (method, rest) = line.split_at_checked(line.iter().position(|b| is_blank(*b))?)?;
+    let mut words = rest.split(|b| is_blank(*b)).filter(|word| !word.is_empty());
+    let target = words.next()?;
+    let version = words.next().unwrap_or_default();
+    let absolute = || target.windows(3).any(|w| w == b"://");
+    let known = method == b"CONNECT" || matches!(target.first(), Some(b'/' | b'*')) || absolute();
+    if method.is_empty() || !method.iter().all(|b| is_token(*b)) || !known || words.next().is_some() || !line.is_ascii()
+    {
+        return None;
     }
+    match version {
+        b"HTTP/1.1" => Some(HttpVersion::Http11),
+        // HTTP/0.9, and whatever else calls itself a version.
+        b"" => Some(HttpVersion::Http10),
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            Some(HttpVersion::Http10)
+        }
+        _ => None,
+    }
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -81,19 +103,36 @@ mod tests {
     fn versions() {
         for (bytes, want) in [
             (&b"GET / HTTP/1.1\r\n"[..], Verdict::Yes(HttpVersion::Http11)),
-            (b"\r\nPOST /a b HTTP/1.0\r\n", Verdict::Yes(HttpVersion::Http10)),
+            (b"POST /a HTTP/1.0\r\n", Verdict::Yes(HttpVersion::Http10)),
+            (b"POST /a b HTTP/1.0\r\n", Verdict::No),
+            (b"\r\nGET / HTTP/1.1\r\n", Verdict::No),
+            (b"get /admin HTTP/1.1\r\n", Verdict::Yes(HttpVersion::Http11)),
+            (b"foo * HTTP/1.1\r\n", Verdict::Yes(HttpVersion::Http11)),
+            (b"GET ftp://a HTTP/1.1\r\n", Verdict::Yes(HttpVersion::Http11)),
+            (b"CONNECT a:80 HTTP/1.1\r\n", Verdict::Yes(HttpVersion::Http11)),
+            (b"connect a:80 HTTP/1.1\r\n", Verdict::No),
+            (b"GET foo HTTP/1.1\r\n", Verdict::No),
+            (b"GET\t/  HTTP/1.1 \r\n", Verdict::Yes(HttpVersion::Http11)),
+            (b"GET / HTTP/1.1\rX", Verdict::No),
+            (b"GET / HTTP/1.1\r", Verdict::NeedMore),
+            (b"GET / HTTP/1.1x\r\n", Verdict::No),
+            (b"G(T / HTTP/1.1\r\n", Verdict::No),
+            (b"GET /\xff HTTP/1.1\r\n", Verdict::No),
             (b"GET / HTTP/1.1\n", Verdict::Yes(HttpVersion::Http11)),
             (PREFACE, Verdict::Yes(HttpVersion::H2c)),
             (b"PRI * HT", Verdict::NeedMore),
             (b"", Verdict::NeedMore),
             (b"P", Verdict::NeedMore),
             (b"GET /some/long", Verdict::NeedMore),
-            (b"GET /\r\n", Verdict::No),
-            (b"GET / HTTP/3.1\r\n", Verdict::No),
-            (b"HELLO there", Verdict::No),
-            (b"GETX", Verdict::No),
+            (b"GET /\r\n", Verdict::Yes(HttpVersion::Http10)),
+            (b"GET / HTTP/3.1\r\n", Verdict::Yes(HttpVersion::Http10)),
+            (b"HELLO there", Verdict::NeedMore),
+            (b"HELLO there\r\n", Verdict::No),
+            (b"GETX", Verdict::NeedMore),
+            (b"GETX\r\n", Verdict::No),
+            (b"{\"a\"", Verdict::No),
             (b"\x00\x01", Verdict::No),
-            (b"GET \x01", Verdict::No),
+            (b"GET \x01\r\n", Verdict::No),
             (b"EHLO x\r\n", Verdict::No),
         ] {
             assert_eq!(sniff(bytes), want, "{:?}", String::from_utf8_lossy(bytes));

@@ -7,10 +7,40 @@ use crate::differential::case::{Ask, Request, Says, Tls, Token};
 use crate::differential::world;
 
 const PATHS: [&str; 34] = [
-    "/", "/admin", "/admin/x", "/Admin", "/a/b/c", "/public/a.html", "/api/v1/users/7", "/api/v1/users", "/api/v2", "//admin",
-    "/x/../admin", "/admin%2Fx", "/%61dmin", "/admin;x=1", "/admin/", "/admin?x=1", "/a//b", "/./admin", "/x/%2e%2e/admin", "/a%5Cb",
-    "/a\\b", "/admin?q=one", "/?q=1&q=one", "/x?q=", "/admin%00", "/%ff", "/a/./b/../../admin", "/../admin", "/admin%20x", "/a%2fb%2Fc",
-    "/admin#frag", "/a/%", "/moved", "/x;/../admin",
+    "/",
+    "/admin",
+    "/admin/x",
+    "/Admin",
+    "/a/b/c",
+    "/public/a.html",
+    "/api/v1/users/7",
+    "/api/v1/users",
+    "/api/v2",
+    "//admin",
+    "/x/../admin",
+    "/admin%2Fx",
+    "/%61dmin",
+    "/admin;x=1",
+    "/admin/",
+    "/admin?x=1",
+    "/a//b",
+    "/./admin",
+    "/x/%2e%2e/admin",
+    "/a%5Cb",
+    "/a\\b",
+    "/admin?q=one",
+    "/?q=1&q=one",
+    "/x?q=",
+    "/admin%00",
+    "/%ff",
+    "/a/./b/../../admin",
+    "/../admin",
+    "/admin%20x",
+    "/a%2fb%2Fc",
+    "/admin#frag",
+    "/a/%",
+    "/moved",
+    "/x;/../admin",
 ];
 
 pub fn ask(dice: &mut Dice, gateway: bool) -> Ask {
@@ -23,7 +53,17 @@ pub fn ask(dice: &mut Dice, gateway: bool) -> Ask {
 
 fn by_client(dice: &mut Dice) -> Ask {
     let (to, hosts): ((u8, u16), &[&str]) = match dice.below(9) {
-        0..=3 => ((world::SERVER_VIP, 8080), &["server.app", "server.app:8080", "server.app.svc.cluster.local", "SERVER.app", "server.app.svc", "shop.example.com"]),
+        0..=3 => (
+            (world::SERVER_VIP, 8080),
+            &[
+                "server.app",
+                "server.app:8080",
+                "server.app.svc.cluster.local",
+                "SERVER.app",
+                "server.app.svc",
+                "shop.example.com",
+            ],
+        ),
         4 => ((world::PLAIN_VIP, 8080), &["plain.app", "plain.app:8080", "plain.app.svc.cluster.local:8080"]),
         5 => ((world::PLAIN_VIP, 8443), &["plain.app:8443", "plain.app.svc.cluster.local:8443"]),
         6 => ((world::ABROAD_VIP, 80), &["api.example.com", "api.example.com:80", "API.example.com"]),
@@ -31,44 +71,92 @@ fn by_client(dice: &mut Dice) -> Ask {
         _ if dice.once_in(3) => ((world::ABROAD_VIP, 8081), &["api.example.com"]),
         _ => ((world::SERVER_VIP, 8081), &["server.app:8081"]),
     };
-    let says = if dice.once_in(if to.1 == 8081 { 2 } else { 20 }) { bytes(dice) } else { Says::Http(request(dice, hosts)) };
+    let says =
+        if dice.once_in(if to.1 == 8081 { 2 } else { 20 }) { bytes(dice) } else { Says::Http(request(dice, hosts)) };
     Ask { from: world::CLIENT, to, tls: None, says }
 }
 
 fn at_server(dice: &mut Dice) -> Ask {
     let port = dice.one(&[8080, 8080, 8080, 8081, 8090]);
     let tls = (!dice.once_in(3)).then(|| Tls {
-        sni: dice.one(&[None, Some("outbound_.8080_._.server.app.svc.cluster.local"), Some("server.app"), Some("shop.example.com")]).map(str::to_owned),
-        alpn: dice.one(&[&["istio-http/1.1", "istio", "http/1.1"][..], &["istio-http/1.1", "istio", "http/1.1"], &["istio-peer-exchange", "istio"], &["istio"], &["http/1.1"], &[]])
+        sni: dice
+            .one(&[
+                None,
+                Some("outbound_.8080_._.server.app.svc.cluster.local"),
+                Some("server.app"),
+                Some("shop.example.com"),
+            ])
+            .map(str::to_owned),
+        alpn: dice
+            .one(&[
+                &["istio-http/1.1", "istio", "http/1.1"][..],
+                &["istio-http/1.1", "istio", "http/1.1"],
+                &["istio-peer-exchange", "istio"],
+                &["istio"],
+                &["http/1.1"],
+                &[],
+            ])
             .iter()
             .map(|a| (*a).to_owned())
             .collect(),
         identity: dice
-            .one(&[Some("web/client"), Some("web/client"), Some("web/client"), Some("web/other"), Some("istio-system/gateway"), Some("foreign"), Some("stranger"), None])
+            .one(&[
+                Some("web/client"),
+                Some("web/client"),
+                Some("web/client"),
+                Some("web/other"),
+                Some("istio-system/gateway"),
+                Some("foreign"),
+                Some("stranger"),
+                None,
+            ])
             .map(str::to_owned),
     });
     let says = if dice.once_in(if port == 8080 { 20 } else { 2 }) {
         bytes(dice)
     } else {
-        Says::Http(request(dice, &["server.app", "server.app:8080", "server.app.svc.cluster.local", "Server.App", "shop.example.com"]))
+        Says::Http(request(
+            dice,
+            &["server.app", "server.app:8080", "server.app.svc.cluster.local", "Server.App", "shop.example.com"],
+        ))
     };
-    Ask { from: dice.one(&[world::OUTSIDE, world::CLIENT]), to: (world::SERVER_V1, port), tls, says }
+    Ask { from: dice.one(&[world::OUTSIDE, world::STRANGER]), to: (world::SERVER_V1, port), tls, says }
 }
 
 fn at_gateway(dice: &mut Dice) -> Ask {
     let secure = dice.once_in(2);
     let tls = secure.then(|| Tls {
-        sni: dice.one(&[Some("shop.example.com"), Some("shop.example.com"), Some("other.example.com"), Some("SHOP.example.com"), Some("example.com"), None]).map(str::to_owned),
-        alpn: dice.one(&[&["http/1.1"][..], &[], &["istio-http/1.1", "istio", "http/1.1"]]).iter().map(|a| (*a).to_owned()).collect(),
+        sni: dice
+            .one(&[
+                Some("shop.example.com"),
+                Some("shop.example.com"),
+                Some("other.example.com"),
+                Some("SHOP.example.com"),
+                Some("example.com"),
+                None,
+            ])
+            .map(str::to_owned),
+        alpn: dice
+            .one(&[&["http/1.1"][..], &[], &["istio-http/1.1", "istio", "http/1.1"]])
+            .iter()
+            .map(|a| (*a).to_owned())
+            .collect(),
         identity: dice.one(&[None, None, Some("web/client"), Some("stranger"), Some("dns")]).map(str::to_owned),
     });
-    let hosts = ["shop.example.com", "shop.example.com:8443", "other.example.com", "SHOP.example.com", "shop.example.com:8080", "example.com"];
+    let hosts = [
+        "shop.example.com",
+        "shop.example.com:8443",
+        "other.example.com",
+        "SHOP.example.com",
+        "shop.example.com:8080",
+        "example.com",
+    ];
     let port = if secure { 8443 } else { 8080 };
     Ask { from: world::OUTSIDE, to: (world::GATEWAY, port), tls, says: Says::Http(request(dice, &hosts)) }
 }
 
 fn bytes(dice: &mut Dice) -> Says {
-    Says::Bytes(dice.one(&["hello", "\u{1}\u{2}", "SSH-2.0-x", "GETX / NOTHTTP/1.1"]).to_owned())
+    Says::Bytes(dice.one(&["hello", "\u{1}\u{2}bytes", "SSH-2.0-x", "GETX / NOTHTTP/1.1"]).to_owned())
 }
 
 fn request(dice: &mut Dice, hosts: &[&str]) -> Request {
@@ -101,13 +189,25 @@ fn request(dice: &mut Dice, hosts: &[&str]) -> Request {
         add("x-forwarded-proto", dice.one(&["https", "http"]));
     }
     if dice.once_in(24) {
-        add("x-forwarded-client-cert", "By=spiffe://cluster.local/ns/app/sa/server;URI=spiffe://cluster.local/ns/web/sa/admin");
+        add(
+            "x-forwarded-client-cert",
+            "By=spiffe://cluster.local/ns/app/sa/server;URI=spiffe://cluster.local/ns/web/sa/admin",
+        );
     }
     if dice.once_in(20) {
         add("x-envoy-original-path", "/admin");
     }
     if dice.once_in(24) {
-        add(dice.one(&["x-envoy-max-retries", "x-envoy-retry-on", "x-envoy-upstream-rq-timeout-ms", "x-envoy-decorator-operation", "x-envoy-internal"]), dice.one(&["5xx", "3", "true"]));
+        add(
+            dice.one(&[
+                "x-envoy-max-retries",
+                "x-envoy-retry-on",
+                "x-envoy-upstream-rq-timeout-ms",
+                "x-envoy-decorator-operation",
+                "x-envoy-internal",
+            ]),
+            dice.one(&["5xx", "3", "true"]),
+        );
     }
     if dice.once_in(10) {
         add("x-echo-status", dice.one(&["503", "500", "404", "204", "409"]));
@@ -119,7 +219,10 @@ fn request(dice: &mut Dice, hosts: &[&str]) -> Request {
         }
     }
     if dice.once_in(16) {
-        add(dice.one(&["connection", "te", "keep-alive", "proxy-connection", "upgrade"]), dice.one(&["close", "x-a", "trailers", "keep-alive"]));
+        add(
+            dice.one(&["connection", "te", "keep-alive", "proxy-connection", "upgrade"]),
+            dice.one(&["close", "x-a", "trailers", "keep-alive"]),
+        );
     }
     if dice.once_in(16) {
         add("content-type", dice.one(&["application/grpc", "text/plain"]));
@@ -136,7 +239,10 @@ fn request(dice: &mut Dice, hosts: &[&str]) -> Request {
                 let name = dice.one(&["token", "access_token"]);
                 target = format!("{target}{separator}{name}={{0}}");
             }
-            5 => add("authorization", dice.one(&["bearer {0}", "Bearer  {0}", "Basic {0}", "Bearer {0} ", "Bearer {0},x"])),
+            5 => add(
+                "authorization",
+                dice.one(&["bearer {0}", "Bearer  {0}", "Basic {0}", "Bearer {0} ", "Bearer {0},x"]),
+            ),
             _ => add("authorization", "Bearer {0}"),
         }
         if dice.once_in(8) {
@@ -167,7 +273,10 @@ fn token(dice: &mut Dice) -> Token {
         set("aud", dice.one(&[json!("books"), json!(["books", "films"]), json!("other"), json!([])]));
     }
     if dice.once_in(3) {
-        set("groups", dice.one(&[json!(["staff", "admins"]), json!("staff"), json!("staff other"), json!(7), json!([])]));
+        set(
+            "groups",
+            dice.one(&[json!(["staff", "admins"]), json!("staff"), json!("staff other"), json!(7), json!([])]),
+        );
     }
     if dice.once_in(5) {
         set("realm", dice.one(&[json!({"roles": ["one", "two"]}), json!({"roles": "one"}), json!("one")]));
@@ -183,7 +292,8 @@ fn token(dice: &mut Dice) -> Token {
         1 => Some("three".to_owned()),
         _ => Some(if other { "two" } else { "one" }.to_owned()),
     };
-    let alg = dice.one(&["ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256!", "none", "HS256", "es256"]);
+    let alg =
+        dice.one(&["ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256!", "none", "HS256", "es256"]);
     claims.as_object_mut().map(|c| c.retain(|_, v| !v.is_null()));
     Token { alg: alg.to_owned(), kid, claims }
 }

@@ -59,7 +59,8 @@ fn authorization_policy(dice: &mut Dice, number: usize) -> Value {
         let rules: Vec<Value> = (0..count).map(|_| rule(dice)).collect();
         spec.insert("rules".to_owned(), json!(rules));
     }
-    let mut policy = object(SECURITY, "AuthorizationPolicy", namespace, &format!("policy-{number}"), Value::Object(spec));
+    let mut policy =
+        object(SECURITY, "AuthorizationPolicy", namespace, &format!("policy-{number}"), Value::Object(spec));
     if dice.once_in(12) {
         policy["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
     }
@@ -130,11 +131,30 @@ fn source(dice: &mut Dice) -> Value {
 }
 
 pub const PATHS: [&str; 14] = [
-    "/admin", "/admin*", "*/x", "*", "/", "/api/v1/*", "/Admin", "/a/b/c", "/api/{*}/users", "/api/{**}", "*.html", "/a/{*}/c",
-    "/admin/", "/a b",
+    "/admin",
+    "/admin*",
+    "*/x",
+    "*",
+    "/",
+    "/api/v1/*",
+    "/Admin",
+    "/a/b/c",
+    "/api/{*}/users",
+    "/api/{**}",
+    "*.html",
+    "/a/{*}/c",
+    "/admin/",
+    "/a b",
 ];
 const HOSTS: [&str; 8] = [
-    "server.app", "server.app.svc.cluster.local", "*.example.com", "SERVER.app", "server.app:8080", "*", "server*", "shop.example.com",
+    "server.app",
+    "server.app.svc.cluster.local",
+    "*.example.com",
+    "SERVER.app",
+    "server.app:8080",
+    "*",
+    "server*",
+    "shop.example.com",
 ];
 
 fn operation(dice: &mut Dice) -> Value {

@@ -15,11 +15,14 @@ pub fn destination_rules(dice: &mut Dice) -> Vec<Value> {
             0 => json!({"tls": {"mode": "DISABLE"}}),
             1 => json!({"tls": {"mode": "ISTIO_MUTUAL"}}),
             2 => json!({"connectionPool": {"http": {"h2UpgradePolicy": dice.one(&["UPGRADE", "DO_NOT_UPGRADE"])}}}),
-            _ => json!({"portLevelSettings": [{"port": {"number": 8080}, "tls": {"mode": dice.one(&["DISABLE", "ISTIO_MUTUAL"])}}]}),
+            _ => {
+                json!({"portLevelSettings": [{"port": {"number": 8080}, "tls": {"mode": dice.one(&["DISABLE", "ISTIO_MUTUAL"])}}]})
+            }
         };
         spec["trafficPolicy"] = policy;
     }
-    let mut subsets = vec![json!({"name": "v1", "labels": {"version": "v1"}}), json!({"name": "v2", "labels": {"version": "v2"}})];
+    let mut subsets =
+        vec![json!({"name": "v1", "labels": {"version": "v1"}}), json!({"name": "v2", "labels": {"version": "v2"}})];
     if dice.once_in(3) {
         subsets[0]["trafficPolicy"] = json!({"tls": {"mode": dice.one(&["DISABLE", "ISTIO_MUTUAL"])}});
     }
@@ -29,8 +32,12 @@ pub fn destination_rules(dice: &mut Dice) -> Vec<Value> {
         let tls = match dice.below(6) {
             0 => json!({"mode": "SIMPLE", "insecureSkipVerify": true}),
             1 => json!({"mode": "SIMPLE", "caCertificates": "/certs/ca.pem", "sni": "plain.app.svc.cluster.local"}),
-            2 => json!({"mode": "SIMPLE", "caCertificates": "/certs/ca.pem", "subjectAltNames": [dice.one(&["plain.app.svc.cluster.local", "else.example.com"])]}),
-            3 => json!({"mode": "MUTUAL", "caCertificates": "/certs/ca.pem", "clientCertificate": "/certs/cert.pem", "privateKey": "/certs/key.pem"}),
+            2 => {
+                json!({"mode": "SIMPLE", "caCertificates": "/certs/ca.pem", "subjectAltNames": [dice.one(&["plain.app.svc.cluster.local", "else.example.com"])]})
+            }
+            3 => {
+                json!({"mode": "MUTUAL", "caCertificates": "/certs/ca.pem", "clientCertificate": "/certs/cert.pem", "privateKey": "/certs/key.pem"})
+            }
             4 => json!({"mode": "ISTIO_MUTUAL"}),
             _ => json!({"mode": "DISABLE"}),
         };
@@ -65,7 +72,8 @@ pub fn virtual_service(dice: &mut Dice, of: &str, gateways: &[&str]) -> Value {
     if of == "server" && gateways.is_empty() && dice.once_in(5) {
         spec["tcp"] = json!([{"match": [{"port": 8081}], "route": [{"destination": {"host": "plain.app.svc.cluster.local", "port": {"number": 8080}}}]}]);
     }
-    let (namespace, name) = if gateways.is_empty() { (dice.one(&["app", "web"]), of) } else { ("istio-system", "edge") };
+    let (namespace, name) =
+        if gateways.is_empty() { (dice.one(&["app", "web"]), of) } else { ("istio-system", "edge") };
     object(NETWORKING, "VirtualService", namespace, name, spec)
 }
 
@@ -80,7 +88,9 @@ fn destination(dice: &mut Dice, of: &str) -> Value {
         4 => json!({"host": "plain.app.svc.cluster.local", "port": {"number": 8080}}),
         5 => json!({"host": "plain.app.svc.cluster.local", "port": {"number": 8443}}),
         6 => json!({"host": "api.example.com", "port": {"number": 80}}),
-        _ => json!({"host": dice.one(&["nowhere.app.svc.cluster.local", "server.app.svc.cluster.local"]), "port": {"number": 8080}}),
+        _ => {
+            json!({"host": dice.one(&["nowhere.app.svc.cluster.local", "server.app.svc.cluster.local"]), "port": {"number": 8080}})
+        }
     }
 }
 
@@ -107,7 +117,10 @@ fn http_match(dice: &mut Dice) -> Value {
                 }
             }
             4 => drop(all.insert("method".to_owned(), text_match(dice, &["GET", "POST", "HEAD"]))),
-            5 => drop(all.insert("authority".to_owned(), text_match(dice, &["server.app", "server.app:8080", "shop.example.com", "s"]))),
+            5 => drop(all.insert(
+                "authority".to_owned(),
+                text_match(dice, &["server.app", "server.app:8080", "shop.example.com", "s"]),
+            )),
             6 => {
                 let test = if dice.once_in(4) { json!({}) } else { text_match(dice, &["one", "two", "o"]) };
                 all.insert("headers".to_owned(), json!({dice.one(&["x-a", "x-b"]): test}));
@@ -246,7 +259,13 @@ pub fn gateway(dice: &mut Dice) -> Vec<Value> {
     let mut all = vec![
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge", "namespace": "istio-system"}, "type": "Opaque",
             "data": {"tls.crt": "$CHAIN", "tls.key": "$KEY", "ca.crt": "$ROOTS"}}),
-        object(NETWORKING, "Gateway", "istio-system", "edge", json!({"selector": {"istio": "ingressgateway"}, "servers": servers})),
+        object(
+            NETWORKING,
+            "Gateway",
+            "istio-system",
+            "edge",
+            json!({"selector": {"istio": "ingressgateway"}, "servers": servers}),
+        ),
     ];
     let mut service = virtual_service(dice, "server", &["edge"]);
     if tls["mode"] == "PASSTHROUGH" {
