@@ -111,6 +111,16 @@ pub async fn one(client: &Client, object: &Value, namespace: &str, dry_run: bool
     Ok(format!("{}{group}/{name} {verb}{dry}", kind.to_ascii_lowercase()))
 }
 
+/// One object as the server has it; `None` when it is not there.
+///
+/// # Errors
+/// When the object has no kind or name, or the server refuses.
+pub async fn get(client: &Client, object: &Value, namespace: &str) -> Result<Option<Value>> {
+    let Place { api, kind, name, namespace, .. } = place(client, object, namespace).await?;
+    let there = api.get_opt(name).await.with_context(|| format!("{kind} {name} in namespace {namespace}"))?;
+    there.map(|object| serde_json::to_value(object).context("the object is no JSON")).transpose()
+}
+
 /// Deletes one object; that it is gone already is fine.
 ///
 /// # Errors

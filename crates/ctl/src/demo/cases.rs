@@ -29,6 +29,8 @@ use super::curl::Answer;
 const SETTLE: Duration = Duration::from_secs(2);
 /// The same after a request of the case has failed already.
 const SETTLE_AFTER_FAILURE: Duration = Duration::from_millis(300);
+/// How long a status may take to be written: bursts are waited for.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// Which cases, and how they are run.
 #[derive(Debug, Clone, Args)]
@@ -207,7 +209,23 @@ async fn requests(lab: &Lab, pair: Pair, case: &Case) -> Vec<String> {
             failures.push(format!("{error:#}"));
         }
     }
+    for wanted in &case.told {
+        if let Err(error) = told(lab, wanted).await {
+            failures.push(format!("{error:#}"));
+        }
+    }
     failures
+}
+
+/// Reads an object's status until it says what is wanted, or the time is up.
+async fn told(lab: &Lab, wanted: &file::Told) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let missing = wanted.missing(&lab.status(&wanted.object()).await?);
+        let Some(missing) = missing else { return Ok(()) };
+        ensure!(start.elapsed() < TOLD, "{missing}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Sends a request until the answer is as expected, or the time is up.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::lab::{Names, Pair};
 use crate::demo::{
@@ -26,6 +26,8 @@ struct Written {
     #[serde(default)]
     requests: Vec<Request>,
     #[serde(default)]
+    told: Vec<Told>,
+    #[serde(default)]
     refused: Option<String>,
     #[serde(default)]
     gateway: bool,
@@ -40,12 +42,53 @@ pub struct Case {
     pub objects: Vec<Value>,
     /// What is asked, and what must come back.
     pub requests: Vec<Request>,
+    /// What objects must be told in their status.
+    pub told: Vec<Told>,
     /// The API must refuse an object with this text.
     pub refused: Option<String>,
     /// A gateway of the client's engine is needed.
     pub gateway: bool,
     /// The only pairs it is for; all when empty.
     pub pairs: Vec<Pair>,
+}
+
+/// Conditions that must come to stand in an object's status.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Told {
+    api_version: String,
+    kind: String,
+    name: String,
+    /// Each as `Type=Status` or `Type=Status Reason`, wherever in the status.
+    conditions: Vec<String>,
+}
+
+impl Told {
+    /// As much of the object as it takes to find it.
+    pub fn object(&self) -> Value {
+        json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": {"name": self.name}})
+    }
+
+    /// What of it a status lacks.
+    pub fn missing(&self, status: &Value) -> Option<String> {
+        let mut there = Vec::new();
+        conditions(status, &mut there);
+        let lacks = self.conditions.iter().find(|wanted| {
+            !there.iter().any(|c| c == *wanted || c.split_once(' ').is_some_and(|(short, _)| short == *wanted))
+        })?;
+        Some(format!("{} {}: want {lacks}, got {}", self.kind, self.name, there.join(", ")))
+    }
+}
+
+fn conditions(value: &Value, out: &mut Vec<String>) {
+    if let (Some(kind), Some(status)) = (value["type"].as_str(), value["status"].as_str()) {
+        out.push(format!("{kind}={status} {}", value["reason"].as_str().unwrap_or_default()));
+    }
+    match value {
+        Value::Array(all) => all.iter().for_each(|v| conditions(v, out)),
+        Value::Object(map) => map.values().for_each(|v| conditions(v, out)),
+        _ => {}
+    }
 }
 
 /// One request and what must come back.
@@ -164,8 +207,8 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
     let text = names.put(text);
     let written: Written = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
     ensure!(!written.about.trim().is_empty(), "{name}: about is empty");
-    let some = !written.requests.is_empty() || written.refused.is_some();
-    ensure!(some, "{name}: neither requests nor refused: it could not fail");
+    let some = !written.requests.is_empty() || written.refused.is_some() || !written.told.is_empty();
+    ensure!(some, "{name}: neither requests nor told nor refused: it could not fail");
     for request in &written.requests {
         let e = &request.expect;
         let curls = request.method.is_some() || request.body.is_some() || !request.args.is_empty();
@@ -180,6 +223,7 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
     Ok(Case {
         objects,
         requests: written.requests,
+        told: written.told,
         refused: written.refused,
         gateway: written.gateway,
         pairs: pairs.collect::<Result<_>>()?,

@@ -257,6 +257,16 @@ impl Lab {
         Ok(())
     }
 
+    /// The status of an object, null where it has none.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn status(&self, object: &Value) -> Result<Value> {
+        let there = crate::apply::get(self.mesh.client(), object, NAMESPACE).await?;
+        let mut there = there.with_context(|| format!("{object} is not there"))?;
+        Ok(there["status"].take())
+    }
+
     /// Waits until no Envoy has a listener or cluster that it acknowledged and is still warming.
     pub async fn settled(&self) {
         let start = std::time::Instant::now();
