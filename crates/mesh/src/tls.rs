@@ -167,6 +167,9 @@ fn user_tls(question: &Question<'_>, tls: &ClientTls) -> UserTls {
     let mutual = tls.mode == ClientTlsMode::Mutual;
     let roots = match (&named, given(&tls.ca_certificates)) {
         _ if tls.insecure_skip_verify => None,
+        // Only what is made of the Gateway API's objects has a certificate and an authority of different places.
+        (Some(_), Some(path)) if path.contains("://") => Some(names::cluster_roots(&path)),
+        (Some(_), Some(path)) if *path == *"system" => Some(names::SECRET_SYSTEM_ROOTS.into()),
         (Some(name), _) => Some(names::cluster_roots(name)),
         (None, Some(path)) => Some(names::file_root(&path)),
         (None, None) => Some(names::SECRET_SYSTEM_ROOTS.into()),

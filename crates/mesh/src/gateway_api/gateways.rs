@@ -25,6 +25,7 @@ use super::{
     references::Grants,
 };
 use certificates::Roots;
+pub(super) use certificates::Shown;
 
 /// A listener of a gateway, written in it or in a set.
 #[derive(Debug)]
@@ -362,8 +363,11 @@ impl<'a> Gateways<'a> {
 
     /// Gateways with a route to a host.
     pub(super) fn leading_to(&self, host: &str) -> impl Iterator<Item = &K8sGateway> {
-        let leads = move |index: usize| self.reached.contains(&(index, host.to_owned()));
-        self.gateways.iter().enumerate().filter(move |(index, _)| leads(*index)).map(|(_, g)| &***g)
+        self.numbers_to(host).filter_map(|index| self.gateways.get(index)).map(|g| &***g)
+    }
+
+    fn numbers_to(&self, host: &str) -> impl Iterator<Item = usize> {
+        (0..self.gateways.len()).filter(|index| self.reached.contains(&(*index, host.to_owned())))
     }
 }
 

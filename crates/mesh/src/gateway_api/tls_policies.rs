@@ -11,7 +11,7 @@ use std::{
 use carrick_api::{
     gateway_api::{BackendTlsPolicy, GROUP},
     istio::{
-        PortSelector,
+        PortSelector, WorkloadSelector,
         destination_rule::{ClientTls, ClientTlsMode, DestinationRuleSpec, PortTrafficPolicy, TrafficPolicy},
     },
     object::{Meta, Object},
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{
     CONTROLLER, Translated,
     conditions::{Outcome, of},
-    gateways::Gateways,
+    gateways::{Gateways, Shown},
     http::reference,
     references::{Authority, Backends, Unresolved},
 };
@@ -115,7 +115,28 @@ pub(super) fn policies(
         let reference = ObjectRef::new("BackendTLSPolicy", &meta.namespace, &meta.name);
         out.statuses.insert(reference, json!({"ancestors": told}));
     }
-    out.destination_rules.extend(rules.into_values().map(Arc::new));
+    for (host, rule) in &rules {
+        let shown = gateways.certificates_towards(host, out);
+        out.destination_rules.extend(std::iter::once(rule.clone()).chain(shown.map(|s| mutual(rule, s))).map(Arc::new));
+    }
+}
+
+/// The same rule for the pods of one gateway, which show its certificate.
+fn mutual(rule: &Object<DestinationRuleSpec>, shown: Shown) -> Object<DestinationRuleSpec> {
+    let mut rule = rule.clone();
+    rule.metadata.name = format!("{}-{}", shown.gateway, rule.metadata.name);
+    rule.metadata.namespace = shown.namespace;
+    rule.spec.workload_selector = Some(WorkloadSelector { match_labels: shown.selector });
+    let Some(traffic) = rule.spec.traffic_policy.as_mut() else { return rule };
+    let ports = traffic.port_level_settings.iter_mut().filter_map(|p| p.tls.as_mut());
+    for tls in ports.chain(traffic.tls.as_mut()) {
+        tls.mode = ClientTlsMode::Mutual;
+        if !tls.credential_name.is_empty() {
+            tls.ca_certificates = std::mem::take(&mut tls.credential_name);
+        }
+        tls.credential_name.clone_from(&shown.secret);
+    }
+    rule
 }
 
 /// Where the roots come from.

@@ -2,10 +2,13 @@
 //!
 //! Invariant: what is missing, unreadable or not permitted has a reason of the specification, and nothing is served in its place.
 
+use std::collections::BTreeMap;
+
 use carrick_api::gateway_api::{K8sGateway, Reference, gateway::FrontendValidation};
 
-use super::{Gateways, Listener};
+use super::{Gateways, Listener, made::GRANTED};
 use crate::gateway_api::{
+    Translated,
     conditions::Outcome,
     references::{Authority, Grants, Unresolved},
 };
@@ -21,7 +24,44 @@ pub(super) struct Roots {
     pub(super) insecure: bool,
 }
 
+/// The certificate that the pods of a gateway show to backends.
+#[derive(Debug)]
+pub(in crate::gateway_api) struct Shown {
+    pub(in crate::gateway_api) gateway: String,
+    /// Of the pods.
+    pub(in crate::gateway_api) namespace: String,
+    pub(in crate::gateway_api) selector: BTreeMap<String, String>,
+    /// What a rule calls the Secret.
+    pub(in crate::gateway_api) secret: String,
+}
+
 impl Gateways<'_> {
+    /// The certificates of gateways that lead to a host and show one.
+    pub(in crate::gateway_api) fn certificates_towards(
+        &self,
+        host: &str,
+        out: &mut Translated,
+    ) -> impl Iterator<Item = Shown> + use<> {
+        let mut all = Vec::new();
+        for index in self.numbers_to(host) {
+            let Some(gateway) = self.gateways.get(index).filter(|_| self.backend.get(index).is_some_and(Result::is_ok))
+            else {
+                continue;
+            };
+            let backend = gateway.spec.tls.as_ref().and_then(|t| t.backend.as_ref());
+            let Some(to) = backend.and_then(|b| b.client_certificate_ref.as_ref()) else { continue };
+            let (selector, namespace) = self.selector(gateway);
+            let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(&gateway.metadata.namespace);
+            let mut secret = to.name.clone();
+            if there != namespace {
+                secret = format!("{GRANTED}{there}/{}", to.name);
+                out.granted.insert((namespace.clone(), secret.clone()));
+            }
+            all.push(Shown { gateway: gateway.metadata.name.clone(), namespace, selector, secret });
+        }
+        all.into_iter()
+    }
+
     /// Whether the certificates a listener ends TLS with are there and may be used.
     pub(super) fn certificates(
         &self,
