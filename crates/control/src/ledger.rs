@@ -4,6 +4,7 @@
 
 use crate::source::{Change, Kind, Name};
 use carrick_base::Labels;
+use carrick_mesh::gateway_api::GATEWAY_LABEL;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -115,13 +116,21 @@ fn read(kind: Kind, value: &Value, revision: u64) -> Object {
         listed.map(|all| all.iter().filter_map(texts).collect()).unwrap_or_default()
     });
     let labels = value.pointer(selector).and_then(Value::as_object);
+    // A policy with target references is for the first gateway's pods; nobody's where it is for a waypoint.
+    let target = value.pointer("/spec/targetRefs/0").or_else(|| value.pointer("/spec/targetRef"));
+    let target =
+        target.map(|to| match (to.get("kind").and_then(Value::as_str), to.get("name").and_then(Value::as_str)) {
+            (Some("Gateway"), Some(name)) => Labels::from([(GATEWAY_LABEL.into(), name.into())]),
+            _ => Labels::from([(GATEWAY_LABEL.into(), "".into())]),
+        });
     Object {
         generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
         revision,
         broken: None,
-        selector: labels
-            .map(|map| map.iter().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect())
-            .unwrap_or_default(),
+        selector: target.unwrap_or_else(|| {
+            let all = labels.into_iter().flatten();
+            all.filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect()
+        }),
         export_to,
         conditions,
         status: is_gateway_api(kind).then(|| value.get("status").cloned().unwrap_or_default()),
