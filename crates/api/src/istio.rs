@@ -10,6 +10,7 @@ pub mod extension_provider;
 pub mod gateway;
 pub mod legacy_policy;
 pub mod mesh_config;
+pub mod mesh_networks;
 pub mod peer_authentication;
 pub mod proxy_config;
 pub mod request_authentication;

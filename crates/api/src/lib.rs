@@ -30,6 +30,7 @@ pub use self::istio::envoy_filter::EnvoyFilter;
 pub use self::istio::gateway::Gateway;
 pub use self::istio::legacy_policy::LegacyPolicy;
 pub use self::istio::mesh_config::MeshConfig;
+pub use self::istio::mesh_networks::MeshNetworks;
 pub use self::istio::peer_authentication::{MutualTlsMode, PeerAuthentication};
 pub use self::istio::proxy_config::ProxyConfig;
 pub use self::istio::request_authentication::RequestAuthentication;

@@ -56,6 +56,8 @@ struct Scope {
     telemetry: Arc<Telemetry>,
     /// Whether connections to hosts outside of the mesh are used once only.
     blind_reuse: bool,
+    /// The network the client is in, where there is more than one.
+    network: Option<Arc<str>>,
 }
 
 /// The client side of all proxies of one scope.
@@ -168,6 +170,7 @@ fn scope(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Scope {
         place: Arc::new(place_of(snapshot, proxy, labels)),
         telemetry: snapshot.telemetry().of(&proxy.namespace, labels, Side::Client, proxy.counting),
         blind_reuse: proxy.blind_reuse,
+        network: snapshot.network_of(proxy, labels),
     }
 }
 

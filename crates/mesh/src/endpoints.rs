@@ -9,8 +9,8 @@ use std::{
     sync::Arc,
 };
 
-use carrick_api::EndpointSlice;
-use carrick_base::NamespacedName;
+use carrick_api::{EndpointSlice, Node, Pod};
+use carrick_base::{Hostname, NamespacedName};
 
 use crate::{
     EndpointInput, Settings,
@@ -18,6 +18,7 @@ use crate::{
         Address, Endpoint, Registry, Resolution, Service, ServiceId, TlsMode, Workload, endpoint::carries_all,
         service::Target,
     },
+    networks::Networks,
     read::{self, workload_entry::Entry},
 };
 
@@ -28,10 +29,61 @@ pub type ServiceEndpoints = BTreeMap<Arc<str>, Vec<Endpoint>>;
 #[derive(Debug, Default)]
 pub struct EndpointPart {
     services: HashMap<ServiceId, ServiceEndpoints>,
+    /// Of the own cluster.
+    owners: Owners,
+}
+
+/// Whose an address of one cluster is. In another cluster the same address may be anybody's.
+#[derive(Debug, Default)]
+struct Owners {
     by_name: HashMap<NamespacedName, Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
     /// Pods that own no address of the mesh: those on the host's network.
     hosted: HashSet<NamespacedName>,
+}
+
+impl Owners {
+    fn read(pods: &[Arc<Pod>], nodes: &[Arc<Node>], settings: &Settings, place: &Cluster<'_>) -> Self {
+        let mut owners = Self::default();
+        let nodes = nodes.iter().map(|n| (n.metadata.name.as_str().into(), read::pod::node(n))).collect();
+        for pod in pods {
+            if pod.spec.host_network && !pod.is_terminal() {
+                owners.hosted.insert(NamespacedName::new(&pod.metadata.namespace, &pod.metadata.name));
+            }
+            if let Some(mut workload) = read::pod::read(pod, settings, &nodes) {
+                workload.network = place.network(&workload.network, workload.ips.first().copied());
+                let workload = Arc::new(workload);
+                for ip in &workload.ips {
+                    // Two pods of one address: the younger name wins whichever comes first, so that order does not matter.
+                    let slot = owners.by_ip.entry(*ip).or_insert_with(|| workload.clone());
+                    if slot.name < workload.name {
+                        *slot = workload.clone();
+                    }
+                }
+                owners.by_name.insert(workload.name.clone(), workload);
+            }
+        }
+        owners
+    }
+}
+
+/// One cluster, and the networks it is among.
+#[derive(Debug, Clone, Copy)]
+struct Cluster<'a> {
+    id: &'a Arc<str>,
+    networks: &'a Networks,
+}
+
+impl Cluster<'_> {
+    fn network(&self, labelled: &Arc<str>, ip: Option<IpAddr>) -> Arc<str> {
+        self.networks.of(self.id, labelled, ip)
+    }
+
+    fn endpoint(&self, address: Address, ready: bool, workload: Option<Arc<Workload>>) -> Endpoint {
+        let labelled = workload.as_ref().map(|w| w.network.clone()).unwrap_or_default();
+        let network = self.network(&labelled, address.ip());
+        Endpoint { address, ready, workload, cluster: self.id.clone(), network }
+    }
 }
 
 /// What clusters and listeners depend on, of one service.
@@ -58,50 +110,51 @@ pub struct PortFacts {
 pub type Facts = HashMap<ServiceId, ServiceFacts>;
 
 impl EndpointPart {
-    /// Joins slices with pods, and services with the workloads they select.
-    pub fn build(input: &EndpointInput, settings: &Settings, services: &[Arc<Service>]) -> Self {
+    /// Joins slices with pods, cluster by cluster, and services with the workloads they select.
+    pub fn build(input: &EndpointInput, settings: &Settings, networks: &Networks, services: &[Arc<Service>]) -> Self {
+        let own = Cluster { id: networks.own_cluster(), networks };
+        let owners = Owners::read(&input.pods, &input.nodes, settings, &own);
         let mut part = Self::default();
-        let nodes = input.nodes.iter().map(|n| (n.metadata.name.as_str().into(), read::pod::node(n))).collect();
-        for pod in &input.pods {
-            if pod.spec.host_network && !pod.is_terminal() {
-                part.hosted.insert(NamespacedName::new(&pod.metadata.namespace, &pod.metadata.name));
-            }
-            if let Some(workload) = read::pod::read(pod, settings, &nodes).map(Arc::new) {
-                for ip in &workload.ips {
-                    // Two pods of one address: the younger name wins whichever comes first, so that order does not matter.
-                    let slot = part.by_ip.entry(*ip).or_insert_with(|| workload.clone());
-                    if slot.name < workload.name {
-                        *slot = workload.clone();
-                    }
-                }
-                part.by_name.insert(workload.name.clone(), workload);
-            }
-        }
         for slice in &input.endpoint_slices {
-            part.take_slice(slice);
+            part.take_slice(slice, &owners, &own);
         }
+        for remote in &input.remotes {
+            let cluster = Cluster { id: &remote.cluster, networks };
+            let owners = Owners::read(&remote.pods, &remote.nodes, settings, &cluster);
+            for slice in &remote.endpoint_slices {
+                let name = slice.service_name().unwrap_or_default();
+                let host = Hostname::service(name, &slice.metadata.namespace, &settings.domain_suffix);
+                if !networks.is_cluster_local(&host) {
+                    part.take_slice(slice, &owners, &cluster);
+                }
+            }
+        }
+        part.owners = owners;
         let mut entries: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
         for entry in input.workload_entries.iter().filter_map(|e| read::workload_entry::read(e, settings)) {
             entries.entry(entry.workload.name.namespace.clone()).or_default().push(entry);
         }
         for service in services {
-            part.take_selected(service, entries.get(service.namespace()).map_or(&[], Vec::as_slice));
+            part.take_selected(service, entries.get(service.namespace()).map_or(&[], Vec::as_slice), &own);
         }
         for entry in entries.into_values().flatten() {
             // An address that a pod has is the pod's.
             for ip in &entry.workload.ips {
-                part.by_ip.entry(*ip).or_insert_with(|| entry.workload.clone());
+                part.owners.by_ip.entry(*ip).or_insert_with(|| entry.workload.clone());
             }
         }
         for list in part.services.values_mut().flat_map(BTreeMap::values_mut) {
             // Ready first, so that of two entries for one address the ready one stays.
-            list.sort_by_cached_key(|e| (e.address.clone(), !e.ready, e.workload.as_ref().map(|w| w.name.clone())));
-            list.dedup_by(|a, b| a.address == b.address);
+            list.sort_by_cached_key(|e| {
+                let name = e.workload.as_ref().map(|w| w.name.clone());
+                (e.address.clone(), e.network.clone(), !e.ready, e.cluster.clone(), name)
+            });
+            list.dedup_by(|a, b| a.address == b.address && a.network == b.network);
         }
         part
     }
 
-    fn take_slice(&mut self, slice: &EndpointSlice) {
+    fn take_slice(&mut self, slice: &EndpointSlice, owners: &Owners, cluster: &Cluster<'_>) {
         let namespace = &slice.metadata.namespace;
         let Some(service) = slice.service_name().filter(|_| slice.address_type != "FQDN") else { return };
         let mut found: Vec<(Arc<str>, Endpoint)> = Vec::new();
@@ -111,20 +164,20 @@ impl EndpointPart {
                 let pod = endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod");
                 for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
                     let workload = match pod {
-                        None => self.by_ip.get(&ip).cloned(),
+                        None => owners.by_ip.get(&ip).cloned(),
                         Some(pod) => {
                             let name = NamespacedName::new(namespace, &pod.name);
-                            let owner = self.by_name.get(&name).filter(|w| w.ips.contains(&ip));
+                            let owner = owners.by_name.get(&name).filter(|w| w.ips.contains(&ip));
                             // A slice that names a pod which has not (or no more) this address is out of date: the address may
                             // be anybody's by now, whose identity is not the service's.
-                            if owner.is_none() && !self.hosted.contains(&name) {
+                            if owner.is_none() && !owners.hosted.contains(&name) {
                                 continue;
                             }
                             owner.cloned()
                         }
                     };
                     let address = Address::Ip(ip, number);
-                    found.push((port.name.as_str().into(), Endpoint { address, ready: endpoint.is_ready(), workload }));
+                    found.push((port.name.as_str().into(), cluster.endpoint(address, endpoint.is_ready(), workload)));
                 }
             }
         }
@@ -135,10 +188,18 @@ impl EndpointPart {
     }
 
     /// Endpoints that a ServiceEntry holds, and workloads that a service selects and no slice tells of (§11.4).
-    fn take_selected(&mut self, service: &Service, entries: &[Entry]) {
+    fn take_selected(&mut self, service: &Service, entries: &[Entry], own: &Cluster<'_>) {
         let mut add: Vec<(Arc<str>, Endpoint)> = Vec::new();
         for (slot, list) in &service.written {
-            add.extend(list.iter().map(|e| (slot.clone(), e.clone())));
+            let placed = |e: &Endpoint| {
+                let mut placed = own.endpoint(e.address.clone(), e.ready, e.workload.clone());
+                if service.external {
+                    // What is outside of the mesh is in none of its networks unless it says so.
+                    placed.network = placed.workload.as_ref().map(|w| w.network.clone()).unwrap_or_default();
+                }
+                placed
+            };
+            add.extend(list.iter().map(|e| (slot.clone(), placed(e))));
         }
         let selects = |w: &Workload| !service.selector.is_empty() && carries_all(&w.labels, &service.selector);
         let none = matches!(
@@ -148,16 +209,17 @@ impl EndpointPart {
         for entry in entries.iter().filter(|e| !none && selects(&e.workload)) {
             for port in &service.ports {
                 let (address, workload) = (entry.address(port), entry.workload.clone());
-                add.push((port.slot.clone(), Endpoint { address, ready: workload.ready, workload: Some(workload) }));
+                add.push((port.slot.clone(), own.endpoint(address, workload.ready, Some(workload))));
             }
         }
         if service.registry == Registry::Entry && !none && !service.selector.is_empty() {
-            let own = self.by_name.values().filter(|w| w.name.namespace == *service.namespace() && selects(w));
-            for (workload, ip) in own.filter_map(|w| Some((w, w.ips.first()?))) {
+            let pods = self.owners.by_name.values();
+            let pods = pods.filter(|w| w.name.namespace == *service.namespace() && selects(w));
+            for (workload, ip) in pods.filter_map(|w| Some((w, w.ips.first()?))) {
                 for port in &service.ports {
                     let Target::Number(target) = port.target else { continue };
                     let (ready, workload) = (workload.ready, Some(workload.clone()));
-                    add.push((port.slot.clone(), Endpoint { address: Address::Ip(*ip, target), ready, workload }));
+                    add.push((port.slot.clone(), own.endpoint(Address::Ip(*ip, target), ready, workload)));
                 }
             }
         }
@@ -171,16 +233,18 @@ impl EndpointPart {
     }
 
     /// What clusters and listeners depend on.
-    pub fn facts(&self, services: &[Arc<Service>]) -> Facts {
+    pub fn facts(&self, services: &[Arc<Service>], networks: &Networks) -> Facts {
         let of_service = |service: &Arc<Service>| {
             let ports = self.services.get(&service.id)?;
             let (headless, inline) = (service.resolution == Resolution::Headless, service.resolution.is_inline());
             let workloads = ports.values().flatten().filter_map(|e| e.workload.as_ref());
             let identities = workloads.filter_map(|w| Some(w.identity.as_ref()?.as_str().into())).collect();
             let of_port = |(port, list): (&Arc<str>, &Vec<Endpoint>)| {
-                let usable = list.iter().filter(|e| headless && e.ready);
+                // A client that chose an address itself chose one of its own cluster.
+                let chosen = || list.iter().filter(|e| e.cluster == *networks.own_cluster());
+                let usable = chosen().filter(|e| headless && e.ready);
                 let addresses = usable.filter_map(|e| Some((e.address.ip()?, e.address.port()))).collect();
-                let all_in_mesh = !list.is_empty() && list.iter().all(|e| e.tls_mode() == TlsMode::Istio);
+                let all_in_mesh = chosen().next().is_some() && chosen().all(|e| e.tls_mode() == TlsMode::Istio);
                 let inline = if inline { list.clone() } else { Vec::new() };
                 (port.clone(), PortFacts { all_in_mesh, addresses, inline })
             };
@@ -201,11 +265,11 @@ impl EndpointPart {
 
     /// A workload by its place.
     pub fn workload(&self, name: &NamespacedName) -> Option<&Arc<Workload>> {
-        self.by_name.get(name)
+        self.owners.by_name.get(name)
     }
 
     /// The workload that owns an address.
     pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_ip.get(&ip)
+        self.owners.by_ip.get(&ip)
     }
 }

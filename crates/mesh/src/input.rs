@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use carrick_api::{
     AuthorizationPolicy, ConfigMap, DestinationRule, EndpointSlice, EnvoyFilter, Gateway, LegacyPolicy, MeshConfig,
-    Namespace, Node, PeerAuthentication, Pod, ProxyConfig, RequestAuthentication, Secret, Service, ServiceEntry,
-    Sidecar, Telemetry, VirtualService, WorkloadEntry,
+    MeshNetworks, Namespace, Node, PeerAuthentication, Pod, ProxyConfig, RequestAuthentication, Secret, Service,
+    ServiceEntry, Sidecar, Telemetry, VirtualService, WorkloadEntry,
 };
 
 use crate::{FetchedKeys, gateway_api::GatewayApiInput};
@@ -17,6 +17,12 @@ use crate::{FetchedKeys, gateway_api::GatewayApiInput};
 pub struct SnapshotInput {
     /// The mesh's settings.
     pub mesh_config: MeshConfig,
+    /// Networks, and the gateways between them, as far as labels do not tell.
+    pub mesh_networks: MeshNetworks,
+    /// What the own cluster is called; empty for the default.
+    pub cluster_id: Arc<str>,
+    /// What other clusters hold, by cluster.
+    pub remotes: Vec<RemoteInput>,
     /// All namespaces.
     pub namespaces: Vec<Arc<Namespace>>,
     /// All services.
@@ -68,6 +74,32 @@ pub struct EndpointInput {
     pub pods: Vec<Arc<Pod>>,
     /// All WorkloadEntries.
     pub workload_entries: Vec<Arc<WorkloadEntry>>,
+    /// All nodes.
+    pub nodes: Vec<Arc<Node>>,
+    /// Those of other clusters, by cluster.
+    pub remotes: Vec<RemoteEndpoints>,
+}
+
+/// What another cluster holds. Its services are the mesh's; its configuration is its own.
+#[derive(Debug, Clone, Default)]
+pub struct RemoteInput {
+    /// What the cluster is called.
+    pub cluster: Arc<str>,
+    /// All namespaces.
+    pub namespaces: Vec<Arc<Namespace>>,
+    /// All services.
+    pub services: Vec<Arc<Service>>,
+}
+
+/// Endpoints of another cluster.
+#[derive(Debug, Clone, Default)]
+pub struct RemoteEndpoints {
+    /// What the cluster is called.
+    pub cluster: Arc<str>,
+    /// All endpoint slices.
+    pub endpoint_slices: Vec<Arc<EndpointSlice>>,
+    /// All pods.
+    pub pods: Vec<Arc<Pod>>,
     /// All nodes.
     pub nodes: Vec<Arc<Node>>,
 }

@@ -18,6 +18,7 @@ pub mod legacy;
 pub mod locality;
 pub mod model;
 pub mod names;
+pub mod networks;
 mod parts;
 mod path_template;
 pub mod peer_auth;
@@ -35,7 +36,7 @@ mod trust_domains;
 pub mod virtual_services;
 
 pub use derive::{Views, sidecar};
-pub use input::{EndpointInput, SnapshotInput};
+pub use input::{EndpointInput, RemoteEndpoints, RemoteInput, SnapshotInput};
 pub use model::jwt::KeySource;
 pub use parts::View;
 pub use proxy::{Counting, FileCerts, Interception, ProxyKind, ProxyNode};

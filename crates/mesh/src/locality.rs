@@ -74,7 +74,13 @@ pub fn arrange(endpoints: Vec<(&Endpoint, LoadEndpoint)>, spread: Option<&Spread
         .into_iter()
         .map(|((priority, locality), mut endpoints)| {
             endpoints.sort();
-            endpoints.dedup_by(|a, b| a.address == b.address);
+            endpoints.dedup_by(|a, b| {
+                let same = a.address == b.address;
+                if same && a.gateway_of.is_some() && a.gateway_of == b.gateway_of {
+                    b.weight = b.weight.saturating_add(a.weight);
+                }
+                same
+            });
             LoadGroup { locality, priority, share: None, endpoints }
         })
         .collect();

@@ -96,6 +96,8 @@ pub struct ProxyNode {
     pub labels: Labels,
     /// The service account proven by the certificate.
     pub service_account: Arc<str>,
+    /// The network it says it is in; empty when it says nothing.
+    pub network: Arc<str>,
     /// Whether its pod resolves ServiceEntries' hosts by their automatic addresses.
     pub dns_capture: bool,
     /// How packets are captured.

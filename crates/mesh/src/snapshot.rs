@@ -23,6 +23,7 @@ use crate::{
     legacy::LegacyIndex,
     locality,
     model::{Service, ServiceId, Workload},
+    networks::Networks,
     peer_auth::PeerAuthIndex,
     proxy::ProxyNode,
     read,
@@ -66,6 +67,7 @@ pub(crate) struct Config {
     pub compared: BTreeSet<Arc<str>>,
     pub virtual_services: VirtualServiceIndex,
     pub gateways: GatewayIndex,
+    pub networks: Networks,
     pub secrets: SecretIndex,
     pub telemetry: TelemetryIndex,
 }
@@ -89,6 +91,8 @@ impl Snapshot {
         let entries = read::service_entry::read_all(&input.service_entries, &settings, &automatic, &mut found);
         let mut services: Vec<_> =
             input.services.iter().map(|s| Arc::new(read::service::read(s, &settings, &mut found))).collect();
+        let networks = Networks::build(input, &settings, &mut found);
+        add_remote(&mut services, input, &settings, &networks);
         services.extend(entries.into_iter().map(Arc::new));
         services.sort_by(|a, b| a.origin.cmp(&b.origin));
         let policies =
@@ -138,10 +142,11 @@ impl Snapshot {
             virtual_services: VirtualServiceIndex::build(virtual_services, &mut found),
             gateways: GatewayIndex::build(gateways, &mut found),
             secrets: SecretIndex::build(&input.secrets, &input.config_maps, translated.granted),
+            networks,
             settings,
         };
-        let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.services);
-        let facts = endpoints.facts(&config.services);
+        let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.networks, &config.services);
+        let facts = endpoints.facts(&config.services, &config.networks);
         found.sort();
         found.dedup();
         let headless = Arc::new(headless_addresses(&facts));
@@ -153,8 +158,8 @@ impl Snapshot {
     /// The same snapshot with other endpoints and pods.
     #[must_use]
     pub fn with_endpoints(&self, input: &EndpointInput) -> Self {
-        let endpoints = EndpointPart::build(input, &self.config.settings, &self.config.services);
-        let facts = endpoints.facts(&self.config.services);
+        let endpoints = EndpointPart::build(input, &self.config.settings, &self.config.networks, &self.config.services);
+        let facts = endpoints.facts(&self.config.services, &self.config.networks);
         let endpoints = Arc::new(endpoints);
         if facts == *self.facts {
             return Self { endpoints, ..self.clone() };
@@ -244,6 +249,17 @@ impl Snapshot {
         &self.config.gateways
     }
 
+    /// Clusters, networks and the gateways between them.
+    pub fn networks(&self) -> &Networks {
+        &self.config.networks
+    }
+
+    /// The network a proxy is in; `None` where there is but one.
+    pub(crate) fn network_of(&self, proxy: &ProxyNode, labels: &Labels) -> Option<Arc<str>> {
+        let workload = self.workload_of(proxy).map(|w| w.network.clone()).unwrap_or_default();
+        self.config.networks.of_proxy(proxy, labels, &workload)
+    }
+
     /// Secrets of the cluster.
     pub fn secrets(&self) -> &SecretIndex {
         &self.config.secrets
@@ -268,6 +284,34 @@ impl Snapshot {
 
     pub(crate) fn facts_of(&self, service: &Service) -> Option<&ServiceFacts> {
         self.facts.get(&service.id)
+    }
+}
+
+/// Services of other clusters (semantics §23.2): one of a known name adds its identities, its endpoints come with the slices; another is
+/// a service of its own, without the addresses that are somebody else's here.
+fn add_remote(services: &mut Vec<Arc<Service>>, input: &SnapshotInput, settings: &Settings, networks: &Networks) {
+    let mut known: HashMap<ServiceId, usize> = services.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
+    let mut taken: HashSet<IpAddr> = services.iter().flat_map(|s| s.vips.iter().copied()).collect();
+    let mut remotes: Vec<_> = input.remotes.iter().collect();
+    remotes.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+    for remote in remotes {
+        for from in &remote.services {
+            // What is wrong with it is its own cluster's to tell.
+            let mut service = read::service::read(from, settings, &mut Vec::new());
+            if networks.is_cluster_local(&service.hostname) {
+                continue;
+            }
+            if let Some(own) = known.get(&service.id).and_then(|at| services.get_mut(*at)) {
+                let new = service.identities.iter().any(|id| !own.identities.contains(id));
+                if new {
+                    Arc::make_mut(own).identities.append(&mut service.identities);
+                }
+                continue;
+            }
+            service.vips.retain(|ip| taken.insert(*ip));
+            known.insert(service.id.clone(), services.len());
+            services.push(Arc::new(service));
+        }
     }
 }
 

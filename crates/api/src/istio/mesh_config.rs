@@ -65,6 +65,8 @@ pub struct MeshConfig {
     /// What every proxy has unless its pod or a `ProxyConfig` says otherwise.
     #[serde(deserialize_with = "nullable")]
     pub default_config: DefaultProxyConfig,
+    /// What holds for services by host.
+    pub service_settings: Vec<ServiceSettings>,
     /// Not part of Istio's schema: the DNS suffix of the cluster, which Istio takes from its command line.
     pub domain_suffix: String,
     pub enable_namespaces_by_default: bool,
@@ -107,6 +109,7 @@ impl Default for MeshConfig {
             disable_envoy_listener_log: false,
             enable_envoy_access_log_service: false,
             default_config: DefaultProxyConfig::default(),
+            service_settings: Vec::new(),
             domain_suffix: "cluster.local".to_owned(),
             enable_namespaces_by_default: false,
         }
@@ -231,4 +234,22 @@ pub struct DefaultProviders {
     /// `None`, as Istio's installation has it: Prometheus. An empty list counts nothing.
     pub metrics: Option<Vec<String>>,
     pub access_logging: Vec<String>,
+}
+
+/// What holds for services of some hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSettings {
+    #[serde(deserialize_with = "nullable")]
+    pub settings: HostSettings,
+    pub hosts: Vec<String>,
+}
+
+/// Settings of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostSettings {
+    /// Only endpoints of the client's own cluster are used.
+    #[serde(deserialize_with = "nullable")]
+    pub cluster_local: bool,
 }

@@ -1,6 +1,7 @@
-//! Endpoints of each cluster, with the decision which of them take mesh TLS (semantics §3.4).
+//! Endpoints of each cluster, with the decision which of them take mesh TLS (semantics §3.4) and which are reached through a gateway of
+//! their network (§23.5).
 //!
-//! Invariant: an endpoint is marked only if its workload says that it speaks mesh TLS.
+//! Invariant: an endpoint is marked only if its workload says that it speaks mesh TLS; a gateway stands only for marked ones.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,6 +10,7 @@ use carrick_base::Labels;
 use crate::{
     locality::{self, Spread},
     model::{Address, Endpoint, MtlsMode, Port, Service, ServiceId, TlsMode, Workload},
+    networks::Way,
     parts::{Load, LoadEndpoint},
     peer_auth::{Effective, PeerAuthIndex},
     snapshot::Snapshot,
@@ -29,6 +31,8 @@ pub(super) struct LoadKey {
     pub spread: Option<Spread>,
     /// Only endpoints that take mesh TLS, which then is the client's own (AUTO_PASSTHROUGH).
     pub mtls_only: bool,
+    /// The client's network, where there is more than one.
+    pub network: Option<Arc<str>>,
 }
 
 /// Policies of workloads by the workload's address, which is its snapshot's own.
@@ -71,19 +75,34 @@ pub(super) fn load<'a>(
 ) -> Load {
     let service = (!snapshot.legacy().is_empty()).then(|| snapshot.service_of(&key.service)).flatten();
     let service_port = service.and_then(|s| s.ports.iter().find(|p| p.slot == key.slot).map(|p| (&**s, p)));
-    let endpoints = all
-        .filter(|e| e.ready && e.carries(&key.labels))
-        .map(|e| {
-            let endpoint = LoadEndpoint {
-                address: e.address.clone(),
-                mtls: takes_mtls(snapshot, e, key.by_rule, service_port, policies),
-                workload: e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w)),
-                weight: e.weight(),
-            };
-            (e, endpoint)
-        })
-        .filter(|(_, e)| e.mtls || !key.mtls_only)
-        .collect();
+    let networks = &snapshot.config.networks;
+    let mut endpoints = Vec::new();
+    for e in all.filter(|e| e.ready && e.carries(&key.labels)) {
+        let mtls = takes_mtls(snapshot, e, key.by_rule, service_port, policies);
+        let weight = e.weight().saturating_mul(networks.scale());
+        match networks.way(key.network.as_deref(), e) {
+            Way::Direct if mtls || !key.mtls_only => {
+                let workload = e.workload.as_ref().map_or_else(|| "".into(), |w| describe(w, &e.cluster));
+                let endpoint = LoadEndpoint { address: e.address.clone(), mtls, workload, weight, gateway_of: None };
+                endpoints.push((e, endpoint));
+            }
+            // What came through one gateway is not sent on to the next, which might send it back.
+            Way::Through(entrances) if mtls && !key.mtls_only => {
+                let share = u32::try_from(entrances.len()).ok().and_then(|n| weight.checked_div(n)).unwrap_or(weight);
+                endpoints.extend(entrances.iter().map(|entrance| {
+                    let endpoint = LoadEndpoint {
+                        address: Address::Ip(entrance.address, entrance.port),
+                        mtls,
+                        workload: "".into(),
+                        weight: share,
+                        gateway_of: Some(e.network.clone()),
+                    };
+                    (e, endpoint)
+                }));
+            }
+            Way::Direct | Way::Through(_) => {}
+        }
+    }
     Load { cluster: key.cluster.clone(), groups: locality::arrange(endpoints, key.spread.as_ref()) }
 }
 
@@ -113,13 +132,13 @@ fn takes_mtls(
 }
 
 /// `<workload>;<namespace>;<canonical name>;<canonical revision>;<cluster>`; empty for what no object of its own stands for.
-fn describe(workload: &Workload) -> Arc<str> {
+fn describe(workload: &Workload, cluster: &str) -> Arc<str> {
     if workload.workload_name.is_empty() {
         return "".into();
     }
     let (name, revision) = telemetry::canonical(&workload.labels);
     format!(
-        "{};{};{};{};Kubernetes",
+        "{};{};{};{};{cluster}",
         workload.workload_name,
         workload.name.namespace,
         name.unwrap_or(&workload.workload_name),

@@ -64,6 +64,7 @@ struct Reacher {
     files: Option<FileCerts>,
     families: Families,
     place: Arc<Place>,
+    network: Option<Arc<str>>,
     gateway: bool,
     blind_reuse: bool,
 }
@@ -87,6 +88,7 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         files: scope.client_certs.clone(),
         families: scope.families,
         place: scope.place.clone(),
+        network: scope.network.clone(),
         gateway: scope.router,
         blind_reuse: scope.blind_reuse,
     };
@@ -170,6 +172,7 @@ fn reach(snapshot: &Snapshot, reacher: &Reacher, service: &Service, rule: Option
                 labels: labels.cloned().unwrap_or_default(),
                 by_rule: tls::endpoints_by_rule(policy.tls.as_ref()),
                 mtls_only: false,
+                network: reacher.network.clone(),
                 spread: spread(snapshot, service, &policy, cluster.outlier_detection.is_some(), &reacher.place),
             };
             cluster.shares = key.spread.as_ref().is_some_and(|s| !s.policy.distribute.is_empty());

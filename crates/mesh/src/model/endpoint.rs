@@ -110,6 +110,10 @@ pub struct Endpoint {
     pub ready: bool,
     /// Who owns the address, when that is known.
     pub workload: Option<Arc<Workload>>,
+    /// The cluster it is in.
+    pub cluster: Arc<str>,
+    /// The network it is in; empty when that is not known.
+    pub network: Arc<str>,
 }
 
 impl Endpoint {

@@ -39,6 +39,8 @@ pub struct LoadEndpoint {
     pub workload: Arc<str>,
     /// Its share of traffic, relative to its neighbours'.
     pub weight: u32,
+    /// The network that this is a gateway of, for all of its endpoints; `None` for the endpoint itself.
+    pub gateway_of: Option<Arc<str>>,
 }
 
 impl Load {

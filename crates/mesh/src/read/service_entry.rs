@@ -143,7 +143,8 @@ fn written(
     settings: &Settings,
 ) -> BTreeMap<Arc<str>, Vec<Endpoint>> {
     let spec = &from.spec;
-    let bare = |address: Address| Endpoint { address, ready: true, workload: None };
+    let bare =
+        |address: Address| Endpoint { address, ready: true, workload: None, cluster: "".into(), network: "".into() };
     let entries: Vec<_> =
         spec.endpoints.iter().filter_map(|e| workload_entry::inline(e, &from.metadata, settings)).collect();
     let of_port = |port: &Port| -> Vec<Endpoint> {
@@ -155,7 +156,7 @@ fn written(
             Written::None | Written::DynamicDns => Vec::new(),
             _ if !entries.is_empty() => entries
                 .iter()
-                .map(|e| Endpoint { address: e.address(port), ready: true, workload: Some(e.workload.clone()) })
+                .map(|e| Endpoint { workload: Some(e.workload.clone()), ..bare(e.address(port)) })
                 .collect(),
             _ if spec.workload_selector.is_some() => Vec::new(),
             Written::Static => vips.iter().map(|ip| bare(Address::Ip(*ip, target))).collect(),

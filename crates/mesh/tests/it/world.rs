@@ -4,9 +4,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use carrick_api::{EndpointSlice, MeshConfig, Pod, Service, from_value};
+use carrick_api::{EndpointSlice, MeshConfig, MeshNetworks, Pod, Service, from_value};
 use carrick_mesh::{
-    EndpointInput, FileCerts, Interception, ProxyKind, ProxyNode, SnapshotInput, view::gateway::Topology,
+    EndpointInput, FileCerts, Interception, ProxyKind, ProxyNode, RemoteEndpoints, RemoteInput, SnapshotInput,
+    view::gateway::Topology,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -20,6 +21,20 @@ pub struct World {
     pub services: Vec<ShortService>,
     /// Objects as they stand in manifests. Their `age` (higher is older) becomes a creation time.
     pub objects: Vec<Value>,
+    /// MeshNetworks.
+    pub networks: Option<Value>,
+    pub remotes: Vec<Remote>,
+}
+
+/// Another cluster.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remote {
+    pub cluster: String,
+    /// The network of its root namespace.
+    pub network: Option<String>,
+    pub pods: Vec<ShortPod>,
+    pub services: Vec<ShortService>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -52,6 +67,8 @@ pub struct ShortService {
     pub annotations: BTreeMap<String, String>,
     pub app_protocol: Option<String>,
     pub age: i64,
+    pub labels: BTreeMap<String, String>,
+    pub external_ips: Vec<String>,
 }
 
 /// Reads an object as a typed one and keeps it.
@@ -78,6 +95,8 @@ impl World {
         all.pods.extend(other.pods.iter().cloned());
         all.services.extend(other.services.iter().cloned());
         all.objects.extend(other.objects.iter().cloned());
+        all.networks = other.networks.clone().or(all.networks);
+        all.remotes.extend(other.remotes.iter().cloned());
         all
     }
 
@@ -87,6 +106,11 @@ impl World {
             mesh_config: self.mesh.as_ref().map_or_else(MeshConfig::default, |m| from_value(m).expect("mesh config")),
             services: self.services.iter().map(|s| Arc::new(s.object())).collect(),
             endpoints: self.endpoints(),
+            mesh_networks: self
+                .networks
+                .as_ref()
+                .map_or_else(MeshNetworks::default, |n| from_value(n).expect("networks")),
+            remotes: self.remotes.iter().map(Remote::input).collect(),
             ..SnapshotInput::default()
         };
         for object in &self.objects {
@@ -107,6 +131,7 @@ impl World {
                 "WorkloadEntry" => take(&mut input.endpoints.workload_entries, &object),
                 "Node" => take(&mut input.endpoints.nodes, &object),
                 "VirtualService" => take(&mut input.virtual_services, &object),
+                "Namespace" => take(&mut input.namespaces, &object),
                 "Gateway" => take(&mut input.gateways, &object),
                 "Telemetry" => take(&mut input.telemetries, &object),
                 "Secret" => take(&mut input.secrets, &object),
@@ -122,6 +147,7 @@ impl World {
         EndpointInput {
             pods: self.pods.iter().map(|p| Arc::new(p.object())).collect(),
             endpoint_slices: self.services.iter().filter_map(|s| s.slice(&self.pods)).map(Arc::new).collect(),
+            remotes: self.remotes.iter().map(Remote::endpoints).collect(),
             ..EndpointInput::default()
         }
     }
@@ -161,6 +187,27 @@ impl World {
             }
         }
         proxy
+    }
+}
+
+impl Remote {
+    fn input(&self) -> RemoteInput {
+        let root = json!({"metadata": {"name": "istio-system", "labels": {"topology.istio.io/network": self.network}}});
+        let mut namespaces = Vec::new();
+        if self.network.is_some() {
+            take(&mut namespaces, &root);
+        }
+        let services = self.services.iter().map(|s| Arc::new(s.object())).collect();
+        RemoteInput { cluster: self.cluster.as_str().into(), namespaces, services }
+    }
+
+    fn endpoints(&self) -> RemoteEndpoints {
+        RemoteEndpoints {
+            cluster: self.cluster.as_str().into(),
+            pods: self.pods.iter().map(|p| Arc::new(p.object())).collect(),
+            endpoint_slices: self.services.iter().filter_map(|s| s.slice(&self.pods)).map(Arc::new).collect(),
+            nodes: Vec::new(),
+        }
     }
 }
 
@@ -212,8 +259,9 @@ impl ShortService {
         }
         let metadata = json!({
             "name": name, "namespace": namespace, "creationTimestamp": created(self.age),
-            "annotations": self.annotations,
+            "annotations": self.annotations, "labels": self.labels,
         });
+        spec["externalIPs"] = json!(self.external_ips);
         from_value(&json!({"metadata": metadata, "spec": spec})).expect("a service")
     }
 
