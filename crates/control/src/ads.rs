@@ -132,6 +132,7 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
         ips: instance_ips(node, id),
         labels: metadata_map(node, "LABELS").unwrap_or_default(),
         service_account: Arc::from(caller.service_account.as_str()),
+        network: Arc::from(metadata_text(node, "NETWORK").unwrap_or_default()),
         dns_capture: metadata_text(node, "DNS_CAPTURE") == Some("true"),
         interception: match metadata_text(node, "INTERCEPTION_MODE") {
             Some("TPROXY") => Interception::Tproxy,

@@ -11,13 +11,15 @@ use crate::debug::{self, Pages};
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
 use crate::metrics::ControlMetrics;
+use crate::remote;
 use crate::renderer::Renderer;
 use crate::seen::Seen;
 use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
 use crate::status::Statuses;
-use carrick_api::MeshConfig;
+use carrick_api::{MeshConfig, MeshNetworks};
 use carrick_base::TrustDomain;
+use carrick_mesh::networks::DEFAULT_CLUSTER;
 use carrick_pki::ca::{Authority, Subject};
 use carrick_pki::ca_service::CertificateServer;
 use carrick_pki::tls::VerifiedPeer;
@@ -60,6 +62,10 @@ pub struct ControlOptions {
     pub server_ips: Vec<IpAddr>,
     /// Life of the server certificate.
     pub server_cert_ttl: Duration,
+    /// What the cluster is called; other control planes know it by this name.
+    pub cluster_id: String,
+    /// Networks, and the gateways between them, as far as labels do not tell.
+    pub mesh_networks: MeshNetworks,
     /// When changes are published.
     pub debounce: Debounce,
     /// How keys of token issuers are fetched. The mesh's `caCertificates` are among the roots anyway.
@@ -84,6 +90,8 @@ impl ControlOptions {
             server_names: Vec::new(),
             server_ips: Vec::new(),
             server_cert_ttl: Duration::from_secs(24 * 60 * 60),
+            cluster_id: DEFAULT_CLUSTER.to_owned(),
+            mesh_networks: MeshNetworks::default(),
             debounce: Debounce::default(),
             keys: KeyOptions::default(),
             metrics: Metrics::new(),
@@ -173,8 +181,15 @@ impl Control {
         let (keys, fetching) = keys::task(&key_options, renderer.clone(), drain.clone());
         tasks.spawn("keys", fetching);
         let fetched_keys = keys.follow();
+        let root = Arc::from(options.mesh_config.root_namespace.as_str());
+        let (remotes, following) = remote::task(root, client.clone(), drain.clone());
+        tasks.spawn("other clusters", following);
+        let cluster_id: Arc<str> = options.cluster_id.into();
         let fold = Fold {
             keys,
+            remotes,
+            cluster_id: cluster_id.clone(),
+            mesh_networks: options.mesh_networks,
             mesh_config: options.mesh_config.clone(),
             debounce: options.debounce,
             renderer: renderer.clone(),
@@ -214,6 +229,7 @@ impl Control {
         let pages = Pages {
             name: options.name,
             version: options.version,
+            cluster_id,
             metrics: options.metrics,
             seen,
             connections,

@@ -3,6 +3,7 @@
 //! Invariant: reading only. Shapes are Istio's where people or tools read them (`syncz`), our own elsewhere. Nothing
 //! secret is shown: certificates and tokens are not kept here at all.
 
+mod clusters;
 mod distribution;
 mod dump;
 pub(crate) mod keys_page;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 pub(crate) struct Pages {
     pub(crate) name: String,
     pub(crate) version: String,
+    pub(crate) cluster_id: Arc<str>,
     pub(crate) metrics: Metrics,
     pub(crate) seen: Arc<Seen>,
     pub(crate) connections: Arc<Connections>,
@@ -61,6 +63,7 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     });
     page(&mut router, "/debug/registryz", &pages, |pages, _| async move { registry::services(&pages) });
     page(&mut router, "/debug/endpointz", &pages, |pages, _| async move { registry::endpoints(&pages) });
+    page(&mut router, "/debug/clusterz", &pages, |pages, _| async move { clusters::page(&pages) });
     page(&mut router, "/debug/mesh", &pages, |pages, _| async move {
         answer(StatusCode::OK, &serde_json::to_value(&pages.mesh_config).unwrap_or_default())
     });

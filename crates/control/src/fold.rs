@@ -9,16 +9,18 @@ use crate::keys::Keys;
 use crate::ledger;
 use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
+use crate::remote::{self, ClusterId, Remote, RemoteEvent, Remotes, What};
 use crate::renderer::{Build, Renderer};
 use crate::seen::Seen;
 use crate::source::{Change, Event, KINDS, Kind, Name};
-use carrick_api::MeshConfig;
 use carrick_api::timestamp::Timestamp;
-use carrick_mesh::FetchedKeys;
+use carrick_api::{MeshConfig, MeshNetworks};
+use carrick_base::Diagnostic;
 use carrick_mesh::gateway_api::GATEWAY_LABEL;
+use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
 use carrick_runtime::drain::Drain;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -63,6 +65,10 @@ struct Pending {
 /// The task.
 pub(crate) struct Fold {
     pub(crate) keys: Keys,
+    pub(crate) remotes: Remotes,
+    /// What the own cluster is called.
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) mesh_networks: MeshNetworks,
     pub(crate) mesh_config: MeshConfig,
     pub(crate) debounce: Debounce,
     pub(crate) renderer: Arc<Renderer>,
@@ -81,6 +87,10 @@ struct State {
     pending: Option<Pending>,
     last_publish: Option<Instant>,
     keys: FetchedKeys,
+    secrets: remote::Secrets,
+    remotes: BTreeMap<ClusterId, Remote>,
+    /// Words of Secrets on other clusters that are not used.
+    unusable: Vec<Diagnostic>,
 }
 
 impl Fold {
@@ -95,11 +105,14 @@ impl Fold {
             pending: None,
             last_publish: None,
             keys: FetchedKeys::new(),
+            secrets: remote::Secrets::default(),
+            remotes: BTreeMap::new(),
+            unusable: Vec::new(),
         };
         loop {
             // Half a configuration would close what is meant to be open, and open what is meant to be closed.
             let complete = state.listed.len() == KINDS.len();
-            let due = state.pending.as_ref().filter(|_| complete).map(|pending| self.due(pending));
+            let due = state.pending.as_ref().filter(|_| complete).map(|pending| self.due(&state, pending));
             let timer = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -118,6 +131,7 @@ impl Fold {
                 },
                 () = timer => self.publish(&mut state),
                 () = self.keys.changed() => self.take_keys(&mut state),
+                event = self.remotes.next() => self.take_remote(&mut state, event),
             }
         }
     }
@@ -136,10 +150,31 @@ impl Fold {
         }
     }
 
-    fn due(&self, pending: &Pending) -> Instant {
-        let due = self.due_by_age(pending);
+    /// What another cluster holds is taken over like what the own one does, but waits for nothing of the own.
+    fn take_remote(&self, state: &mut State, RemoteEvent { cluster, what }: RemoteEvent) {
+        let gone = matches!(what, What::Gone);
+        let endpoints = state.remotes.entry(cluster.clone()).or_default().take(what);
+        if gone {
+            state.remotes.remove(&cluster);
+        }
+        self.seen.lock().clusters = self.remotes.shown(&state.remotes);
+        let Some(endpoints) = endpoints else { return };
+        state.revision = state.revision.wrapping_add(1);
+        self.seen.lock().revision = state.revision;
+        self.pend(state, !endpoints);
+    }
+
+    fn due(&self, state: &State, pending: &Pending) -> Instant {
+        let mut due = self.due_by_age(pending);
         // Without its keys an issuer's tokens are refused, also those that were good under the last snapshot.
-        if self.keys.outstanding() { due.max(pending.first + KEYS_WAIT) } else { due }
+        if self.keys.outstanding() {
+            due = due.max(pending.first + KEYS_WAIT);
+        }
+        // Proxies that the last process told of other clusters' endpoints keep them until this one knows them too.
+        if state.sequence == 0 && self.remotes.outstanding(&state.remotes) {
+            due = due.max(pending.first + remote::WAIT);
+        }
+        due
     }
 
     fn due_by_age(&self, pending: &Pending) -> Instant {
@@ -161,6 +196,15 @@ impl Fold {
         let touched = touched(&event.change);
         let config = !kind.info().endpoints || is_gateway(&event.change);
         let tracked = ledger::carries(kind).then(|| event.change.clone());
+        if kind == Kind::Secret && state.secrets.take(&self.mesh_config.root_namespace, &event.change) {
+            let (wanted, unusable) = state.secrets.wanted(&self.mesh_config.root_namespace, &self.cluster_id);
+            self.remotes.want(wanted);
+            if state.unusable != unusable {
+                state.unusable = unusable;
+                self.pend(state, true);
+            }
+            self.seen.lock().clusters = self.remotes.shown(&state.remotes);
+        }
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
             warn!(kind = kind.info().name, namespace, name, reason, "object cannot be read and is left out");
@@ -199,6 +243,18 @@ impl Fold {
         if !changed {
             return;
         }
+        self.pend(state, config);
+        if listed_now && state.listed.len() == KINDS.len() {
+            info!(services = state.known.service_count(), "all kinds are listed");
+            if !self.keys.outstanding() && !self.remotes.outstanding(&state.remotes) {
+                self.publish(state);
+            }
+        }
+    }
+
+    /// Something is to be published.
+    fn pend(&self, state: &mut State, config: bool) {
+        let now = Instant::now();
         match &mut state.pending {
             Some(pending) => {
                 pending.last = now;
@@ -210,12 +266,24 @@ impl Fold {
                 state.pending = Some(Pending { first: now, last: now, config, after_quiet });
             }
         }
-        if listed_now && state.listed.len() == KINDS.len() {
-            info!(services = state.known.service_count(), "all kinds are listed");
-            if !self.keys.outstanding() {
-                self.publish(state);
-            }
-        }
+    }
+
+    /// Everything, of all clusters that were listed.
+    fn input(&self, state: &State) -> SnapshotInput {
+        let mut input = state.known.input(&self.mesh_config, state.keys.clone());
+        input.mesh_networks = self.mesh_networks.clone();
+        input.cluster_id = self.cluster_id.clone();
+        input.remotes = listed(state).map(|(id, remote)| remote.known.remote(id)).collect();
+        input.endpoints = self.endpoints(state);
+        input.findings = state.unusable.clone();
+        input.findings.extend(state.remotes.values().filter_map(|r| r.problem.clone()));
+        input
+    }
+
+    fn endpoints(&self, state: &State) -> EndpointInput {
+        let mut endpoints = state.known.endpoints();
+        endpoints.remotes = listed(state).map(|(id, remote)| remote.known.remote_endpoints(id)).collect();
+        endpoints
     }
 
     fn publish(&self, state: &mut State) {
@@ -235,15 +303,20 @@ impl Fold {
         };
         self.metrics.services.set(i64::try_from(state.known.service_count()).unwrap_or(i64::MAX));
         let build = if pending.config || state.sequence == 1 {
-            Build::Everything(Box::new(state.known.input(&self.mesh_config, state.keys.clone())), published.clone())
+            Build::Everything(Box::new(self.input(state)), published.clone())
         } else {
-            Build::Endpoints(state.known.endpoints(), published.clone())
+            Build::Endpoints(self.endpoints(state), published.clone())
         };
         self.seen.lock().history.published(published);
         self.renderer.build(build);
         state.last_publish = Some(Instant::now());
         self.synced.send_replace(true);
     }
+}
+
+/// Clusters of which everything was listed once.
+fn listed(state: &State) -> impl Iterator<Item = (&ClusterId, &Remote)> {
+    state.remotes.iter().filter(|(_, remote)| remote.complete())
 }
 
 /// The one object a change is about; `None` for a list.

@@ -18,6 +18,7 @@ mod metrics;
 mod names;
 mod objects;
 mod read;
+mod remote;
 mod renderer;
 mod seen;
 mod server_cert;

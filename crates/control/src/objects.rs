@@ -16,7 +16,7 @@ use carrick_api::{
     Sidecar, Telemetry, VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::gateway_api::GatewayApiInput;
-use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, SnapshotInput};
+use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, RemoteEndpoints, RemoteInput, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -241,6 +241,22 @@ impl Known {
             pods: self.pods.all(),
             workload_entries: self.workload_entries.all(),
             nodes: self.nodes.all(),
+            remotes: Vec::new(),
+        }
+    }
+
+    /// What counts of another cluster, without its endpoints.
+    pub(crate) fn remote(&self, cluster: &Arc<str>) -> RemoteInput {
+        RemoteInput { cluster: cluster.clone(), namespaces: self.namespaces.all(), services: self.services.all() }
+    }
+
+    /// Another cluster's endpoints.
+    pub(crate) fn remote_endpoints(&self, cluster: &Arc<str>) -> RemoteEndpoints {
+        RemoteEndpoints {
+            cluster: cluster.clone(),
+            endpoint_slices: self.endpoint_slices.all(),
+            pods: self.pods.all(),
+            nodes: self.nodes.all(),
         }
     }
 
@@ -295,6 +311,7 @@ impl Known {
             proxy_configs: self.proxy_configs.all(),
             legacy_policies: self.legacy_policies.all(),
             legacy_mesh_policies: self.legacy_mesh_policies.all(),
+            ..SnapshotInput::default()
         }
     }
 }

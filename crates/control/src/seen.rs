@@ -4,6 +4,7 @@
 
 use crate::history::History;
 use crate::ledger::Ledger;
+use crate::remote::{ClusterId, Shown};
 use crate::source::{Kind, Name};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -22,6 +23,8 @@ pub(crate) struct SeenInner {
     pub(crate) revision: u64,
     /// The resource version of each object that was seen last.
     pub(crate) versions: BTreeMap<Kind, BTreeMap<Name, u64>>,
+    /// Other clusters.
+    pub(crate) clusters: BTreeMap<ClusterId, Shown>,
     /// The objects whose status is written.
     pub(crate) ledger: Ledger,
 }

@@ -10,6 +10,8 @@ use carrick_api::{
     ServiceEntry, Sidecar, Telemetry, VirtualService, WorkloadEntry,
 };
 
+use carrick_base::Diagnostic;
+
 use crate::{FetchedKeys, gateway_api::GatewayApiInput};
 
 /// All objects at one moment.
@@ -61,6 +63,8 @@ pub struct SnapshotInput {
     pub telemetries: Vec<Arc<Telemetry>>,
     /// All ProxyConfigs.
     pub proxy_configs: Vec<Arc<ProxyConfig>>,
+    /// What was found wrong before anything was read, to be told with the rest.
+    pub findings: Vec<Diagnostic>,
     /// All objects of the Gateway API.
     pub gateway_api: GatewayApiInput,
 }

@@ -76,6 +76,7 @@ impl Snapshot {
     /// Reads all objects. A broken one disables itself alone, and is told of.
     pub fn build(input: &SnapshotInput) -> (Self, Vec<Diagnostic>) {
         let (settings, mut found) = Settings::parse(&input.mesh_config);
+        found.extend(input.findings.iter().cloned());
         let around = Surroundings {
             namespaces: &input.namespaces,
             services: &input.services,

@@ -46,6 +46,8 @@ pub(super) fn endpoints(pages: &Pages) -> Response {
                             "port": &**port,
                             "address": e.address.to_string(),
                             "ready": e.ready,
+                            "cluster": &*e.cluster,
+                            "network": &*e.network,
                             "workload": e.workload.as_ref().map(|w| w.name.to_string()),
                             "identity": e.workload.as_ref().and_then(|w| Some(w.identity.as_ref()?.as_str().to_owned())),
                         })

@@ -68,6 +68,8 @@ impl World {
             server_names: vec![],
             server_ips: vec![Ipv4Addr::LOCALHOST.into()],
             server_cert_ttl: Duration::from_secs(3600),
+            cluster_id: "Kubernetes".into(),
+            mesh_networks: Default::default(),
             debounce: Default::default(),
             keys: Default::default(),
             metrics: Metrics::new(),

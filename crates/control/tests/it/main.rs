@@ -6,3 +6,4 @@ mod cluster;
 mod envoy;
 mod fixture;
 mod pushes;
+mod remote;
