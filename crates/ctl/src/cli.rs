@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     analyze, apply, bench, cluster, convert, demo, experimental, output::Format, process, proxy_config, proxy_status,
-    up, validate, version, why,
+    remote, up, validate, version, why,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -66,6 +66,10 @@ enum Command {
     /// Show which proxies are connected and whether they run the newest configuration.
     #[command(visible_alias = "ps")]
     ProxyStatus(ProxyStatus),
+    /// Print the Secret by which other control planes may read this cluster.
+    CreateRemoteSecret(remote::Options),
+    /// List the clusters that the control plane on this machine reads.
+    RemoteClusters(RemoteClusters),
     /// Tell whether a call gets through, what happens to it, and which object decides each step.
     Why(Why),
     /// Reports that put the API's objects beside what a proxy really runs.
@@ -110,6 +114,18 @@ struct Up {
     /// MeshConfig file (YAML); only what is named there differs from the defaults.
     #[arg(long, value_name = "FILE")]
     mesh_config: Option<PathBuf>,
+    /// What this cluster is called in a mesh of several.
+    #[arg(long, default_value = "Kubernetes", value_name = "ID")]
+    cluster_id: String,
+    /// The network of this cluster's pods: written as a label on the control plane's namespace, where other clusters read it.
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
+    /// Networks, and the gateways between them, as far as labels do not tell (YAML of Istio's meshNetworks).
+    #[arg(long, value_name = "FILE")]
+    mesh_networks: Option<PathBuf>,
+    /// Addresses of this machine, besides 127.0.0.1, that the Kubernetes API listens on, for the control planes of other clusters.
+    #[arg(long = "api-address", value_name = "IP")]
+    api_addresses: Vec<std::net::IpAddr>,
     /// Leave /etc/hosts alone: the host itself then cannot call services by name.
     #[arg(long)]
     no_host_names: bool,
@@ -484,6 +500,16 @@ struct ProxyStatus {
 }
 
 #[derive(Debug, Args)]
+struct RemoteClusters {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    output: Format,
+    /// Debug port of the control plane on this machine.
+    #[arg(long, default_value_t = 15014, value_name = "PORT")]
+    debug_port: u16,
+}
+
+#[derive(Debug, Args)]
 struct Demo {
     #[command(subcommand)]
     command: demo::Command,
@@ -555,6 +581,16 @@ impl Cli {
                     anyhow::bail!("no proxy {proxy:?} is connected to the control plane");
                 }
                 print!("{}", proxy_status::show(&answer, &filter, options.output)?);
+                Ok(0)
+            }
+            Command::CreateRemoteSecret(options) => {
+                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+                print!("{}", remote::secret(&options, &kubeconfig, &global.istio_namespace).await?);
+                Ok(0)
+            }
+            Command::RemoteClusters(options) => {
+                let (clusters, control_plane) = remote::fetch(options.debug_port).await?;
+                print!("{}", remote::show(&clusters, &control_plane, options.output)?);
                 Ok(0)
             }
             Command::Why(options) => {
@@ -702,6 +738,10 @@ impl Up {
             workload_cert_ttl: self.workload_cert_ttl,
             max_workload_cert_ttl: self.max_workload_cert_ttl,
             mesh_config: self.mesh_config,
+            cluster_id: self.cluster_id,
+            pod_network: self.network,
+            mesh_networks: self.mesh_networks,
+            api_addresses: self.api_addresses,
             host_names: !self.no_host_names,
             network: !self.no_network,
             log: self.log,
@@ -734,6 +774,9 @@ impl Run {
         };
         options.envoy_binary = self.envoy_binary.or_else(|| process::on_path("envoy"));
         options.trust_domain = self.trust_domain;
+        if let Some(cluster_id) = up::cluster_id(&global.data_dir) {
+            options.cluster_id = cluster_id;
+        }
         Ok(options)
     }
 }

@@ -18,6 +18,7 @@ pub mod output;
 pub mod process;
 pub mod proxy_config;
 pub mod proxy_status;
+pub mod remote;
 pub mod table;
 pub mod up;
 pub mod validate;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use carrick_api::MeshConfig;
+use carrick_api::{MeshConfig, MeshNetworks};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{Control, ControlOptions};
@@ -22,10 +22,16 @@ use carrick_pki::{
 };
 use carrick_pod::{HostOptions, host, options::GATEWAY};
 use carrick_runtime::{clock::SystemClock, tasks::TaskSet};
+use k8s_openapi::api::core::v1::Namespace;
 use tokio_util::sync::CancellationToken;
 
 /// How long open requests and streams may take when `carrick up` is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// The label that tells the network of what says nothing of its own.
+const NETWORK: &str = "topology.istio.io/network";
+/// The file that keeps what the cluster is called, for `carrick run`.
+const CLUSTER_ID: &str = "cluster-id";
 
 /// What `carrick up` is told.
 #[derive(Debug, Clone)]
@@ -50,6 +56,14 @@ pub struct Options {
     pub max_workload_cert_ttl: Duration,
     /// MeshConfig file.
     pub mesh_config: Option<PathBuf>,
+    /// What the cluster is called.
+    pub cluster_id: String,
+    /// The network of its pods, to be written down; `None` leaves what is written.
+    pub pod_network: Option<String>,
+    /// MeshNetworks file.
+    pub mesh_networks: Option<PathBuf>,
+    /// More addresses of the Kubernetes API, with the same port.
+    pub api_addresses: Vec<IpAddr>,
     /// Whether the host's own name table gets the services.
     pub host_names: bool,
     /// Whether bridge and service rules are made.
@@ -66,7 +80,7 @@ pub async fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
     let stop = stopped()?;
-    let mesh_config = mesh_config(&options)?;
+    let (mesh_config, mesh_networks) = (mesh_config(&options)?, mesh_networks(&options)?);
 
     let lock = lock(&options.data_dir).await?;
     let authority = authority(&options)?;
@@ -74,8 +88,14 @@ pub async fn run(options: Options) -> Result<()> {
     let (_root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.root_pem = root_pem;
+    api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     let client = crate::cluster::client(api.kubeconfig()).await?;
+
+    if let Some(network) = &options.pod_network {
+        label_network(&client, &options.root_namespace, network).await?;
+    }
+    std::fs::write(options.data_dir.join(CLUSTER_ID), &options.cluster_id).context("the cluster's name")?;
 
     let host_stop = CancellationToken::new();
     let host_options = host_options(&options);
@@ -91,6 +111,8 @@ pub async fn run(options: Options) -> Result<()> {
     control_options.xds_addr.set_port(options.xds_port);
     control_options.debug_addr.set_port(options.debug_port);
     control_options.name = format!("carrick-{}", carrick_pod::options::host_name());
+    control_options.cluster_id = options.cluster_id.clone();
+    control_options.mesh_networks = mesh_networks;
     control_options.server_ips = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(GATEWAY)];
     let control = Control::start(control_options).await.context("the control plane")?;
     control.ready().await;
@@ -167,6 +189,28 @@ fn mesh_config(options: &Options) -> Result<MeshConfig> {
     config.root_namespace = options.root_namespace.clone();
     config.trust_domain = options.trust_domain.clone();
     Ok(config)
+}
+
+fn mesh_networks(options: &Options) -> Result<MeshNetworks> {
+    let Some(path) = &options.mesh_networks else { return Ok(MeshNetworks::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is no MeshNetworks", path.display()))
+}
+
+/// What the cluster of a data folder is called, if `carrick up` has run there.
+pub fn cluster_id(data_dir: &Path) -> Option<String> {
+    std::fs::read_to_string(data_dir.join(CLUSTER_ID)).ok().filter(|id| !id.is_empty())
+}
+
+/// Writes the network of all pods on the root namespace, where every control plane of the mesh looks for it.
+async fn label_network(client: &kube::Client, root: &str, network: &str) -> Result<()> {
+    let namespaces: kube::Api<Namespace> = kube::Api::all(client.clone());
+    let object = serde_json::json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": root, "labels": {NETWORK: network}},
+    });
+    let params = kube::api::PatchParams::apply("carrick-up").force();
+    namespaces.patch(root, &params, &kube::api::Patch::Apply(object)).await.context("--network")?;
+    Ok(())
 }
 
 fn authority(options: &Options) -> Result<Authority> {

@@ -25,6 +25,8 @@ pub(crate) struct ServiceView {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) cluster_ips: Vec<Ipv4Addr>,
+    /// Addresses from outside that lead to this machine: `externalIPs`, and those of a balancer.
+    pub(crate) external_ips: Vec<Ipv4Addr>,
     pub(crate) headless: bool,
     pub(crate) external_name: Option<String>,
     pub(crate) ports: Vec<PortView>,
@@ -99,6 +101,7 @@ fn one(namespace: &str, name: &str, service: &Service, slices: &[&EndpointSlice]
         name: name.to_owned(),
         headless: ips.iter().any(|ip| ip == "None"),
         cluster_ips: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        external_ips: external_ips(service),
         external_name,
         ports: ports
             .iter()
@@ -142,13 +145,26 @@ fn endpoints(slices: &[&EndpointSlice], port_name: &str) -> BTreeMap<SocketAddrV
     found
 }
 
-/// Ready endpoints by cluster IP and port.
+fn external_ips(service: &Service) -> Vec<Ipv4Addr> {
+    let own = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
+    let balancer = service.status.iter().filter_map(|s| s.load_balancer.as_ref());
+    let balancer = balancer.flat_map(|b| b.ingress.iter().flatten()).filter_map(|i| i.ip.as_ref());
+    own.chain(balancer).filter_map(|ip| ip.parse().ok()).filter(|ip: &Ipv4Addr| !ip.is_loopback()).collect()
+}
+
+/// Ready endpoints by address of the service and port; a cluster IP is nobody else's.
 pub(crate) fn ports(views: &[ServiceView]) -> BTreeMap<ServicePort, BTreeSet<SocketAddrV4>> {
     let mut ports = BTreeMap::new();
     for view in views.iter().filter(|view| !view.headless) {
         for (ip, port) in view.cluster_ips.iter().flat_map(|ip| view.ports.iter().map(move |port| (ip, port))) {
             let key = ServicePort { ip: *ip, protocol: port.protocol, port: port.port };
             ports.insert(key, port.endpoints.keys().copied().collect());
+        }
+    }
+    for view in views.iter().filter(|view| !view.headless) {
+        for (ip, port) in view.external_ips.iter().flat_map(|ip| view.ports.iter().map(move |port| (ip, port))) {
+            let key = ServicePort { ip: *ip, protocol: port.protocol, port: port.port };
+            ports.entry(key).or_insert_with(|| port.endpoints.keys().copied().collect());
         }
     }
     ports
@@ -231,7 +247,7 @@ mod tests {
     fn sample(cluster_ip: &str) -> (Service, EndpointSlice) {
         let service = serde_json::from_value(json!({
             "metadata": {"name": "kyc", "namespace": "basic"},
-            "spec": {"clusterIP": cluster_ip, "ports": [
+            "spec": {"clusterIP": cluster_ip, "externalIPs": ["192.0.2.1", "10.96.1.2", "127.0.0.1"], "ports": [
                 {"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080},
                 {"name": "dns", "port": 53, "protocol": "UDP"},
             ]},
@@ -262,6 +278,9 @@ mod tests {
         };
         assert_eq!(ends(Protocol::Tcp, 80), ["10.244.0.5:8080", "10.244.0.7:8080"]);
         assert!(ends(Protocol::Udp, 53).is_empty());
+        let outside = |ip: &str| ServicePort { ip: ip.parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        assert_eq!(ports[&outside("192.0.2.1")].len(), 2);
+        assert!(!ports.contains_key(&outside("127.0.0.1")));
         assert_eq!(node_ports(&views)[&(Protocol::Tcp, 30080)].len(), 2);
         let dns = &dns(&views).services["kyc.basic"];
         assert_eq!(dns.ips, [Ipv4Addr::new(10, 96, 1, 2)]);

@@ -11,9 +11,6 @@ use crate::PodError;
 use crate::options::{CLUSTER_DOMAIN, Engine, RunOptions};
 use crate::template::Template;
 
-/// The one cluster of this machine.
-pub(crate) const CLUSTER_ID: &str = "Kubernetes";
-
 /// The revision of a gateway that names none.
 const DEFAULT_REVISION: &str = "default";
 
@@ -76,7 +73,7 @@ pub(crate) fn container(options: &RunOptions, template: &Template) -> Value {
         },
         ca_address: &options.ca_address,
         trust_domain: &options.trust_domain,
-        cluster_id: CLUSTER_ID,
+        cluster_id: &options.cluster_id,
         mesh_id: &options.trust_domain,
         workload_name: &template.workload,
         owner: &owner(options, template),

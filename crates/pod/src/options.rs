@@ -208,6 +208,8 @@ pub struct RunOptions {
     pub sidecar_timeout: Duration,
     /// Trust domain of the mesh.
     pub trust_domain: String,
+    /// What the cluster is called.
+    pub cluster_id: String,
     /// Where the control plane answers, as pods see it.
     pub ca_address: String,
     /// The pod network.
@@ -240,6 +242,7 @@ impl RunOptions {
             grace: None,
             sidecar_timeout: Duration::from_secs(60),
             trust_domain: CLUSTER_DOMAIN.into(),
+            cluster_id: "Kubernetes".into(),
             ca_address: format!("{}:15012", network.gateway),
             network,
         }

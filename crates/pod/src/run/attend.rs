@@ -16,7 +16,7 @@ use super::files::SidecarPaths;
 use super::life::Life;
 use super::signals::{Signals, exit_code, to_group};
 use super::{Plan, asks_to_end, status};
-use crate::injection::{CLUSTER_ID, owner, proxy_config};
+use crate::injection::{owner, proxy_config};
 use crate::options::host_name;
 use crate::state::PodState;
 use crate::variables::{self, Facts};
@@ -147,7 +147,7 @@ pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -
         ("XDS_ROOT_CA", text(&paths.root_cert)),
         ("POD_LABELS_FILE", text(&paths.labels)),
         ("POD_ANNOTATIONS_FILE", text(&paths.annotations)),
-        ("ISTIO_META_CLUSTER_ID", CLUSTER_ID.to_owned()),
+        ("ISTIO_META_CLUSTER_ID", options.cluster_id.clone()),
         ("ISTIO_META_MESH_ID", options.trust_domain.clone()),
         ("ISTIO_META_NODE_NAME", host_name()),
         ("ISTIO_META_WORKLOAD_NAME", template.workload.clone()),
