@@ -14,6 +14,7 @@ pub mod grpc;
 mod hipster;
 pub mod intuit_gateway;
 pub mod issuer;
+pub mod link;
 pub mod load;
 pub mod mesh;
 pub mod product_stock;

@@ -71,6 +71,34 @@ impl Authority {
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
+    /// An authority below this one, as a folder that `carrick up` takes for its own (`ca`).
+    ///
+    /// # Errors
+    /// When the library cannot sign it or a file cannot be written.
+    pub fn intermediate(&self, dir: &Path, name: &str) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| dir.display().to_string())?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        for (file, text) in
+            [("ca-cert.pem", certificate.pem()), ("ca-key.pem", key.serialize_pem()), ("root-cert.pem", self.pem())]
+        {
+            let path = dir.join(file);
+            std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        }
+        Ok(())
+    }
+
     /// The authority's certificate.
     pub fn pem(&self) -> String {
         self.issuer.pem()

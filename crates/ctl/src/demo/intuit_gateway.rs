@@ -3,6 +3,8 @@
 //! Invariant: the manifests are those of `examples/intuit-gateway`, unchanged but for the folder of certificates; every
 //! row asserts on curl's exit code and status, on bytes from the wire, or on what a command printed.
 
+mod clusters;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -67,6 +69,9 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         rows.check("5 files replaced on disk are served at once", async || api.replaced().await).await;
         rows.check("6 nothing but the edges named", async || api.zero_trust().await).await;
         api.stage.close().await?;
+        let both = dir.join("clusters");
+        let title = "7 two clusters, two networks, an east-west gateway";
+        rows.check(title, async || clusters::across(&both, *client, *server).await).await;
     }
     Ok(rows.finish())
 }

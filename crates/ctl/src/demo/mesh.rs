@@ -4,7 +4,7 @@
 //! (the same binary), so a scenario shows the product and not its insides.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -29,9 +29,58 @@ const SWITCH_LIMIT_SECONDS: u32 = 30;
 pub struct Mesh {
     program: PathBuf,
     dir: PathBuf,
+    setup: Setup,
     client: Client,
     up: Child,
     pods: Vec<(String, String, Child)>,
+}
+
+/// Where and how a mesh is started.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// The network namespace it runs in, as a file; `None` for this process's own.
+    pub namespace: Option<PathBuf>,
+    /// More arguments of `carrick up`.
+    pub up: Vec<String>,
+    /// The address under which its API is reached from here; `None` for 127.0.0.1.
+    pub api: Option<IpAddr>,
+}
+
+impl Setup {
+    /// A program, in the namespace.
+    fn command(&self, program: &Path) -> Command {
+        match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", namespace.display())).arg(program);
+                command
+            }
+        }
+    }
+
+    /// A debug page of the control plane.
+    async fn page(&self, path: &str) -> Result<(u16, Vec<u8>)> {
+        if self.namespace.is_none() {
+            let (status, body) = crate::proxy_status::get(15014, path).await?;
+            return Ok((status, body.to_vec()));
+        }
+        let mut command = self.command(Path::new("curl"));
+        command.args(["-s", "-w", "\n%{http_code}", &format!("http://127.0.0.1:15014{path}")]);
+        let output = command.kill_on_drop(true).output().await.context("curl")?;
+        let at = output.stdout.iter().rposition(|b| *b == b'\n').context("curl told no status")?;
+        let (body, status) = output.stdout.split_at(at);
+        Ok((String::from_utf8_lossy(status).trim().parse()?, body.to_vec()))
+    }
+
+    /// A client of its API.
+    async fn client(&self, kubeconfig: &Path, port: u16) -> Result<Client> {
+        let Some(address) = self.api else { return crate::cluster::client(kubeconfig).await };
+        let text = std::fs::read_to_string(kubeconfig).with_context(|| kubeconfig.display().to_string())?;
+        let outside = kubeconfig.with_file_name("kubeconfig-outside");
+        std::fs::write(&outside, text.replace(&format!("127.0.0.1:{port}"), &format!("{address}:{port}")))?;
+        crate::cluster::client(&outside).await
+    }
 }
 
 /// A pod to start.
@@ -61,28 +110,37 @@ impl Mesh {
     /// # Errors
     /// When it does not start; what it printed is part of the error.
     pub async fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, Setup::default()).await
+    }
+
+    /// The same, elsewhere or otherwise.
+    ///
+    /// # Errors
+    /// As [`Mesh::start`].
+    pub async fn start_with(dir: &Path, setup: Setup) -> Result<Self> {
         let program = std::env::current_exe().context("cannot tell where this program lies")?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let api_port = 6443;
-        for port in [api_port, 15012, 15014] {
+        for port in [api_port, 15012, 15014].into_iter().filter(|_| setup.namespace.is_none()) {
             std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
                 format!("port {port} is taken: is another `carrick up` running? The demo brings its own")
             })?;
         }
-        let up = spawn_up(&program, dir, api_port)?;
+        let up = spawn_up(&program, dir, api_port, &setup)?;
         let kubeconfig = dir.join("kubeconfig");
         let start = Instant::now();
         let client = loop {
             ensure!(start.elapsed() < START_LIMIT, "carrick up does not answer:\n{}", tail(&dir.join("up.log")));
             if kubeconfig.exists() {
-                let client = crate::cluster::client(&kubeconfig).await?;
-                if client.apiserver_version().await.is_ok() && debug_ready().await {
+                let client = setup.client(&kubeconfig, api_port).await?;
+                let ready = setup.page("/ready").await.is_ok_and(|(status, _)| status == 200);
+                if ready && client.apiserver_version().await.is_ok() {
                     break client;
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        Ok(Self { program, dir: dir.to_owned(), client, up, pods: Vec::new() })
+        Ok(Self { program, dir: dir.to_owned(), setup, client, up, pods: Vec::new() })
     }
 
     /// A client of its API.
@@ -97,7 +155,7 @@ impl Mesh {
 
     /// A `carrick` command against this mesh.
     pub fn carrick(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = self.setup.command(&self.program);
         command.arg("--data-dir").arg(&self.dir).args(args).stdin(Stdio::null());
         command.env_remove("KUBECONFIG");
         command
@@ -226,7 +284,7 @@ impl Mesh {
         let version = newest.metadata.resource_version.context("the list has no resourceVersion")?;
         let path = format!("/debug/distribution?resourceVersion={version}&wait={SWITCH_LIMIT_SECONDS}");
         let limit = Duration::from_secs(u64::from(SWITCH_LIMIT_SECONDS) + 5);
-        let (status, body) = tokio::time::timeout(limit, crate::proxy_status::get(15014, &path)).await??;
+        let (status, body) = tokio::time::timeout(limit, self.setup.page(&path)).await??;
         ensure!(status == 200, "not every proxy followed: {}", String::from_utf8_lossy(&body));
         let told: serde_json::Value = serde_json::from_slice(&body).context("the distribution is not JSON")?;
         for proxy in told.get("proxies").and_then(serde_json::Value::as_array).into_iter().flatten() {
@@ -276,15 +334,20 @@ impl Mesh {
 /// A file of this name in the mesh's folder is its configuration.
 pub const MESH_CONFIG: &str = "mesh.yaml";
 
-fn spawn_up(program: &Path, dir: &Path, api_port: u16) -> Result<Child> {
+fn spawn_up(program: &Path, dir: &Path, api_port: u16, setup: &Setup) -> Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("up.log"))?;
     let settings = dir.join(MESH_CONFIG);
     let settings =
         settings.is_file().then(|| ["--mesh-config".into(), settings.into_os_string()]).into_iter().flatten();
-    Command::new(program)
+    let mut command = setup.command(program);
+    // The host's own name table is this namespace's mesh's.
+    let elsewhere = setup.namespace.is_some().then_some("--no-host-names");
+    command
         .arg("--data-dir")
         .arg(dir)
         .args(["up", "--api-port", &api_port.to_string()])
+        .args(elsewhere)
+        .args(&setup.up)
         .args(settings)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -292,10 +355,6 @@ fn spawn_up(program: &Path, dir: &Path, api_port: u16) -> Result<Child> {
         .kill_on_drop(true)
         .spawn()
         .context("carrick up")
-}
-
-async fn debug_ready() -> bool {
-    crate::proxy_status::get(15014, "/ready").await.is_ok_and(|(status, _)| status == 200)
 }
 
 fn terminate(child: &Child) {

@@ -15,7 +15,7 @@ use carrick_pod::Engine;
 
 use super::{
     curl::{Answer, Curl},
-    mesh::{Mesh, PodSpec},
+    mesh::{Mesh, PodSpec, Setup},
     wire::{Capture, Payloads},
 };
 
@@ -64,7 +64,15 @@ impl Stage {
     /// # Errors
     /// When it does not start.
     pub async fn open(dir: &Path, client: Engine, server: Engine) -> Result<Self> {
-        let mesh = Mesh::start(dir).await?;
+        Self::open_with(dir, Setup::default(), client, server).await
+    }
+
+    /// The same, elsewhere or otherwise.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn open_with(dir: &Path, setup: Setup, client: Engine, server: Engine) -> Result<Self> {
+        let mesh = Mesh::start_with(dir, setup).await?;
         Ok(Self { mesh, client, server, pods: BTreeMap::new(), starting: Vec::new(), marks: 0 })
     }
 

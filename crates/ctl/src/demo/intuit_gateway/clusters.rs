@@ -1,0 +1,140 @@
+//! Row 7: two clusters with a common root and a network each, an east–west gateway into one of them.
+//!
+//! Invariant: between the networks there is nothing but one link; what crosses it is captured, and everything goes when the row ends,
+//! however it ends.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use carrick_pod::Engine;
+
+use crate::demo::{
+    certificates::Authority,
+    curl::Answer,
+    link::{HERE, Link, THERE},
+    mesh::{Setup, serve_command},
+    stage::{Stage, Want, contains, gateway, pod},
+    wire::Capture,
+};
+
+const CLUSTERS: &str = include_str!("../../../../../examples/intuit-gateway/clusters.yaml");
+const SERVICE: &str = include_str!("../../../../../examples/intuit-gateway/east-west-service.yaml");
+const GATEWAY: &str = include_str!("../../../../../examples/intuit-gateway/east-west-gateway.yaml");
+const STRICT: &str = include_str!("../../../../../examples/intuit-gateway/ledger-strict.yaml");
+
+const CALLER: &str = "caller";
+const LEDGER: &str = "ledger";
+const INGRESS: &str = "istio-eastwestgateway";
+const URL: &str = "http://ledger.shop.svc.cluster.local:8080/";
+/// How long what one cluster says may take to be in force in the other.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// The row: the caller is in the cluster `east`, which this machine is; the ledger is in `west`, behind the link.
+pub(super) async fn across(dir: &Path, client: Engine, server: Engine) -> Result<String> {
+    let link = Link::make()?;
+    let root = Authority::new("Mesh Root")?;
+    root.intermediate(&dir.join("east").join("ca"), "east")?;
+    root.intermediate(&dir.join("west").join("ca"), "west")?;
+    let setup = |name: &str, address| Setup {
+        namespace: None,
+        up: ["--cluster-id", name, "--network", name, "--api-address", address].map(str::to_owned).to_vec(),
+        api: None,
+    };
+    let there = Setup { namespace: Some(link.namespace()), api: Some(THERE.into()), ..setup("west", "192.0.2.2") };
+    let (east_dir, west_dir) = (dir.join("east"), dir.join("west"));
+    let (east, west) = tokio::join!(
+        Stage::open_with(&east_dir, setup("east", "192.0.2.1"), client, server),
+        Stage::open_with(&west_dir, there, client, server)
+    );
+    let (mut east, mut west) = (east?, west?);
+    let done = rows(&mut east, &mut west).await;
+    let (closed_west, closed_east) = tokio::join!(west.close(), east.close());
+    drop(link);
+    closed_west.and(closed_east)?;
+    done
+}
+
+async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
+    for stage in [&*east, &*west] {
+        stage.mesh.apply(CLUSTERS).await?;
+    }
+    west.mesh.apply(SERVICE).await?;
+    let mut caller = pod("shop", CALLER, CALLER, east.client, serve_command(CALLER, &[]));
+    caller.more = vec!["--service-account".into(), CALLER.into()];
+    east.start(&caller)?;
+    west.start(&pod("shop", LEDGER, LEDGER, west.server, serve_command(LEDGER, &[])))?;
+    west.start(&gateway("istio-system", INGRESS, "eastwestgateway", west.server))?;
+    let (one, other) = tokio::join!(east.up(), west.up());
+    one.and(other)?;
+    introduce(east, west).await?;
+
+    // The other network is known, and there is no way into it.
+    until(east, Want::Status(503)).await.context("before there is a gateway")?;
+    west.mesh.apply(GATEWAY).await?;
+    let answer = until(east, Want::Status(200)).await.context("through the gateway")?;
+    let seen = answer.seen().context("no JSON")?;
+    ensure!(seen["service"] == LEDGER, "who answered: {}", answer.body);
+    let peer = seen["headers"]["x-forwarded-client-cert"].as_str().unwrap_or_default();
+    contains(peer, &["URI=spiffe://cluster.local/ns/shop/sa/caller", "By=spiffe://cluster.local/ns/shop/sa/default"])?;
+    let endpoints =
+        east.carrick(&["pc", "endpoints", "caller.shop", "--cluster", "outbound|8080||ledger.shop"]).await?;
+    contains(&endpoints, &["192.0.2.2:15443"])?;
+    ensure!(!endpoints.contains("10.244."), "an address of the other network is known here:\n{endpoints}");
+
+    // With mutual TLS demanded nothing else gets in, and policies see who called.
+    encrypted(east).await?;
+    west.mesh.apply(STRICT).await?;
+    until(east, Want::Status(403)).await.context("DENY for the caller's identity")?;
+    west.mesh.delete(&STRICT.split("---").nth(1).unwrap_or_default().to_owned()).await?;
+    until(east, Want::Status(200)).await.context("STRICT alone")?;
+    Ok("200 with the caller's identity, 403 by DENY, TLS on the link, 503 without the gateway".into())
+}
+
+/// Gives each control plane the Secret by which it reads the other's cluster, and waits until both do.
+async fn introduce(east: &Stage, west: &Stage) -> Result<()> {
+    for (of, name, server, to) in [(west, "west", THERE, east), (east, "east", HERE, west)] {
+        let server = format!("https://{server}:6443");
+        let secret = of.carrick(&["create-remote-secret", "--name", name, "--server", &server]).await?;
+        to.mesh.apply(&secret).await?;
+    }
+    for (stage, other) in [(east, "west"), (west, "east")] {
+        let start = Instant::now();
+        loop {
+            let told = stage.carrick(&["remote-clusters"]).await?;
+            let row = |line: &str| line.starts_with(other) && line.contains("synced");
+            if told.lines().any(row) {
+                break;
+            }
+            ensure!(start.elapsed() < SETTLE, "{other} is not synced:\n{told}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+/// curl in the caller, until what comes back is as wanted.
+async fn until(east: &Stage, want: Want) -> Result<Answer> {
+    let start = Instant::now();
+    loop {
+        match east.expect(CALLER, &[URL], want).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if start.elapsed() > SETTLE => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// One request, of which nothing may be read on the link.
+async fn encrypted(east: &Stage) -> Result<()> {
+    let capture = Capture::start(HERE, THERE)?;
+    let answer = east.curl(CALLER, &[&format!("{URL}mark-of-the-ledger")]).await?;
+    let seen = capture.finish()?;
+    ensure!(answer.status == 200, "{CALLER} → {LEDGER}: {answer}");
+    ensure!(seen.carry_tls(), "no TLS records on the link");
+    let clear = seen.contain(b"mark-of-the-ledger") || seen.contain(b"HTTP/1.1 ");
+    ensure!(!clear, "HTTP crossed the link in the clear");
+    Ok(())
+}
