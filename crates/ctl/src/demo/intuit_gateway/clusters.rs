@@ -79,8 +79,9 @@ async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
     ensure!(seen["service"] == LEDGER, "who answered: {}", answer.body);
     let peer = seen["headers"]["x-forwarded-client-cert"].as_str().unwrap_or_default();
     contains(peer, &["URI=spiffe://cluster.local/ns/shop/sa/caller", "By=spiffe://cluster.local/ns/shop/sa/default"])?;
-    let endpoints =
-        east.carrick(&["pc", "endpoints", "caller.shop", "--cluster", "outbound|8080||ledger.shop"]).await?;
+    let endpoints = east
+        .carrick(&["pc", "endpoints", "caller.shop", "--cluster", "outbound|8080||ledger.shop.svc.cluster.local"])
+        .await?;
     contains(&endpoints, &["192.0.2.2:15443"])?;
     ensure!(!endpoints.contains("10.244."), "an address of the other network is known here:\n{endpoints}");
 
