@@ -35,6 +35,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// The row: the caller is in the cluster `east`, which this machine is; the ledger is in `west`, behind the link.
 pub(super) async fn across(dir: &Path, client: Engine, server: Engine) -> Result<String> {
     let link = Link::make()?;
+    // What a former run stored would be there before it is applied.
+    let _ = std::fs::remove_dir_all(dir);
     let root = Authority::new("Mesh Root")?;
     root.intermediate(&dir.join("east").join("ca"), "east")?;
     root.intermediate(&dir.join("west").join("ca"), "west")?;
