@@ -75,6 +75,7 @@ mod tests {
             mtls,
             workload: "".into(),
             weight: 1,
+            gateway_of: None,
         };
         let hostname = |mtls| endpoint(&from(mtls)).endpoint.unwrap().hostname;
         assert_ne!(hostname(true), hostname(false));
