@@ -25,6 +25,7 @@ const ROOTS: &[&str] = &[
     "envoy/config/route/v3",
     "envoy/config/trace/v3",
     "envoy/extensions/access_loggers/file/v3",
+    "envoy/extensions/access_loggers/filters/cel/v3",
     "envoy/extensions/access_loggers/grpc/v3",
     "envoy/extensions/access_loggers/stream/v3",
     "envoy/extensions/access_loggers/open_telemetry/v3",

@@ -71,6 +71,8 @@ impl NativeEngine {
                 cluster: metadata_text(&node, "CLUSTER_ID").unwrap_or_default(),
                 instance: config.node.name.clone(),
                 node: node.id.clone(),
+                service: node.cluster.clone(),
+                zone: node.locality.as_ref().map(|l| l.zone.clone()).unwrap_or_default(),
             },
             ..EngineOptions::default()
         };

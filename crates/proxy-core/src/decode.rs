@@ -13,6 +13,7 @@ pub mod cluster_dns;
 pub mod cluster_lb;
 pub mod cluster_policy;
 pub mod cluster_socket;
+pub mod collector;
 pub mod endpoint;
 pub mod ext_authz;
 pub mod filter;
@@ -32,5 +33,6 @@ pub mod route_action;
 pub mod stats;
 pub mod steps;
 pub mod tls;
+pub mod tracing;
 
 pub use bad::Bad;

@@ -96,7 +96,9 @@ pub struct Facts<'a> {
     pub attempts: Option<u32>,
     /// Connection number.
     pub connection_id: Option<u64>,
-    /// gRPC status number.
+    /// gRPC status that the upstream told.
+    pub grpc_told: Option<u16>,
+    /// gRPC status number, told or made of the HTTP status.
     pub grpc_status: Option<u16>,
     /// Trace and span, hexadecimal.
     pub trace: Option<(&'a str, &'a str)>,
@@ -257,6 +259,11 @@ fn long_flags(flags: &str, out: &mut String) -> bool {
 }
 
 impl Facts<'_> {
+    /// The endpoint, if there is a connection to it.
+    fn connected(&self) -> Option<SocketAddr> {
+        self.upstream.filter(|_| self.upstream_local.is_some())
+    }
+
     fn path(&self, query: bool, which: WhichPath, out: &mut String) -> bool {
         let Some(request) = self.request else { return false };
         let original = request.headers.get("x-envoy-original-path").and_then(|v| v.to_str().ok());
@@ -314,8 +321,9 @@ impl Facts<'_> {
             Plain::Protocol => text(self.protocol, out),
             Plain::ResponseCode => shown(Some(self.status.unwrap_or(0)), out),
             Plain::ResponseCodeDetails => text(self.code_details, out),
-            Plain::ResponseFlags => text(self.flags, out),
-            Plain::ResponseFlagsLong => self.flags.is_some_and(|flags| long_flags(flags, out)),
+            // No flag is a dash in every form.
+            Plain::ResponseFlags => text(Some(self.flags.unwrap_or("-")), out),
+            Plain::ResponseFlagsLong => long_flags(self.flags.unwrap_or("-"), out),
             Plain::ConnectionTerminationDetails => text(self.termination_details, out),
             Plain::BytesReceived => shown(Some(self.bytes_received), out),
             Plain::BytesSent => shown(Some(self.bytes_sent), out),
@@ -326,15 +334,20 @@ impl Facts<'_> {
                 shown(self.duration_ms.zip(self.response_ms).map(|(all, first)| all.saturating_sub(first)), out)
             }
             Plain::GrpcStatusNumber => shown(self.grpc_status, out),
-            Plain::UpstreamHost | Plain::UpstreamRemoteAddress => shown(self.upstream, out),
+            Plain::UpstreamHost => shown(self.upstream, out),
+            Plain::UpstreamRemoteAddress => shown(self.connected(), out),
             Plain::UpstreamCluster | Plain::UpstreamClusterRaw => text(self.cluster, out),
             Plain::UpstreamLocalAddress => shown(self.upstream_local, out),
             Plain::UpstreamLocalAddressWithoutPort => shown(self.upstream_local.map(|a| a.ip()), out),
             Plain::UpstreamLocalPort => shown(self.upstream_local.map(|a| a.port()), out),
-            Plain::UpstreamRemoteAddressWithoutPort => shown(self.upstream.map(|a| a.ip()), out),
-            Plain::UpstreamRemotePort => shown(self.upstream.map(|a| a.port()), out),
+            Plain::UpstreamRemoteAddressWithoutPort => shown(self.connected().map(|a| a.ip()), out),
+            Plain::UpstreamRemotePort => shown(self.connected().map(|a| a.port()), out),
             Plain::UpstreamProtocol => text(self.upstream_protocol, out),
-            Plain::UpstreamTransportFailureReason => text(self.upstream_failure, out),
+            // One word, whatever the reason says.
+            Plain::UpstreamTransportFailureReason => self.upstream_failure.is_some_and(|why| {
+                out.extend(why.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
+                !why.is_empty()
+            }),
             Plain::UpstreamRequestAttemptCount => shown(self.attempts, out),
             Plain::UpstreamTlsVersion => text(self.upstream_tls, out),
             Plain::DownstreamTransportFailureReason => text(self.downstream_failure, out),

@@ -72,59 +72,77 @@ fn truncate(text: &mut String, len: usize) {
 }
 
 impl JsonNode {
-    /// Appends the node as JSON. A missing value is `null` where the text is one operator, else `-` within the text.
-    pub fn render(&self, values: &dyn Values, out: &mut String) {
+    /// Appends the node as JSON. A missing value is `null` where the text is one operator, else `-` within the text; with `omit` it is
+    /// left out with its key, or empty within the text.
+    pub fn render(&self, values: &dyn Values, omit: bool, out: &mut String) {
+        if !self.try_render(values, omit, out) {
+            out.push_str("null");
+        }
+    }
+
+    /// False, and nothing appended, where there is nothing to show.
+    fn try_render(&self, values: &dyn Values, omit: bool, out: &mut String) -> bool {
         match self {
-            Self::Null => out.push_str("null"),
+            Self::Null => return false,
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Self::Number(number) => {
                 let _ = write!(out, "{number}");
             }
-            Self::Text(format) => render_json_text(format, values, out),
+            Self::Text(format) => return render_json_text(format, values, omit, out),
             Self::List(items) => {
                 out.push('[');
                 for (i, item) in items.iter().enumerate() {
                     if i > 0 {
                         out.push(',');
                     }
-                    item.render(values, out);
+                    item.render(values, omit, out);
                 }
                 out.push(']');
             }
             Self::Object(entries) => {
                 out.push('{');
-                for (i, (key, value)) in entries.iter().enumerate() {
-                    if i > 0 {
+                let mut first = true;
+                for (key, value) in entries {
+                    let start = out.len();
+                    if !first {
                         out.push(',');
                     }
                     quote(key, out);
                     out.push(':');
-                    value.render(values, out);
+                    if value.try_render(values, omit, out) {
+                        first = false;
+                    } else if omit {
+                        out.truncate(start);
+                    } else {
+                        first = false;
+                        out.push_str("null");
+                    }
                 }
                 out.push('}');
             }
         }
+        true
     }
 }
 
-fn render_json_text(format: &Format, values: &dyn Values, out: &mut String) {
+fn render_json_text(format: &Format, values: &dyn Values, omit: bool, out: &mut String) -> bool {
     let mut text = String::new();
     if let [Part::Value { op, max }] = format.parts.as_slice() {
         if !values.write(op, &mut text) {
-            out.push_str("null");
-            return;
+            return false;
         }
         if let Some(max) = max {
             truncate(&mut text, *max);
         }
         if op.is_number() && text.parse::<i64>().is_ok() {
             out.push_str(&text);
-            return;
+            return true;
         }
     } else {
-        format.render(values, "-", &mut text);
+        format.render(values, if omit { "" } else { "-" }, &mut text);
     }
     quote(&text, out);
+    true
 }
 
 impl Operator {

@@ -7,6 +7,8 @@
 //! It deliberately does not know sockets, TLS handshakes, HTTP codecs, the control plane, or how secrets arrive.
 //! One confession: protobuf field *numbers* unknown to the generated types are dropped by the decoder and cannot be rejected.
 
+#[allow(deprecated)]
+pub mod access_log;
 pub mod balance;
 pub mod chain;
 pub mod circuit;
@@ -24,6 +26,7 @@ pub mod jwt;
 pub mod matching;
 pub mod model;
 pub mod mutate;
+pub mod otlp;
 pub mod outlier;
 pub mod peer;
 pub mod proxy_protocol;
@@ -37,6 +40,7 @@ pub mod steps;
 pub mod store;
 pub mod template;
 pub mod timeouts;
+pub mod trace;
 pub mod xxhash;
 
 pub use model::RuntimeConfig;

@@ -6,6 +6,7 @@
 
 pub mod access_log;
 pub mod cluster;
+pub mod collector;
 pub mod endpoint;
 pub mod expr;
 pub mod ext_authz;
@@ -23,6 +24,7 @@ pub mod route;
 pub mod stats;
 pub mod steps;
 pub mod tls;
+pub mod tracing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;

@@ -3,11 +3,11 @@
 //! Invariant: what crosses threads is the command channel, the shared configuration and counters. A connection stays on
 //! the worker that accepted it.
 
-use crate::connection;
 use crate::local::Local;
 use crate::shared::Shared;
 use crate::stats::WorkerStats;
 use crate::worker::Worker;
+use crate::{connection, deliver};
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -51,6 +51,7 @@ pub(crate) fn run(shared: Arc<Shared>, stats: Arc<WorkerStats>, commands: mpsc::
 async fn serve(shared: Arc<Shared>, stats: Arc<WorkerStats>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let worker = Worker::new(Local::new(shared, stats));
     let mut door = Door { worker: Rc::clone(&worker), accepting: HashMap::new() };
+    worker.spawn(deliver::run(Rc::clone(&worker)));
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -66,6 +67,7 @@ async fn serve(shared: Arc<Shared>, stats: Arc<WorkerStats>, mut commands: mpsc:
                     let draining = Rc::clone(&worker);
                     worker.spawn(async move {
                         draining.drain(deadline).await;
+                        deliver::last(&draining).await;
                         let _ = done.send(());
                     });
                 }

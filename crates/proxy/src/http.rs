@@ -13,6 +13,7 @@ mod head;
 mod mirror;
 mod reply;
 mod service;
+mod trace;
 mod upgrade;
 
 use crate::exec::LocalExec;

@@ -38,7 +38,7 @@ impl Local {
     pub fn new(shared: Arc<Shared>, stats: Arc<WorkerStats>) -> Self {
         Local {
             tls: TlsCache::new(shared.secrets.clone()),
-            log: Log,
+            log: Log::default(),
             hostname: hostname(),
             peers: Peers::new(&shared.options.workload),
             listeners: RefCell::default(),

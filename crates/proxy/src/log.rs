@@ -2,6 +2,8 @@
 //!
 //! Invariant: a slow or stuck log never stops traffic; lines that do not fit the queue are dropped and counted.
 
+use crate::export::{Entry, Exports, Head};
+use carrick_proxy_core::access_log;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::model::access_log::{AccessLog, Compare, LogFilter, LogFormat, LogSink};
 use carrick_proxy_core::model::listener::Listener;
@@ -9,9 +11,9 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const QUEUE: usize = 16 * 1024;
@@ -19,9 +21,11 @@ const QUEUE: usize = 16 * 1024;
 static WRITER: OnceLock<Option<SyncSender<(LogSink, String)>>> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// One worker's access to the writer.
+/// One worker's access to the writer, and its queues for servers.
 #[derive(Debug, Default)]
-pub struct Log;
+pub struct Log {
+    pub(crate) exports: Exports,
+}
 
 impl Log {
     /// Writes a record to each log whose filter takes it.
@@ -30,15 +34,33 @@ impl Log {
             if log.filter.as_ref().is_some_and(|f| !takes(f, facts, status, took, flags)) {
                 continue;
             }
-            let mut line = String::with_capacity(320);
-            match &log.format {
-                LogFormat::Text(f) => f.render(facts, "-", &mut line),
-                LogFormat::Json(node) => {
-                    node.render(facts, &mut line);
-                    line.push('\n');
+            let mut line = String::new();
+            match (&log.format, &log.sink) {
+                (LogFormat::Text(f), sink) => {
+                    line.reserve(320);
+                    f.render(facts, if log.omit_empty { "" } else { "-" }, &mut line);
+                    send(sink.clone(), line);
                 }
+                (LogFormat::Json(node), sink) => {
+                    line.reserve(640);
+                    node.render(facts, log.omit_empty, &mut line);
+                    line.push('\n');
+                    send(sink.clone(), line);
+                }
+                (LogFormat::Otlp(format), LogSink::Collector(to)) => {
+                    let entry = Entry::Record(access_log::record(format, facts));
+                    self.exports.put(to, || Head::Records(Arc::clone(format)), entry);
+                }
+                (LogFormat::Entry(format), LogSink::Collector(to)) => {
+                    let entry = if format.http {
+                        Entry::Http(access_log::http_entry(format, facts))
+                    } else {
+                        Entry::Tcp(access_log::tcp_entry(facts))
+                    };
+                    self.exports.put(to, || Head::Entries(Arc::clone(format)), entry);
+                }
+                _ => {}
             }
-            send(log.sink.clone(), line);
         }
     }
 
@@ -103,6 +125,12 @@ fn takes(filter: &LogFilter, facts: &Facts<'_>, status: u16, took: Duration, fla
         LogFilter::Header(m) => facts.request.as_ref().is_some_and(|r| m.matches(r)),
         LogFilter::And(all) => all.iter().all(|f| takes(f, facts, status, took, flags)),
         LogFilter::Or(any) => any.iter().any(|f| takes(f, facts, status, took, flags)),
+        LogFilter::Expr(expr) => expr.holds(facts),
+        LogFilter::Share(share, anew) => {
+            let id = facts.request.as_ref().and_then(|r| r.headers.get("x-request-id")).and_then(|v| v.to_str().ok());
+            let of_id = id.filter(|_| !anew).and_then(|id| u64::from_str_radix(id.get(..8)?, 16).ok());
+            of_id.unwrap_or_else(rand::random::<u64>) % 1_000_000 < u64::from(*share)
+        }
         LogFilter::NotHealthCheck => true,
     }
 }
@@ -126,7 +154,7 @@ fn drain(lines: &Receiver<(LogSink, String)>) {
         let mut other = None;
         while text.len() < 32 * 1024 {
             match lines.try_recv() {
-                Ok((s, t)) if s == sink => text.push_str(&t),
+                Ok((s, t)) if path(&s) == path(&sink) => text.push_str(&t),
                 Ok(next) => {
                     other = Some(next);
                     break;
@@ -141,12 +169,17 @@ fn drain(lines: &Receiver<(LogSink, String)>) {
     }
 }
 
-fn put(files: &mut HashMap<std::sync::Arc<str>, Option<File>>, sink: &LogSink, text: &str) {
-    let path = match sink {
+fn path(sink: &LogSink) -> &str {
+    match sink {
         LogSink::Stdout => "/dev/stdout",
         LogSink::Stderr => "/dev/stderr",
         LogSink::File(path) => path,
-    };
+        LogSink::Collector(_) => "/dev/null",
+    }
+}
+
+fn put(files: &mut HashMap<std::sync::Arc<str>, Option<File>>, sink: &LogSink, text: &str) {
+    let path = path(sink);
     let result = match path {
         "/dev/stdout" => std::io::stdout().lock().write_all(text.as_bytes()),
         "/dev/stderr" => std::io::stderr().lock().write_all(text.as_bytes()),

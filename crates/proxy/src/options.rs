@@ -56,6 +56,10 @@ pub struct Workload {
     pub instance: String,
     /// The node's id in xDS.
     pub node: String,
+    /// The node's cluster in xDS.
+    pub service: String,
+    /// Its zone.
+    pub zone: String,
 }
 
 /// Answers (local address, peer address) with the original destination, if the connection was redirected.

@@ -6,10 +6,11 @@ use crate::metrics::GrpcFrames;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Most bytes of a request body that are kept so that the request can be sent again.
@@ -37,6 +38,43 @@ impl RequestBody {
     }
 }
 
+/// What has come of a request's body.
+#[derive(Debug, Default)]
+pub struct Intake {
+    bytes: Cell<u64>,
+    /// Messages, of a gRPC request.
+    messages: Cell<GrpcFrames>,
+    /// Messages are counted.
+    pub grpc: Cell<bool>,
+    /// When the last of it came.
+    pub ended: Cell<Option<Instant>>,
+}
+
+impl Intake {
+    /// Bytes.
+    pub fn get(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// So many bytes in all.
+    pub fn set(&self, bytes: u64) {
+        self.bytes.set(bytes);
+    }
+
+    /// Messages of a gRPC request.
+    pub fn messages(&self) -> u64 {
+        self.messages.get().count
+    }
+
+    fn pass(&self, data: &[u8]) {
+        if self.grpc.get() {
+            let mut frames = self.messages.get();
+            frames.pass(data);
+            self.messages.set(frames);
+        }
+    }
+}
+
 /// What a copy gets.
 #[derive(Debug)]
 pub enum Tapped {
@@ -57,29 +95,14 @@ pub struct Source {
     /// Read before the rest.
     first: Option<Bytes>,
     body: Incoming,
-    bytes: Rc<std::cell::Cell<u64>>,
+    intake: Rc<Intake>,
     taps: Vec<mpsc::Sender<Tapped>>,
-    messages: Option<Rc<std::cell::Cell<GrpcFrames>>>,
 }
 
 impl Source {
-    /// Counts what passes into `bytes`, and copies it into `taps`.
-    pub fn new(body: Incoming, bytes: Rc<std::cell::Cell<u64>>, taps: Vec<mpsc::Sender<Tapped>>) -> Self {
-        Source { first: None, body, bytes, taps, messages: None }
-    }
-
-    /// Counts gRPC messages too.
-    pub fn counting(mut self, messages: Option<Rc<std::cell::Cell<GrpcFrames>>>) -> Self {
-        self.messages = messages;
-        self
-    }
-
-    fn count_messages(&self, data: &[u8]) {
-        if let Some(messages) = &self.messages {
-            let mut frames = messages.get();
-            frames.pass(data);
-            messages.set(frames);
-        }
+    /// Counts what passes into `intake`, and copies it into `taps`.
+    pub fn new(body: Incoming, intake: Rc<Intake>, taps: Vec<mpsc::Sender<Tapped>>) -> Self {
+        Source { first: None, body, intake, taps }
     }
 
     fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, hyper::Error>>, last: bool) {
@@ -118,7 +141,7 @@ impl Source {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if let Some(first) = self.first.take() {
-            self.count_messages(&first);
+            self.intake.pass(&first);
             let frame = Some(Ok(Frame::data(first)));
             let last = self.body.is_end_stream();
             self.tap(&frame, last);
@@ -128,8 +151,11 @@ impl Source {
         if let Some(Ok(f)) = &frame
             && let Some(data) = f.data_ref()
         {
-            self.bytes.set(self.bytes.get().saturating_add(data.len() as u64));
-            self.count_messages(data);
+            self.intake.set(self.intake.get().saturating_add(data.len() as u64));
+            self.intake.pass(data);
+        }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.intake.ended.set(Some(Instant::now()));
         }
         if !self.taps.is_empty() {
             // Whoever sends a length does not ask again after the last piece.

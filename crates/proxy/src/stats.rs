@@ -45,6 +45,7 @@ counters! {
         downstream_cx_upgrades_total, downstream_cx_upgrades_active,
         downstream_rq_total, downstream_rq_active, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx, downstream_rq_5xx,
         downstream_rq_timeout, downstream_rq_idle_timeout, no_route, no_cluster, rq_total,
+        tracing_random_sampling, tracing_service_forced, tracing_client_enabled, tracing_not_traceable,
     }
 }
 counters! {
@@ -163,7 +164,10 @@ impl Stats {
     }
 
     fn add(&mut self, kind: &str, name: &str, counter: &str, value: u64) {
-        let counter = counter.strip_prefix("ssl_").map_or_else(|| counter.to_string(), |c| format!("ssl.{c}"));
+        let below = ["ssl", "tracing"].into_iter().find_map(|scope| {
+            counter.strip_prefix(scope)?.strip_prefix('_').map(|counter| format!("{scope}.{counter}"))
+        });
+        let counter = below.unwrap_or_else(|| counter.to_string());
         *self.counters.entry(format!("{kind}.{name}.{counter}")).or_default() += value;
     }
 
@@ -214,7 +218,10 @@ fn prometheus_name(key: &str) -> (String, String) {
     if kind == "server" || kind.ends_with("_manager") {
         return (format!("envoy_{kind}_{rest}"), String::new());
     }
-    let rest_of = |s: &str| s.rfind(".ssl.").or_else(|| s.rfind('.'));
+    if !matches!(kind, "cluster" | "http" | "tcp" | "listener") {
+        return (format!("envoy_{}", key.replace('.', "_")), String::new());
+    }
+    let rest_of = |s: &str| s.rfind(".ssl.").or_else(|| s.rfind(".tracing.")).or_else(|| s.rfind('.'));
     let Some(at) = rest_of(rest) else { return (format!("envoy_{kind}_{rest}"), String::new()) };
     let (name, counter) = rest.split_at(at);
     let counter = counter.trim_start_matches('.').replace('.', "_");

@@ -58,6 +58,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
         refused: None,
         endpoint: None,
         shown: None,
+        upstream_local: None,
         open: false,
     };
     record.refused = crate::rbac::refusal(&worker, &info);
@@ -176,6 +177,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
         match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target).await {
             Ok(mut stream) => {
                 record.shown.clone_from(&stream.shown);
+                record.upstream_local = stream.socket().tcp().local_addr().ok();
                 state.outcome(worker, address, Outcome::ConnectSuccess, Instant::now());
                 if let Some(tunnel) = &proxy.tunnel {
                     let opened = crate::tunnel::open(&mut stream, tunnel, info);
@@ -219,6 +221,7 @@ struct Record<'a> {
     /// The endpoint.
     endpoint: Option<(Arc<EndpointSet>, usize)>,
     shown: Option<Arc<Shown>>,
+    upstream_local: Option<SocketAddr>,
     open: bool,
 }
 
@@ -277,6 +280,7 @@ impl Record<'_> {
             tls_version: tls.map(|t| t.version),
             server_name: self.info.server_name.as_deref(),
             upstream: self.upstream,
+            upstream_local: self.upstream_local,
             cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
             chain: Some(&self.info.chain.name),
             start: Some(crate::log::since_epoch(took)),

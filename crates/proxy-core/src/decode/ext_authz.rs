@@ -116,7 +116,7 @@ fn grpc(value: &core::GrpcService) -> Result<Service, Bad> {
     })
 }
 
-fn literal(value: &core::HeaderValue) -> Result<(HeaderName, HeaderValue), Bad> {
+pub(super) fn literal(value: &core::HeaderValue) -> Result<(HeaderName, HeaderValue), Bad> {
     let text = headers::format(&value.value).at("value")?;
     let text = text.as_literal().ok_or_else(|| Bad::field("value", "operators are not supported here"))?;
     let name = headers::name(&value.key).at("key")?;

@@ -153,14 +153,25 @@ pub fn filter_state_set(value: &state::FilterStateValue) -> Result<FilterStateSe
 /// A text format without extensions.
 pub fn substitution(value: &core::SubstitutionFormatString) -> Result<crate::model::format::Format, Bad> {
     use core::substitution_format_string::Format as F;
-    only!(value, core::SubstitutionFormatString { omit_empty_values, format } refuse {
-        content_type, formatters, json_format_options,
+    only!(value, core::SubstitutionFormatString { omit_empty_values, format, formatters } refuse {
+        content_type, json_format_options,
     });
+    each("formatters", &value.formatters, formatter)?;
     match &value.format {
         Some(F::TextFormat(text)) => format(text).at("text_format"),
         Some(F::TextFormatSource(source)) => format(&inline(source).at("text_format_source")?).at("text_format_source"),
         Some(F::JsonFormat(_)) => Err(Bad::unsupported("json_format")),
         None => Err(Bad::new("empty format")),
+    }
+}
+
+/// Commands that Envoy has in extensions; those that are known here need none.
+pub fn formatter(value: &core::TypedExtensionConfig) -> Result<(), Bad> {
+    let name = value.typed_config.as_ref().map(type_name).unwrap_or_default();
+    match name {
+        "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
+        | "envoy.extensions.formatter.metadata.v3.Metadata" => Ok(()),
+        _ => Err(Bad::field("typed_config", format_args!("unsupported formatter \"{}\"", value.name))),
     }
 }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::request_id::uuid::v3 as uuid;
 
-use super::bad::{At, Bad, each, given, only, type_name};
+use super::bad::{At, Bad, decode, each, given, only, type_name};
 use super::basic::{cidr, limit, number, refuse_true, truth};
-use super::{access_log, basic, filter, http_options, route};
+use super::{access_log, basic, filter, http_options, route, tracing};
 use crate::model::hcm::{
     AddressOptions, Codec, EscapedSlashes, ForwardClientCert, HostOptions, HttpConnectionManager, PathOptions,
     RequestIdOptions, RouteSource, ServerHeader, Upgrade, XfccMode,
@@ -35,8 +36,11 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
         typed_header_validation_config, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
     });
     refuse_true("add_user_agent", &value.add_user_agent)?;
-    given("tracing", &value.tracing, tracing)?;
-    given("request_id_extension", &value.request_id_extension, request_id_extension)?;
+    let ids = given("request_id_extension", &value.request_id_extension, request_id_extension)?.unwrap_or((true, true));
+    let mut tracing = given("tracing", &value.tracing, tracing::tracing)?;
+    if let Some(tracing) = &mut tracing {
+        (tracing.pack, tracing.by_request_id) = ids;
+    }
     let common = http_options::common(&value.common_http_protocol_options).at("common_http_protocol_options")?;
     let seconds = |s| Some(Duration::from_secs(s));
     Ok(HttpConnectionManager {
@@ -86,6 +90,7 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
         http2: given("http2_protocol_options", &value.http2_protocol_options, http_options::http2)?.unwrap_or_default(),
         upgrades: each("upgrade_configs", &value.upgrade_configs, upgrade)?,
         proxy_100_continue: value.proxy_100_continue,
+        tracing: tracing.map(Arc::new),
         access_logs: each("access_log", &value.access_log, access_log::access_log)?,
     })
 }
@@ -179,19 +184,15 @@ fn scheme(value: &core::SchemeHeaderTransformation) -> Result<Option<crate::mode
     }
 }
 
-fn tracing(value: &inner::Tracing) -> Result<(), Bad> {
-    only!(value, inner::Tracing {} refuse {
-        client_sampling, random_sampling, overall_sampling, verbose, max_path_tag_length, custom_tags, provider, spawn_upstream_span,
-        operation, upstream_operation, no_context_propagation,
-    });
-    Ok(())
-}
-
-fn request_id_extension(value: &pb::RequestIdExtension) -> Result<(), Bad> {
+/// Whether ids are marked with the decision to trace, and whether they make it.
+fn request_id_extension(value: &pb::RequestIdExtension) -> Result<(bool, bool), Bad> {
     match &value.typed_config {
-        // Its two switches are about tracing.
-        Some(any) if type_name(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => Ok(()),
-        None => Ok(()),
+        Some(any) if type_name(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => {
+            let config: uuid::UuidRequestIdConfig = decode(any).at("typed_config")?;
+            let on = |value| truth(value).unwrap_or(true);
+            Ok((on(&config.pack_trace_reason), on(&config.use_request_id_for_trace_sampling)))
+        }
+        None => Ok((true, true)),
         Some(any) => {
             Err(Bad::field("typed_config", format_args!("unsupported request id extension {}", type_name(any))))
         }

@@ -123,8 +123,8 @@ fn virtual_host(value: &pb::VirtualHost, mirrors: &Arc<[Mirror]>) -> Result<Virt
 fn route(value: &pb::Route, inherited: Inherited<'_>) -> Result<Route, Bad> {
     only!(value, pb::Route {
         name, r#match, metadata, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
-        response_headers_to_add, response_headers_to_remove, stat_prefix, action,
-    } refuse { decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
+        response_headers_to_add, response_headers_to_remove, stat_prefix, action, decorator, tracing,
+    } refuse { per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers });
     let matching = value.r#match.as_ref().ok_or_else(|| Bad::field("match", "missing"))?;
     let matched = route_match(matching).at("match")?;
     let action = match &value.action {
@@ -149,6 +149,7 @@ fn route(value: &pb::Route, inherited: Inherited<'_>) -> Result<Route, Bad> {
         per_filter: filter::per_filter(&value.typed_per_filter_config)?,
         metadata: metadata(&value.metadata).at("metadata")?,
         stat_prefix: value.stat_prefix.as_str().into(),
+        tracing: super::tracing::route(&value.tracing, &value.decorator)?,
     })
 }
 

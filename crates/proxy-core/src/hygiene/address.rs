@@ -97,6 +97,8 @@ fn set_request_id(hcm: &HttpConnectionManager, edge: bool, headers: &mut HeaderM
         }
     } else if force {
         headers.remove(&X_REQUEST_ID);
+    } else if edge {
+        crate::trace::unmark(headers);
     }
 }
 

@@ -2,7 +2,13 @@
 //!
 //! Invariant: formats are parsed, filters reduced to what the engine can evaluate.
 
+use std::sync::Arc;
+
+use http::HeaderName;
+
 use super::Name;
+use super::collector::Collector;
+use super::expr::Expr;
 use super::format::Format;
 use super::matcher::HeaderMatcher;
 
@@ -13,12 +19,14 @@ pub struct AccessLog {
     pub sink: LogSink,
     /// How.
     pub format: LogFormat,
+    /// Values that are missing leave nothing, in JSON not even their key.
+    pub omit_empty: bool,
     /// Which; `None` = all.
     pub filter: Option<LogFilter>,
 }
 
 /// Destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum LogSink {
     /// Standard output.
     Stdout,
@@ -26,6 +34,8 @@ pub enum LogSink {
     Stderr,
     /// Appended to a file.
     File(Name),
+    /// Sent to a server.
+    Collector(Arc<Collector>),
 }
 
 /// Shape of a record.
@@ -35,6 +45,40 @@ pub enum LogFormat {
     Text(Format),
     /// A JSON object, one line.
     Json(JsonNode),
+    /// A record of OpenTelemetry.
+    Otlp(Arc<OtlpFormat>),
+    /// An entry of Envoy's own service.
+    Entry(Arc<EntryFormat>),
+}
+
+/// `OpenTelemetryAccessLogConfig`.
+#[derive(Debug)]
+pub struct OtlpFormat {
+    /// `log_name` of the resource.
+    pub log_name: Name,
+    /// Names of log, zone, cluster and node in the resource.
+    pub builtin: bool,
+    /// More attributes of the resource.
+    pub resource: Vec<(Name, JsonNode)>,
+    /// Body.
+    pub body: Option<JsonNode>,
+    /// Attributes.
+    pub attributes: Vec<(Name, JsonNode)>,
+}
+
+/// `HttpGrpcAccessLogConfig` and `TcpGrpcAccessLogConfig`.
+#[derive(Debug)]
+pub struct EntryFormat {
+    /// Name of the log.
+    pub log_name: Name,
+    /// Requests; else connections.
+    pub http: bool,
+    /// Request headers to tell besides the usual ones.
+    pub request_headers: Vec<HeaderName>,
+    /// Response headers to tell.
+    pub response_headers: Vec<HeaderName>,
+    /// Response trailers to tell.
+    pub response_trailers: Vec<HeaderName>,
 }
 
 /// A JSON format tree.
@@ -71,6 +115,10 @@ pub enum LogFilter {
     And(Vec<LogFilter>),
     /// Any.
     Or(Vec<LogFilter>),
+    /// An expression.
+    Expr(Expr),
+    /// A share in parts per million, drawn anew or from the request id.
+    Share(u32, bool),
     /// Not a health check. Always true here: we have no health-check filter.
     NotHealthCheck,
 }

@@ -10,6 +10,7 @@ use super::access_log::AccessLog;
 use super::filter::HttpFilter;
 use super::route::RouteTable;
 pub use super::route::Upgrade;
+use super::tracing::Tracing;
 
 /// `envoy.filters.network.http_connection_manager`.
 #[derive(Debug)]
@@ -68,6 +69,8 @@ pub struct HttpConnectionManager {
     pub proxy_100_continue: bool,
     /// Access logs.
     pub access_logs: Vec<AccessLog>,
+    /// Tracing.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 /// Codec choice.

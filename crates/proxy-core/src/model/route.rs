@@ -15,6 +15,7 @@ use super::headers::HeaderOps;
 use super::matcher::{CookieMatcher, HeaderMatcher, MetadataMatcher, QueryMatcher, RegexRewrite};
 use super::metadata::Metadata;
 use super::retry::RetryPolicy;
+use super::tracing::RouteTracing;
 use crate::template::{PathTemplate, TemplateRewrite};
 
 /// A route configuration.
@@ -116,6 +117,8 @@ pub struct Route {
     pub metadata: Metadata,
     /// Name in statistics.
     pub stat_prefix: Name,
+    /// What is traced.
+    pub tracing: RouteTracing,
 }
 
 /// `typed_per_filter_config` of the filters we run, by filter name.

@@ -5,11 +5,13 @@
 
 use super::connection::HttpConn;
 use super::filters::Found;
+use super::trace::Trace;
 use crate::counter::Counter;
 use crate::io::stream::Shown;
 use crate::metrics::{GrpcFrames, KeyRef, Measured, principals};
-use crate::names::flag;
+use crate::names::{details, flag};
 use crate::peers::is_mesh;
+use crate::request_body::Intake;
 use crate::upstream::ClusterState;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::pool::{Home, Http1, StreamGuard};
@@ -18,12 +20,11 @@ use carrick_proxy_core::expr::Val;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::model::EndpointSet;
 use carrick_proxy_core::model::expr::Expr;
-use carrick_proxy_core::model::route::Route;
+use carrick_proxy_core::model::route::{Route, Target};
 use carrick_proxy_core::peer::Peer;
 use carrick_proxy_core::request::RequestHead;
 use http::{HeaderMap, Method};
 use http_body::Frame;
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -53,6 +54,8 @@ pub struct Logged {
     pub headers: HeaderMap,
     /// Response headers.
     pub response: HeaderMap,
+    /// Response trailers.
+    pub trailers: HeaderMap,
 }
 
 /// See the module.
@@ -60,7 +63,7 @@ pub struct Exchange {
     pub(super) conn: Rc<HttpConn>,
     pub(super) started: Instant,
     /// Body bytes from the client; the request body counts them.
-    pub(super) received: Rc<Cell<u64>>,
+    pub(super) received: Rc<Intake>,
     pub(super) sent: u64,
     pub(super) status: u16,
     pub(super) flags: &'static str,
@@ -81,10 +84,14 @@ pub struct Exchange {
     pub(super) peer: Option<Arc<Peer>>,
     /// The peer told us its names, so it is told ours.
     pub(super) told: bool,
+    /// The client, as far as it is trusted.
+    pub(super) client: Option<SocketAddr>,
+    /// Protocol towards the upstream.
+    pub(super) upstream_protocol: Option<&'static str>,
+    /// Its place in a trace.
+    pub(super) trace: Option<Box<Trace>>,
     /// The request's host, where metrics need it.
     pub(super) host: Option<Arc<str>>,
-    /// Messages of a gRPC request; the request body counts them.
-    pub(super) messages: Rc<Cell<GrpcFrames>>,
     answered: GrpcFrames,
     pub(super) attempts: u32,
     pub(super) responded: Option<Duration>,
@@ -128,8 +135,10 @@ impl Exchange {
             shown: None,
             peer: None,
             told: false,
+            client: None,
+            upstream_protocol: None,
+            trace: None,
             host: None,
-            messages: Rc::default(),
             answered: GrpcFrames::default(),
             attempts: 0,
             responded: None,
@@ -161,6 +170,9 @@ impl Exchange {
                 self.answered.pass(data);
             }
         } else if let Some(trailers) = frame.trailers_ref() {
+            if let Some(l) = &mut self.logged {
+                l.trailers.clone_from(trailers);
+            }
             self.note_grpc(trailers);
         }
         if let Some((limit, sleep)) = &mut self.idle {
@@ -245,6 +257,9 @@ impl Exchange {
         self.count(took);
         if self.logged.is_some() {
             self.log(took);
+            if let Some(trace) = self.trace.as_deref().filter(|t| t.is_sent()) {
+                self.with_facts(took, |facts| trace.finish(&self.conn.worker, facts, took));
+            }
         }
         conn.end();
     }
@@ -274,7 +289,7 @@ impl Exchange {
         let key = KeyRef {
             outbound: conn.outbound,
             service: self.cluster.as_ref().map(|c| &c.service),
-            host: self.host.as_ref(),
+            host: self.host.as_ref().filter(|_| self.cluster.as_ref().is_none_or(|c| c.service.host.is_empty())),
             code: self.status,
             flags: self.flags,
             grpc: self.grpc_status,
@@ -290,7 +305,7 @@ impl Exchange {
             took,
             request_bytes: self.received.get(),
             response_bytes: self.sent,
-            request_messages: self.messages.get().count,
+            request_messages: self.received.messages(),
             response_messages: self.answered.count,
         };
         conn.worker.stats.sets.request(key, &mut conn.memo.borrow_mut(), &measured);
@@ -313,6 +328,22 @@ impl Exchange {
                 &nothing
             }
         };
+        // Of a request that was answered before it was forwarded the route names the cluster.
+        let live;
+        let cluster = match (&self.cluster, &self.route) {
+            (Some(state), _) => Some(&*state.cluster),
+            (None, Some(route)) => match route.forward().map(|a| &a.target) {
+                Some(Target::Cluster(name)) => {
+                    live = self.conn.worker.live();
+                    live.config.clusters.get(name).map(|c| &**c)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let grpc_told = self.grpc_status.and_then(|g| u16::try_from(g).ok());
+        let of_http = (self.is_grpc && self.status > 0).then(|| super::reply::grpc_code(self.status));
+        let asked = self.received.ended.get().map(|at| at.saturating_duration_since(self.started));
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let info = &self.conn.info;
         let tls = info.tls.as_ref();
@@ -329,9 +360,10 @@ impl Exchange {
             }),
             status: Some(self.status),
             response: Some(&l.response),
+            trailers: Some(&l.trailers),
             protocol: Some(super::protocol_name(self.protocol)),
             local: Some(info.local),
-            remote: Some(info.peer),
+            remote: Some(self.client.unwrap_or(info.peer)),
             direct_remote: Some(info.direct),
             peer_uri_san: tls.and_then(|t| t.principal.as_deref()),
             local_uri_san: tls.and_then(|t| t.local.as_deref()),
@@ -344,24 +376,30 @@ impl Exchange {
             upstream_local: self.upstream_local,
             upstream_tls: self.shown.as_ref().map(|s| s.version),
             hostname: Some(&self.conn.worker.hostname),
-            cluster: self.cluster.as_ref().map(|c| &*c.cluster.name),
+            cluster: cluster.map(|c| &*c.name),
             route: self.route.as_ref().map(|r| &*r.name),
             chain: Some(&info.chain.name),
             route_metadata: self.route.as_ref().map(|r| &r.metadata),
-            cluster_metadata: self.cluster.as_ref().map(|c| &c.cluster.metadata),
+            cluster_metadata: cluster.map(|c| &c.metadata),
             endpoint_metadata: metadata,
             start: Some(crate::log::since_epoch(took)),
             duration_ms: Some(millis(took)),
-            response_ms: self.responded.map(millis),
+            request_ms: asked.map(millis),
+            // What we answered ourselves has no time of the upstream's.
+            response_ms: self.responded.filter(|_| self.details == details::VIA_UPSTREAM).map(millis),
             bytes_received: self.received.get(),
             bytes_sent: self.sent,
             flags: (self.flags != flag::NONE).then_some(self.flags),
             code_details: Some(self.own_details.as_deref().unwrap_or(self.details)),
             dynamic_metadata: self.found.as_ref().map(|f| &f.metadata),
             upstream_failure: self.failure.as_deref(),
-            attempts: Some(self.attempts),
+            // Looking for an endpoint is an attempt too.
+            attempts: Some(self.attempts.max(u32::from(self.cluster.is_some()))),
             connection_id: Some(info.id),
-            grpc_status: self.grpc_status.and_then(|g| u16::try_from(g).ok()),
+            grpc_told,
+            grpc_status: grpc_told.or(of_http),
+            upstream_protocol: self.upstream_protocol,
+            trace: self.trace.as_ref().map(|t| (t.shown.0.as_str(), t.shown.1.as_str())),
             ..Facts::default()
         };
         f(&facts)

@@ -10,7 +10,7 @@ use super::head::{Head, Routed, weighted};
 use super::mirror;
 use super::reply::Failure;
 use super::upgrade;
-use crate::request_body::{REPLAY_LIMIT, Replay, RequestBody, Source};
+use crate::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::{ConnectError, Target};
@@ -130,8 +130,8 @@ pub(super) async fn run(
         // Short bodies are kept in any case: the connection may be gone without the upstream having seen anything.
         let short = body.size_hint().exact().is_some_and(|n| n <= REPLAY_LIMIT as u64);
         let taps = mirrors.iter_mut().filter_map(|m| m.tap()).collect();
-        let messages = exchange.is_grpc.then(|| Rc::clone(&exchange.messages));
-        let source = Source::new(body, Rc::clone(&exchange.received), taps).counting(messages).after(plan.read.clone());
+        exchange.received.grpc.set(exchange.is_grpc);
+        let source = Source::new(body, Rc::clone(&exchange.received), taps).after(plan.read.clone());
         if retry.is_some() || short { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
     };
     for mirror in mirrors {
@@ -179,7 +179,7 @@ struct Waits {
     response: Option<Pin<Box<Sleep>>>,
     stream: Option<Pin<Box<Sleep>>>,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
-    received: Rc<std::cell::Cell<u64>>,
+    received: Rc<Intake>,
     seen: u64,
 }
 
@@ -275,6 +275,15 @@ async fn attempts(
                 let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
                 let mut made =
                     build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target, preserve);
+                if let Some(trace) = &mut exchange.trace {
+                    trace.tell(&worker.local, made.headers_mut());
+                }
+                if let Some(l) = &mut exchange.logged
+                    && let Some(host) = rewritten_host(plan, &head, &chosen.target.hostname)
+                    && let Ok(host) = host.to_str()
+                {
+                    host.clone_into(&mut l.authority);
+                }
                 if plan.conn.exchanges() && plan.conn.outbound && exchange.meets_mesh() {
                     worker.peers.tell(made.headers_mut());
                 }
@@ -437,6 +446,7 @@ async fn attempt(
     let (result, checkout, reused) = match taken {
         Taken::Http1 { mut connection, home, reused } => {
             exchange.upstream_local = connection.local;
+            exchange.upstream_protocol = Some("HTTP/1.1");
             exchange.shown.clone_from(&connection.shown);
             witness = (!reused || need.careful).then(|| connection.arm()).flatten().map(|b| (b, connection.fate()));
             let result = connection.send(request).await;
@@ -447,6 +457,7 @@ async fn attempt(
         }
         Taken::Http2 { mut sender, local, shown, stream, reused } => {
             exchange.upstream_local = local;
+            exchange.upstream_protocol = Some("HTTP/2");
             exchange.shown = shown;
             (sender.try_send_request(request).await, Checkout::Http2(stream), reused)
         }
@@ -473,7 +484,7 @@ async fn attempt(
 async fn within<F: Future<Output = Attempt>>(
     limit: Option<Duration>,
     silence: Option<Duration>,
-    received: &std::cell::Cell<u64>,
+    received: &Intake,
     mut one: Pin<Box<F>>,
 ) -> Option<Attempt> {
     let end = limit.map(|l| tokio::time::Instant::now() + l);

@@ -234,7 +234,15 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     // After a request that made no sense nothing is believed to be one.
     exchange.closing |= status == StatusCode::BAD_REQUEST || (exchange.has_body && failure.is_early());
     if let Failure::Connect(e) = failure {
-        exchange.failure = Some(e.to_string());
+        let why = e.to_string();
+        // The details say it too, as one word.
+        if let Some(start) = exchange.details.strip_suffix('}')
+            && !matches!(e, ConnectError::Overflow | ConnectError::Timeout)
+        {
+            let word: String = why.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+            exchange.own_details = Some(format!("{start}|{word}}}").into());
+        }
+        exchange.failure = Some(why);
     }
     let stats = &exchange.conn.stats;
     match failure {
@@ -257,7 +265,7 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     }
     if exchange.is_grpc && redirect.is_none() && filter.is_none_or(|r| r.local) {
         // A stream that may not last longer has missed its deadline, whatever its HTTP status would be.
-        let usual = if matches!(failure, Failure::MaxDuration) { 4 } else { u32::from(grpc_code(status)) };
+        let usual = if matches!(failure, Failure::MaxDuration) { 4 } else { u32::from(grpc_code(status.as_u16())) };
         let code = filter.and_then(|r| r.grpc).unwrap_or(usual);
         grpc(&mut response, code, &text);
         exchange.grpc_status = i32::try_from(code).ok();
@@ -307,8 +315,8 @@ fn grpc(response: &mut Response<ResponseBody>, code: u32, text: &[u8]) {
 }
 
 /// gRPC's own mapping of HTTP statuses.
-fn grpc_code(status: StatusCode) -> u16 {
-    match status.as_u16() {
+pub fn grpc_code(status: u16) -> u16 {
+    match status {
         400 => 13,
         401 => 16,
         403 => 7,

@@ -10,7 +10,7 @@ use super::filters::{self, Found, Lookup, look_up};
 use super::forward::{self, Forward};
 use super::head::{Head, Routed, prepare, set_path, weighted};
 use super::reply::{self, Failure};
-use super::upgrade;
+use super::{trace, upgrade};
 use crate::names::details;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::hygiene::hop;
@@ -70,6 +70,9 @@ pub(super) async fn answer(
         if exchange.told {
             conn.worker.peers.tell(response.headers_mut());
         }
+    }
+    if let Some(trace) = &mut exchange.trace {
+        trace.respond(response.headers_mut());
     }
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if !conn.h2
@@ -136,6 +139,9 @@ async fn handle(
     exchange.is_grpc = is_grpc(request.headers());
     let on_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let (parts, mut body) = request.into_parts();
+    if http_body::Body::is_end_stream(&body) {
+        exchange.received.ended.set(Some(exchange.started));
+    }
     let mut head = prepare(conn, hcm, parts).map_err(here)?;
     let live = conn.worker.live();
     let table = live.config.route_table(&hcm.routes).map(Arc::clone);
@@ -151,10 +157,6 @@ async fn handle(
             (exchange.told, exchange.peer) = (true, conn.peer(told));
         }
     }
-    let asked = conn.counted.as_ref().is_some_and(|c| !c.asked.is_empty());
-    if !hcm.access_logs.is_empty() || asked {
-        note(&head, exchange);
-    }
     let facts = RouteFacts {
         random: conn.worker.random(),
         tls_presented: conn.info.mutual(),
@@ -163,6 +165,22 @@ async fn handle(
         ..RouteFacts::default()
     };
     let mut lookup = look_up(table.as_ref(), &head, &facts);
+    exchange.client = Some(head.client);
+    if let Some(tracing) = &hcm.tracing {
+        let route = match &lookup {
+            Lookup::Route(routed) => Some(&routed.route),
+            _ => None,
+        };
+        let name = |head: &Head, ask: &dyn Fn(&Facts<'_>) -> String| {
+            let view = head.view();
+            ask(&request_facts(conn, exchange, &view))
+        };
+        exchange.trace = trace::begin(conn, tracing, route, &mut head, name);
+    }
+    let asked = conn.counted.as_ref().is_some_and(|c| !c.asked.is_empty());
+    if !hcm.access_logs.is_empty() || asked || exchange.trace.as_ref().is_some_and(|t| t.is_sent()) {
+        note(&head, exchange);
+    }
     let mut read = None;
     if filters::has_steps(hcm) {
         if let Lookup::Route(routed) = &lookup {
@@ -228,11 +246,16 @@ async fn handle(
         levels.mutate_request(&mut headers, &facts);
         head.parts.headers = headers;
     }
+    let rewritten = new_path.is_some();
     if let (Some(new), Some(old)) = (new_path, original_path) {
         set_path(&mut head.parts, &new).map_err(here)?;
         if let Ok(old) = HeaderValue::from_str(&old) {
             head.parts.headers.insert(HeaderName::from_static("x-envoy-original-path"), old);
         }
+    }
+    if exchange.logged.is_some() && (mutated || rewritten) {
+        // Logs show a request as it goes on.
+        note(&head, exchange);
     }
     hop::strip_request(&mut head.parts.headers, upgrade.is_some() && !conn.h2);
     conn.forward_client_cert(hcm, &mut head.parts.headers);
@@ -336,6 +359,7 @@ fn snapshot(head: &Head) -> Logged {
         authority: view.authority.to_string(),
         headers: head.parts.headers.clone(),
         response: http::HeaderMap::new(),
+        trailers: http::HeaderMap::new(),
     }
 }
 

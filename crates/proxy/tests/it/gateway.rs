@@ -104,6 +104,7 @@ fn gateway(at: SocketAddr, tls: DownstreamTls, log: &Path) -> Listener {
     let mut l = listener("0.0.0.0_443", at, Direction::Outbound, vec![c]);
     let line = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%\n";
     l.access_logs = vec![AccessLog {
+        omit_empty: false,
         filter: None,
         format: LogFormat::Text(carrick_proxy_core::format::parse(line).unwrap()),
         sink: LogSink::File(log.display().to_string().into()),

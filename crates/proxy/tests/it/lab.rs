@@ -10,7 +10,7 @@
 
 use crate::support::*;
 use carrick_envoy_json::from_json;
-use carrick_proxy::Secrets;
+use carrick_proxy::{EngineOptions, Secrets};
 use carrick_proxy_core::store::type_url;
 use carrick_proxy_core::{ConfigStore, Rejection};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -37,6 +37,8 @@ pub struct Setup {
     pub routes: Value,
     /// Network filters before the connection manager.
     pub network: Vec<Value>,
+    /// More fields of the listener.
+    pub more: Value,
     /// More clusters; one name means one cluster in all setups of a call.
     pub clusters: Vec<Value>,
 }
@@ -52,6 +54,7 @@ impl Setup {
             manager: json!({}),
             routes: json!({}),
             network: Vec::new(),
+            more: json!({}),
             clusters: Vec::new(),
         }
     }
@@ -88,11 +91,12 @@ impl Setup {
         let mut network = self.network.clone();
         network.push(json!({
             "name": "envoy.filters.network.http_connection_manager", "typed_config": typed(kind, manager)}));
-        json!({
+        let listener = json!({
             "name": self.name,
             "address": {"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}},
             "filter_chains": [{"filters": network}],
-        })
+        });
+        merged(listener, &self.more)
     }
 }
 
@@ -196,6 +200,11 @@ pub async fn compare(cases: &[(Setup, Vec<Ask>)]) -> Vec<Vec<Seen>> {
 
 /// Our engine with these setups, and where each listens.
 pub fn native(setups: &[&Setup], app: SocketAddr) -> (Running, Vec<SocketAddr>) {
+    native_as(setups, app, EngineOptions { workers: 2, drain_time: Duration::from_secs(2), ..EngineOptions::default() })
+}
+
+/// The same, under a name of its own.
+pub fn native_as(setups: &[&Setup], app: SocketAddr, options: EngineOptions) -> (Running, Vec<SocketAddr>) {
     let ports: Vec<SocketAddr> = setups.iter().map(|_| free_port()).collect();
     let mut store = ConfigStore::new();
     let listeners: Vec<Value> = setups.iter().zip(&ports).map(|(s, at)| s.listener(*at)).collect();
@@ -203,7 +212,7 @@ pub fn native(setups: &[&Setup], app: SocketAddr) -> (Running, Vec<SocketAddr>) 
     apply::<Cluster>(&mut store, type_url::CLUSTER, &clusters(setups, app)).unwrap_or_else(text);
     apply::<Listener>(&mut store, type_url::LISTENER, &listeners).unwrap_or_else(text);
     let config = carrick_proxy_core::RuntimeConfig::clone(&store.runtime());
-    (start(config, Secrets { by_name: HashMap::new() }), ports)
+    (start_with(config, Secrets { by_name: HashMap::new() }, options), ports)
 }
 
 /// What our engine says to a setup that it does not take.
@@ -251,6 +260,8 @@ impl Envoy {
         let listeners: Vec<Value> = setups.iter().zip(&ports).map(|(s, at)| s.listener(*at)).collect();
         let bootstrap = json!({
             "node": {"id": "lab", "cluster": "lab"},
+            // Spans are sent at once.
+            "layered_runtime": {"layers": [{"name": "lab", "static_layer": {"tracing.opentelemetry.min_flush_spans": 1}}]},
             "static_resources": {"listeners": listeners, "clusters": clusters(setups, app)},
         });
         let config = dir.path().join("bootstrap.json");
@@ -258,7 +269,16 @@ impl Envoy {
         let output = std::fs::File::create(dir.path().join("log")).expect("log file");
         let binary = std::env::var_os("CARRICK_ENVOY").unwrap_or_else(|| "envoy".into());
         let child = Command::new(binary)
-            .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning", "-c"])
+            .args([
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "--file-flush-interval-msec",
+                "50",
+                "-l",
+                "warning",
+                "-c",
+            ])
             .arg(&config)
             .stdout(Stdio::null())
             .stderr(output)

@@ -275,6 +275,7 @@ pub fn hcm(table: RouteTable) -> HttpConnectionManager {
         upgrades: vec![Upgrade { kind: "websocket".into(), enabled: true }],
         proxy_100_continue: false,
         access_logs: Vec::new(),
+        tracing: None,
     }
 }
 
@@ -324,6 +325,7 @@ pub fn route_table(action: RouteAction) -> RouteTable {
         per_filter: PerFilter::default(),
         metadata: Metadata::default(),
         stat_prefix: "".into(),
+        tracing: Default::default(),
     };
     let host = VirtualHost {
         name: "all".into(),

@@ -27,6 +27,8 @@ fn named(name: &str, options: EngineOptions) -> EngineOptions {
         canonical_revision: "v1".to_owned(),
         cluster: "Kubernetes".to_owned(),
         instance: format!("{name}-1"),
+        service: format!("{name}.test"),
+        zone: String::new(),
         node: format!("sidecar~127.0.0.1~{name}-1.test~test.svc.cluster.local"),
     };
     EngineOptions { workload, workers: 1, ..options }
@@ -295,7 +297,11 @@ async fn connections_and_their_bytes_are_counted_by_both_sides() {
         (&client, "source", ("destination_workload", "app-from-eds")),
         (&server, "destination", ("source_principal", CALLER)),
     ] {
-        let closed = || parse(&run.engine.stats().prometheus()).contains_key("istio_tcp_connections_closed_total");
+        let closed = || {
+            let samples = parse(&run.engine.stats().prometheus());
+            let all = samples.get("istio_tcp_connections_closed_total").map(Vec::as_slice).unwrap_or_default();
+            all.iter().any(|(_, n)| *n == 1.0)
+        };
         until("closed", closed).await;
         let samples = parse(&run.engine.stats().prometheus());
         for name in ["tcp_connections_opened_total", "tcp_connections_closed_total"] {
