@@ -174,7 +174,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             record.flags = flag::OVERFLOW;
             return None;
         };
-        match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target).await {
+        match connect::connect(&worker.local, &state.cluster, &state.stats, &chosen.target, "").await {
             Ok(mut stream) => {
                 record.shown.clone_from(&stream.shown);
                 record.upstream_local = stream.socket().tcp().local_addr().ok();

@@ -122,7 +122,7 @@ pub struct ClientTls {
 pub struct TlsCache {
     secrets: watch::Receiver<Arc<Secrets>>,
     servers: RefCell<HashMap<usize, ServerEntry>>,
-    clients: RefCell<HashMap<(usize, UpstreamOverrides), ClientEntry>>,
+    clients: RefCell<HashMap<(usize, UpstreamOverrides, &'static str), ClientEntry>>,
 }
 
 impl TlsCache {
@@ -195,7 +195,8 @@ impl TlsCache {
         Ok(out)
     }
 
-    /// The configuration of a cluster's socket, with what a request's filter state overrides.
+    /// The configuration of a cluster's socket, with what a request's filter state overrides. `protocol` is offered by ALPN where nothing
+    /// else is, unless it is empty: what will be spoken, as Envoy does.
     ///
     /// # Errors
     /// A secret is not there, or something inline cannot be used.
@@ -204,9 +205,10 @@ impl TlsCache {
         socket: &Arc<TransportSocket>,
         tls: &UpstreamTls,
         overrides: &UpstreamOverrides,
+        protocol: &'static str,
     ) -> Result<ClientTls, Refused> {
         let named = self.named(&tls.certificate, tls.validation.as_ref())?;
-        let key = (Arc::as_ptr(socket) as usize, overrides.clone());
+        let key = (Arc::as_ptr(socket) as usize, overrides.clone(), protocol);
         let mut clients = self.clients.borrow_mut();
         if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
             return Ok(ClientTls { config: Arc::clone(&e.config), local: e.local.clone(), verified: e.verified });
@@ -230,7 +232,10 @@ impl TlsCache {
             None => ServerAuth::None,
         };
         let offered: &[Name] = overrides.alpn.as_deref().unwrap_or(&tls.alpn);
-        let alpn: Vec<&[u8]> = offered.iter().map(|a| a.as_bytes()).collect();
+        let mut alpn: Vec<&[u8]> = offered.iter().map(|a| a.as_bytes()).collect();
+        if alpn.is_empty() && !protocol.is_empty() {
+            alpn.push(protocol.as_bytes());
+        }
         let config = pki::client_config(identity.as_deref(), auth, &alpn, &options(&tls.params)?)?;
         let local = identity.as_ref().and_then(|i| i.spiffe.as_ref()).map(|s| Arc::from(s.to_string()));
         let verified = tls.validation.as_ref().is_some_and(|v| !v.accept_untrusted);

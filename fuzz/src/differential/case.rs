@@ -67,7 +67,8 @@ impl Request {
 /// A token to be signed when it is sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
-    /// `alg` of its header; `none` leaves the signature out, and a name with `!` at its end spoils it.
+    /// `alg` of its header; `none` leaves the signature out, and a name with `!` at its end spoils it. All are made with the
+    /// issuer's EC key: where a key names no algorithm Envoy believes whatever the header says, and we do not.
     pub alg: String,
     /// `kid` of its header.
     pub kid: Option<String>,

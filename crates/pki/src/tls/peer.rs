@@ -15,6 +15,7 @@ pub struct VerifiedPeer {
     spiffe: Option<SpiffeId>,
     sha256: [u8; 32],
     info: CertificateInfo,
+    leaf: Box<[u8]>,
 }
 
 impl VerifiedPeer {
@@ -50,7 +51,7 @@ impl VerifiedPeer {
             [uri] => uri.parse().ok(),
             _ => None,
         };
-        Some(Self { spiffe, sha256: digest.as_ref().try_into().ok()?, info })
+        Some(Self { spiffe, sha256: digest.as_ref().try_into().ok()?, info, leaf: leaf.as_ref().into() })
     }
 
     /// The SPIFFE ID; always there for peers verified as SPIFFE peers.
@@ -66,6 +67,22 @@ impl VerifiedPeer {
     /// The same in lower-case hexadecimal, as `x-forwarded-client-cert` has it.
     pub fn sha256_hex(&self) -> String {
         self.sha256.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// The leaf as PEM, percent-encoded as `x-forwarded-client-cert` has it.
+    pub fn pem_encoded(&self) -> String {
+        let mut out = String::with_capacity(self.leaf.len().saturating_mul(2));
+        for letter in crate::pem::encode_certificate(&self.leaf).chars() {
+            match letter {
+                '\n' => out.push_str("%0A"),
+                ' ' => out.push_str("%20"),
+                '+' => out.push_str("%2B"),
+                '/' => out.push_str("%2F"),
+                '=' => out.push_str("%3D"),
+                other => out.push(other),
+            }
+        }
+        out
     }
 
     /// The subject; empty for workloads.

@@ -37,6 +37,41 @@ pub fn requested_upgrade(headers: &HeaderMap) -> Option<String> {
     (wanted && !kind.is_empty()).then(|| kind.to_ascii_lowercase())
 }
 
+/// Headers of which Envoy knows one value only: repeated ones become a list.
+const SINGLE: [HeaderName; 15] = [
+    http::header::AUTHORIZATION,
+    http::header::USER_AGENT,
+    http::header::CONTENT_TYPE,
+    http::header::EXPECT,
+    http::header::VIA,
+    http::header::ORIGIN,
+    http::header::ACCESS_CONTROL_REQUEST_METHOD,
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("grpc-timeout"),
+];
+
+/// Joins repeated headers that mean one thing, so that nobody behind us takes another of them than our policies did.
+pub fn join_repeated(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    for name in SINGLE {
+        if headers.get_all(&name).iter().nth(1).is_none() {
+            continue;
+        }
+        let all: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b","[..])) {
+            headers.insert(name, joined);
+        }
+    }
+}
+
 /// The client closes after this request, in the words that only proxies read.
 #[must_use]
 pub fn wants_close(headers: &HeaderMap) -> bool {

@@ -63,6 +63,10 @@ pub enum Refusal {
     Version,
     /// Too long.
     TooLarge,
+    /// A fragment, which no request has.
+    Fragment,
+    /// `OPTIONS` of no path.
+    NoPath,
 }
 
 impl Refusal {
@@ -74,6 +78,8 @@ impl Refusal {
             Self::Coding => super::LocalReply::Status(501, "http1.invalid_transfer_encoding"),
             Self::Version => super::LocalReply::Status(426, "low_version"),
             Self::TooLarge => super::LocalReply::Status(431, "http1.headers_too_large"),
+            Self::Fragment => super::LocalReply::Status(400, "path_normalization_failed"),
+            Self::NoPath => super::LocalReply::Status(404, "absolute_path_rejected"),
         }
     }
 }
@@ -140,22 +146,24 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
         b"" => return Err(Refusal::Version),
         _ => return Err(Refusal::Malformed),
     }
+    if method == b"OPTIONS" && target.starts_with(b"*") && target != b"*" {
+        return Err(Refusal::NoPath);
+    }
     if !target_is_known(method, target) {
         return Err(Refusal::Malformed);
+    }
+    if target.contains(&b'#') {
+        return Err(Refusal::Fragment);
     }
     let body = framing.body()?;
     Ok(if method == b"CONNECT" || framing.upgrade { Framing::Opaque } else { body })
 }
 
-/// The four forms of RFC 9112 §3.2, without fragments, which no request has.
+/// The forms of RFC 9112 §3.2 that name a path, and that of CONNECT.
 fn target_is_known(method: &[u8], target: &[u8]) -> bool {
     let scheme = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    let form = match method {
-        b"CONNECT" => true,
-        b"OPTIONS" if target == b"*" => true,
-        _ => target.starts_with(b"/") || scheme(b"http://") || scheme(b"https://"),
-    };
-    form && !target.contains(&b'#')
+    let asterisk = method == b"OPTIONS" && target == b"*";
+    method == b"CONNECT" || asterisk || target.starts_with(b"/") || scheme(b"http://") || scheme(b"https://")
 }
 
 #[derive(Default)]

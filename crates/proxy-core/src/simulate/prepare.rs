@@ -10,6 +10,7 @@ use http::HeaderMap;
 use super::Connection;
 use crate::hygiene::address::{self, Arrival};
 use crate::hygiene::reject::{self, Version};
+use crate::hygiene::wire::METHODS;
 use crate::hygiene::{LocalReply, hop, path};
 use crate::model::hcm::{HttpConnectionManager, PathOptions};
 use crate::request::{RequestHead, is_grpc};
@@ -56,11 +57,17 @@ pub(super) fn prepare(
         LocalReply::Redirect(_) => 307,
     };
     let mut headers = request.headers.clone();
-    reject::head(manager, version, request.method, request.path, Some(request.authority), &headers).map_err(status)?;
+    let (authority, target) = absolute(request.path).unwrap_or((request.authority, request.path));
+    // What the codec refuses comes to no policy.
+    if !h2 && (!METHODS.contains(&request.method.as_bytes()) || target.contains('#')) {
+        return Err(400);
+    }
+    reject::head(manager, version, request.method, target, Some(authority), &headers).map_err(status)?;
+    hop::join_repeated(&mut headers);
     let port = connection.destination.port();
-    let authority = reject::clean_authority(manager, request.authority, port);
-    let cleans = manager.path != PathOptions::default() && !matches!(request.path, "" | "*");
-    let path = match request.path {
+    let cleaned = reject::clean_authority(manager, authority, port);
+    let cleans = manager.path != PathOptions::default() && !target.is_empty();
+    let path = match target {
         path if cleans => path::normalize(path, &manager.path, is_grpc(&headers)).map_err(status)?,
         path => Cow::Borrowed(path),
     };
@@ -76,10 +83,20 @@ pub(super) fn prepare(
     };
     Ok(Ready {
         path: path.into_owned(),
-        authority: authority.map_or_else(|| request.authority.to_owned(), |a| a.to_string()),
+        authority: cleaned.unwrap_or_else(|| authority.to_owned()),
         scheme,
         headers,
         client: client.address,
         internal: client.internal,
     })
+}
+
+/// Host and path of a target in absolute form (RFC 9112 §3.2.2).
+fn absolute(target: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = target.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    Some((authority, if path.is_empty() { "/" } else { path }))
 }

@@ -264,3 +264,31 @@ fn internal_headers() {
     assert_eq!(left(false), ["x-envoy-attempt-count", "x-envoy-decorator-operation"].map(String::from).into());
     assert_eq!(left(true), ["x-envoy-attempt-count"].map(String::from).into());
 }
+
+#[test]
+fn repeated_headers_of_one_meaning_become_one() {
+    let mut headers =
+        headers(&[("authorization", "Bearer a"), ("x-a", "1"), ("authorization", "Bearer b"), ("x-a", "2")]);
+    hop::join_repeated(&mut headers);
+    let all = |name: &str| headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(all("authorization"), ["Bearer a,Bearer b"]);
+    assert_eq!(all("x-a"), ["1", "2"]);
+}
+
+#[test]
+fn a_proxys_close_is_one() {
+    let with = |value: &str| headers(&[("proxy-connection", value)]);
+    assert!(hop::wants_close(&with("keep-alive, Close")));
+    assert!(!hop::wants_close(&with("keep-alive")));
+    assert!(!hop::wants_close(&HeaderMap::new()));
+}
+
+#[test]
+fn targets_without_a_path_are_answered_and_not_routed() {
+    use carrick_proxy_core::hygiene::wire::{Refusal, judge};
+    let of = |line: &str| judge(format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes(), false);
+    assert_eq!(of("GET /a#b"), Err(Refusal::Fragment));
+    assert_eq!(of("OPTIONS *x"), Err(Refusal::NoPath));
+    assert_eq!(of("GET *"), Err(Refusal::Malformed));
+    assert!(of("OPTIONS *").is_ok() && of("GET http://a/b").is_ok());
+}

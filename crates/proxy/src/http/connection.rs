@@ -181,12 +181,15 @@ impl HttpConn {
         let tls = self.info.tls.as_ref()?;
         let peer = tls.peer.as_ref()?;
         let hash = peer.sha256_hex();
+        let wanted = self.hcm().is_some_and(|hcm| hcm.xfcc.cert);
+        let pem = if wanted { peer.pem_encoded() } else { String::new() };
         Some(f(&PeerCert {
             local_uri: tls.local.as_deref(),
             hash: &hash,
             subject: peer.subject(),
             uris: peer.uris(),
             dns: peer.dns_names(),
+            pem: &pem,
             ..PeerCert::default()
         }))
     }

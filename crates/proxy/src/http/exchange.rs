@@ -58,6 +58,19 @@ pub struct Logged {
     pub trailers: HeaderMap,
 }
 
+impl Logged {
+    /// As decisions and formats see it.
+    pub(super) fn view<'a>(&'a self, scheme: &'a str) -> RequestHead<'a> {
+        RequestHead {
+            method: self.method.as_str(),
+            path: &self.path,
+            authority: &self.authority,
+            scheme,
+            headers: &self.headers,
+        }
+    }
+}
+
 /// See the module.
 pub struct Exchange {
     pub(super) conn: Rc<HttpConn>,

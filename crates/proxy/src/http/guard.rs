@@ -12,8 +12,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What the codec gets in the place of a refused head.
+/// What the codec gets in the place of a refused head, and of one whose answer has no body.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+const STAND_IN_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 /// How much is read at once.
 const READ: usize = 8 * 1024;
 
@@ -72,7 +73,13 @@ impl Guard {
                     let judged =
                         if end > self.limit { Err(Refusal::TooLarge) } else { wire::judge(&head, self.accept_http_10) };
                     match judged {
-                        Err(refusal) => return self.refuse(refusal),
+                        Err(refusal) => {
+                            self.refuse_with(
+                                refusal,
+                                if head.starts_with(b"HEAD ") { STAND_IN_HEAD } else { STAND_IN },
+                            );
+                            return;
+                        }
                         Ok(framing) => {
                             self.passed.unsplit(head);
                             self.state = match framing {
@@ -116,9 +123,13 @@ impl Guard {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
+        self.refuse_with(refusal, STAND_IN);
+    }
+
+    fn refuse_with(&mut self, refusal: Refusal, stand_in: &[u8]) {
         let _ = self.verdict.set(refusal);
         self.held.clear();
-        self.passed.extend_from_slice(STAND_IN);
+        self.passed.extend_from_slice(stand_in);
         self.state = State::Over;
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
     {
         authority = new;
     }
+    hop::join_repeated(&mut parts.headers);
     let upgrade = if parts.method == Method::CONNECT {
         let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
         Some(protocol.unwrap_or_else(|| "connect".into()))

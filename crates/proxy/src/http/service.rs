@@ -273,7 +273,26 @@ async fn handle(
         upgrade: upgrade.as_deref(),
         read,
     };
-    let mut response = forward::run(&plan, head, body, exchange).await?;
+    let mut response = match forward::run(&plan, head, body, exchange).await {
+        Ok(response) => response,
+        // What the router answers itself goes back by the same route.
+        Err((failure, retried)) if speaks => {
+            let mut response = reply::respond(&failure, retried, exchange);
+            let request = asked.as_ref().map(|asked| asked.view(scheme));
+            let status = Some(response.status().as_u16());
+            let weighted = weighted(action, &cluster);
+            let levels =
+                Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
+            let before = response.headers().clone();
+            let facts = Facts { response: Some(&before), status, ..Facts::default() };
+            levels.mutate_response(response.headers_mut(), &Facts { request, ..facts });
+            if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
+                response.headers_mut().insert(http::header::SERVER, name);
+            }
+            return Ok(response);
+        }
+        Err(failed) => return Err(failed),
+    };
     exchange.note_grpc(response.headers());
     exchange.details = details::VIA_UPSTREAM;
     let switched = match &upgrade {
@@ -295,13 +314,7 @@ async fn handle(
     let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
     if !levels.response_is_plain() {
         let before = parts.headers.clone();
-        let request = asked.as_ref().map(|asked| RequestHead {
-            method: asked.method.as_str(),
-            path: &asked.path,
-            authority: &asked.authority,
-            scheme,
-            headers: &asked.headers,
-        });
+        let request = asked.as_ref().map(|asked| asked.view(scheme));
         let facts = Facts {
             request,
             status: Some(parts.status.as_u16()),

@@ -78,7 +78,7 @@ impl ConnectError {
     }
 }
 
-/// Connects, all within the cluster's connect timeout.
+/// Connects, all within the cluster's connect timeout. `protocol` is the ALPN name of what will be spoken, empty for bytes.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -87,8 +87,9 @@ pub(crate) async fn connect(
     cluster: &Cluster,
     stats: &ClusterStats,
     to: &Target,
+    protocol: &'static str,
 ) -> Result<Stream, ConnectError> {
-    let all = Box::pin(steps(local, cluster, stats, to));
+    let all = Box::pin(steps(local, cluster, stats, to, protocol));
     let result = match tokio::time::timeout(cluster.connect_timeout.max(Duration::from_millis(1)), all).await {
         Ok(r) => r,
         Err(_) => {
@@ -102,7 +103,13 @@ pub(crate) async fn connect(
     result
 }
 
-async fn steps(local: &Local, cluster: &Cluster, stats: &ClusterStats, to: &Target) -> Result<Stream, ConnectError> {
+async fn steps(
+    local: &Local,
+    cluster: &Cluster,
+    stats: &ClusterStats,
+    to: &Target,
+    protocol: &'static str,
+) -> Result<Stream, ConnectError> {
     stats.upstream_cx_total.inc();
     let mut tcp = match &to.pipe {
         None => dial(cluster, to.address).await,
@@ -120,7 +127,7 @@ async fn steps(local: &Local, cluster: &Cluster, stats: &ClusterStats, to: &Targ
     match &**transport {
         TransportSocket::Raw | TransportSocket::ProxyProtocol { .. } => Ok(Kind::Plain(socket).into()),
         TransportSocket::Tls(settings) => {
-            let config = local.tls.client(transport, settings, &to.overrides)?;
+            let config = local.tls.client(transport, settings, &to.overrides, protocol)?;
             let name = to
                 .overrides
                 .sni

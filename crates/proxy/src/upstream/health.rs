@@ -90,7 +90,12 @@ async fn ask(local: &Local, state: &ClusterState, target: &Target, check: &Healt
     if let Some(port) = check.port {
         target.address.set_port(port);
     }
-    let mut stream = connect(local, &state.cluster, &state.stats, &target).await.ok()?;
+    let protocol = match &check.kind {
+        HealthCheckKind::Http { h2: false, .. } => "http/1.1",
+        HealthCheckKind::Http { h2: true, .. } => "h2",
+        _ => "",
+    };
+    let mut stream = connect(local, &state.cluster, &state.stats, &target, protocol).await.ok()?;
     match &check.kind {
         HealthCheckKind::Tcp { send, receive } => {
             stream.write_all(send).await.ok()?;

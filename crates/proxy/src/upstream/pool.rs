@@ -374,7 +374,7 @@ async fn exclusive(
             return Ok(Taken::Http1 { connection, home, reused: true });
         }
     };
-    let stream = connect(local, &state.cluster, &state.stats, target).await?;
+    let stream = connect(local, &state.cluster, &state.stats, target, "http/1.1").await?;
     drop(pending);
     state.stats.upstream_cx_http1_total.inc();
     let (fd, address) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
@@ -447,7 +447,7 @@ async fn stream(
         return Ok(taken(t, true));
     }
     let counted = Open::new(state, &pool, high).ok_or(ConnectError::Overflow)?;
-    let stream = connect(local, &state.cluster, &state.stats, target).await?;
+    let stream = connect(local, &state.cluster, &state.stats, target, "h2").await?;
     drop(pending);
     state.stats.upstream_cx_http2_total.inc();
     let address = stream.socket().tcp().local_addr().ok();

@@ -234,7 +234,7 @@ fn request(dice: &mut Dice, hosts: &[&str]) -> Request {
             0 => add("x-token", "{0}"),
             1 => add("X-Token", "Token {0}"),
             2 => add("cookie", "a=b; session={0}"),
-            3 | 4 => {
+            3 | 4 if target != "*" => {
                 let separator = if target.contains('?') { '&' } else { '?' };
                 let name = dice.one(&["token", "access_token"]);
                 target = format!("{target}{separator}{name}={{0}}");
@@ -293,7 +293,7 @@ fn token(dice: &mut Dice) -> Token {
         _ => Some(if other { "two" } else { "one" }.to_owned()),
     };
     let alg =
-        dice.one(&["ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256!", "none", "HS256", "es256"]);
+        dice.one(&["ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256!", "none", "HS256!", "es256"]);
     claims.as_object_mut().map(|c| c.retain(|_, v| !v.is_null()));
     Token { alg: alg.to_owned(), kid, claims }
 }
