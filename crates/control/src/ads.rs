@@ -154,7 +154,7 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
 }
 
 /// `gatewayTopology` of the proxy's configuration, which the node tells as `PROXY_CONFIG` (spec §15, §25.3).
-fn topology(node: &Node) -> Topology {
+fn topology(node: &Node) -> Option<Topology> {
     fn field<'a>(from: &'a Struct, name: &str) -> Option<&'a Kind> {
         from.fields.get(name)?.kind.as_ref()
     }
@@ -164,8 +164,7 @@ fn topology(node: &Node) -> Topology {
             _ => None,
         }
     }
-    let found = node.metadata.as_ref().and_then(|m| within(within(m, "PROXY_CONFIG")?, "gatewayTopology"));
-    let Some(found) = found else { return Topology::default() };
+    let found = within(within(node.metadata.as_ref()?, "PROXY_CONFIG")?, "gatewayTopology")?;
     let trusted_proxies = match field(found, "numTrustedProxies") {
         // At most 2^32 and no fraction, as the field's type has it.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -173,16 +172,10 @@ fn topology(node: &Node) -> Topology {
         _ => 0,
     };
     let client_cert = match field(found, "forwardClientCertDetails") {
-        Some(Kind::StringValue(text)) => match text.as_str() {
-            "SANITIZE" => ClientCertHeader::Sanitize,
-            "FORWARD_ONLY" => ClientCertHeader::ForwardOnly,
-            "APPEND_FORWARD" => ClientCertHeader::AppendForward,
-            "ALWAYS_FORWARD_ONLY" => ClientCertHeader::AlwaysForwardOnly,
-            _ => ClientCertHeader::SanitizeSet,
-        },
+        Some(Kind::StringValue(text)) => ClientCertHeader::named(text),
         _ => ClientCertHeader::SanitizeSet,
     };
-    Topology { trusted_proxies, client_cert, proxy_protocol: field(found, "proxyProtocol").is_some() }
+    Some(Topology { trusted_proxies, client_cert, proxy_protocol: field(found, "proxyProtocol").is_some() })
 }
 
 #[cfg(test)]

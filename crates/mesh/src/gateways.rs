@@ -40,6 +40,11 @@ impl Served {
         self.gateway.servers.get(self.at)
     }
 
+    /// Whether this is that server.
+    pub fn is(&self, other: &Served) -> bool {
+        self.at == other.at && self.gateway.origin.name == other.gateway.origin.name
+    }
+
     /// The route table of an HTTP server that listens on `port` (§9.9).
     pub fn table(&self, port: u16) -> Arc<str> {
         let Some(server) = self.server() else { return "".into() };

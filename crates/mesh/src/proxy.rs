@@ -57,6 +57,19 @@ pub enum ClientCertHeader {
     AlwaysForwardOnly,
 }
 
+impl ClientCertHeader {
+    /// By the name in a proxy's configuration; what is unknown or unset is the default.
+    pub fn named(text: &str) -> Self {
+        match text {
+            "SANITIZE" => Self::Sanitize,
+            "FORWARD_ONLY" => Self::ForwardOnly,
+            "APPEND_FORWARD" => Self::AppendForward,
+            "ALWAYS_FORWARD_ONLY" => Self::AlwaysForwardOnly,
+            _ => Self::SanitizeSet,
+        }
+    }
+}
+
 /// What a proxy is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ProxyKind {
@@ -106,8 +119,8 @@ pub struct ProxyNode {
     pub server_certs: Option<FileCerts>,
     /// Files to use as a client instead of SDS.
     pub client_certs: Option<FileCerts>,
-    /// What stands before it, if it is a gateway.
-    pub topology: Topology,
+    /// What stands before it, if it is a gateway whose own configuration says so; else it is the mesh's word.
+    pub topology: Option<Topology>,
     /// Who counts its requests and connections.
     pub counting: Counting,
     /// It may not bind ports below 1024.

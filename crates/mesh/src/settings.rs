@@ -21,6 +21,7 @@ use crate::{
         policy::{ConnectionPool, Keepalive, OutlierDetection},
     },
     parts::{ListenerSettings, PathNormalization},
+    proxy::{ClientCertHeader, Topology},
     read::traffic,
 };
 
@@ -49,6 +50,8 @@ pub struct Settings {
     pub inbound_port: u16,
     /// Milliseconds to connect.
     pub connect_timeout: u64,
+    /// What stands before gateways that say nothing themselves.
+    pub topology: Topology,
     /// What every listener carries, but for telemetry, which follows from the workload.
     pub listener: ListenerSettings,
     /// Mesh TLS of version 1.3 only.
@@ -119,6 +122,7 @@ impl Settings {
             outbound_port: config.proxy_listen_port,
             inbound_port: config.proxy_inbound_listen_port,
             connect_timeout: traffic::millis(config.connect_timeout),
+            topology: topology(config),
             listener: ListenerSettings {
                 detection_timeout: traffic::millis(config.protocol_detection_timeout),
                 telemetry: Arc::default(),
@@ -142,6 +146,15 @@ impl Settings {
             virtual_service_export_to: config.default_virtual_service_export_to.clone(),
         };
         (settings, found)
+    }
+}
+
+fn topology(config: &MeshConfig) -> Topology {
+    let Some(from) = &config.default_config.gateway_topology else { return Topology::default() };
+    Topology {
+        trusted_proxies: from.num_trusted_proxies,
+        client_cert: ClientCertHeader::named(&from.forward_client_cert_details),
+        proxy_protocol: from.proxy_protocol.is_some(),
     }
 }
 

@@ -86,6 +86,33 @@ pub fn all(from: &Telemetry, about: About) -> Vec<log::AccessLog> {
     from.logs.iter().filter_map(|log| one(log, about)).collect()
 }
 
+/// The expression that holds for connections whose handshake failed, and for no others. One constant, so that an engine whose listeners log
+/// nothing but failures can know it by its text.
+pub const REFUSED: &str = "has(connection.transport_failure_reason) && connection.transport_failure_reason != ''";
+
+/// The access logs of a listener: a line for each refused handshake, with its reason where a request's line has that of the upstream.
+pub fn refused(from: &Telemetry) -> Vec<log::AccessLog> {
+    let reason =
+        |format: &str| format.replace("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%");
+    // A filter asks about requests, of which there is none.
+    let logs = from.logs.iter().filter(|log| log.filter.is_none());
+    let files = logs.filter_map(|log| match &*log.sink {
+        LogSink::File { path, format: LogFormat::Text(own), .. } => Some(text(path, &reason(&line(own)))),
+        LogSink::File { path, format: LogFormat::Json(labels), omit_empty } => {
+            let standard = || Json::from_iter(JSON).to_string();
+            let own = serde_json::from_str::<Json>(labels).is_ok_and(|labels| labels.is_object());
+            Some(json(path, &reason(&if own { labels.to_string() } else { standard() }), *omit_empty))
+        }
+        LogSink::OpenTelemetry { .. } | LogSink::Grpc(_) => None,
+    });
+    let log = |config| log::AccessLog {
+        name: "envoy.access_loggers.file".to_owned(),
+        filter: Some(filter(REFUSED)),
+        config_type: Some(access_log::ConfigType::TypedConfig(config)),
+    };
+    files.map(log).collect()
+}
+
 fn one(from: &AccessLog, about: About) -> Option<log::AccessLog> {
     let (name, config) = match &*from.sink {
         LogSink::File { path, format: LogFormat::Text(line), .. } => ("envoy.access_loggers.file", text(path, line)),

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::{
     extensions::filters::listener::proxy_protocol::v3::ProxyProtocol,
 };
 
-use crate::{filters, outbound, security, stats::Side, tls, wire};
+use crate::{access_log, filters, outbound, security, stats::Side, tls, wire};
 
 /// Milliseconds a client has for its handshake.
 const HANDSHAKE: u64 = 15_000;
@@ -33,6 +33,7 @@ pub fn listener(from: &GatewayListener) -> Listener {
         address: wire::address(&from.address, from.port),
         filter_chains: from.chains.iter().map(|c| chain(from, c)).collect(),
         listener_filters,
+        access_log: if inspected { access_log::refused(&from.settings.telemetry) } else { Vec::new() },
         traffic_direction: TrafficDirection::Outbound.into(),
         ..Listener::default()
     }

@@ -51,7 +51,28 @@ pub struct DefaultProxyConfig {
     pub concurrency: Option<i32>,
     #[serde(deserialize_with = "nullable_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub proxy_metadata: BTreeMap<String, String>,
+    /// What stands before gateways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_topology: Option<GatewayTopology>,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayTopology {
+    /// Proxies whose `x-forwarded-for` entries are believed.
+    #[serde(deserialize_with = "nullable")]
+    pub num_trusted_proxies: u32,
+    /// What becomes of `x-forwarded-client-cert`, by Envoy's name.
+    #[serde(deserialize_with = "nullable")]
+    pub forward_client_cert_details: String,
+    /// Connections begin with a PROXY header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Nothing is told of it but that it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct ProxyProtocol {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -99,7 +99,7 @@ pub(super) fn derive(
             Merged::Tls(servers) => {
                 let mut taken = Taken::default();
                 for served in servers {
-                    asked.tls(served, *port, &mut taken, &mut chains, &mut tables, &mut out);
+                    asked.tls(served, *port, servers, &mut taken, &mut chains, &mut tables, &mut out);
                 }
             }
         }
@@ -129,7 +129,7 @@ impl Asked<'_> {
             address,
             port,
             settings: listener_settings(self.snapshot, &self.scope.telemetry, self.clusters),
-            topology: self.proxy.topology.clone(),
+            topology: self.proxy.topology.clone().unwrap_or_else(|| self.snapshot.settings().topology.clone()),
             security: self.security.clone(),
             chains,
         }
@@ -154,10 +154,12 @@ impl Asked<'_> {
         matching.filter_map(|v| connections::first_tcp(v, &place)).next()
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn tls(
         &self,
         served: &Served,
         port: u16,
+        all: &[Served],
         taken: &mut Taken,
         chains: &mut Vec<GatewayChain>,
         tables: &mut BTreeMap<Arc<str>, RouteTable>,
@@ -172,7 +174,10 @@ impl Asked<'_> {
                     ServerPayload::Http => {
                         let routes = served.table(port);
                         let servers = std::slice::from_ref(served);
-                        tables.entry(routes.clone()).or_insert_with(|| self.table(routes.clone(), servers));
+                        tables.entry(routes.clone()).or_insert_with(|| {
+                            let table = self.table(routes.clone(), servers);
+                            misdirected(table, server, all.iter().filter(|other| !other.is(served)))
+                        });
                         Some(GatewayPayload::Http { routes })
                     }
                     ServerPayload::Tcp => self.tcp(served).map(|to| GatewayPayload::Tcp { to, judged: true }),
@@ -268,6 +273,49 @@ impl Asked<'_> {
         });
         RouteTable { name, hosts: hosts.collect(), rest: None }
     }
+}
+
+/// Sends requests away that came on a connection for another server's name (HTTP/2 connections are shared by all names of a certificate):
+/// what another TLS server of the port says of its hosts, above all about client certificates, would not hold here (RFC 9110 §15.5.20).
+fn misdirected<'a>(
+    mut table: RouteTable,
+    server: &GatewayServer,
+    others: impl Iterator<Item = &'a Served>,
+) -> RouteTable {
+    let own: Vec<&HostPattern> = server.hosts.iter().map(|(_, host)| host).collect();
+    let foreign: Vec<&HostPattern> = others
+        .filter_map(Served::server)
+        .filter(|other| !matches!(other.security, ServerSecurity::AutoPassthrough))
+        .flat_map(|other| other.hosts.iter().map(|(_, host)| host))
+        .filter(|host| !own.contains(host))
+        .collect();
+    let sent_away = |domain: &str| VirtualHost {
+        name: format!("misdirected:{domain}").into(),
+        domains: vec![domain.into()],
+        routes: vec![Route::direct(421)],
+        require_tls: false,
+    };
+    // The more specific server has a name: what is bound to its hosts here is asked for there.
+    let theirs = |domain: &str| {
+        let domain = HostPattern::new(domain);
+        foreign.iter().any(|host| host.covers(&domain) && own.iter().all(|own| !host.covers(own)))
+    };
+    let mut seen: Vec<Arc<str>> = Vec::new();
+    for host in &mut table.hosts {
+        let Some(domain) = host.domains.first().cloned() else { continue };
+        if theirs(&domain) {
+            *host = Arc::new(sent_away(&domain));
+        }
+        seen.push(domain);
+    }
+    for host in foreign {
+        let domain: Arc<str> = host.to_string().into();
+        if !seen.contains(&domain) {
+            table.hosts.push(Arc::new(sent_away(&domain)));
+            seen.push(domain);
+        }
+    }
+    table
 }
 
 fn reference(name: &NamespacedName) -> GatewayRef {

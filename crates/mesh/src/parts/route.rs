@@ -36,6 +36,23 @@ pub struct Route {
     pub source: Option<NamespacedName>,
 }
 
+impl Route {
+    /// Answers anything with a status.
+    pub fn direct(status: u16) -> Self {
+        Self {
+            name: "default".into(),
+            condition: Condition::default(),
+            action: Action::Direct { status, body: Arc::default() },
+            operation: "direct/*".into(),
+            headers: HeaderChanges::default(),
+            fault: None,
+            cors: None,
+            stat_prefix: "".into(),
+            source: None,
+        }
+    }
+}
+
 /// What becomes of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {

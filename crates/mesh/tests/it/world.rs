@@ -175,7 +175,8 @@ impl World {
                 "!envoy" => proxy.blind_reuse = true,
                 "!unprivileged" => proxy.unprivileged = true,
                 "!behind" => {
-                    proxy.topology = Topology { trusted_proxies: 2, proxy_protocol: true, ..Topology::default() };
+                    let topology = Topology { trusted_proxies: 2, proxy_protocol: true, ..Topology::default() };
+                    proxy.topology = Some(topology);
                 }
                 "!tproxy" => proxy.interception = Interception::Tproxy,
                 "!files" => {

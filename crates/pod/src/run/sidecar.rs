@@ -51,6 +51,8 @@ impl Sidecar {
         let doing = || format!("open {}", self.log.display());
         let log =
             OpenOptions::new().create(true).append(true).mode(0o640).open(&self.log).map_err(PodError::io(doing()))?;
+        // Envoy opens its standard output anew (an access log to /dev/stdout), as the user that it is.
+        std::os::unix::fs::fchown(&log, Some(PROXY_ID), Some(PROXY_ID)).map_err(PodError::io(doing()))?;
         let error = log.try_clone().map_err(PodError::io(doing()))?;
         let mut command = Command::new(&self.program);
         command.arg(self.role).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));

@@ -5,8 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::accesslog::v3 as log;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use envoy_types::pb::envoy::extensions::filters::listener as inspect;
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3 as set_state;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
@@ -74,9 +76,26 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
         transparent: truth(&value.transparent).unwrap_or(false),
         freebind: truth(&value.freebind).unwrap_or(false),
         tcp_keepalive: value.tcp_keepalive.as_ref().map(keepalive),
-        access_logs: each("access_log", &value.access_log, access_log::access_log)?,
+        access_logs: each("access_log", &value.access_log, failures)?,
         metadata: metadata(&value.metadata).at("metadata")?,
     })
+}
+
+/// The filter that only connections pass whose handshake failed.
+const REFUSED: &str = "has(connection.transport_failure_reason) && connection.transport_failure_reason != ''";
+
+/// A log of a listener. Nothing but connections that were refused is written to it, so the filter that says this says nothing more.
+fn failures(value: &log::AccessLog) -> Result<crate::model::access_log::AccessLog, Bad> {
+    let specifier = value.filter.as_ref().and_then(|filter| filter.filter_specifier.as_ref());
+    let extension = match specifier {
+        Some(log::access_log_filter::FilterSpecifier::ExtensionFilter(filter)) => filter.config_type.as_ref(),
+        _ => None,
+    };
+    let of_refused = extension.is_some_and(|log::extension_filter::ConfigType::TypedConfig(any)| {
+        decode::<ExpressionFilter>(any).is_ok_and(|filter| filter.expression == REFUSED)
+    });
+    let filter = value.filter.clone().filter(|_| !of_refused);
+    access_log::access_log(&log::AccessLog { filter, ..value.clone() })
 }
 
 fn additional(value: &pb::AdditionalAddress) -> Result<std::net::SocketAddr, Bad> {
