@@ -37,6 +37,8 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes before a frame's payload.
+const FRAME_HEAD: usize = 9;
 
 /// Serves a connection of an HTTP chain to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>, lease: Lease) {
@@ -45,15 +47,23 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
         tracing::debug!(peer = %info.peer, "connection refused: {why}");
         return;
     }
-    let h2 = {
-        let choice = Box::pin(is_h2(hcm, &info, &mut stream));
+    let begins = {
+        let choice = Box::pin(beginning(hcm, &info, &mut stream));
         tokio::select! {
-            h2 = choice => h2,
+            begins = choice => begins,
             () = lease.reached(Phase::Closing) => None,
         }
     };
-    let Some(h2) = h2 else { return };
     let stats = worker.stats.http(&hcm.stat_prefix);
+    let h2 = match begins {
+        Some(Beginning::Http1) => false,
+        Some(Beginning::Http2) => true,
+        Some(Beginning::Broken) => {
+            stats.downstream_cx_protocol_error.inc();
+            return;
+        }
+        None => return,
+    };
     let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, h2));
     let service = {
         let conn = Rc::clone(&conn);
@@ -76,29 +86,43 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
     }
 }
 
+/// What a client's first bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    Http1,
+    Http2,
+    /// HTTP/2's preface without the SETTINGS that belong to it (RFC 9113 §3.4). The codec would not mind.
+    Broken,
+}
+
 /// By the chain's codec; else by ALPN; else by the first bytes. `None`: the client left before that.
-async fn is_h2(hcm: &HttpConnectionManager, info: &Info, stream: &mut Stream) -> Option<bool> {
-    match hcm.codec {
-        Codec::Http1 => return Some(false),
-        Codec::Http2 => return Some(true),
-        Codec::Auto => {}
+async fn beginning(hcm: &HttpConnectionManager, info: &Info, stream: &mut Stream) -> Option<Beginning> {
+    let alpn = info.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(|alpn| alpn == b"h2");
+    let certain = match hcm.codec {
+        Codec::Http1 => Some(false),
+        Codec::Http2 => Some(true),
+        Codec::Auto => alpn,
+    };
+    if certain == Some(false) {
+        return Some(Beginning::Http1);
     }
-    if let Some(alpn) = info.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
-        return Some(alpn == b"h2");
-    }
-    let look = stream.inspect(PREFACE.len(), |seen| {
-        if seen.starts_with(PREFACE) {
-            Some(true)
-        } else if PREFACE.starts_with(seen) {
-            None
-        } else {
-            Some(false)
-        }
-    });
+    let otherwise = if certain == Some(true) { Beginning::Http2 } else { Beginning::Http1 };
+    let look = stream.inspect(PREFACE.len().saturating_add(FRAME_HEAD), |seen| begins(seen, otherwise));
     let limit = hcm.request_headers_timeout.or(hcm.idle_timeout).unwrap_or(Duration::from_secs(3600));
-    match tokio::time::timeout(limit, look).await {
-        Ok(Ok(Some(h2))) => Some(h2),
-        _ => None,
+    tokio::time::timeout(limit, look).await.ok()?.ok()?
+}
+
+/// `otherwise` for what is not HTTP/2's preface; `None` while it could become that.
+fn begins(seen: &[u8], otherwise: Beginning) -> Option<Beginning> {
+    const SETTINGS: u8 = 4;
+    const ACK: u8 = 1;
+    match seen.strip_prefix(PREFACE) {
+        Some(frame) => {
+            let (kind, flags) = (*frame.get(3)?, *frame.get(4)?);
+            Some(if kind == SETTINGS && flags & ACK == 0 { Beginning::Http2 } else { Beginning::Broken })
+        }
+        None if PREFACE.starts_with(seen) => None,
+        None => Some(otherwise),
     }
 }
 
@@ -207,5 +231,27 @@ pub(crate) fn protocol_name(version: http::Version) -> &'static str {
         http::Version::HTTP_10 => "HTTP/1.0",
         http::Version::HTTP_2 => "HTTP/2",
         _ => "HTTP/1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preface_needs_its_settings() {
+        let with = |rest: &[u8]| [PREFACE, rest].concat();
+        for (seen, wanted) in [
+            (b"GET / HTTP/1.1".to_vec(), Some(Beginning::Http1)),
+            (b"PRI * HTTP/1.1".to_vec(), Some(Beginning::Http1)),
+            (b"PRI ".to_vec(), None),
+            (with(b""), None),
+            (with(&[0, 0, 0, 4]), None),
+            (with(&[0, 0, 0, 4, 0]), Some(Beginning::Http2)),
+            (with(&[0, 0, 0, 4, 1]), Some(Beginning::Broken)),
+            (with(&[0, 0, 9, 1, 5]), Some(Beginning::Broken)),
+        ] {
+            assert_eq!(begins(&seen, Beginning::Http1), wanted, "{seen:?}");
+        }
     }
 }

@@ -14,6 +14,9 @@ const EXT_ALPN: u16 = 16;
 /// Largest record that a peer may send (RFC 8446 §5.1), with what old stacks add.
 const MAX_RECORD: usize = 16 * 1024 + 2048;
 
+/// Longest ClientHello: what Envoy's TLS library reads. Real ones, with keys of post-quantum groups, take two to three thousand bytes.
+const MAX_HELLO: usize = 16 * 1024;
+
 /// What a ClientHello asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientHello {
@@ -70,7 +73,7 @@ fn handshake_message(seen: &[u8]) -> Result<Cow<'_, [u8]>, Verdict<ClientHello>>
         }
         if let Some(size) = message.get(1..4) {
             let size = size.iter().fold(0usize, |n, b| (n << 8) | usize::from(*b));
-            if size > MAX_INSPECT {
+            if size > MAX_HELLO {
                 return Err(Verdict::TooLarge);
             }
             if message.len() >= size.saturating_add(4) {
@@ -252,6 +255,8 @@ mod tests {
     #[test]
     fn announced_giants_are_refused() {
         assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\xff\xff\xff"), Verdict::TooLarge);
+        assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\x00\x40\x01"), Verdict::TooLarge);
+        assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\x00\x40\x00"), Verdict::NeedMore);
     }
 
     proptest! {

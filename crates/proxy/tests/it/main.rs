@@ -6,6 +6,7 @@ mod balancing;
 mod drain;
 mod filters;
 mod gateway;
+mod h2_frames;
 mod hostile;
 mod lab;
 mod mtls;
