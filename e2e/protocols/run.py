@@ -1,4 +1,4 @@
-"""gRPC by grpcio through sidecars and gateways of both data planes: a mesh, servers and clients of its own.
+"""gRPC by grpcio through sidecars and gateways of both data planes, and as an xDS client: a mesh, servers and clients of its own.
 
 Wants root, `carrick` (first argument) and a Python with grpcio (this one, or the one that PYTHONPATH helps). Prints a line for each
 check and the sum; exit code 1 when one failed. Everything it starts it ends. One mesh at a time can live in a network namespace.
@@ -6,6 +6,7 @@ check and the sum; exit code 1 when one failed. Everything it starts it ends. On
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -85,6 +86,24 @@ spec: {{selector: {{app: {name}}}, ports: [{{name: grpc, port: 8082}}]}}
 ---"""
 
 
+def mutual_tls(mode):
+    return f"""
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: {NAMESPACE}}}
+spec: {{mtls: {{mode: {mode}}}}}
+"""
+
+
+def bootstrap(folder):
+    """What makes grpcio an xDS client of the control plane."""
+    server = {"server_uri": "127.0.0.1:15010", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+    node = {"id": f"sidecar~127.0.0.1~checks.{NAMESPACE}~{NAMESPACE}.svc.cluster.local", "metadata": {"GENERATOR": "grpc"}}
+    path = folder / "xds.json"
+    path.write_text(json.dumps({"xds_servers": [server], "node": node}))
+    return {**os.environ, "GRPC_XDS_BOOTSTRAP": str(path)}
+
+
 def gateway(engine, folder):
     """A gateway in the clear and with TLS, which sends each host name to the servers of that data plane."""
     routes = "".join(
@@ -134,15 +153,14 @@ def runs():
 def prepare(mesh):
     certificates = mesh.folder / "certificates"
     names = [word for engine in ENGINES for word in ("--name", f"{engine}.example.com")]
-    mesh.start("up", "up")
+    mesh.start("up", "up", "--plain-xds-port", "15010")
     mesh.until("carrick up", lambda: answers("http://127.0.0.1:15014/ready"))
     subprocess.run([mesh.carrick, "demo", "certificates", str(certificates), *names], check=True)
     labels = "istio-injection: enabled"
     manifests = f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}, labels: {{{labels}}}}}\n---"
     for engine in ENGINES:
         manifests += service(f"echo-{engine}") + gateway(engine, certificates)
-    strict = f"metadata: {{name: default, namespace: {NAMESPACE}}}\nspec: {{mtls: {{mode: STRICT}}}}"
-    mesh.apply(manifests + f"\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{strict}")
+    mesh.apply(manifests + mutual_tls("STRICT"))
     python = [sys.executable, "-u"]
     sleep = ["sleep", "infinity"]
     for engine in ENGINES:
@@ -178,8 +196,21 @@ def main():
                 args = [arg.replace("CERTIFICATES", str(certificates)) for arg in args]
                 return what, mesh.inside(pod, sys.executable, "-u", str(HERE / "grpc_checks.py"), *args)
 
+            def by_xds(engine):
+                target = f"xds:///echo-{engine}.{NAMESPACE}.svc.cluster.local:8082"
+                command = [sys.executable, "-u", str(HERE / "grpc_checks.py"), target]
+                env = bootstrap(mesh.folder)
+                done = subprocess.run(command, capture_output=True, text=True, env=env)
+                return f"xds:/// without a proxy, {engine} sidecar", done
+
+            def all_runs(pool):
+                yield from pool.map(one, runs())
+                # Such a client speaks in the clear, unless its program gives it certificates.
+                mesh.apply(mutual_tls("PERMISSIVE"))
+                yield from pool.map(by_xds, ENGINES)
+
             # Most of their time is waiting, for deadlines and for the other side.
-            for what, done in futures.ThreadPoolExecutor(4).map(one, runs()):
+            for what, done in all_runs(futures.ThreadPoolExecutor(4)):
                 lines = done.stdout.splitlines()
                 good = [line for line in lines if " ok " in line]
                 bad = [line for line in lines if " ok " not in line]

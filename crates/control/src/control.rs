@@ -27,7 +27,7 @@ use carrick_runtime::admin::AdminServer;
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::metrics::Metrics;
 use carrick_runtime::tasks::TaskSet;
-use carrick_xds::server::{ListenOptions, ads_service, serve_tls};
+use carrick_xds::server::{ListenOptions, ads_service, serve_plain, serve_tls};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -50,6 +50,8 @@ pub struct ControlOptions {
     pub mesh_config: MeshConfig,
     /// Where xDS and the certificate service are; port 0 takes a free one.
     pub xds_addr: SocketAddr,
+    /// Port on 127.0.0.1 of xDS in the clear, for gRPC libraries that run beside us. They prove nothing, so they get no secrets.
+    pub plain_xds_port: Option<u16>,
     /// Where metrics and debug pages are.
     pub debug_addr: SocketAddr,
     /// What this control plane is called in `proxy-status`.
@@ -84,6 +86,7 @@ impl ControlOptions {
             authority,
             mesh_config,
             xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),
+            plain_xds_port: None,
             debug_addr: (Ipv4Addr::LOCALHOST, 15014).into(),
             name: "carrick".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -124,6 +127,7 @@ pub enum ControlError {
 /// A running control plane.
 pub struct Control {
     xds_addr: SocketAddr,
+    plain_xds_addr: Option<SocketAddr>,
     debug_addr: SocketAddr,
     synced: watch::Receiver<bool>,
     renderer: Arc<Renderer>,
@@ -142,11 +146,16 @@ impl Control {
             TcpListener::bind(address).await.map_err(|source| ControlError::Bind { address, source })
         };
         let xds = bind(options.xds_addr).await?;
+        let plain = match options.plain_xds_port {
+            Some(port) => Some(bind((Ipv4Addr::LOCALHOST, port).into()).await?),
+            None => None,
+        };
         let debug = bind(options.debug_addr).await?;
         let local = |listener: &TcpListener, address| {
             listener.local_addr().map_err(|source| ControlError::Bind { address, source })
         };
         let (xds_addr, debug_addr) = (local(&xds, options.xds_addr)?, local(&debug, options.debug_addr)?);
+        let plain_xds_addr = plain.as_ref().and_then(|listener| listener.local_addr().ok());
         let callers = Arc::new(callers(&options)?);
         let domains = std::iter::once(&callers.trust_domain).chain(&callers.aliases).map(ToString::to_string).collect();
         let certificate = ServerCert::issue(
@@ -212,7 +221,20 @@ impl Control {
             renderer: renderer.clone(),
             seen: seen.clone(),
             metrics: metrics.clone(),
+            unproven: false,
         };
+        if let Some(listener) = plain {
+            let ads = Ads {
+                callers: callers.clone(),
+                connections: connections.clone(),
+                renderer: renderer.clone(),
+                seen: seen.clone(),
+                metrics: metrics.clone(),
+                unproven: true,
+            };
+            let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)));
+            tasks.spawn("plain xds", serve_plain(listener, routes, ListenOptions::default(), drain.clone()));
+        }
         let certificates = Certificates { callers, authority: options.authority, metrics };
         let routes =
             tonic::service::Routes::new(ads_service(Arc::new(ads))).add_service(CertificateServer::new(certificates));
@@ -253,6 +275,7 @@ impl Control {
         };
         Ok(Self {
             xds_addr,
+            plain_xds_addr,
             debug_addr,
             synced,
             renderer,
@@ -265,6 +288,11 @@ impl Control {
     /// Where xDS and the certificate service are.
     pub fn xds_addr(&self) -> SocketAddr {
         self.xds_addr
+    }
+
+    /// Where xDS for gRPC libraries is, if anywhere.
+    pub fn plain_xds_addr(&self) -> Option<SocketAddr> {
+        self.plain_xds_addr
     }
 
     /// Where metrics and debug pages are.

@@ -36,6 +36,8 @@ pub(crate) struct Join {
     pub(crate) node: ProxyNode,
     /// How EnvoyFilters match it.
     pub(crate) target: Target,
+    /// It is a gRPC library, not a proxy.
+    pub(crate) grpc: bool,
     /// Where its resources go.
     pub(crate) sets: watch::Sender<ResourceSet>,
 }
@@ -149,7 +151,14 @@ impl Renderer {
             for join in inbox.joins {
                 work.proxies.insert(
                     join.id,
-                    Proxy { node: join.node, target: join.target, sets: join.sets, last: None, findings: Vec::new() },
+                    Proxy {
+                        node: join.node,
+                        target: join.target,
+                        grpc: join.grpc,
+                        sets: join.sets,
+                        last: None,
+                        findings: Vec::new(),
+                    },
                 );
             }
             for id in inbox.leaves {
@@ -202,6 +211,7 @@ impl Renderer {
 struct Proxy {
     node: ProxyNode,
     target: Target,
+    grpc: bool,
     sets: watch::Sender<ResourceSet>,
     last: Option<(View, Vec<Arc<EnvoyFilter>>)>,
     findings: Vec<Finding>,
@@ -247,6 +257,8 @@ impl Work {
                 }
                 let rendered = carrick_render::resources(&now.0, cache);
                 let patched = match now.1.is_empty() {
+                    // EnvoyFilters are for proxies.
+                    _ if proxy.grpc => (carrick_render::grpc::resources(&rendered), Vec::new()),
                     true => (rendered, Vec::new()),
                     false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
                 };

@@ -96,6 +96,9 @@ struct Up {
     /// Port of xDS and the certificate authority.
     #[arg(long, default_value_t = 15012, value_name = "PORT")]
     xds_port: u16,
+    /// Port of xDS without TLS or proof, on 127.0.0.1, for gRPC clients with `xds:///` names (Istio's is 15010); none unless told.
+    #[arg(long, value_name = "PORT")]
+    plain_xds_port: Option<u16>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     #[arg(long, default_value_t = 15014, value_name = "PORT")]
     debug_port: u16,
@@ -731,6 +734,7 @@ impl Up {
             data_dir: global.data_dir.clone(),
             api_port: self.api_port,
             xds_port: self.xds_port,
+            plain_xds_port: self.plain_xds_port,
             debug_port: self.debug_port,
             root_namespace: global.istio_namespace.clone(),
             trust_domain: self.trust_domain,

@@ -42,6 +42,8 @@ pub struct Options {
     pub api_port: u16,
     /// Port of xDS and the certificate authority.
     pub xds_port: u16,
+    /// Port of xDS in the clear for gRPC libraries, on 127.0.0.1.
+    pub plain_xds_port: Option<u16>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     pub debug_port: u16,
     /// Namespace of the control plane and of mesh-wide policies.
@@ -109,6 +111,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
     control_options.xds_addr.set_port(options.xds_port);
+    control_options.plain_xds_port = options.plain_xds_port;
     control_options.debug_addr.set_port(options.debug_port);
     control_options.name = format!("carrick-{}", carrick_pod::options::host_name());
     control_options.cluster_id = options.cluster_id.clone();

@@ -11,6 +11,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod filters;
 pub mod gateway;
+pub mod grpc;
 pub mod inbound;
 pub mod outbound;
 pub mod route;

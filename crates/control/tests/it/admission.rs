@@ -59,3 +59,33 @@ async fn only_a_proven_identity_gets_its_own_configuration() {
     proxy.stop().await;
     world.control.drain(std::time::Duration::from_secs(2)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_without_proof_serves_grpc_libraries_alone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut world = World::with_plain_port(authority(dir.path())).await;
+    world.service("shop", "web", 1);
+    world.list().await;
+    let ip = Ipv4Addr::new(10, 244, 0, 9).into();
+    let plain = || carrick_xds::client::Connector::Plain {
+        address: world.control.plain_xds_addr().expect("a port").to_string(),
+    };
+
+    let mut proxy = Proxy::start(plain(), node("shop", "web", ip), None);
+    proxy.until("refusal", |g| !g.reasons.is_empty()).await;
+    assert!(refused(&proxy, "Unauthenticated"));
+    assert_eq!(proxy.updates(), 0);
+    proxy.stop().await;
+
+    let mut library = node("shop", "client", ip);
+    library.metadata.get_or_insert_default().fields.insert("GENERATOR".into(), carrick_xds::node::text("grpc"));
+    let mut proxy = Proxy::start(plain(), library, None);
+    proxy.until("listeners", |g| count(g, &TypeUrl::Listener) > 0).await;
+    {
+        let got = proxy.got.lock().expect("got");
+        assert!(got.held[&TypeUrl::Listener].contains_key("web.shop.svc.cluster.local:80"), "{:?}", got.held);
+        assert_eq!(count(&got, &TypeUrl::Secret), 0);
+    }
+    proxy.stop().await;
+    world.control.drain(std::time::Duration::from_secs(2)).await;
+}

@@ -55,6 +55,15 @@ pub fn local(port: u16) -> SocketAddr {
 impl World {
     /// Starts with nothing listed yet.
     pub async fn start(authority: Arc<Authority>, xds: SocketAddr) -> Self {
+        Self::begin(authority, xds, None).await
+    }
+
+    /// The same with a port for gRPC libraries.
+    pub async fn with_plain_port(authority: Arc<Authority>) -> Self {
+        Self::begin(authority, local(0), Some(0)).await
+    }
+
+    async fn begin(authority: Arc<Authority>, xds: SocketAddr, plain_xds_port: Option<u16>) -> Self {
         let (events, receiver) = mpsc::channel(4096);
         let options = ControlOptions {
             objects: Objects::Told(receiver),
@@ -62,6 +71,7 @@ impl World {
             authority: authority.clone(),
             mesh_config: MeshConfig::default(),
             xds_addr: xds,
+            plain_xds_port,
             debug_addr: local(0),
             name: "carrick-test".into(),
             version: "1".into(),
