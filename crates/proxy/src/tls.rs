@@ -3,6 +3,7 @@
 //! Invariant: no secret, no connection. A configuration is kept until its identity or roots are replaced, so new
 //! handshakes use the new ones and open connections stay. What makes a peer acceptable is decided in `carrick-pki`.
 
+use crate::inspect::client_hello;
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Shown, Stream};
 use crate::secrets::Secrets;
@@ -25,6 +26,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
@@ -333,7 +335,12 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
 ///
 /// # Errors
 /// What the TLS library or the socket says; the alert has been sent.
-pub async fn accept(tls: &ServerTls, socket: Socket) -> io::Result<(Stream, ClientProof)> {
+pub async fn accept(tls: &ServerTls, mut socket: Socket) -> io::Result<(Stream, ClientProof)> {
+    if let Some(alert) = client_hello::refusal(socket.beginning(client_hello::HEADS).await?) {
+        const FATAL: u8 = 2;
+        socket.write_all(&[21, 3, 1, 0, 2, FATAL, alert]).await?;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|ClientHello refused:TLS_error_end"));
+    }
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     if tls.require_sni && start.client_hello().server_name().is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|no server name:TLS_error_end"));

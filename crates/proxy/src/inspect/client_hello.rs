@@ -17,6 +17,24 @@ const MAX_RECORD: usize = 16 * 1024 + 2048;
 /// Longest ClientHello: what Envoy's TLS library reads. Real ones, with keys of post-quantum groups, take two to three thousand bytes.
 const MAX_HELLO: usize = 16 * 1024;
 
+/// Bytes that [`refusal`] wants: the head of a record, of a handshake message, and the version in it.
+pub const HEADS: usize = 11;
+
+/// The alert for a ClientHello that the TLS library would take and must not: one that names SSL 3.0 or older as its version (RFC 8446
+/// D.5), or is longer than [`MAX_HELLO`]. What is no ClientHello, or is cut into records shorter than these bytes, is the library's.
+pub fn refusal(begin: &[u8]) -> Option<u8> {
+    const PROTOCOL_VERSION: u8 = 70;
+    const ILLEGAL_PARAMETER: u8 = 47;
+    let [RECORD_HANDSHAKE, 3, _, a, b, HANDSHAKE_CLIENT_HELLO, size @ .., major, minor] = begin.get(..HEADS)? else {
+        return None;
+    };
+    if u16::from_be_bytes([*a, *b]) < 6 {
+        return None;
+    }
+    let size = size.iter().fold(0usize, |n, b| (n << 8) | usize::from(*b));
+    if (*major, *minor) <= (3, 0) { Some(PROTOCOL_VERSION) } else { (size > MAX_HELLO).then_some(ILLEGAL_PARAMETER) }
+}
+
 /// What a ClientHello asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientHello {
@@ -271,5 +289,22 @@ mod tests {
             if let Some(b) = bytes.get_mut(at % n) { *b = with; }
             let _ = parse(&bytes);
         }
+    }
+
+    #[test]
+    fn hellos_of_old_versions_and_of_great_length_are_refused() {
+        let hello = |version: [u8; 2], size: [u8; 3]| {
+            let heads = [&[22, 3, 1, 0x40, 0, 1][..], &size, &version].concat();
+            super::refusal(&heads)
+        };
+        for version in [[3, 0], [2, 0], [0, 0], [1, 2], [0, 2]] {
+            assert_eq!(hello(version, [0, 1, 0]), Some(70), "{version:?}");
+        }
+        for version in [[3, 1], [3, 3], [3, 4], [4, 0]] {
+            assert_eq!(hello(version, [0, 0x40, 0]), None, "{version:?}");
+        }
+        assert_eq!(hello([3, 3], [0, 0x40, 1]), Some(47));
+        assert_eq!(super::refusal(b"GET / HTTP/1.1"), None);
+        assert_eq!(super::refusal(&[22, 3, 1]), None);
     }
 }

@@ -57,6 +57,20 @@ impl Socket {
         }
     }
 
+    /// The first bytes, at least this many unless the peer ends; they stay readable.
+    ///
+    /// # Errors
+    /// What reading the socket gives. Cancel safe as [`Self::inspect`] is.
+    pub async fn beginning(&mut self, least: usize) -> io::Result<&[u8]> {
+        if self.prefix.len() < least {
+            let mut seen = BytesMut::from(&*self.prefix);
+            seen.reserve(2048);
+            while seen.len() < least && self.tcp.read_buf(&mut seen).await? > 0 {}
+            self.prefix = seen.freeze();
+        }
+        Ok(&self.prefix)
+    }
+
     /// Puts bytes that were read back to the front.
     pub fn replay(&mut self, seen: Bytes) {
         debug_assert!(self.prefix.is_empty());

@@ -266,3 +266,122 @@ async fn a_proxy_header_says_who_the_client_is() {
         assert!(tcp.read(&mut [0; 8]).await.map_or(true, |n| n == 0));
     }
 }
+
+/// A ClientHello as the library writes it, with the version and length that a test gives it.
+fn hello(version: Option<[u8; 2]>, more: usize) -> Vec<u8> {
+    let config = client_config(None, ServerAuth::None, &["http/1.1"], &TlsOptions::default()).unwrap();
+    let name = rustls::pki_types::ServerName::try_from("edge.test").unwrap();
+    let mut client = rustls::ClientConnection::new(config, name).unwrap();
+    let mut record = Vec::new();
+    client.write_tls(&mut record).unwrap();
+    let mut message = record.split_off(5);
+    if let Some(version) = version {
+        message[4..6].copy_from_slice(&version);
+    }
+    if more > 0 {
+        // One more extension, of a kind that nobody knows; it must not follow a pre-shared key, and there is none.
+        let session = usize::from(message[38]);
+        let suites = usize::from(u16::from_be_bytes([message[39 + session], message[40 + session]]));
+        let at = 41 + session + suites + 2;
+        let length = usize::from(u16::from_be_bytes([message[at], message[at + 1]])) + 4 + more;
+        message[at..at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        message.splice(at + 2..at + 2, {
+            let head = [&[0xfa, 0xfb][..], &u16::try_from(more).unwrap().to_be_bytes()].concat();
+            head.into_iter().chain(std::iter::repeat_n(0, more))
+        });
+        let size = u32::try_from(message.len() - 4).unwrap().to_be_bytes();
+        message[1..4].copy_from_slice(&size[1..]);
+    }
+    message
+        .chunks(16 * 1024)
+        .flat_map(|part| [&[22, 3, 1][..], &u16::try_from(part.len()).unwrap().to_be_bytes(), part].concat())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hellos_that_the_library_would_take_and_must_not_are_refused() {
+    let office = Office::new();
+    let server = office.leaf("server", "ca", "DNS:edge.test", 3);
+    let looked_at = free_port();
+    let listener = gateway(looked_at, simple(), &office.path("log"));
+    let at = free_port();
+    let mut plain = gateway(at, simple(), &office.path("log"));
+    plain.name = "0.0.0.0_444".into();
+    plain.inspectors = Default::default();
+    plain.default_chain = plain.chains.first().cloned();
+    let _running = start(config(vec![listener, plain], vec![(cluster("app"), None)]), office.secrets(&server));
+    for (what, bytes, taken, alert) in [
+        ("as it is", hello(None, 0), true, 0),
+        ("TLS 1.0 as the old version, which says nothing", hello(Some([3, 1]), 0), true, 0),
+        ("SSL 3.0", hello(Some([3, 0]), 0), false, 70),
+        ("SSL 2.0", hello(Some([2, 0]), 0), false, 70),
+        ("long", hello(None, 14_000), true, 0),
+        ("too long", hello(None, 17_000), false, 47),
+    ] {
+        for (at, inspected) in [(looked_at, true), (at, false)] {
+            let mut tcp = TcpStream::connect(at).await.unwrap();
+            // It may be refused before all of it is written.
+            let _ = tcp.write_all(&bytes).await;
+            let mut head = [0; 7];
+            let read = tcp.read_exact(&mut head).await.is_ok();
+            assert_eq!(read && head[0] == 22 && head[5] == 2, taken, "{what} {inspected}");
+            if !taken && !inspected && alert == 70 {
+                assert_eq!((read, head[0], head[6]), (true, 21, alert), "{what}");
+            }
+        }
+    }
+}
+
+/// Offers for TLS 1.3 what only certificates may be signed with (RFC 8446 §4.2.3).
+#[derive(Debug)]
+struct OldSignatures;
+
+impl rustls::client::danger::ServerCertVerifier for OldSignatures {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::RSA_PKCS1_SHA256]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_hello_before_the_alert_accepts_nobody() {
+    let office = Office::new();
+    let server = office.leaf("server", "ca", "DNS:edge.test", 3);
+    let at = free_port();
+    let listener = gateway(at, simple(), &office.path("log"));
+    let _running = start(config(vec![listener], vec![(cluster("app"), None)]), office.secrets(&server));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).unwrap().dangerous();
+    let client = builder.with_custom_certificate_verifier(Arc::new(OldSignatures)).with_no_client_auth();
+    let name = rustls::pki_types::ServerName::try_from("edge.test").unwrap();
+    let tcp = TcpStream::connect(at).await.unwrap();
+    let ended = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, tcp).await;
+    let words = ended.map(|_| ()).unwrap_err().to_string();
+    assert!(words.contains("HandshakeFailure"), "{words}");
+}
