@@ -121,6 +121,17 @@ pub async fn get(client: &Client, object: &Value, namespace: &str) -> Result<Opt
     there.map(|object| serde_json::to_value(object).context("the object is no JSON")).transpose()
 }
 
+/// Writes an object's status, as a controller would; applying it leaves that out.
+///
+/// # Errors
+/// When the object has no kind or name, or the server refuses.
+pub async fn status(client: &Client, object: &Value, namespace: &str) -> Result<()> {
+    let Place { api, kind, name, namespace, .. } = place(client, object, namespace).await?;
+    let patch = serde_json::json!({"status": object.get("status")});
+    let written = api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    written.map(drop).with_context(|| format!("status of {kind} {name} in namespace {namespace}"))
+}
+
 /// Deletes one object; that it is gone already is fine.
 ///
 /// # Errors

@@ -185,7 +185,14 @@ fn mesh_config(options: &Options) -> Result<MeshConfig> {
     let mut config = match &options.mesh_config {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            serde_saphyr::from_str(&text).with_context(|| format!("{} is no MeshConfig", path.display()))?
+            let no = || format!("{} is no MeshConfig", path.display());
+            let value: serde_json::Value = serde_saphyr::from_str(&text).with_context(no)?;
+            let findings = carrick_api::validate::mesh_config(&value);
+            for found in &findings {
+                eprintln!("{}: {}: {}", path.display(), found.field.as_str(), found.message);
+            }
+            anyhow::ensure!(!carrick_api::validate::has_errors(&findings), "{} cannot be used", path.display());
+            MeshConfig::read(&value).map_err(|error| anyhow::anyhow!("{}", error.message)).with_context(no)?
         }
         None => MeshConfig::default(),
     };

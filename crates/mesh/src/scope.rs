@@ -16,6 +16,7 @@ use crate::{
         Registry, Service, SidecarConfig,
         endpoint::carries_all,
         sidecar::{HostSelector, NamespaceSelector},
+        virtual_service::VirtualService,
     },
     read::finding,
 };
@@ -80,13 +81,30 @@ fn selected(hosts: &[HostSelector], namespace: &str, service: &Service) -> bool 
     hosts.iter().filter(|h| !h.exclude).any(names) && !hosts.iter().filter(|h| h.exclude).any(names)
 }
 
+/// Whether a client's namespace follows a VirtualService through a host list (§8.2): its own namespace counts, not that of the services it
+/// names, and one of its hosts and one of the list meet.
+pub fn imports(hosts: &[HostSelector], namespace: &str, rule: &VirtualService) -> bool {
+    let own = rule.origin.namespace();
+    let meets = |s: &HostSelector| {
+        let meet = |host: &HostPattern| s.host.covers(host) || host.covers(&s.host);
+        is_of(&s.namespace, namespace, own) && rule.hosts.iter().any(meet)
+    };
+    let takes_out =
+        |s: &HostSelector| is_of(&s.namespace, namespace, own) && rule.hosts.iter().all(|host| s.host.covers(host));
+    hosts.iter().filter(|h| !h.exclude).any(meets) && !hosts.iter().filter(|h| h.exclude).any(takes_out)
+}
+
 fn covers(selector: &HostSelector, namespace: &str, service: &Service) -> bool {
-    let own = service.namespace();
-    let in_namespace = match &selector.namespace {
+    let host = HostPattern::new(service.hostname.as_str());
+    is_of(&selector.namespace, namespace, service.namespace()) && selector.host.covers(&host)
+}
+
+/// Whether `own` is meant, where a client of `namespace` asks.
+fn is_of(selector: &NamespaceSelector, namespace: &str, own: &Arc<str>) -> bool {
+    match selector {
         NamespaceSelector::Any => true,
         NamespaceSelector::None => false,
         NamespaceSelector::Own => **own == *namespace,
         NamespaceSelector::Named(name) => name == own,
-    };
-    in_namespace && selector.host.covers(&HostPattern::new(service.hostname.as_str()))
+    }
 }

@@ -19,10 +19,15 @@ use crate::{
     model::{
         locality::LocalityPolicy,
         policy::{ConnectionPool, Keepalive, OutlierDetection},
+        virtual_service::RetryRule,
     },
     parts::{ListenerSettings, PathNormalization},
+<<<<<<< HEAD
     proxy::{ClientCertHeader, Topology},
     read::traffic,
+=======
+    read::{traffic, virtual_service},
+>>>>>>> 75c3d2c (Cases that count: balancers' shares, ejections, limits, tunnels, fetched keys, the first API)
 };
 
 /// The mesh's settings.
@@ -68,6 +73,8 @@ pub struct Settings {
     pub locality: Option<Arc<LocalityPolicy>>,
     /// Milliseconds after which a name that could not be resolved is tried again.
     pub dns_refresh: u64,
+    /// When a request is tried again where no rule says.
+    pub default_retries: RetryRule,
     /// Outlier detection where no rule has any.
     pub default_outlier: Option<OutlierDetection>,
     /// `exportTo` of services that say nothing.
@@ -110,6 +117,12 @@ impl Settings {
         let mesh_tls = config.mesh_mtls.clone().unwrap_or_default();
         let pool = config.default_traffic_policy.as_ref().and_then(|p| p.connection_pool.as_ref());
         let outlier = config.default_traffic_policy.as_ref().and_then(|p| p.outlier_detection.as_ref());
+        let retries = config.default_http_retry_policy.as_ref().map(virtual_service::retries);
+        let retries = retries.unwrap_or(Ok(RetryRule::Default)).unwrap_or_else(|(field, message)| {
+            let field = field.strip_prefix(".retries").unwrap_or_default();
+            report(&format!("defaultHttpRetryPolicy{field}"), format!("{message}; as if it were not there"));
+            RetryRule::Default
+        });
         let settings = Self {
             root_namespace: config.root_namespace.as_str().into(),
             trust_domain,
@@ -140,6 +153,7 @@ impl Settings {
             default_pool: pool.map(traffic::connection_pool),
             locality: traffic::locality_policy(&config.locality_lb_setting).map(Arc::new),
             dns_refresh: traffic::millis(config.dns_refresh_rate),
+            default_retries: retries,
             default_outlier: outlier.map(traffic::outlier_detection),
             service_export_to: config.default_service_export_to.clone(),
             rule_export_to: config.default_destination_rule_export_to.clone(),

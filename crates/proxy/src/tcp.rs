@@ -143,6 +143,8 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
     record.cluster = Some(Rc::clone(&state));
     let overrides = Rc::new(overrides);
     let hash = proxy.hash_source_ip.then(|| xxh64(info.peer.ip().to_string().as_bytes(), 0));
+    let asked = info.server_name.as_deref();
+    let dynamic = info.chain.sni_port.and_then(|port| Some(format!("{}:{port}", asked?)));
     let mut tried = Vec::new();
     for attempt in 0..proxy.max_connect_attempts.max(1) {
         if attempt > 0 {
@@ -158,7 +160,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             auto_sni: None,
             subset: &proxy.subset,
             tried_priorities: &[],
-            authority: info.server_name.as_deref(),
+            authority: dynamic.as_deref().or(asked),
             client: Some((info.peer, info.local)),
             proxy_protocol: None,
         };

@@ -50,6 +50,9 @@ pub struct MeshConfig {
     pub h2_upgrade_policy: H2UpgradePolicy,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_traffic_policy: Option<DefaultTrafficPolicy>,
+    /// Of routes that say nothing of retries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_http_retry_policy: Option<super::virtual_service::HttpRetry>,
     /// Trust domains besides ours whose roots are distributed; only the names are read here.
     pub ca_certificates: Vec<CaCertificate>,
     /// Who decides for policies with action `CUSTOM`, who is told of requests; by name.
@@ -102,6 +105,7 @@ impl Default for MeshConfig {
             tls_defaults: None,
             h2_upgrade_policy: H2UpgradePolicy::Default,
             default_traffic_policy: None,
+            default_http_retry_policy: None,
             ca_certificates: Vec::new(),
             extension_providers: Vec::new(),
             default_providers: DefaultProviders::default(),

@@ -232,9 +232,10 @@ async fn told(lab: &Lab, wanted: &file::Told) -> Result<()> {
 async fn judge(lab: &Lab, pair: Pair, request: &Request, limit: Duration) -> Result<()> {
     let start = Instant::now();
     loop {
+        let all: Vec<Vec<String>> = (1..=request.times).map(|turn| request.curl(turn)).collect();
         let mut answers: Vec<Answer> = Vec::new();
-        for _ in 0..request.times {
-            answers.push(lab.ask(pair, request).await?);
+        for some in all.chunks(if request.together { all.len().max(1) } else { 1 }) {
+            answers.extend(lab.ask(pair, request, some).await?);
         }
         let wrong = expect::check(&request.expect, &answers);
         let Some(wrong) = wrong else { return Ok(()) };

@@ -66,8 +66,8 @@ impl std::fmt::Display for Answer {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Line {
-    /// curl's arguments.
-    Curl(Vec<String>),
+    /// curl's arguments, for one curl each.
+    Curl(Vec<Vec<String>>),
     Call(Call),
 }
 
@@ -111,8 +111,18 @@ impl Curl {
     /// # Errors
     /// When curl could not be run; that it failed is the answer.
     pub async fn run(&self, args: &[String]) -> Result<Answer> {
-        let all = ["-s", "-S", "-m", LIMIT, "-w", "%{stderr}\u{1}%{http_code}\u{1}%{http_version}\u{1}%{header_json}"];
-        self.ask(&Line::Curl(all.map(str::to_owned).into_iter().chain(args.iter().cloned()).collect())).await
+        let mut answers = self.together(std::slice::from_ref(&args.to_vec())).await?;
+        answers.pop().context("curl told nothing")
+    }
+
+    /// Runs one curl for each of these, all at the same time.
+    ///
+    /// # Errors
+    /// When curl could not be run; that it failed is the answer.
+    pub async fn together(&self, many: &[Vec<String>]) -> Result<Vec<Answer>> {
+        let own = ["-s", "-S", "-m", LIMIT, "-w", "%{stderr}\u{1}%{http_code}\u{1}%{http_version}\u{1}%{header_json}"];
+        let whole = |args: &Vec<String>| own.map(str::to_owned).into_iter().chain(args.iter().cloned()).collect();
+        self.ask(&Line::Curl(many.iter().map(whole).collect())).await
     }
 
     /// Makes a call in the pod.
@@ -120,10 +130,11 @@ impl Curl {
     /// # Errors
     /// When the pod cannot be asked; that the call failed is the answer.
     pub async fn call(&self, call: &Call) -> Result<Answer> {
-        self.ask(&Line::Call(call.clone())).await
+        let mut answers = self.ask(&Line::Call(call.clone())).await?;
+        answers.pop().context("the call told nothing")
     }
 
-    async fn ask(&self, line: &Line) -> Result<Answer> {
+    async fn ask(&self, line: &Line) -> Result<Vec<Answer>> {
         let mut line = serde_json::to_string(line)?;
         line.push('\n');
         let mut channel = self.channel.lock().await;
@@ -152,7 +163,8 @@ fn read(raw: Raw) -> Result<Answer> {
     })
 }
 
-/// The process's other side: a line of JSON (curl's arguments, or a call) in, a line of JSON out, until the input ends. It blocks.
+/// The process's other side: a line of JSON (lists of curl's arguments, or a call) in, a line of JSON out, until the input ends. It
+/// blocks.
 ///
 /// # Errors
 /// When standard input or output fails.
@@ -160,15 +172,16 @@ pub fn serve() -> Result<u8> {
     let mut out = std::io::stdout().lock();
     let caller = Caller::default();
     for line in std::io::stdin().lines() {
-        let answer = match serde_json::from_str(&line?).context("a line of curl's arguments, or a call")? {
-            Line::Curl(args) => curl(&args).unwrap_or_else(|error| Answer {
-                exit: -1,
-                error: format!("{error:#}"),
-                ..Answer::default()
+        let answers = match serde_json::from_str(&line?).context("a line of curl's arguments, or a call")? {
+            Line::Curl(many) => std::thread::scope(|scope| {
+                let running: Vec<_> = many.iter().map(|args| scope.spawn(move || curl(args))).collect();
+                let ended = running.into_iter().map(|one| one.join().unwrap_or_else(|_| anyhow::bail!("curl")));
+                let failed = |error| Answer { exit: -1, error: format!("{error:#}"), ..Answer::default() };
+                ended.map(|answer| answer.unwrap_or_else(failed)).collect()
             }),
-            Line::Call(call) => tokio::runtime::Handle::current().block_on(caller.call(&call)),
+            Line::Call(call) => vec![tokio::runtime::Handle::current().block_on(caller.call(&call))],
         };
-        writeln!(out, "{}", serde_json::to_string(&answer)?)?;
+        writeln!(out, "{}", serde_json::to_string::<Vec<Answer>>(&answers)?)?;
         out.flush()?;
     }
     Ok(0)

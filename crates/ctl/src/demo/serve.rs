@@ -4,6 +4,7 @@
 
 mod answer;
 mod closing;
+mod proxied;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -32,6 +33,9 @@ pub struct Options {
     /// Ports that speak TLS and demand a client's certificate.
     #[arg(long = "mutual-tls-port", requires = "certificates", value_name = "PORT")]
     mutual_tls_ports: Vec<u16>,
+    /// Ports that demand a PROXY header, of either version, before HTTP.
+    #[arg(long = "proxied-port", value_name = "PORT")]
+    proxied_ports: Vec<u16>,
     /// Folder of server.pem, server-key.pem and, for clients, ca.pem.
     #[arg(long, value_name = "DIR")]
     certificates: Option<PathBuf>,
@@ -62,26 +66,29 @@ pub struct Options {
 /// When a port cannot be bound or a certificate cannot be read.
 pub async fn run(options: Options) -> Result<u8> {
     let mut listeners = Vec::new();
-    for (ports, kind) in
-        [(&options.ports, None), (&options.tls_ports, Some(false)), (&options.mutual_tls_ports, Some(true))]
-    {
+    for (ports, kind) in [
+        (&options.ports, Opens::Http),
+        (&options.proxied_ports, Opens::Proxied),
+        (&options.tls_ports, Opens::Tls { mutual: false }),
+        (&options.mutual_tls_ports, Opens::Tls { mutual: true }),
+    ] {
         for port in ports {
             let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], *port)))
                 .await
                 .with_context(|| format!("cannot listen on port {port}"))?;
             let acceptor = match (kind, &options.certificates) {
-                (Some(mutual), Some(dir)) => Some(tls::acceptor(dir, mutual)?),
+                (Opens::Tls { mutual }, Some(dir)) => Some(tls::acceptor(dir, mutual)?),
                 _ => None,
             };
-            listeners.push((listener, acceptor));
+            listeners.push((listener, Begin { acceptor, proxied: matches!(kind, Opens::Proxied) }));
         }
     }
     let service = Arc::new(Service::new(options.name, options.calls, options.joins, options.answer)?);
     let graceful = Arc::new(hyper_util::server::graceful::GracefulShutdown::new());
     let closing = Arc::new(Closing::new(options.idle, options.restart_every));
     let mut accepting = tokio::task::JoinSet::new();
-    for (listener, acceptor) in listeners {
-        accepting.spawn(accept(listener, acceptor, service.clone(), graceful.clone(), closing.clone()));
+    for (listener, begin) in listeners {
+        accepting.spawn(accept(listener, begin, service.clone(), graceful.clone(), closing.clone()));
     }
     stopped().await;
     accepting.shutdown().await;
@@ -91,33 +98,53 @@ pub async fn run(options: Options) -> Result<u8> {
     Ok(0)
 }
 
+/// What a port wants first.
+#[derive(Clone, Copy)]
+enum Opens {
+    Http,
+    Proxied,
+    Tls { mutual: bool },
+}
+
+/// How a connection begins.
+#[derive(Clone)]
+struct Begin {
+    acceptor: Option<tokio_rustls::TlsAcceptor>,
+    proxied: bool,
+}
+
 async fn accept(
     listener: TcpListener,
-    acceptor: Option<tokio_rustls::TlsAcceptor>,
+    begin: Begin,
     service: Arc<Service>,
     graceful: Arc<hyper_util::server::graceful::GracefulShutdown>,
     closing: Arc<Closing>,
 ) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let (service, acceptor, watcher) = (service.clone(), acceptor.clone(), graceful.watcher());
+        let (service, begin, watcher) = (service.clone(), begin.clone(), graceful.watcher());
         let closing = closing.clone();
         // A peer that goes away is its own business.
         tokio::spawn(async move {
-            let _ = connection(stream, acceptor, service, watcher, &closing).await;
+            let _ = connection(stream, begin, service, watcher, &closing).await;
         });
     }
 }
 
 async fn connection(
-    stream: TcpStream,
-    acceptor: Option<tokio_rustls::TlsAcceptor>,
+    mut stream: TcpStream,
+    begin: Begin,
     service: Arc<Service>,
     watcher: hyper_util::server::graceful::Watcher,
     closing: &Closing,
 ) -> Result<()> {
-    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    let (mut peer, local) = (stream.peer_addr()?, stream.local_addr()?);
     stream.set_nodelay(true)?;
+    let mut proxied = None;
+    if begin.proxied {
+        let (version, told) = proxied::read(&mut stream).await?;
+        (proxied, peer) = (Some(version), told);
+    }
     let usage = Arc::new(Use::default());
     let served = |via: Via| {
         let (via, usage) = (Arc::new(via), usage.clone());
@@ -132,16 +159,16 @@ async fn connection(
         })
     };
     let server = auto::Builder::new(TokioExecutor::new());
-    let running: std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>> = match acceptor {
+    let running: std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>> = match begin.acceptor {
         None => {
-            let via = Via { peer, port: local.port(), tls: None };
+            let via = Via { peer, port: local.port(), tls: None, proxied };
             let serving =
                 watcher.watch(server.serve_connection_with_upgrades(TokioIo::new(stream), served(via)).into_owned());
             Box::pin(async move { serving.await.map_err(|error| anyhow::anyhow!(error)) })
         }
         Some(acceptor) => {
             let stream = acceptor.accept(stream).await?;
-            let via = Via { peer, port: local.port(), tls: Some(tls::facts(stream.get_ref().1)) };
+            let via = Via { peer, port: local.port(), tls: Some(tls::facts(stream.get_ref().1)), proxied };
             let serving =
                 watcher.watch(server.serve_connection_with_upgrades(TokioIo::new(stream), served(via)).into_owned());
             Box::pin(async move { serving.await.map_err(|error| anyhow::anyhow!(error)) })

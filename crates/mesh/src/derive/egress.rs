@@ -4,9 +4,11 @@
 //! listener of the other ports.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
+
+use carrick_base::Hostname;
 
 use super::Scope;
 use crate::{
@@ -15,8 +17,9 @@ use crate::{
         sidecar::{Egress, OutboundPolicy},
     },
     names, read,
-    scope::visible,
+    scope::{imports, visible},
     snapshot::Snapshot,
+    virtual_services::HostIndex,
 };
 
 /// One egress listener and its services.
@@ -52,6 +55,38 @@ pub(super) fn segments<'a>(snapshot: &'a Snapshot, scope: &Scope) -> Vec<Segment
         segment
     };
     sidecar.egress.iter().map(of).collect()
+}
+
+/// The VirtualServices a listener follows.
+pub(super) fn rules<'a>(snapshot: &'a Snapshot, scope: &Scope, egress: Option<&Egress>) -> HostIndex<'a> {
+    let namespace = &scope.client.namespace;
+    HostIndex::build(snapshot.virtual_services(), |rule| {
+        rule.export_to.allows(namespace) && egress.is_none_or(|e| imports(&e.hosts, namespace, rule))
+    })
+}
+
+/// Services that no listener shows, but that the rules of one lead to: they are reached by these rules alone (§8.2).
+pub(super) fn destinations<'a>(
+    snapshot: &'a Snapshot,
+    scope: &Scope,
+    rules: &HostIndex<'_>,
+    seen: &[(&'a Arc<Service>, BTreeSet<u16>)],
+) -> Vec<(&'a Arc<Service>, BTreeSet<u16>)> {
+    let namespace = &scope.client.namespace;
+    let shown: HashSet<&Hostname> = seen.iter().map(|(service, _)| &service.hostname).collect();
+    let mut out: BTreeMap<&ServiceId, (&Arc<Service>, BTreeSet<u16>)> = BTreeMap::new();
+    for target in rules.all.iter().flat_map(|rule| rule.targets(namespace)) {
+        if shown.contains(&target.host) {
+            continue;
+        }
+        let named = |s: &&Arc<Service>| s.hostname == target.host && s.export_to.allows(namespace);
+        let mut all = snapshot.services().iter().filter(named);
+        let own = all.clone().find(|s| **s.namespace() == **namespace);
+        let Some(service) = own.or_else(|| all.next()) else { continue };
+        let ports = service.ports.iter().map(|p| p.number).filter(|p| target.port.is_none_or(|wanted| wanted == *p));
+        out.entry(&service.id).or_insert_with(|| (service, BTreeSet::new())).1.extend(ports);
+    }
+    out.into_values().collect()
 }
 
 /// All services of all listeners, oldest first, with the ports that are seen.

@@ -55,12 +55,14 @@ impl Traits {
 pub(super) struct Reach {
     ports: HashMap<Hostname, Vec<u16>>,
     clusters: HashMap<Arc<str>, Traits>,
+    /// When a request is tried again where no rule says.
+    retries: Option<RetryRule>,
 }
 
 impl Reach {
     /// What these clusters lead to.
-    pub fn of(clusters: &[Arc<Cluster>]) -> Self {
-        let mut out = Self::default();
+    pub fn of(clusters: &[Arc<Cluster>], retries: &RetryRule) -> Self {
+        let mut out = Self { retries: Some(retries.clone()), ..Self::default() };
         for cluster in clusters {
             if cluster.subset.is_empty() {
                 out.ports.entry(cluster.hostname.clone()).or_default().push(cluster.port);
@@ -93,6 +95,18 @@ impl Reach {
         let plain =
             || TcpForward { clusters: Vec::new(), idle_timeout: None, source_hash: false, tunnel: None, dynamic: None };
         TcpForward { clusters, ..known.unwrap_or_else(plain) }
+    }
+
+    /// When a request is tried again by a rule. With a consistent hash another endpoint would be the wrong one.
+    pub fn retries(&self, rule: &RetryRule, hashed: bool) -> Option<Retries> {
+        match (rule, &self.retries) {
+            (RetryRule::Default, Some(own)) if *own != RetryRule::Default => self.retries(own, hashed),
+            (RetryRule::Default, _) => Some(Retries::standard(!hashed)),
+            (RetryRule::Never, _) => None,
+            (RetryRule::Own(own), _) => {
+                Some(Retries { other_endpoints: own.other_endpoints && !hashed, ..own.clone() })
+            }
+        }
     }
 
     fn traits(&self, cluster: &str) -> Traits {
@@ -223,11 +237,7 @@ fn forward(from: &RuleForward, condition: &Condition, place: &Place<'_>) -> Forw
             }
         })
         .collect();
-    let retries = match &from.retries {
-        RetryRule::Default => Some(Retries::standard(hash.is_none())),
-        RetryRule::Never => None,
-        RetryRule::Own(own) => Some(Retries { other_endpoints: own.other_endpoints && hash.is_none(), ..own.clone() }),
-    };
+    let retries = place.reach.retries(&from.retries, hash.is_some());
     let path = from.rewrite.as_ref().map(|rewrite| match rewrite {
         // Without a match there is no matched part: the path is replaced.
         Rewrite::Path(path) if condition.path == PathTest::Any => PathRewrite::Whole(path.clone()),

@@ -13,6 +13,7 @@ use carrick_api::Protocol;
 
 use super::{
     Scope, connections,
+    http::Reach,
     outbound::{VisiblePort, VisiblePorts},
     routes,
 };
@@ -97,13 +98,14 @@ pub(super) fn derive(
     scope: &Scope,
     parts: &[VisiblePorts<'_>],
     rest: &Arc<str>,
-    rules: &routes::Rules<'_>,
+    reach: &Reach,
     settings: &ListenerSettings,
 ) -> Vec<Arc<OutboundListener>> {
     let mut listeners = Listeners::default();
     let own_ports: HashSet<u16> =
         parts.iter().filter_map(|p| p.egress?.port.as_ref()).map(|p| p.number).filter(|n| *n > 0).collect();
     for part in parts {
+        let rules = &routes::Rules { reach, hosts: &part.rules };
         match part.egress.filter(|e| e.port.is_some()) {
             Some(egress) => of_one_port(&mut listeners, snapshot, scope, egress, &part.ports, rules),
             None => {

@@ -49,6 +49,8 @@ pub(super) struct VisiblePorts<'a> {
     /// The listener; `None` is the implicit one of everything.
     pub egress: Option<&'a crate::model::sidecar::Egress>,
     pub ports: Vec<VisiblePort<'a>>,
+    /// VirtualServices that it follows.
+    pub rules: HostIndex<'a>,
 }
 
 /// Clusters of one service as clients of one rule see them.
@@ -93,9 +95,20 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         blind_reuse: scope.blind_reuse,
     };
     let segments = egress::segments(snapshot, scope);
+    let mut seen = egress::union(&segments);
+    let mut followed: Vec<_> = Vec::new();
+    if !scope.router {
+        followed.extend(segments.iter().map(|segment| egress::rules(snapshot, scope, segment.egress)));
+    }
+    if scope.sidecar.is_some() {
+        for rules in &followed {
+            let more = egress::destinations(snapshot, scope, rules, &seen);
+            seen.extend(more);
+        }
+    }
     let (mut clusters, mut keys) = (Vec::new(), Vec::new());
     let mut defaults: HashMap<_, HashMap<u16, Arc<Cluster>>> = HashMap::new();
-    for (service, ports) in egress::union(&segments) {
+    for (service, ports) in seen {
         if matches!(service.resolution, Resolution::ExternalName(_)) {
             continue;
         }
@@ -103,13 +116,13 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         let key = (Arc::as_ptr(service) as usize, rule.map(|r| Arc::as_ptr(r) as usize), reacher.clone());
         let reached =
             memo.0.entry(key).or_insert_with(|| Arc::new(reach(snapshot, &reacher, service, rule.map(|r| &**r))));
-        let seen = reached.clusters.iter().filter(|c| ports.contains(&c.port));
-        for cluster in seen.clone().filter(|c| c.subset.is_empty()) {
+        let clusters_seen = reached.clusters.iter().filter(|c| ports.contains(&c.port));
+        for cluster in clusters_seen.clone().filter(|c| c.subset.is_empty()) {
             defaults.entry(&service.id).or_default().insert(cluster.port, cluster.clone());
         }
-        let names: HashSet<_> = seen.clone().map(|c| &c.name).collect();
+        let names: HashSet<_> = clusters_seen.clone().map(|c| &c.name).collect();
         keys.extend(reached.keys.iter().filter(|k| names.contains(&k.cluster)).cloned());
-        clusters.extend(seen.cloned());
+        clusters.extend(clusters_seen.cloned());
     }
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
     clusters.dedup_by(|a, b| a.name == b.name);
@@ -130,27 +143,25 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         return (outbound, keys);
     }
     let mut parts = Vec::new();
-    for segment in &segments {
+    for (segment, rules) in segments.iter().zip(followed) {
         let mut ports = Vec::new();
         for service in &segment.services {
             let Some(defaults) = defaults.get(&service.id) else { continue };
             let seen = service.ports.iter().filter(|p| segment.has(p.number));
             ports.extend(seen.filter_map(|port| Some(visible_port(service, port, defaults.get(&port.number)?))));
         }
-        parts.push(VisiblePorts { egress: segment.egress, ports });
+        parts.push(VisiblePorts { egress: segment.egress, ports, rules });
     }
     let aliases = routes::aliases(snapshot, &scope.client.namespace);
     let rest = egress::rest(snapshot, scope, |name| clusters.binary_search_by(|c| (*c.name).cmp(name)).is_ok());
-    let reach = Reach::of(&clusters);
-    let hosts = HostIndex::build(snapshot.virtual_services(), |v| v.export_to.allows(&scope.client.namespace));
-    let rules = routes::Rules { reach: &reach, hosts: &hosts };
+    let reach = Reach::of(&clusters, &settings.default_retries);
     let outbound = Outbound {
         listen_port: (scope.interception != Interception::None).then_some(settings.outbound_port),
         families: scope.families,
         settings: listener.clone(),
         connect_timeout: settings.connect_timeout,
-        listeners: listeners::derive(snapshot, scope, &parts, &rest, &rules, &listener),
-        routes: routes::derive(snapshot, scope, &parts, &aliases, &rest, &rules),
+        listeners: listeners::derive(snapshot, scope, &parts, &rest, &reach, &listener),
+        routes: routes::derive(snapshot, scope, &parts, &aliases, &rest, &reach),
         rest,
         clusters,
     };

@@ -19,7 +19,7 @@ use crate::{
     model::{
         Resolution, Service,
         sidecar::{Egress, EgressBind},
-        virtual_service::{GatewayRef, VirtualService},
+        virtual_service::{GatewayRef, RetryRule, VirtualService},
     },
     names,
     parts::{
@@ -115,13 +115,14 @@ pub(super) fn derive(
     parts: &[VisiblePorts<'_>],
     aliases: &HashMap<Hostname, Vec<Arc<Service>>>,
     rest: &Arc<str>,
-    rules: &Rules<'_>,
+    reach: &Reach,
 ) -> Vec<Arc<RouteTable>> {
     let rest = if **rest == *names::BLACK_HOLE { Rest::Refuse } else { Rest::Forward(rest.clone()) };
     let own_ports: HashSet<u16> =
         parts.iter().filter_map(|p| p.egress?.port.as_ref()).map(|p| p.number).filter(|n| *n > 0).collect();
     let mut out = Vec::new();
     for part in parts {
+        let rules = &Rules { reach, hosts: &part.rules };
         let Some(egress) = part.egress.filter(|e| e.port.is_some()) else {
             let ports: Vec<_> = part.ports.iter().filter(|v| !own_ports.contains(&v.port.number)).collect();
             out.extend(of_ports(snapshot, scope, &ports, aliases, &rest, None, rules));
@@ -160,7 +161,7 @@ fn of_ports(
         let number = visible.port.number;
         if visible.class == PortClass::Auto && only.is_none() {
             let own = rules.of(&visible.service.hostname, scope, number);
-            let host = virtual_host(visible, vec!["*".into()], own);
+            let host = virtual_host(visible, vec!["*".into()], own, rules.reach);
             let name = sniffed_table(&visible.service.hostname, number);
             out.push(Arc::new(RouteTable { name, hosts: vec![Arc::new(host)], rest: None }));
         }
@@ -172,7 +173,7 @@ fn of_ports(
         domains.retain(|d| table.taken.insert(d.clone()));
         if !domains.is_empty() {
             let own = rules.of(&visible.service.hostname, scope, number);
-            table.hosts.push(Arc::new(virtual_host(visible, domains, own)));
+            table.hosts.push(Arc::new(virtual_host(visible, domains, own, rules.reach)));
         }
     }
     if let Some(table) = tables.get_mut(&port_table(UNKNOWN_HOSTS_PORT)) {
@@ -202,12 +203,20 @@ fn unknown_hosts(table: &mut Filling, scope: &Scope, rules: &Rules<'_>) {
     }
 }
 
-fn virtual_host(visible: &VisiblePort<'_>, domains: Vec<Arc<str>>, own: Option<Vec<Route>>) -> VirtualHost {
+fn virtual_host(
+    visible: &VisiblePort<'_>,
+    domains: Vec<Arc<str>>,
+    own: Option<Vec<Route>>,
+    reach: &Reach,
+) -> VirtualHost {
     let name: Arc<str> = format!("{}:{}", visible.service.hostname, visible.port.number).into();
     let default = || Route {
         name: "default".into(),
         condition: Condition::default(),
-        action: Action::Forward(Forward::to(visible.cluster.clone(), visible.alpn, visible.hash.clone())),
+        action: Action::Forward(Forward {
+            retries: reach.retries(&RetryRule::Default, visible.hash.is_some()),
+            ..Forward::to(visible.cluster.clone(), visible.alpn, visible.hash.clone())
+        }),
         operation: format!("{name}/*").into(),
         headers: HeaderChanges::default(),
         fault: None,

@@ -32,6 +32,24 @@ pub struct VirtualService {
     pub tcp: Vec<ConnectionRule>,
 }
 
+impl VirtualService {
+    /// Everywhere it leads to, for clients of a namespace.
+    pub fn targets(&self, namespace: &str) -> impl Iterator<Item = &Target> {
+        let is_for = move |bound: &Bound| bound.namespace.as_ref().is_none_or(|n| **n == *namespace);
+        let http = self.http.iter().filter(move |r| r.matches.is_empty() || r.matches.iter().any(|m| is_for(&m.bound)));
+        let http = http.flat_map(|rule| match &rule.action {
+            RuleAction::Forward(forward) => {
+                let mirrors = forward.mirrors.iter().map(|(target, _)| target);
+                forward.destinations.iter().map(|d| &d.target).chain(mirrors).collect()
+            }
+            RuleAction::Redirect { .. } | RuleAction::Direct { .. } => Vec::new(),
+        });
+        let rest = self.tls.iter().chain(&self.tcp);
+        let rest = rest.filter(move |r| r.matches.is_empty() || r.matches.iter().any(|m| is_for(&m.bound)));
+        http.chain(rest.flat_map(|rule| rule.destinations.iter().map(|(target, _)| target)))
+    }
+}
+
 /// Where a rule holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GatewayRef {
@@ -123,7 +141,7 @@ pub struct RuleForward {
 }
 
 /// When a request is tried again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum RetryRule {
     /// As the mesh does.
     Default,

@@ -84,6 +84,7 @@ pub const INERT: &[(&str, &str, &str)] = &[
     ("UpstreamConnectionOptions", "set_local_interface_name_on_upstream_connections", "nothing reads it"),
     ("UpstreamConnectionOptions", "happy_eyeballs_config", "endpoints have one address"),
     ("BindConfig", "freebind", "the bound address is local"),
+    ("ClusterConfig", "allow_insecure_cluster_options", "lifts a check that is not made here"),
     ("DnsCluster", "dns_failure_refresh_rate", "failed look-ups back off by our own rule"),
     ("DnsCluster", "dns_min_refresh_rate", "names are looked up at most once a second"),
     ("HealthCheck", "initial_jitter", "the first check comes at once"),
@@ -112,8 +113,13 @@ pub const INERT: &[(&str, &str, &str)] = &[
 ];
 
 /// HTTP filters, by type, that have no effect on traffic and are left out of the chain.
-pub const INERT_HTTP_FILTERS: &[(&str, &str)] =
-    &[("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", "statistics only")];
+pub const INERT_HTTP_FILTERS: &[(&str, &str)] = &[
+    ("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", "statistics only"),
+    (
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
+        "a cluster that goes wherever is asked looks names up itself",
+    ),
+];
 
 /// Whether the table has a field.
 #[must_use]

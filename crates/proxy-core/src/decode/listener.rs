@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use envoy_types::pb::envoy::extensions::filters::listener as inspect;
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3 as set_state;
+use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
@@ -204,6 +205,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
     let tls = given("transport_socket", &value.transport_socket, tls::downstream_socket)?.flatten();
     let mut on_new_connection = Vec::new();
     let mut rbac = Vec::new();
+    let mut sni_port = None;
     let mut kind = None;
     let mut stats = None;
     each("filters", &value.filters, |filter| {
@@ -216,7 +218,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
             stats = Some(Arc::new(super::stats::stats(any).at("typed_config")?));
             return Ok(());
         }
-        kind = network_filter(filter, &mut on_new_connection, &mut rbac)?;
+        kind = network_filter(filter, &mut on_new_connection, &mut rbac, &mut sni_port)?;
         Ok(())
     })?;
     Ok(FilterChain {
@@ -229,6 +231,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
             None,
         )?,
         on_new_connection,
+        sni_port,
         rbac,
         stats,
         kind: kind.ok_or_else(|| Bad::field("filters", "no terminal filter"))?,
@@ -240,6 +243,7 @@ fn network_filter(
     value: &pb::Filter,
     state: &mut Vec<FilterStateSet>,
     rbac: &mut Vec<Arc<crate::model::rbac::RbacFilter>>,
+    sni_port: &mut Option<u16>,
 ) -> Result<Option<ChainKind>, Bad> {
     let any = match &value.config_type {
         Some(pb::filter::ConfigType::TypedConfig(any)) => any,
@@ -272,6 +276,10 @@ fn network_filter(
             );
             Ok(None)
         }
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
+            *sni_port = Some(decode(any).and_then(|config| sni_forward(&config)).at("typed_config")?);
+            Ok(None)
+        }
         // The cluster is named by the SNI, which is what such filter state says.
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => {
             state.push(FilterStateSet {
@@ -283,6 +291,13 @@ fn network_filter(
         }
         _ => Err(Bad::field("typed_config", format_args!("unsupported network filter \"{}\"", value.name))),
     }
+}
+
+/// The port to which connections go; the name is the one they ask for. The cluster has its own settings of look-ups.
+fn sni_forward(value: &sni::FilterConfig) -> Result<u16, Bad> {
+    only!(value, sni::FilterConfig { dns_cache_config, port_specifier } refuse { save_upstream_address });
+    let Some(sni::filter_config::PortSpecifier::PortValue(port)) = value.port_specifier else { return Ok(443) };
+    u16::try_from(port).ok().filter(|p| *p > 0).ok_or_else(|| Bad::field("port_value", "out of range"))
 }
 
 fn tunnel(value: &tcp::tcp_proxy::TunnelingConfig) -> Result<Tunnel, Bad> {

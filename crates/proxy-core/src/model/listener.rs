@@ -138,6 +138,8 @@ pub struct FilterChain {
     pub transport_socket_connect_timeout: Option<Duration>,
     /// Values that connections put into filter state before the terminal filter (`set_filter_state` network filter).
     pub on_new_connection: Vec<FilterStateSet>,
+    /// Where the cluster goes wherever is asked: the port, on the host of the SNI (`sni_dynamic_forward_proxy`).
+    pub sni_port: Option<u16>,
     /// RBAC network filters, in order: asked when the first byte has come.
     pub rbac: Vec<Arc<super::rbac::RbacFilter>>,
     /// `istio.stats` before a TCP proxy: what is counted of connections.

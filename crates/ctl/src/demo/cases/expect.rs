@@ -72,19 +72,28 @@ fn within(at: &str, wanted: &Value, got: &Value) -> Option<String> {
 }
 
 fn shares(expect: &Expect, answers: &[Answer]) -> Option<String> {
-    if expect.shares.is_empty() {
-        return None;
-    }
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     for answer in answers {
-        let by = answer.seen().and_then(|seen| Some(seen.get("service")?.as_str()?.to_owned()));
-        *counts.entry(by.unwrap_or_else(|| answer.to_string())).or_default() += 1;
+        *counts.entry(source(answer)).or_default() += 1;
     }
     let wrong = expect.shares.iter().any(|(name, (least, most))| {
         let count = counts.get(name).copied().unwrap_or(0);
         count < *least || count > *most
     });
-    wrong.then(|| format!("shares: want {:?}, got {counts:?}", expect.shares))
+    if wrong {
+        return Some(format!("shares: want {:?}, got {counts:?}", expect.shares));
+    }
+    let wanted = expect.servers.filter(|wanted| *wanted != counts.len())?;
+    Some(format!("servers: want {wanted}, got {counts:?}"))
+}
+
+/// Whose an answer is: the server's that tells its name, else nobody's but its status's, or curl's exit code's.
+fn source(answer: &Answer) -> String {
+    let by = answer.seen().and_then(|seen| Some(seen.get("service")?.as_str()?.to_owned()));
+    by.unwrap_or_else(|| match (answer.status, answer.exit) {
+        (0, exit) => format!("exit {exit}"),
+        (status, _) => status.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -134,5 +143,10 @@ mod tests {
         assert_eq!(check(&expect(json!({"shares": {"v1": [2, 3], "v2": [1, 1], "v3": [0, 0]}})), &answers), None);
         let told = check(&expect(json!({"shares": {"v2": [2, 3]}})), &answers).unwrap();
         assert!(told.contains("\"v1\": 2"), "{told}");
+        let refused = Answer { status: 503, body: "overflow".into(), ..Answer::default() };
+        let answers = [answer("v1"), refused, Answer { exit: 56, ..Answer::default() }];
+        let wanted = json!({"shares": {"v1": [1, 1], "503": [1, 1], "exit 56": [1, 1]}, "servers": 3});
+        assert_eq!(check(&expect(wanted), &answers), None);
+        assert!(check(&expect(json!({"servers": 1})), &answers).is_some());
     }
 }

@@ -116,6 +116,9 @@ pub struct Request {
     /// How often it is sent; every answer must be as expected.
     #[serde(default = "once")]
     pub times: u32,
+    /// Whether all of these are sent at the same time.
+    #[serde(default)]
+    pub together: bool,
     /// Seconds until which the answer may still be another.
     #[serde(default)]
     pub within: Option<f32>,
@@ -152,6 +155,9 @@ pub struct Expect {
     /// How many of the answers come from each server: name, least, most.
     #[serde(default)]
     pub shares: BTreeMap<String, (u32, u32)>,
+    /// How many servers the answers come from.
+    #[serde(default)]
+    pub servers: Option<usize>,
 }
 
 impl Request {
@@ -162,8 +168,13 @@ impl Request {
         Some(Call { url: self.url.clone(), headers: self.headers.clone(), kind })
     }
 
-    /// curl's arguments.
-    pub fn curl(&self) -> Vec<String> {
+    /// curl's arguments, the `turn`th time (from 1): `$n` stands for it.
+    pub fn curl(&self, turn: u32) -> Vec<String> {
+        let turn = turn.to_string();
+        self.plain_curl().into_iter().map(|arg| arg.replace("$n", &turn)).collect()
+    }
+
+    fn plain_curl(&self) -> Vec<String> {
         let mut args = self.args.clone();
         if let Some(method) = &self.method {
             if method.eq_ignore_ascii_case("HEAD") {
@@ -215,7 +226,8 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
         let kinds = [curls, request.websocket.is_some(), request.grpc.is_some()].iter().filter(|is| **is).count();
         ensure!(kinds <= 1, "{name}: {request} is of more than one kind");
         let nothing = e.status.is_none() && e.exit.is_none() && e.body.is_none() && e.headers.is_empty();
-        ensure!(!(nothing && e.seen.is_none() && e.shares.is_empty()), "{name}: {request} expects nothing");
+        let counted = !e.shares.is_empty() || e.servers.is_some();
+        ensure!(!nothing || e.seen.is_some() || counted, "{name}: {request} expects nothing");
     }
     let objects = carrick_api::parse::objects(written.manifests.as_bytes())
         .map_err(|error| anyhow::anyhow!("{name}: manifests: {error}"))?;
@@ -277,7 +289,7 @@ mod tests {
     fn placeholders_become_names() {
         let case = read("x", CASE, &Names::example()).unwrap();
         assert_eq!(case.objects[0]["metadata"]["name"], "server-nn");
-        assert_eq!(case.requests[0].curl(), ["-H", "a: b", "http://server-nn:8080/"]);
+        assert_eq!(case.requests[0].curl(1), ["-H", "a: b", "http://server-nn:8080/"]);
         assert_eq!(case.requests[0].expect.seen.as_ref().unwrap()["by"], "server-nn-v2");
     }
 

@@ -124,8 +124,10 @@ pub struct Lab {
     partner: String,
 }
 
-/// External authorizers that cases may name: the partner, which answers with the status its path begins with.
-const AUTHORIZERS: &str = "\
+/// Settings of the mesh: a name it had before, and external authorizers that cases may name: the partner, which answers with the
+/// status its path begins with.
+const MESH_SETTINGS: &str = "\
+trustDomainAliases: [old.example]
 extensionProviders:
 - name: consents
   envoyExtAuthzHttp:
@@ -150,14 +152,24 @@ impl Lab {
         certificates::fill(&certs, &PARTNER_NAMES)?;
         let mesh_dir = dir.join("mesh");
         std::fs::create_dir_all(&mesh_dir)?;
-        std::fs::write(mesh_dir.join(MESH_CONFIG), AUTHORIZERS)?;
+        let authority = std::fs::read_to_string(certs.join("ca.pem"))?;
+        let settings = format!("{MESH_SETTINGS}caCertificates: [{{pem: {authority:?}}}]\n");
+        std::fs::write(mesh_dir.join(MESH_CONFIG), settings)?;
         let mut mesh = Mesh::start(&mesh_dir).await?;
         mesh.apply(&objects(pairs)).await?;
         let mut pods = vec!["outside".to_owned(), "partner".to_owned()];
         let mut envoys = Vec::new();
         mesh.spawn(&outsider("outside", &[]))?;
-        let partner =
-            ["--tls-port", "8443", "--mutual-tls-port", "8444", "--certificates", &certs.display().to_string()];
+        let partner = [
+            "--tls-port",
+            "8443",
+            "--mutual-tls-port",
+            "8444",
+            "--proxied-port",
+            "8445",
+            "--certificates",
+            &certs.display().to_string(),
+        ];
         mesh.spawn(&outsider("partner", &partner))?;
         for pair in pairs {
             let names = Names::of(*pair);
@@ -242,6 +254,9 @@ impl Lab {
         }
         for object in objects {
             crate::apply::one(self.mesh.client(), object, NAMESPACE, false).await?;
+            if object.get("status").is_some() {
+                crate::apply::status(self.mesh.client(), object, NAMESPACE).await?;
+            }
         }
         self.mesh.converged().await
     }
@@ -288,28 +303,30 @@ impl Lab {
     pub async fn flush(&self, pair: Pair) {
         let args = ["-m", "2", &format!("http://{}:8080/", Names::of(pair).server)].map(str::to_owned);
         for _ in 0..2 {
-            let _ = self.curl(pair, None, &args).await;
+            let _ = self.curl(pair, None, &[args.to_vec()]).await;
         }
     }
 
-    /// curl in a pod of the lab, the pair's client when none is named.
+    /// curl in a pod of the lab, the pair's client when none is named; several at the same time.
     ///
     /// # Errors
     /// When there is no such pod or curl cannot be run there.
-    pub async fn curl(&self, pair: Pair, from: Option<&str>, args: &[String]) -> Result<Answer> {
-        self.within(pair, from)?.run(args).await
+    pub async fn curl(&self, pair: Pair, from: Option<&str>, many: &[Vec<String>]) -> Result<Vec<Answer>> {
+        self.within(pair, from)?.together(many).await
     }
 
-    /// A request of a case, by curl or not.
+    /// A request of a case, once for each of these arguments of curl: at the same time by curl, else one after the other.
     ///
     /// # Errors
     /// As [`Lab::curl`].
-    pub async fn ask(&self, pair: Pair, request: &Request) -> Result<Answer> {
+    pub async fn ask(&self, pair: Pair, request: &Request, many: &[Vec<String>]) -> Result<Vec<Answer>> {
         let pod = self.within(pair, request.from.as_deref())?;
-        match request.call() {
-            Some(call) => pod.call(&call).await,
-            None => pod.run(&request.curl()).await,
+        let Some(call) = request.call() else { return pod.together(many).await };
+        let mut answers = Vec::new();
+        for _ in many {
+            answers.push(pod.call(&call).await?);
         }
+        Ok(answers)
     }
 
     fn within(&self, pair: Pair, from: Option<&str>) -> Result<&Curl> {
@@ -341,7 +358,12 @@ fn objects(pairs: &[Pair]) -> String {
     };
     let http = "{name: http, port: 8080}";
     service("outside", http);
-    service("partner", &format!("{http}, {{name: http-tls, port: 8443}}, {{name: http-mutual, port: 8444}}"));
+    service(
+        "partner",
+        &format!(
+            "{http}, {{name: http-tls, port: 8443}}, {{name: http-mutual, port: 8444}}, {{name: http-proxied, port: 8445}}"
+        ),
+    );
     for pair in pairs {
         let names = Names::of(*pair);
         service(&names.client, http);
@@ -362,11 +384,15 @@ fn gateway_objects(name: &str) -> String {
 
 fn member(name: &str, app: &str, engine: Engine, version: Option<&str>) -> PodSpec {
     let ports = ["http=8080", "tcp=8081", "grpc=8082"];
+    // Clients stand where the first version stands.
+    let zone = if version == Some("v2") { "east.two" } else { "east.one" };
+    let mut labels = vec![("istio-locality".to_owned(), zone.to_owned())];
+    labels.extend(version.map(|version| ("version".to_owned(), version.to_owned())));
     PodSpec {
         namespace: NAMESPACE.into(),
         name: name.into(),
         app: app.into(),
-        labels: version.map(|version| ("version".to_owned(), version.to_owned())).into_iter().collect(),
+        labels,
         ports: ports.map(str::to_owned).to_vec(),
         engine,
         more: ["--service-account", app].map(str::to_owned).to_vec(),

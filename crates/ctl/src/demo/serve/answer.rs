@@ -1,6 +1,6 @@
-//! What the service answers: what it saw, a joined answer of others, a status, a delay, an echo by WebSocket or gRPC.
+//! What the service answers: what it saw, a joined answer of others, a status, a delay, an echo by WebSocket or gRPC, a tunnel.
 //!
-//! Invariant: the answer is told by the request alone (and a count per `/flaky/` path), so a test knows it before.
+//! Invariant: the answer is told by the request alone (and a count per key of `/flaky/` and `/count/`), so a test knows it before.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,12 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
+    HeaderMap, Method, Request, Response, StatusCode, Version,
     body::{Frame, Incoming},
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioIo},
 };
 use serde_json::{Value, json};
 
@@ -40,6 +40,8 @@ pub struct Via {
     pub port: u16,
     /// What the service's own TLS told, when the port has it.
     pub tls: Option<Value>,
+    /// The version of the PROXY header that named the peer, on a port that demands one.
+    pub proxied: Option<&'static str>,
 }
 
 /// The service, shared by its connections.
@@ -49,7 +51,7 @@ pub struct Service {
     joins: Vec<String>,
     fixed: Option<Value>,
     caller: Client<HttpConnector, Empty<Bytes>>,
-    flaky: Mutex<HashMap<String, u32>>,
+    counts: Mutex<HashMap<String, u32>>,
 }
 
 impl Service {
@@ -60,7 +62,7 @@ impl Service {
     pub fn new(name: String, calls: Vec<String>, joins: Vec<String>, fixed: Option<String>) -> Result<Self> {
         let fixed = fixed.map(|text| serde_json::from_str(&text).context("--answer")).transpose()?;
         let caller = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self { name, calls, joins, fixed, caller, flaky: Mutex::default() })
+        Ok(Self { name, calls, joins, fixed, caller, counts: Mutex::default() })
     }
 
     /// Answers one request.
@@ -82,8 +84,15 @@ impl Service {
         if request.headers().contains_key("sec-websocket-key") {
             return Ok(self.web_socket(request, via).await);
         }
-        let is_head = request.method() == http::Method::HEAD;
-        let path = request.uri().path().to_owned();
+        if request.method() == Method::CONNECT {
+            return Ok(tunnel(request).await);
+        }
+        let is_head = request.method() == Method::HEAD;
+        let path = self.late(request.uri().path()).await;
+        let path = self.here(path).to_owned();
+        if let Some(told) = echo(&path) {
+            return Ok(told);
+        }
         let status = self.status(&path).await;
         let told = match (&self.fixed, self.joins.is_empty()) {
             (Some(fixed), _) => fixed.clone(),
@@ -108,7 +117,24 @@ impl Service {
         Ok(response)
     }
 
-    /// `/status/N` answers N, `/delay/MS` waits, `/flaky/KEY` answers 503 to every other request of that key.
+    /// What is behind `/late/MS` is answered that much later.
+    async fn late<'a>(&self, path: &'a str) -> &'a str {
+        let Some((millis, rest)) = path.strip_prefix("/late/").and_then(|rest| rest.split_once('/')) else {
+            return path;
+        };
+        tokio::time::sleep(Duration::from_millis(millis.parse().unwrap_or(0))).await;
+        path.get(path.len().saturating_sub(rest.len()).saturating_sub(1)..).unwrap_or("/")
+    }
+
+    /// What is behind `/at/NAME` is asked of the service of that name alone; the others answer as to `/`.
+    fn here<'a>(&self, path: &'a str) -> &'a str {
+        let Some((name, _)) = path.strip_prefix("/at/").and_then(|rest| rest.split_once('/')) else { return path };
+        let rest = path.get("/at/".len().saturating_add(name.len())..).unwrap_or("/");
+        if name == self.name { rest } else { "/" }
+    }
+
+    /// `/status/N` answers N, `/delay/MS` waits, `/flaky/KEY` answers 503 to every other request of that key, `/count/KEY` counts and
+    /// `/counted/KEY` answers 404 when nothing was.
     async fn status(&self, path: &str) -> StatusCode {
         let mut parts = path.trim_start_matches('/').split('/');
         match (parts.next(), parts.next()) {
@@ -120,11 +146,17 @@ impl Service {
                 StatusCode::OK
             }
             (Some("flaky"), Some(key)) => {
-                let mut counts = self.flaky.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = counts.entry(key.to_owned()).or_default();
-                *count = count.saturating_add(1);
-                if *count % 2 == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+                if self.counted(key, 1) % 2 == 1 {
+                    StatusCode::SERVICE_UNAVAILABLE
+                } else {
+                    StatusCode::OK
+                }
             }
+            (Some("count"), Some(key)) => {
+                self.counted(key, 1);
+                StatusCode::OK
+            }
+            (Some("counted"), Some(key)) if self.counted(key, 0) == 0 => StatusCode::NOT_FOUND,
             _ => StatusCode::OK,
         }
     }
@@ -150,6 +182,14 @@ impl Service {
         response
     }
 
+    /// The count of a key, with one more or as it is.
+    fn counted(&self, key: &str, more: u32) -> u32 {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key.to_owned()).or_default();
+        *count = count.saturating_add(more);
+        *count
+    }
+
     async fn seen(&self, request: Request<Incoming>, via: &Via) -> Value {
         let mut calls = Vec::new();
         for url in &self.calls {
@@ -170,6 +210,9 @@ impl Service {
         });
         if let Some(tls) = &via.tls {
             told["tls"] = tls.clone();
+        }
+        if let Some(version) = via.proxied {
+            told["proxied"] = version.into();
         }
         let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         if !body.is_empty() {
@@ -223,6 +266,33 @@ fn json_response(value: &Value) -> Reply {
     let body = Full::new(Bytes::from(format!("{value}\n"))).map_err(|never| match never {});
     let mut response = Response::new(body.boxed_unsync());
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// `/echo/BASE64URL/…` is answered with those bytes, whatever follows.
+fn echo(path: &str) -> Option<Reply> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let text = path.strip_prefix("/echo/")?.split('/').next()?;
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let mut response = Response::new(Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync());
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    Some(response)
+}
+
+/// Opens a tunnel to where a CONNECT wants to go; 502 where nothing listens.
+async fn tunnel(request: Request<Incoming>) -> Reply {
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    let to = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+    let Ok(mut there) = tokio::net::TcpStream::connect(&to).await else {
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+        return response;
+    };
+    // It ends with either side; a peer that goes away is its own business.
+    tokio::spawn(async move {
+        if let Ok(here) = hyper::upgrade::on(request).await {
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(here), &mut there).await;
+        }
+    });
     response
 }
 

@@ -185,7 +185,8 @@ fn is_substitution(with: &str, pattern: &str) -> bool {
     true
 }
 
-fn retries(from: &api::HttpRetry) -> Result<RetryRule, Wrong> {
+/// Reads when a request is tried again; 0 attempts are never.
+pub(crate) fn retries(from: &api::HttpRetry) -> Result<RetryRule, Wrong> {
     let Ok(attempts) = u32::try_from(from.attempts) else { return wrong(".retries.attempts", "must not be negative") };
     if attempts == 0 {
         return Ok(RetryRule::Never);
