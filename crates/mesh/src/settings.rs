@@ -117,7 +117,7 @@ impl Settings {
         let mesh_tls = config.mesh_mtls.clone().unwrap_or_default();
         let pool = config.default_traffic_policy.as_ref().and_then(|p| p.connection_pool.as_ref());
         let outlier = config.default_traffic_policy.as_ref().and_then(|p| p.outlier_detection.as_ref());
-        let retries = config.default_http_retry_policy.as_ref().map(virtual_service::retries);
+        let retries = config.default_http_retry_policy.as_ref().map(virtual_service::http::retries);
         let retries = retries.unwrap_or(Ok(RetryRule::Default)).unwrap_or_else(|(field, message)| {
             let field = field.strip_prefix(".retries").unwrap_or_default();
             report(&format!("defaultHttpRetryPolicy{field}"), format!("{message}; as if it were not there"));

@@ -82,7 +82,15 @@ pub(super) fn derive(
     };
     let (merged, _) = gateways::merge(&gateways, ports);
     let security = snapshot.security_of(&proxy.namespace, labels);
-    let asked = Asked { snapshot, scope, proxy, reach: Reach::of(clusters, &snapshot.settings().default_retries), clusters, keys, security };
+    let asked = Asked {
+        snapshot,
+        scope,
+        proxy,
+        reach: Reach::of(clusters, &snapshot.settings().default_retries),
+        clusters,
+        keys,
+        security,
+    };
     let (mut out, mut tables) = (Derived::default(), BTreeMap::new());
     for ((bind, port), merged) in &merged {
         let mut chains = Vec::new();

@@ -4,7 +4,7 @@
 //! answers 500; a rule for connections that cannot be read goes nowhere.
 
 mod delegate;
-mod http;
+pub(crate) mod http;
 mod text;
 
 use std::{collections::HashMap, sync::Arc};
