@@ -22,12 +22,8 @@ use crate::{
         virtual_service::RetryRule,
     },
     parts::{ListenerSettings, PathNormalization},
-<<<<<<< HEAD
     proxy::{ClientCertHeader, Topology},
-    read::traffic,
-=======
     read::{traffic, virtual_service},
->>>>>>> 75c3d2c (Cases that count: balancers' shares, ejections, limits, tunnels, fetched keys, the first API)
 };
 
 /// The mesh's settings.
