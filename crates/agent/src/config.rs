@@ -145,6 +145,11 @@ pub struct Ports {
 }
 
 impl AgentConfig {
+    /// Where Envoy sends the logs that are counted.
+    pub fn counts_socket(&self) -> PathBuf {
+        self.state_dir.join("ALS")
+    }
+
     /// The socket on which Envoy is given secrets.
     pub fn sds_socket(&self) -> PathBuf {
         self.state_dir.join("SDS")

@@ -14,6 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carrick_proxy::Workload;
+use carrick_proxy_core::peer::Peer;
 use carrick_runtime::drain::Drain;
 use carrick_runtime::tasks::TaskSet;
 use carrick_xds::client::Connector;
@@ -26,8 +28,10 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::config::{AgentConfig, DrainConfig};
+use crate::counts::Counts;
 use crate::http_client;
 use crate::metrics::AgentMetrics;
+use crate::native::workload;
 use crate::readiness::Readiness;
 use crate::sds::secret_service;
 use crate::secrets::SecretStore;
@@ -54,6 +58,7 @@ pub struct Feed {
 pub struct EnvoyEngine {
     admin: SocketAddr,
     readiness: Arc<Readiness>,
+    counts: Arc<Counts>,
 }
 
 impl EnvoyEngine {
@@ -71,9 +76,15 @@ impl EnvoyEngine {
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir)?;
         let (sds, xds) = (socket(&config.sds_socket())?, socket(&config.xds_socket())?);
+        let als = socket(&config.counts_socket())?;
+        let own = workload(config, &node);
+        let node = with_peer(node, &own);
+        let counts = Counts::new(own);
         let relay = relay_service(connector, None, observer(Arc::clone(&metrics)));
         let options = ListenOptions { max_connections: 4096, max_streams: 4096, ..ListenOptions::default() };
         tasks.spawn("ads-relay", serve_unix(xds, Routes::new(relay), options.clone(), drain.clone()));
+        let counter = Routes::new(counts.service());
+        tasks.spawn("counts", serve_unix(als, counter, options.clone(), drain.clone()));
         tasks.spawn("sds", serve_unix(sds, Routes::new(secret_service(Arc::clone(&store))), options, drain.clone()));
 
         let bootstrap = config.state_dir.join("envoy.json");
@@ -96,7 +107,7 @@ impl EnvoyEngine {
             supervisor.run(drain).await;
         });
         let admin = ([127, 0, 0, 1], config.ports.admin).into();
-        Ok(Arc::new(Self { admin, readiness: Arc::clone(readiness) }))
+        Ok(Arc::new(Self { admin, readiness: Arc::clone(readiness), counts }))
     }
 
     /// What keeps it from being ready (spec §18.3).
@@ -126,15 +137,14 @@ impl EnvoyEngine {
         .collect()
     }
 
-    /// Envoy's metrics; empty while it does not answer.
+    /// Istio's metrics, and Envoy's own unless it does not answer.
     pub async fn prometheus(&self) -> Vec<u8> {
+        let mut text = self.counts.prometheus().into_bytes();
         match http_client::get(self.admin, "/stats/prometheus").await {
-            Ok((_, body)) => body.to_vec(),
-            Err(error) => {
-                warn!(%error, "Envoy's metrics");
-                Vec::new()
-            }
+            Ok((_, body)) => text.extend_from_slice(&body),
+            Err(error) => warn!(%error, "Envoy's metrics"),
         }
+        text
     }
 
     /// Asks Envoy to let inbound connections end.
@@ -164,6 +174,23 @@ impl EnvoyEngine {
         // A listener also counts per worker; the sum of both is zero exactly when there is none.
         Some(numbers(&text).filter(|(name, _)| !own(name)).map(|(_, n)| n).sum())
     }
+}
+
+/// The node as Envoy knows it, with the name of its workload as it is told to other proxies of the mesh.
+fn with_peer(mut node: Node, own: &Workload) -> Node {
+    let peer = Peer {
+        instance: own.instance.as_str().into(),
+        workload: own.name.as_str().into(),
+        namespace: own.namespace.as_str().into(),
+        app: own.app.as_str().into(),
+        version: own.version.as_str().into(),
+        canonical_service: own.canonical_service.as_str().into(),
+        canonical_revision: own.canonical_revision.as_str().into(),
+        cluster: own.cluster.as_str().into(),
+    };
+    let fields = &mut node.metadata.get_or_insert_default().fields;
+    fields.insert("CARRICK_PEER".to_owned(), carrick_xds::node::text(peer.encode()));
+    node
 }
 
 /// The `name: number` lines of Envoy's `/stats`.

@@ -12,6 +12,7 @@ pub mod node;
 pub mod secrets;
 
 mod admin;
+mod counts;
 mod engine;
 mod envoy;
 mod http_client;

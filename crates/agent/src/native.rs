@@ -43,6 +43,29 @@ pub struct NativeEngine {
     book: Mutex<Book>,
 }
 
+/// What the workload beside this agent is called.
+pub(crate) fn workload(config: &AgentConfig, node: &Node) -> Workload {
+    let label = |key: &str| config.node.labels.get(key).cloned().unwrap_or_default();
+    let name = metadata_text(node, "WORKLOAD_NAME").unwrap_or_default();
+    let first = |keys: [&str; 3]| keys.into_iter().map(label).find(|v| !v.is_empty());
+    let canonical =
+        first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| name.clone());
+    let revision = first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    Workload {
+        name,
+        namespace: config.node.namespace.clone(),
+        app: label("app"),
+        version: label("version"),
+        canonical_service: canonical,
+        canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
+        cluster: metadata_text(node, "CLUSTER_ID").unwrap_or_default(),
+        instance: config.node.name.clone(),
+        node: node.id.clone(),
+        service: node.cluster.clone(),
+        zone: node.locality.as_ref().map(|l| l.zone.clone()).unwrap_or_default(),
+    }
+}
+
 impl NativeEngine {
     /// Starts the workers, without configuration.
     pub fn start(
@@ -53,27 +76,9 @@ impl NativeEngine {
         metrics: Arc<AgentMetrics>,
         clock: SharedClock,
     ) -> std::io::Result<Arc<Self>> {
-        let label = |key: &str| config.node.labels.get(key).cloned().unwrap_or_default();
-        let name = metadata_text(&node, "WORKLOAD_NAME").unwrap_or_default();
-        let first = |keys: [&str; 3]| keys.into_iter().map(label).find(|v| !v.is_empty());
-        let canonical =
-            first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| name.clone());
-        let revision = first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
         let options = EngineOptions {
             workers: config.concurrency,
-            workload: Workload {
-                name,
-                namespace: config.node.namespace.clone(),
-                app: label("app"),
-                version: label("version"),
-                canonical_service: canonical,
-                canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
-                cluster: metadata_text(&node, "CLUSTER_ID").unwrap_or_default(),
-                instance: config.node.name.clone(),
-                node: node.id.clone(),
-                service: node.cluster.clone(),
-                zone: node.locality.as_ref().map(|l| l.zone.clone()).unwrap_or_default(),
-            },
+            workload: workload(config, &node),
             ..EngineOptions::default()
         };
         let engine = Engine::start(options, store.subscribe())?;

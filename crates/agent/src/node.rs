@@ -54,6 +54,10 @@ pub fn node(config: &AgentConfig) -> Node {
     ] {
         fields.insert(key.to_owned(), value);
     }
+    if matches!(config.engine, EngineKind::Envoy { .. }) {
+        // Its access logs are counted here.
+        fields.insert("CARRICK_COUNTS".to_owned(), text("true"));
+    }
     let app = own.labels.get("app").unwrap_or(&own.name);
     Node {
         id: id.to_string(),

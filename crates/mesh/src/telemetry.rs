@@ -263,12 +263,12 @@ impl TelemetryIndex {
             })
             .collect();
         let nothing_left = METRICS.iter().all(|(_, name)| metrics.iter().any(|m| m.drop && *m.name == **name));
+        let counts = !nothing_left;
         match counting {
             Counting::Nobody => Stats::Unsaid,
-            Counting::Agent if nothing_left => Stats::Unsaid,
-            Counting::Agent => Stats::Agent(StatsRules { metrics, interval }),
+            Counting::Agent => Stats::Agent(StatsRules { counts, metrics, interval }),
             Counting::Engine if metrics.is_empty() && interval == 0 => Stats::Unsaid,
-            Counting::Engine => Stats::Engine(StatsRules { metrics, interval }),
+            Counting::Engine => Stats::Engine(StatsRules { counts, metrics, interval }),
         }
     }
 }

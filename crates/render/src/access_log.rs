@@ -8,14 +8,15 @@ use envoy_types::pb::{
     envoy::{
         config::{
             accesslog::v3::{
-                self as log, AccessLogFilter, ExtensionFilter, access_log, access_log_filter::FilterSpecifier,
-                extension_filter,
+                self as log, AccessLogFilter, AndFilter, ExtensionFilter, LogTypeFilter, access_log,
+                access_log_filter::FilterSpecifier, extension_filter,
             },
             core::v3::{
                 ApiVersion, DataSource, GrpcService, SubstitutionFormatString, data_source::Specifier, grpc_service,
                 substitution_format_string::Format,
             },
         },
+        data::accesslog::v3::AccessLogType,
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
             filters::cel::v3::ExpressionFilter,
@@ -28,9 +29,12 @@ use envoy_types::pb::{
 };
 use serde_json::Value as Json;
 
-use crate::wire::{
-    self,
-    stable::{JsonFileAccessLog, JsonFormat, Kind, Struct, Value},
+use crate::{
+    stats::{self, Side},
+    wire::{
+        self,
+        stable::{JsonFileAccessLog, JsonFormat, Kind, Struct, Value},
+    },
 };
 
 /// The CEL expression of a filter.
@@ -81,9 +85,27 @@ const JSON: [(&str, &str); 24] = [
     ("route_name", "%ROUTE_NAME%"),
 ];
 
-/// The access logs of a filter.
-pub fn all(from: &Telemetry, about: About) -> Vec<log::AccessLog> {
-    from.logs.iter().filter_map(|log| one(log, about)).collect()
+/// The access logs of a filter, and what the agent counts by.
+pub fn all(from: &Telemetry, side: Side, about: About) -> Vec<log::AccessLog> {
+    let only_ends = about == About::Connections && stats::agent::counts(from);
+    let mut all: Vec<_> = from.logs.iter().filter_map(|log| one(log, about)).collect();
+    for log in all.iter_mut().filter(|_| only_ends) {
+        log.filter = Some(ends(log.filter.take()));
+    }
+    all.extend(stats::agent::access_log(from, side, about));
+    all
+}
+
+/// Ends of connections, of what another filter lets through.
+fn ends(other: Option<AccessLogFilter>) -> AccessLogFilter {
+    let types = LogTypeFilter { types: vec![AccessLogType::TcpConnectionEnd.into()], exclude: false };
+    let ends = AccessLogFilter { filter_specifier: Some(FilterSpecifier::LogTypeFilter(types)) };
+    match other {
+        None => ends,
+        Some(other) => AccessLogFilter {
+            filter_specifier: Some(FilterSpecifier::AndFilter(AndFilter { filters: vec![ends, other] })),
+        },
+    }
 }
 
 /// The expression that holds for connections whose handshake failed, and for no others. One constant, so that an engine whose listeners log

@@ -34,6 +34,7 @@ use envoy_types::pb::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
             },
         },
+        extensions::filters::network::http_connection_manager::v3::HttpFilter,
         extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport,
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -49,7 +50,7 @@ use envoy_types::pb::{
 use prost::{Message, Name};
 
 use crate::{
-    dns, endpoint, tls,
+    dns, endpoint, stats, tls,
     wire::{
         self,
         stable::{self, Kind},
@@ -133,7 +134,8 @@ pub fn outbound(cluster: &Cluster) -> Any {
         let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
         out.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
-    http_options(&mut out, cluster.http, &cluster.limits.pool, user);
+    let filters = if cluster.tells { stats::agent::tell() } else { Vec::new() };
+    http_options(&mut out, cluster.http, &cluster.limits.pool, user, filters);
     let endpoints = cluster.endpoints.as_ref().filter(|_| !refused);
     with_metadata(&out, outbound_metadata(cluster), endpoints.map(|load| inline(cluster, load)))
 }
@@ -178,7 +180,7 @@ pub fn inbound(cluster: &InboundCluster) -> Any {
         PortClass::Auto => UpstreamHttp::Downstream,
         PortClass::Http { h2: false } | PortClass::Tcp => UpstreamHttp::Http1,
     };
-    http_options(&mut out, http, pool, None);
+    http_options(&mut out, http, pool, None, Vec::new());
     let service = stable::Struct::from([
         ("host", cluster.service.as_str().into()),
         ("name", (&*cluster.service_name.name).into()),
@@ -197,7 +199,7 @@ fn fixed(out: &mut api::Cluster, endpoints: ClusterLoadAssignment) {
 pub fn passthrough(connect_timeout: u64) -> api::Cluster {
     let mut out = base(names::PASSTHROUGH, connect_timeout, &ConnectionPool::default());
     original_dst(&mut out);
-    http_options(&mut out, UpstreamHttp::Downstream, &ConnectionPool::default(), None);
+    http_options(&mut out, UpstreamHttp::Downstream, &ConnectionPool::default(), None, Vec::new());
     out
 }
 
@@ -206,7 +208,7 @@ pub fn inbound_passthrough(connect_timeout: u64, v6: bool) -> api::Cluster {
     let mut out = base(names::INBOUND_PASSTHROUGH, connect_timeout, &ConnectionPool::default());
     original_dst(&mut out);
     out.upstream_bind_config = bind(v6);
-    http_options(&mut out, UpstreamHttp::Downstream, &ConnectionPool::default(), None);
+    http_options(&mut out, UpstreamHttp::Downstream, &ConnectionPool::default(), None, Vec::new());
     out
 }
 
@@ -370,7 +372,13 @@ fn proxy_header(inner: Option<TransportSocket>, version: ProxyHeader) -> Option<
 }
 
 /// HTTP options of a cluster. HTTP/1.1 without any is Envoy's default and is left out.
-fn http_options(out: &mut api::Cluster, http: UpstreamHttp, pool: &ConnectionPool, user: Option<&UserTls>) {
+fn http_options(
+    out: &mut api::Cluster,
+    http: UpstreamHttp,
+    pool: &ConnectionPool,
+    user: Option<&UserTls>,
+    http_filters: Vec<HttpFilter>,
+) {
     let limited = pool.http_idle_timeout.is_some()
         || pool.max_requests_per_connection.is_some()
         || pool.max_connection_duration.is_some();
@@ -385,7 +393,7 @@ fn http_options(out: &mut api::Cluster, http: UpstreamHttp, pool: &ConnectionPoo
         auto_san_validation: u.auto_san,
         ..UpstreamHttpProtocolOptions::default()
     });
-    if http == UpstreamHttp::Http1 && common.is_none() && sni.is_none() {
+    if http == UpstreamHttp::Http1 && common.is_none() && sni.is_none() && http_filters.is_empty() {
         return;
     }
     let http2 = Http2ProtocolOptions {
@@ -412,6 +420,7 @@ fn http_options(out: &mut api::Cluster, http: UpstreamHttp, pool: &ConnectionPoo
         common_http_protocol_options: common,
         upstream_http_protocol_options: sni,
         upstream_protocol_options: Some(protocol),
+        http_filters,
         ..HttpProtocolOptions::default()
     };
     out.typed_extension_protocol_options = HashMap::from([(HTTP_OPTIONS.to_owned(), wire::any(&options))]);

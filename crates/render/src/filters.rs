@@ -32,7 +32,10 @@ use envoy_types::pb::{
                 },
                 tcp_proxy::v3::{
                     TcpProxy,
-                    tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight},
+                    tcp_proxy::{
+                        ClusterSpecifier, TcpAccessLogOptions, TunnelingConfig, WeightedCluster,
+                        weighted_cluster::ClusterWeight,
+                    },
                 },
             },
         },
@@ -91,13 +94,13 @@ pub fn inbound_http(
     routes: RouteConfiguration,
     security: &Security,
 ) -> Filter {
-    let mut manager = manager(settings, stat);
+    let mut manager = manager(settings, Side::Server, stat);
     manager.server_name = "istio-envoy".to_owned();
     manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
     manager.set_current_client_cert_details =
         Some(SetCurrentClientCertDetails { subject: wire::flag(true), dns: true, uri: true, ..Default::default() });
     manager.route_specifier = Some(RouteSpecifier::RouteConfig(routes));
-    manager.http_filters = security::http_filters(security);
+    manager.http_filters.extend(security::http_filters(security));
     manager.http_filters.extend(stats::http_filter(&settings.telemetry, Side::Server));
     manager.http_filters.push(router());
     http(&manager)
@@ -105,10 +108,10 @@ pub fn inbound_http(
 
 /// An HTTP connection manager of the client side, with its routes by RDS.
 pub fn outbound_http(settings: &ListenerSettings, stat: &str, table: &str, dynamic: Option<&NameLookup>) -> Filter {
-    let mut manager = manager(settings, stat);
+    let mut manager = manager(settings, Side::Client, stat);
     manager.route_specifier =
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
-    manager.http_filters = by_route();
+    manager.http_filters.extend(by_route());
     manager.http_filters.extend(dynamic.map(|names| {
         wire::http_filter("envoy.filters.http.dynamic_forward_proxy", wire::any(&dns::http_filter(names)))
     }));
@@ -134,7 +137,7 @@ pub fn gateway_http(
     stat: &str,
     table: &str,
 ) -> Filter {
-    let mut manager = manager(settings, stat);
+    let mut manager = manager(settings, Side::Gateway, stat);
     manager.server_name = "istio-envoy".to_owned();
     manager.use_remote_address = wire::flag(true);
     manager.xff_num_trusted_hops = topology.trusted_proxies;
@@ -156,7 +159,7 @@ pub fn gateway_http(
     });
     manager.route_specifier =
         Some(RouteSpecifier::Rds(Rds { config_source: wire::ads(), route_config_name: table.to_owned() }));
-    manager.http_filters = security::http_filters(security);
+    manager.http_filters.extend(security::http_filters(security));
     manager.http_filters.extend(by_route());
     manager.http_filters.extend(stats::http_filter(&settings.telemetry, Side::Gateway));
     manager.http_filters.push(router());
@@ -166,15 +169,16 @@ pub fn gateway_http(
 /// A TCP proxy to a cluster, with what counts its connections.
 pub fn tcp_counted(settings: &ListenerSettings, side: Side, cluster: &str, idle_timeout: Option<u64>) -> Vec<Filter> {
     let count = stats::network_filter(&settings.telemetry, side);
-    count.into_iter().chain([tcp(settings, cluster, idle_timeout)]).collect()
+    count.into_iter().chain([tcp(settings, side, cluster, idle_timeout)]).collect()
 }
 
 /// A TCP proxy to a cluster.
-pub fn tcp(settings: &ListenerSettings, cluster: &str, idle_timeout: Option<u64>) -> Filter {
+pub fn tcp(settings: &ListenerSettings, side: Side, cluster: &str, idle_timeout: Option<u64>) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
-        access_log: access_log::all(&settings.telemetry, About::Connections),
+        access_log: access_log::all(&settings.telemetry, side, About::Connections),
+        access_log_options: connected(settings),
         idle_timeout: idle_timeout.and_then(wire::millis),
         ..TcpProxy::default()
     };
@@ -197,7 +201,8 @@ pub fn tcp_forward(settings: &ListenerSettings, side: Side, to: &TcpForward) -> 
     let proxy = TcpProxy {
         stat_prefix: first.to_owned(),
         cluster_specifier: Some(cluster_specifier),
-        access_log: access_log::all(&settings.telemetry, About::Connections),
+        access_log: access_log::all(&settings.telemetry, side, About::Connections),
+        access_log_options: connected(settings),
         idle_timeout: to.idle_timeout.and_then(wire::millis),
         hash_policy: to.source_hash.then_some(HashPolicy { policy_specifier: Some(source) }).into_iter().collect(),
         tunneling_config: to.tunnel.as_ref().map(|(host, post)| TunnelingConfig {
@@ -218,7 +223,7 @@ pub fn tcp_forward(settings: &ListenerSettings, side: Side, to: &TcpForward) -> 
     lookup.into_iter().chain(count).chain([proxy]).collect()
 }
 
-fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
+fn manager(settings: &ListenerSettings, side: Side, stat: &str) -> HttpConnectionManager {
     let (normalize, merge, slashes) = match settings.paths {
         PathNormalization::None => (false, false, PathWithEscapedSlashesAction::KeepUnchanged),
         PathNormalization::Base => (true, false, PathWithEscapedSlashesAction::KeepUnchanged),
@@ -233,12 +238,19 @@ fn manager(settings: &ListenerSettings, stat: &str) -> HttpConnectionManager {
         merge_slashes: merge,
         path_with_escaped_slashes_action: slashes.into(),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
-        access_log: access_log::all(&settings.telemetry, About::Requests),
+        access_log: access_log::all(&settings.telemetry, side, About::Requests),
+        http_filters: stats::agent::take(&settings.telemetry, side).into_iter().collect(),
         tracing: settings.telemetry.tracing.as_deref().map(tracing::tracing),
         request_id_extension: settings.telemetry.tracing.as_deref().and_then(tracing::request_id),
         proxy_100_continue: true,
         ..HttpConnectionManager::default()
     }
+}
+
+/// Connections that the agent counts are told of when they begin, too.
+fn connected(settings: &ListenerSettings) -> Option<TcpAccessLogOptions> {
+    let options = TcpAccessLogOptions { flush_access_log_on_connected: true, ..TcpAccessLogOptions::default() };
+    stats::agent::counts(&settings.telemetry).then_some(options)
 }
 
 fn router() -> HttpFilter {

@@ -20,7 +20,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 
-use crate::{filters, wire};
+use crate::{filters, stats::Side, wire};
 
 /// The name of the listener.
 pub const LISTENER: &str = "virtualInbound";
@@ -93,7 +93,7 @@ fn black_hole(view: &Inbound) -> FilterChain {
             destination_port: wire::number(u32::from(view.listen_port)),
             ..FilterChainMatch::default()
         }),
-        filters: vec![filters::tcp(&view.settings, names::BLACK_HOLE, None)],
+        filters: vec![filters::tcp(&view.settings, Side::Server, names::BLACK_HOLE, None)],
         ..FilterChain::default()
     }
 }

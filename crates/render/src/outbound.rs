@@ -43,7 +43,7 @@ pub fn catch_all(from: &CatchAll) -> Listener {
             destination_port: wire::number(u32::from(from.port)),
             ..FilterChainMatch::default()
         }),
-        filters: vec![filters::tcp(&from.settings, names::BLACK_HOLE, None)],
+        filters: vec![filters::tcp(&from.settings, Side::Client, names::BLACK_HOLE, None)],
         ..FilterChain::default()
     };
     let rest = FilterChain {

@@ -19,7 +19,11 @@
 //! `disable_host_header_fallback` is there for servers and gateways, where a missing service's name is not taken from the request.
 //! `reporter` is never there: the listener's direction says it.
 //!
+//! A stock Envoy has no such filter; see [`agent`].
+//!
 //! Invariant: where nothing is different the filter is not there.
+
+pub mod agent;
 
 use carrick_mesh::view::telemetry::{MetricRule, Stats, StatsRules, Telemetry};
 use envoy_types::pb::{
@@ -131,7 +135,7 @@ mod tests {
             rule("request_bytes", true, &[], &[]),
             rule("requests_total", false, &[("host", "request.host")], &["request_protocol"]),
         ];
-        let stats = Stats::Engine(StatsRules { metrics, interval: 1500 });
+        let stats = Stats::Engine(StatsRules { counts: true, metrics, interval: 1500 });
         let telemetry = Telemetry { stats, ..Telemetry::default() };
         let filter = http_filter(&telemetry, Side::Server).expect("there");
         let Some(ConfigType::TypedConfig(config)) = filter.config_type else { panic!("no configuration") };

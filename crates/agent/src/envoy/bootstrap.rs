@@ -47,6 +47,7 @@ pub fn bootstrap(config: &AgentConfig, node: &Node) -> io::Result<String> {
         "static_resources": {"clusters": [
             socket_cluster("sds-grpc", &config.sds_socket())?,
             socket_cluster("xds-grpc", &config.xds_socket())?,
+            socket_cluster("carrick-counts", &config.counts_socket())?,
         ]},
     });
     Ok(format!("{value:#}\n"))

@@ -24,7 +24,7 @@ use crate::{
     names,
     parts::{
         ClientSocket, Cluster, ClusterKind, Limits, Outbound, PortClass, RouteAlpn, TcpForward, UpstreamHttp,
-        cluster::NameLookup, inbound::Families,
+        cluster::NameLookup, inbound::Families, telemetry::Stats,
     },
     proxy::{FileCerts, Interception},
     rules,
@@ -69,6 +69,8 @@ struct Reacher {
     network: Option<Arc<str>>,
     gateway: bool,
     blind_reuse: bool,
+    /// Its Envoy tells who calls.
+    tells: bool,
 }
 
 /// What a service's clusters depend on within one snapshot: the service and the rule, by address, and the client.
@@ -93,6 +95,7 @@ pub(super) fn derive(snapshot: &Snapshot, scope: &Scope, memo: &mut ClusterMemo)
         network: scope.network.clone(),
         gateway: scope.router,
         blind_reuse: scope.blind_reuse,
+        tells: matches!(scope.telemetry.stats, Stats::Agent(_)),
     };
     let segments = egress::segments(snapshot, scope);
     let mut seen = egress::union(&segments);
@@ -265,6 +268,7 @@ fn cluster(
         files: reacher.files.as_ref(),
     };
     let socket = tls::socket(snapshot, &question);
+    let tells = reacher.tells && matches!(socket, ClientSocket::Auto(_) | ClientSocket::Mesh(_));
     let resolves = matches!(kind, ClusterKind::StrictDns | ClusterKind::LogicalDns | ClusterKind::DynamicForward);
     Cluster {
         name: names::outbound_cluster(port.number, subset, &service.hostname),
@@ -286,6 +290,7 @@ fn cluster(
         retry_budget: policy.retry_budget.clone(),
         outlier_detection: policy.outlier_detection.clone().or_else(|| settings.default_outlier.clone()),
         rule: rule.map(|r| r.origin.name.clone()),
+        tells,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Cluster {
     pub outlier_detection: Option<OutlierDetection>,
     /// The rule that shaped it, if one did.
     pub rule: Option<NamespacedName>,
+    /// Endpoints in the mesh are told by Envoy which workload calls, for their metrics; the native engine does so by itself.
+    pub tells: bool,
 }
 
 /// How endpoints are found.

@@ -181,13 +181,15 @@ pub enum Stats {
     Unsaid,
     /// The native engine counts, by these rules.
     Engine(StatsRules),
-    /// The agent counts, of what Envoy tells it.
+    /// The agent counts, of what Envoy tells it, if it counts at all; what other proxies say of themselves is taken off anyway.
     Agent(StatsRules),
 }
 
 /// What is different from Istio's metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct StatsRules {
+    /// Anything is counted at all.
+    pub counts: bool,
     /// Rules, sorted by metric, at most one for each.
     pub metrics: Vec<MetricRule>,
     /// Milliseconds between two counts of connections that go on; 0 for the engine's choice.

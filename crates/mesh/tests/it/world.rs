@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use carrick_api::{EndpointSlice, MeshConfig, MeshNetworks, Pod, Service, from_value};
 use carrick_mesh::{
-    EndpointInput, FileCerts, Interception, ProxyKind, ProxyNode, RemoteEndpoints, RemoteInput, SnapshotInput,
-    view::gateway::Topology,
+    Counting, EndpointInput, FileCerts, Interception, ProxyKind, ProxyNode, RemoteEndpoints, RemoteInput,
+    SnapshotInput, view::gateway::Topology,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -173,6 +173,7 @@ impl World {
                 "!dns" => proxy.dns_capture = true,
                 "!router" => proxy.kind = ProxyKind::Router,
                 "!envoy" => proxy.blind_reuse = true,
+                "!counted" => proxy.counting = Counting::Agent,
                 "!unprivileged" => proxy.unprivileged = true,
                 "!behind" => {
                     let topology = Topology { trusted_proxies: 2, proxy_protocol: true, ..Topology::default() };

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use carrick_render::{Rendered, filters, wire};
+use carrick_render::{Rendered, filters, stats, wire};
 use envoy_types::pb::envoy::{
     config::{
         bootstrap::v3::{
@@ -53,7 +53,7 @@ fn binary() -> PathBuf {
 /// Loads all resources of a proxy into Envoy.
 pub fn validate(name: &str, rendered: &Rendered) {
     let mut clusters: Vec<Cluster> = decoded(&rendered.clusters);
-    clusters.extend([wire::SDS_CLUSTER, XDS_CLUSTER].map(empty));
+    clusters.extend([wire::SDS_CLUSTER, XDS_CLUSTER, stats::agent::CLUSTER].map(empty));
     // An assignment is judged as that of a static cluster: what arrives by EDS is the same message.
     for load in decoded::<ClusterLoadAssignment>(&rendered.endpoints) {
         let name = format!("assignment of {}", load.cluster_name);

@@ -137,14 +137,15 @@ fn every_kind_of_telemetry_is_accepted() {
     for provider in ["otel", "otel-http", "zipkin"] {
         world.objects.retain(|o| o["kind"] != "Telemetry");
         world.objects.push(json!({"kind": "Telemetry", "metadata": {"name": "t", "namespace": "x"}, "spec": {
-            "accessLogging": logs,
+            "accessLogging": logs, "metrics": [{"overrides": [
+                {"match": {"metric": "REQUEST_COUNT"}, "tagOverrides": {"host": {"value": "request.host"}, "request_protocol": {"operation": "REMOVE"}}}]}],
             "tracing": [{"providers": [{"name": provider}], "randomSamplingPercentage": 12.5, "useRequestIdForTraceSampling": false, "customTags": {
                 "a": {"literal": {"value": "1"}}, "b": {"environment": {"name": "HOME"}}, "c": {"header": {"name": "x-c", "defaultValue": "-"}},
                 "d": {"formatter": {"value": "%PROTOCOL%"}}}}],
         }}));
         let (snapshot, found) = Snapshot::build(&world.input());
         assert!(found.iter().all(|d| &*d.object.kind != "Telemetry"), "{found:?}");
-        for pod in ["w.x", "w.x !router"] {
+        for pod in ["w.x", "w.x !router", "w.x !counted"] {
             let view = carrick_mesh::sidecar(&snapshot, &world.proxy(pod));
             let rendered = carrick_render::resources(&view, &mut Cache::default());
             envoy::validate(&format!("{provider} {pod}"), &rendered);
