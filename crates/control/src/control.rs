@@ -10,6 +10,7 @@ use crate::connections::Connections;
 use crate::debug::{self, Pages};
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
+use crate::mesh_settings::{MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
 use crate::remote;
 use crate::renderer::Renderer;
@@ -48,6 +49,8 @@ pub struct ControlOptions {
     pub authority: Arc<Authority>,
     /// The mesh's settings: trust domain, root namespace and the rest.
     pub mesh_config: MeshConfig,
+    /// The file that `mesh_config` was read from, to be followed.
+    pub mesh_file: Option<MeshFile>,
     /// Where xDS and the certificate service are; port 0 takes a free one.
     pub xds_addr: SocketAddr,
     /// Port on 127.0.0.1 of xDS in the clear, for gRPC libraries that run beside us. They prove nothing, so they get no secrets.
@@ -85,6 +88,7 @@ impl ControlOptions {
             reviewer,
             authority,
             mesh_config,
+            mesh_file: None,
             xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),
             plain_xds_port: None,
             debug_addr: (Ipv4Addr::LOCALHOST, 15014).into(),
@@ -194,12 +198,14 @@ impl Control {
         let (remotes, following) = remote::task(root, client.clone(), drain.clone());
         tasks.spawn("other clusters", following);
         let cluster_id: Arc<str> = options.cluster_id.into();
+        let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file);
+        let mesh_config = mesh.shared();
         let fold = Fold {
             keys,
             remotes,
             cluster_id: cluster_id.clone(),
             mesh_networks: options.mesh_networks,
-            mesh_config: options.mesh_config.clone(),
+            mesh,
             debounce: options.debounce,
             renderer: renderer.clone(),
             seen: seen.clone(),
@@ -259,7 +265,7 @@ impl Control {
             client,
             synced: synced.clone(),
             keys: fetched_keys,
-            mesh_config: options.mesh_config,
+            mesh_config,
             started: SystemTime::now(),
         };
         let admin = AdminServer::from_listener(debug, debug::router(Arc::new(pages)))

@@ -37,7 +37,7 @@ pub(crate) struct Pages {
     pub(crate) client: Option<kube::Client>,
     pub(crate) synced: watch::Receiver<bool>,
     pub(crate) keys: watch::Receiver<Fetched>,
-    pub(crate) mesh_config: carrick_api::MeshConfig,
+    pub(crate) mesh_config: Arc<arc_swap::ArcSwap<carrick_api::MeshConfig>>,
     pub(crate) started: SystemTime,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     page(&mut router, "/debug/endpointz", &pages, |pages, _| async move { registry::endpoints(&pages) });
     page(&mut router, "/debug/clusterz", &pages, |pages, _| async move { clusters::page(&pages) });
     page(&mut router, "/debug/mesh", &pages, |pages, _| async move {
-        answer(StatusCode::OK, &serde_json::to_value(&pages.mesh_config).unwrap_or_default())
+        answer(StatusCode::OK, &serde_json::to_value(&**pages.mesh_config.load()).unwrap_or_default())
     });
     page(&mut router, "/debug/keys", &pages, |pages, _| async move {
         answer(StatusCode::OK, &keys_page::write(&pages.keys.borrow().keys))

@@ -7,6 +7,7 @@
 use crate::history::Published;
 use crate::keys::Keys;
 use crate::ledger;
+use crate::mesh_settings::MeshSettings;
 use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
 use crate::remote::{self, ClusterId, Remote, RemoteEvent, Remotes, What};
@@ -14,7 +15,7 @@ use crate::renderer::{Build, Renderer};
 use crate::seen::Seen;
 use crate::source::{Change, Event, KINDS, Kind, Name};
 use carrick_api::timestamp::Timestamp;
-use carrick_api::{MeshConfig, MeshNetworks};
+use carrick_api::MeshNetworks;
 use carrick_base::Diagnostic;
 use carrick_mesh::gateway_api::GATEWAY_LABEL;
 use carrick_mesh::{EndpointInput, FetchedKeys, SnapshotInput};
@@ -69,7 +70,7 @@ pub(crate) struct Fold {
     /// What the own cluster is called.
     pub(crate) cluster_id: ClusterId,
     pub(crate) mesh_networks: MeshNetworks,
-    pub(crate) mesh_config: MeshConfig,
+    pub(crate) mesh: MeshSettings,
     pub(crate) debounce: Debounce,
     pub(crate) renderer: Arc<Renderer>,
     pub(crate) seen: Arc<Seen>,
@@ -132,6 +133,9 @@ impl Fold {
                 () = timer => self.publish(&mut state),
                 () = self.keys.changed() => self.take_keys(&mut state),
                 event = self.remotes.next() => self.take_remote(&mut state, event),
+                () = self.mesh.file_changed() => if self.mesh.take_file() {
+                    Self::reconsider(&mut state);
+                },
             }
         }
     }
@@ -143,6 +147,11 @@ impl Fold {
             return;
         }
         state.keys = keys;
+        Self::reconsider(state);
+    }
+
+    /// Everything is to be derived anew, though no object changed.
+    fn reconsider(state: &mut State) {
         let now = Instant::now();
         match &mut state.pending {
             Some(pending) => pending.config = true,
@@ -188,7 +197,7 @@ impl Fold {
         (pending.last + quiet).min(pending.first + max)
     }
 
-    fn take(&self, state: &mut State, event: Event) {
+    fn take(&mut self, state: &mut State, event: Event) {
         let now = Instant::now();
         let kind = event.kind;
         let replaced = matches!(event.change, Change::Replace(_));
@@ -196,14 +205,17 @@ impl Fold {
         let touched = touched(&event.change);
         let config = !kind.info().endpoints || is_gateway(&event.change);
         let tracked = ledger::carries(kind).then(|| event.change.clone());
-        if kind == Kind::Secret && state.secrets.take(&self.mesh_config.root_namespace, &event.change) {
-            let (wanted, unusable) = state.secrets.wanted(&self.mesh_config.root_namespace, &self.cluster_id);
+        if kind == Kind::Secret && state.secrets.take(&self.mesh.current().root_namespace, &event.change) {
+            let (wanted, unusable) = state.secrets.wanted(&self.mesh.current().root_namespace, &self.cluster_id);
             self.remotes.want(wanted);
             if state.unusable != unusable {
                 state.unusable = unusable;
                 self.pend(state, true);
             }
             self.seen.lock().clusters = self.remotes.shown(&state.remotes);
+        }
+        if kind == Kind::ConfigMap && self.mesh.take_maps(&event.change) {
+            Self::reconsider(state);
         }
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {
@@ -270,7 +282,7 @@ impl Fold {
 
     /// Everything, of all clusters that were listed.
     fn input(&self, state: &State) -> SnapshotInput {
-        let mut input = state.known.input(&self.mesh_config, state.keys.clone());
+        let mut input = state.known.input(&self.mesh.current(), state.keys.clone());
         input.mesh_networks = self.mesh_networks.clone();
         input.cluster_id = self.cluster_id.clone();
         input.remotes = listed(state).map(|(id, remote)| remote.known.remote(id)).collect();

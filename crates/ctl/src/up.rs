@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use carrick_api::{MeshConfig, MeshNetworks};
+use carrick_api::{MeshConfig, MeshNetworks, validate};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{Control, ControlOptions};
@@ -23,7 +23,9 @@ use carrick_pki::{
 use carrick_pod::{HostOptions, host, options::GATEWAY};
 use carrick_runtime::{clock::SystemClock, tasks::TaskSet};
 use k8s_openapi::api::core::v1::Namespace;
-use tokio_util::sync::CancellationToken;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// How long open requests and streams may take when `carrick up` is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -82,7 +84,11 @@ pub async fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
     let stop = stopped()?;
-    let (mesh_config, mesh_networks) = (mesh_config(&options)?, mesh_networks(&options)?);
+    let mesh_networks = mesh_networks(&options)?;
+    let written = mesh_file(&options)?;
+    let mesh_config = MeshConfig::read(&written).context("the mesh configuration")?;
+    let (mesh_changes, mesh_file) = watch::channel(Arc::new(written));
+    let following = AbortOnDropHandle::new(tokio::spawn(follow_mesh_file(options.clone(), mesh_changes)));
 
     let lock = lock(&options.data_dir).await?;
     let authority = authority(&options)?;
@@ -110,6 +116,7 @@ pub async fn run(options: Options) -> Result<()> {
     let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared());
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
+    control_options.mesh_file = Some(mesh_file);
     control_options.xds_addr.set_port(options.xds_port);
     control_options.plain_xds_port = options.plain_xds_port;
     control_options.debug_addr.set_port(options.debug_port);
@@ -132,6 +139,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     stop.await;
     tracing::info!("told to stop");
+    drop(following);
     host_stop.cancel();
     if let Some(task) = host_task {
         task.await.context("the host's part")?;
@@ -181,24 +189,68 @@ async fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
     }
 }
 
-fn mesh_config(options: &Options) -> Result<MeshConfig> {
-    let mut config = match &options.mesh_config {
+/// How often the mesh configuration's file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The mesh configuration's file, as it is; what the command line says of it comes first.
+fn mesh_file(options: &Options) -> Result<Value> {
+    let mut written = match &options.mesh_config {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            let no = || format!("{} is no MeshConfig", path.display());
-            let value: serde_json::Value = serde_saphyr::from_str(&text).with_context(no)?;
-            let findings = carrick_api::validate::mesh_config(&value);
-            for found in &findings {
-                eprintln!("{}: {}: {}", path.display(), found.field.as_str(), found.message);
-            }
-            anyhow::ensure!(!carrick_api::validate::has_errors(&findings), "{} cannot be used", path.display());
-            MeshConfig::read(&value).map_err(|error| anyhow::anyhow!("{}", error.message)).with_context(no)?
+            read_mesh(&text).with_context(|| format!("{} is no MeshConfig", path.display()))?
         }
-        None => MeshConfig::default(),
+        None => Value::Object(serde_json::Map::new()),
     };
-    config.root_namespace = options.root_namespace.clone();
-    config.trust_domain = options.trust_domain.clone();
-    Ok(config)
+    put_fixed(options, &mut written);
+    Ok(written)
+}
+
+/// A MeshConfig as text.
+fn read_mesh(text: &str) -> Result<Value> {
+    let written: Value = serde_saphyr::from_str(text)?;
+    let written = if written.is_null() { Value::Object(serde_json::Map::new()) } else { written };
+    anyhow::ensure!(written.is_object(), "it is no object");
+    let findings = validate::mesh_config(&written);
+    for found in &findings {
+        tracing::warn!(field = found.field.as_str(), "mesh configuration: {}", found.message);
+    }
+    if let Some(error) = findings.iter().find(|f| validate::has_errors(std::slice::from_ref(f))) {
+        bail!("{}: {}", error.field.as_str(), error.message);
+    }
+    MeshConfig::read(&written)?;
+    Ok(written)
+}
+
+/// What identities and names depend on is the command line's to say.
+fn put_fixed(options: &Options, written: &mut Value) {
+    if let Some(fields) = written.as_object_mut() {
+        fields.insert("rootNamespace".to_owned(), options.root_namespace.clone().into());
+        fields.insert("trustDomain".to_owned(), options.trust_domain.clone().into());
+    }
+}
+
+/// Reads the file again and again; what is not valid is told of once and changes nothing.
+async fn follow_mesh_file(options: Options, told: watch::Sender<Arc<Value>>) {
+    let Some(path) = options.mesh_config.clone() else { return };
+    let mut before = tokio::fs::read_to_string(&path).await.ok();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = tokio::fs::read_to_string(&path).await.ok();
+        if now == before {
+            continue;
+        }
+        match now.as_deref().map(read_mesh) {
+            Some(Ok(mut written)) => {
+                put_fixed(&options, &mut written);
+                told.send_replace(Arc::new(written));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(path = %path.display(), "{error:#}; the last good mesh configuration stays");
+            }
+            None => tracing::warn!(path = %path.display(), "cannot be read; the last good mesh configuration stays"),
+        }
+        before = now;
+    }
 }
 
 fn mesh_networks(options: &Options) -> Result<MeshNetworks> {

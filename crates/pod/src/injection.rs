@@ -94,8 +94,13 @@ pub(crate) fn owner(options: &RunOptions, template: &Template) -> String {
     format!("kubernetes://apis/{group}/namespaces/{}/{plural}/{}", options.namespace, template.workload)
 }
 
-/// The annotation `proxy.istio.io/config`, which is YAML.
+/// What the proxy starts with.
 pub(crate) fn proxy_config(template: &Template) -> Option<Value> {
+    template.proxy_config.clone().or_else(|| annotated(template))
+}
+
+/// The annotation `proxy.istio.io/config`, which is YAML.
+pub(crate) fn annotated(template: &Template) -> Option<Value> {
     let text = template.annotations.get("proxy.istio.io/config")?;
     serde_saphyr::from_str::<Value>(text).ok().filter(Value::is_object)
 }

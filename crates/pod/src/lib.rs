@@ -18,6 +18,7 @@ mod inside;
 mod namespace_tests;
 mod network;
 mod object;
+mod proxy_config;
 mod run;
 mod sandbox;
 mod state;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::options::Engine;
-use crate::{PodError, RunOptions, api, injection, network, sweep, template};
+use crate::{PodError, RunOptions, api, injection, network, proxy_config, sweep, template};
 use life::Life;
 use signals::Signals;
 
@@ -70,6 +70,11 @@ async fn plan(options: RunOptions) -> Result<Plan, PodError> {
     let namespace = api::namespace(&connection, &options.namespace).await?;
     let labels = namespace.metadata.labels.unwrap_or_default();
     let injected = injection::inject(&options, &labels, &mut template)?;
+    if injected {
+        let found = proxy_config::find(&connection.client, &options.namespace).await;
+        let annotation = injection::annotated(&template);
+        template.proxy_config = proxy_config::effective(&found, &options.namespace, &template.labels, annotation);
+    }
     let sidecar = if injected { Some(sidecar_plan(&options, &template)?) } else { None };
     // What others left behind is no reason not to run.
     if let Err(error) = sweep(&options.data_dir, &options.network, Some(&connection.client)).await {

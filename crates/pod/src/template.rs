@@ -41,6 +41,8 @@ pub(crate) struct Template {
     pub(crate) host_name: Option<String>,
     pub(crate) subdomain: Option<String>,
     pub(crate) host_network: bool,
+    /// What the proxy starts with, by the mesh and its objects; `None` leaves it to the annotation.
+    pub(crate) proxy_config: Option<serde_json::Value>,
 }
 
 /// How the app says that it is ready.
@@ -112,6 +114,7 @@ fn from_template(
         host_name: spec.hostname,
         subdomain: spec.subdomain,
         host_network: spec.host_network.unwrap_or(false),
+        proxy_config: None,
     };
     template.container = if options.gateway { PROXY.to_owned() } else { label(&template.container) };
     template.labels.extend(options.labels.clone());

@@ -57,7 +57,7 @@ const OPTIONS: &[Opt] = options![
     "key-algorithm" ["CARRICK_KEY_ALGORITHM"] "ecdsa-p256" "key of the workload: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096";
     "envoy" ["CARRICK_ENVOY"] "envoy" "Envoy's binary, for --engine envoy" in "binaryPath";
     "envoy-log-level" ["PROXY_LOG_LEVEL"] "warning" "Envoy's log level";
-    "concurrency" ["PROXY_CONCURRENCY", "ISTIO_CPU_LIMIT"] "2" "worker threads of the engine" in "concurrency";
+    "concurrency" ["PROXY_CONCURRENCY", "ISTIO_CPU_LIMIT"] "2" "worker threads of the engine; 0: one for each core" in "concurrency";
     "drain-duration" ["TERMINATION_DRAIN_DURATION"] "5s" "longest time for open connections after TERM" in "terminationDrainDuration";
     "minimum-drain-duration" ["MINIMUM_DRAIN_DURATION"] "0s" "shortest time from TERM to the end";
     "exit-on-zero-connections" ["EXIT_ON_ZERO_ACTIVE_CONNECTIONS"] "true" "end as soon as no connection is open";
@@ -344,7 +344,7 @@ impl<S: Surroundings> Reader<'_, S> {
     fn config(&mut self, role: Role) -> Option<AgentConfig> {
         let node = self.node();
         let engine = self.engine();
-        let concurrency = self.take("concurrency", value::count);
+        let concurrency = self.take("concurrency", value::threads);
         let control_plane = self.control_plane();
         let identity = self.identity();
         let drain = self.drain();

@@ -77,6 +77,14 @@ pub(super) fn host_port(text: &str) -> Result<String, String> {
 }
 
 /// A count of at least one.
+/// Worker threads; 0 is one for each core.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    match text {
+        "0" => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+        text => count(text),
+    }
+}
+
 pub(super) fn count(text: &str) -> Result<usize, String> {
     // Kubernetes may hand a CPU limit over as milli-CPUs.
     let value = match text.strip_suffix('m') {

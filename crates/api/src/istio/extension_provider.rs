@@ -58,7 +58,8 @@ impl Eq for Other {}
 
 impl std::hash::Hash for Other {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.to_string().hash(state);
+        // Equal objects may have their keys in another order.
+        self.0.is_null().hash(state);
     }
 }
 

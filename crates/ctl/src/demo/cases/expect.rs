@@ -38,6 +38,13 @@ fn one(expect: &Expect, answer: &Answer) -> Option<String> {
     if let Some(text) = expect.body.as_deref().filter(|text| !answer.body.contains(*text)) {
         return Some(format!("body: want {text:?} in it, got {:?} ({answer})", answer.body));
     }
+    let line = |texts: &[String]| answer.body.lines().any(|line| texts.iter().all(|text| line.contains(text)));
+    if !expect.line.is_empty() && !line(&expect.line) {
+        return Some(format!("body: want a line with all of {:?}, got {:?} ({answer})", expect.line, answer.body));
+    }
+    if !expect.no_line.is_empty() && line(&expect.no_line) {
+        return Some(format!("body: want no line with all of {:?}, got {:?}", expect.no_line, answer.body));
+    }
     let wanted = expect.seen.as_ref()?;
     match answer.seen() {
         None => Some(format!("the server was to tell what it saw, got {answer}, body {:?}", answer.body)),
@@ -135,6 +142,15 @@ mod tests {
         for wanted in wrong {
             assert!(check(&expect(wanted.clone()), &answers).is_some(), "{wanted}");
         }
+    }
+
+    #[test]
+    fn texts_are_wanted_in_one_line() {
+        let answers = [Answer { body: "one two\nthree".to_owned(), ..Answer::default() }];
+        let of = |value| check(&expect(value), &answers);
+        assert_eq!(of(json!({"line": ["two", "one"], "no_line": ["one", "three"]})), None);
+        assert!(of(json!({"line": ["one", "three"]})).is_some());
+        assert!(of(json!({"no_line": ["three"]})).is_some());
     }
 
     #[test]

@@ -146,6 +146,12 @@ pub struct Expect {
     /// Text that the body contains.
     #[serde(default)]
     pub body: Option<String>,
+    /// Texts that one line of the body contains, all of them.
+    #[serde(default)]
+    pub line: Vec<String>,
+    /// Texts that no line of the body contains together.
+    #[serde(default)]
+    pub no_line: Vec<String>,
     /// Headers of the answer; null for one that must be missing.
     #[serde(default)]
     pub headers: BTreeMap<String, Option<String>>,

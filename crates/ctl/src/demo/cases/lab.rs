@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is started here stays as it is from the first case to the last; cases add and remove objects only.
 
-use std::{collections::BTreeMap, path::Path, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
 use carrick_pod::{Engine, options::GATEWAY_LABEL};
@@ -142,6 +142,21 @@ extensionProviders:
 - {name: silent-open, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 0.2s, pathPrefix: /delay/3000, failOpen: true}}
 ";
 
+/// Who may be told of requests: two files, and the partner as a collector of traces.
+fn observers(logs: &Path) -> String {
+    let logs = logs.display();
+    format!(
+        "\
+- {{name: text-log, envoyFileAccessLog: {{path: {logs}/text}}}}
+- name: json-log
+  envoyFileAccessLog:
+    path: {logs}/json
+    logFormat: {{labels: {{code: \"%RESPONSE_CODE%\", path: \"%REQ(:PATH)%\", route: {{cluster: \"%UPSTREAM_CLUSTER%\"}}}}}}
+- {{name: traces, opentelemetry: {{service: partner.lab.svc.cluster.local, port: 8080, http: {{path: /v1/traces, timeout: 2s}}}}}}
+"
+    )
+}
+
 impl Lab {
     /// Starts the mesh and the pods of these pairs.
     ///
@@ -152,8 +167,12 @@ impl Lab {
         certificates::fill(&certs, &PARTNER_NAMES)?;
         let mesh_dir = dir.join("mesh");
         std::fs::create_dir_all(&mesh_dir)?;
+        // Every sidecar writes its own access logs there.
+        let logs = certs.join("logs");
+        std::fs::create_dir_all(&logs)?;
+        std::fs::set_permissions(&logs, std::fs::Permissions::from_mode(0o777))?;
         let authority = std::fs::read_to_string(certs.join("ca.pem"))?;
-        let settings = format!("{MESH_SETTINGS}caCertificates: [{{pem: {authority:?}}}]\n");
+        let settings = format!("{MESH_SETTINGS}{}caCertificates: [{{pem: {authority:?}}}]\n", observers(&logs));
         std::fs::write(mesh_dir.join(MESH_CONFIG), settings)?;
         let mut mesh = Mesh::start(&mesh_dir).await?;
         mesh.apply(&objects(pairs)).await?;
