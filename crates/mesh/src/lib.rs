@@ -31,6 +31,7 @@ pub mod security;
 pub mod settings;
 pub mod snapshot;
 pub mod telemetry;
+mod telemetry_rules;
 pub mod tls;
 mod trust_domains;
 pub mod virtual_services;

@@ -30,7 +30,7 @@ use envoy_types::pb::{
 use serde_json::Value as Json;
 
 use crate::{
-    stats::{self, Side},
+    stats::{self, About, Side},
     wire::{
         self,
         stable::{JsonFileAccessLog, JsonFormat, Kind, Struct, Value},
@@ -41,15 +41,6 @@ use crate::{
 const CEL: &str = "envoy.access_loggers.extension_filters.cel";
 /// A command of a format that is an extension of its own.
 const WITHOUT_QUERY: (&str, &str) = ("REQ_WITHOUT_QUERY", "envoy.formatter.req_without_query");
-
-/// What a filter's log is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum About {
-    /// HTTP requests.
-    Requests,
-    /// Connections.
-    Connections,
-}
 
 const TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% \
     %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \

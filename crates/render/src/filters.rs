@@ -45,9 +45,8 @@ use envoy_types::pb::{
 };
 
 use crate::{
-    access_log::{self, About},
-    dns, security,
-    stats::{self, Side},
+    access_log, dns, security,
+    stats::{self, About, Side},
     tls, tracing, wire,
 };
 

@@ -52,6 +52,15 @@ pub enum Side {
     Gateway,
 }
 
+/// What a filter's log is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// HTTP requests.
+    Requests,
+    /// Connections.
+    Connections,
+}
+
 /// The filter of requests.
 pub fn http_filter(from: &Telemetry, side: Side) -> Option<HttpFilter> {
     Some(wire::http_filter(FILTER, config(from, side)?))

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a provider that cannot be used is known as such, with the reason, so that whoever names it can be told.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use carrick_api::{
     MeshConfig,
@@ -18,6 +18,7 @@ use super::{authorizer::Target, traffic};
 use crate::{
     model::Service,
     parts::telemetry::{Collector, GrpcLog, LogFormat, LogSink, TracingProvider},
+    telemetry_rules::{Provider, Providers},
 };
 
 /// The provider that Istio always has: a file access log to standard output.
@@ -26,26 +27,6 @@ const ENVOY: &str = "envoy";
 pub(crate) const PROMETHEUS: &str = "prometheus";
 /// Istio's name of access logs by gRPC that have none.
 const LOG_NAME: &str = "otel_envoy_accesslog";
-
-/// What a provider is good for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Provider {
-    /// Access logs.
-    Log(Arc<LogSink>),
-    /// Traces; and the longest path in an attribute.
-    Trace(Arc<TracingProvider>, u32),
-    /// Metrics.
-    Metrics,
-    /// An external authorizer, which is told of nothing.
-    Authorizer,
-    /// Its kind is not supported.
-    Unsupported(String),
-    /// There is no such service, now.
-    Missing(String),
-}
-
-/// Providers by name.
-pub(crate) type Providers = BTreeMap<Arc<str>, Provider>;
 
 pub(crate) fn read_all<'s>(config: &MeshConfig, service: impl Fn(&Hostname) -> Option<&'s Arc<Service>>) -> Providers {
     let mut all = Providers::new();

@@ -12,16 +12,12 @@ use carrick_api::{
 };
 use carrick_base::{Diagnostic, FieldPath, Hostname, ObjectRef, Severity};
 
-use super::{
-    origin,
-    provider::{self, Provider, Providers},
-    targets,
-};
+use super::{origin, provider, targets};
 use crate::{
     Settings, codes,
     model::{Origin, Service},
     parts::telemetry::{LogSink, TagValue, TracingProvider},
-    telemetry::{Fallback, Logging, MetricChange, Metrics, Rule, Sides, Tracing},
+    telemetry_rules::{Fallback, Logging, MetricChange, Metrics, Provider, Providers, Rule, Sides, Tracing},
 };
 
 /// Percent of requests that are traced where nobody says.
@@ -96,7 +92,7 @@ pub(crate) fn read(from: &Telemetry, providers: &Providers, found: &mut Vec<Diag
     for (index, written) in spec.access_logging.iter().enumerate() {
         let path = root.field("accessLogging").index(index);
         logging.push(Logging {
-            sides: Sides::of(written.selects.as_ref().map(|m| m.mode)),
+            sides: sides(written.selects.as_ref().map(|m| m.mode)),
             providers: reader.providers(&written.providers, Use::Logs, &path),
             disabled: written.disabled == Some(true),
             filter: written.filter.as_ref().filter(|f| !f.expression.is_empty()).map(|f| f.expression.as_str().into()),
@@ -110,7 +106,7 @@ pub(crate) fn read(from: &Telemetry, providers: &Providers, found: &mut Vec<Diag
             reader.tell(Severity::Warning, codes::UNSUPPORTED, path.field("providers").index(1), message);
         }
         tracing.push(Tracing {
-            sides: Sides::of(written.selects.as_ref().map(|m| m.mode)),
+            sides: sides(written.selects.as_ref().map(|m| m.mode)),
             provider: named.into_iter().next(),
             sampling: written.random_sampling_percentage,
             disabled: written.disable_span_reporting,
@@ -134,7 +130,7 @@ pub(crate) fn read(from: &Telemetry, providers: &Providers, found: &mut Vec<Diag
             }
             let set = change.tag_overrides.iter();
             changes.push(MetricChange {
-                sides: Sides::of(Some(selects.mode)),
+                sides: sides(Some(selects.mode)),
                 metric: selects.metric.unwrap_or(IstioMetric::AllMetrics),
                 disabled: change.disabled,
                 tags: set
@@ -183,11 +179,9 @@ fn tags(written: &std::collections::BTreeMap<String, CustomTag>) -> Vec<(Arc<str
     written.iter().filter_map(|(name, tag)| Some((name.as_str().into(), value(tag)?))).collect()
 }
 
-impl Sides {
-    fn of(mode: Option<Mode>) -> Self {
-        let mode = mode.unwrap_or_default();
-        Self { client: mode != Mode::Server, server: mode != Mode::Client }
-    }
+fn sides(mode: Option<Mode>) -> Sides {
+    let mode = mode.unwrap_or_default();
+    Sides { client: mode != Mode::Server, server: mode != Mode::Client }
 }
 
 /// What the mesh's configuration says where no object does.

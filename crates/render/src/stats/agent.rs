@@ -38,8 +38,8 @@ use envoy_types::pb::{
 };
 use serde_json::{Value as Json, json};
 
-use super::Side;
-use crate::{access_log::About, wire};
+use super::{About, Side};
+use crate::wire;
 
 /// The static cluster of the agent's counter.
 pub const CLUSTER: &str = "carrick-counts";
