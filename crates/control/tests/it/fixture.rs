@@ -70,6 +70,7 @@ impl World {
             reviewer: Arc::new(Words),
             authority: authority.clone(),
             mesh_config: MeshConfig::default(),
+            mesh_file: None,
             xds_addr: xds,
             plain_xds_port,
             debug_addr: local(0),
