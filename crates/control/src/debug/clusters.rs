@@ -10,7 +10,8 @@ pub(super) fn page(pages: &Pages) -> Response {
     let own = json!({
         "id": &*pages.cluster_id, "secretName": "", "syncStatus": if synced { "synced" } else { "syncing" },
     });
-    let root = &pages.mesh_config.root_namespace;
+    let mesh = pages.mesh_config.load();
+    let root = &mesh.root_namespace;
     let clusters = pages.seen.lock().clusters.clone();
     let others = clusters.iter().map(|(id, shown)| {
         let mut all = json!({
