@@ -60,18 +60,17 @@ fn differential() -> ExitCode {
     let mut options = Options::default();
     let mut args = std::env::args().skip(2);
     while let Some(arg) = args.next() {
-        let number = args.next().and_then(|n| n.parse::<usize>().ok());
-        let taken = match (arg.as_str(), number) {
-            ("--seed", Some(n)) => u64::try_from(n).map(|n| options.seed = n).ok(),
-            ("--cases", Some(n)) => Some(options.cases = n),
-            ("--first", Some(n)) => Some(options.first = n),
-            ("--batch", Some(n)) => Some(options.batch = n),
-            ("--shrink", Some(n)) => Some(options.shrink = n),
-            _ => None,
-        };
-        if taken.is_none() {
-            eprintln!("usage: carrick-fuzz differential [--seed N] [--cases N] [--first N] [--batch N] [--shrink N]");
-            return ExitCode::from(64);
+        match (arg.as_str(), args.next().and_then(|n| n.parse::<usize>().ok())) {
+            ("--seed", Some(n)) => options.seed = u64::try_from(n).unwrap_or(u64::MAX),
+            ("--cases", Some(n)) => options.cases = n,
+            ("--first", Some(n)) => options.first = n,
+            ("--batch", Some(n)) => options.batch = n,
+            ("--shrink", Some(n)) => options.shrink = n,
+            _ => {
+                let options = "[--seed N] [--cases N] [--first N] [--batch N] [--shrink N]";
+                eprintln!("usage: carrick-fuzz differential {options}");
+                return ExitCode::from(64);
+            }
         }
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {

@@ -42,7 +42,8 @@ const IMPURE: &[&str] =
 
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
-const CONTROL: &[&str] = &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ctl"];
+const CONTROL: &[&str] =
+    &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ctl"];
 
 /// Findings about every crate's dependencies.
 ///

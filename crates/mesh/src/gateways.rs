@@ -83,7 +83,7 @@ impl GatewayIndex {
         all.sort_by(|a, b| a.origin.cmp(&b.origin));
         let index = Self { all: all.into_iter().map(Arc::new).collect() };
         // Proxies may map ports in other ways; servers of equal selectors and ports conflict on every one of them.
-        let mut groups: HashMap<(&Labels, &Option<Arc<str>>), Vec<Arc<GatewayRule>>> = HashMap::new();
+        let mut groups: HashMap<_, Vec<Arc<GatewayRule>>> = HashMap::new();
         for gateway in &index.all {
             groups.entry((&gateway.selector, &gateway.only)).or_default().push(gateway.clone());
         }

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod request;
 pub mod service;
 pub mod sidecar;
+pub mod telemetry;
 pub mod virtual_service;
 
 pub use endpoint::{Address, Endpoint, TlsMode, Workload};

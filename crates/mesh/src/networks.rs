@@ -161,8 +161,8 @@ impl Networks {
             return None;
         }
         let label = labels.get(NETWORK).map(|n| Arc::from(n.as_str()));
-        let told = [Some(proxy.network.clone()), label, Some(workload.clone())].into_iter().flatten();
-        let told = told.filter(|n| !n.is_empty()).next().unwrap_or_default();
+        let mut told = [Some(proxy.network.clone()), label, Some(workload.clone())].into_iter().flatten();
+        let told = told.find(|n| !n.is_empty()).unwrap_or_default();
         Some(self.of(&self.own, &told, proxy.ips.first().copied()))
     }
 
@@ -199,11 +199,14 @@ fn addresses<'a>(service: &'a Service, found: &mut Vec<Diagnostic>) -> impl Iter
     service.spec.external_ips.iter().chain(balancers).filter_map(|text| text.parse().ok())
 }
 
+/// What is read of one cluster: its id, namespaces and services.
+type Registry<'a> = (&'a Arc<str>, &'a Vec<Arc<Namespace>>, &'a Vec<Arc<Service>>);
+
 /// One gateway that the mesh's configuration names.
 fn configured(
     gateway: &NetworkGateway,
     network: &str,
-    clusters: &[(&Arc<str>, &Vec<Arc<Namespace>>, &Vec<Arc<Service>>)],
+    clusters: &[Registry<'_>],
     defaults: &BTreeMap<Arc<str>, Arc<str>>,
     settings: &Settings,
 ) -> Result<Vec<Entrance>, String> {

@@ -11,7 +11,7 @@ pub mod load;
 pub mod outbound;
 pub mod route;
 pub mod secret;
-pub mod telemetry;
+pub use crate::model::telemetry;
 
 use std::sync::Arc;
 

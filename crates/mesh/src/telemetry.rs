@@ -141,7 +141,7 @@ impl TelemetryIndex {
         let counted = named.map_or(self.fallback.metrics, |m| {
             m.providers.iter().any(|name| self.providers.get(name) == Some(&Provider::Metrics))
         });
-        let mut changed: BTreeMap<&'static str, (bool, BTreeMap<Arc<str>, Option<Arc<str>>>)> = BTreeMap::new();
+        let mut changed: BTreeMap<&'static str, (bool, BTreeMap<_, _>)> = BTreeMap::new();
         let mut interval = 0;
         for metrics in rules.iter().flat_map(|rule| &rule.metrics) {
             interval = metrics.interval.unwrap_or(interval);

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use carrick_api::{istio::telemetry::IstioMetric, scalar::Number};
 use carrick_base::Labels;
 
-use crate::{
-    model::Origin,
-    parts::telemetry::{LogSink, TagValue, TracingProvider},
+use crate::model::{
+    Origin,
+    telemetry::{LogSink, TagValue, TracingProvider},
 };
 
 /// Which side of a proxy traffic is on.

@@ -168,14 +168,20 @@ impl Context {
             return None;
         }
         let states: Vec<&str> = headers.get_all(&TRACESTATE).iter().filter_map(|v| v.to_str().ok()).collect();
-        Some(Self { trace, span: span(), parent: Some(parent), sampled: traced && flags & 1 == 1, state: states.join(",") })
+        Some(Self {
+            trace,
+            span: span(),
+            parent: Some(parent),
+            sampled: traced && flags & 1 == 1,
+            state: states.join(","),
+        })
     }
 
     /// A span's flags. `own`: it is below one of ours.
     #[must_use]
     pub fn flags(&self, own: bool) -> u32 {
         let remote = if self.parent.is_some() && !own { IS_REMOTE } else { 0 };
-        u32::from(self.sampled) * SAMPLED | KNOWS_REMOTE | remote
+        (u32::from(self.sampled) * SAMPLED) | KNOWS_REMOTE | remote
     }
 
     /// Tells the next one, on behalf of `span`.

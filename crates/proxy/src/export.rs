@@ -24,6 +24,7 @@ const MOST_ENTRIES: usize = 8192;
 const SPANS: usize = 5;
 
 /// One thing to send.
+#[expect(clippy::large_enum_variant, reason = "a queue holds entries of one kind")]
 pub(crate) enum Entry {
     Record(otlp::LogRecord),
     Http(data::HttpAccessLogEntry),

@@ -15,10 +15,13 @@ use std::sync::Arc;
 /// Texts that are remembered; beyond, all are forgotten and learned anew.
 const MOST: usize = 4096;
 
+/// What texts say; `None` for one that cannot be read.
+type Known = HashMap<Box<[u8]>, Option<Arc<Peer>>>;
+
 /// See the module.
 pub(crate) struct Peers {
     own: Option<(HeaderValue, HeaderValue)>,
-    known: RefCell<HashMap<Box<[u8]>, Option<Arc<Peer>>>>,
+    known: RefCell<Known>,
 }
 
 impl Peers {

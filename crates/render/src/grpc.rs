@@ -34,7 +34,7 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use prost::{Message, Name};
+use prost::Name;
 
 use crate::{Rendered, Resource, Resources, wire};
 
@@ -46,7 +46,7 @@ pub fn resources(from: &Rendered) -> Rendered {
     let tables = tables(&from.routes);
     let (mut clusters, mut endpoints) = (Resources::new(), Resources::new());
     let (mut listeners, mut routes) = (Resources::new(), Resources::new());
-    let mut put = |into: &mut Resources, name: &str, body: Any| {
+    let put = |into: &mut Resources, name: &str, body: Any| {
         let name: Arc<str> = name.into();
         into.insert(name.clone(), Arc::new(Resource::of(name, body)));
     };

@@ -114,7 +114,7 @@ fn all_mistakes_at_once() {
         ("PROXY_CONFIG", "[]"),
         ("CARRICK_ENGINE", "envoy"),
         ("CARRICK_ENVOY", "/nowhere/envoy"),
-        ("ISTIO_CPU_LIMIT", "0"),
+        ("ISTIO_CPU_LIMIT", "many"),
         ("CARRICK_STATE_DIR", &"/long".repeat(30)),
         ("POD_LABELS_FILE", "/l"),
     ]);

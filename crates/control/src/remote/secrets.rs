@@ -33,10 +33,13 @@ impl fmt::Debug for Source {
     }
 }
 
+/// The kubeconfigs of one Secret; `None` for one that cannot be read.
+type Kubeconfigs = BTreeMap<ClusterId, Option<Arc<[u8]>>>;
+
 /// All of them.
 #[derive(Default)]
 pub(crate) struct Secrets {
-    by_name: BTreeMap<Arc<str>, BTreeMap<ClusterId, Option<Arc<[u8]>>>>,
+    by_name: BTreeMap<Arc<str>, Kubeconfigs>,
 }
 
 impl Secrets {

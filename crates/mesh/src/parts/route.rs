@@ -54,6 +54,7 @@ impl Route {
 }
 
 /// What becomes of a request.
+#[expect(clippy::large_enum_variant, reason = "nearly every route forwards")]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
     /// It goes to a cluster.

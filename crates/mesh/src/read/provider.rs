@@ -17,7 +17,7 @@ use carrick_base::Hostname;
 use super::{authorizer::Target, traffic};
 use crate::{
     model::Service,
-    parts::telemetry::{Collector, GrpcLog, LogFormat, LogSink, TracingProvider},
+    model::telemetry::{Collector, GrpcLog, LogFormat, LogSink, TracingProvider},
     telemetry_rules::{Provider, Providers},
 };
 

@@ -15,8 +15,8 @@ use carrick_base::{Diagnostic, FieldPath, Hostname, ObjectRef, Severity};
 use super::{origin, provider, targets};
 use crate::{
     Settings, codes,
+    model::telemetry::{LogSink, TagValue, TracingProvider},
     model::{Origin, Service},
-    parts::telemetry::{LogSink, TagValue, TracingProvider},
     telemetry_rules::{Fallback, Logging, MetricChange, Metrics, Provider, Providers, Rule, Sides, Tracing},
 };
 

@@ -98,7 +98,13 @@ fn entries(
     [request_headers, response_headers, response_trailers]: [Vec<http::HeaderName>; 3],
 ) -> Result<(LogSink, LogFormat), Bad> {
     let collector = common_config(common, ENTRIES, "access_logs.grpc_access_log.")?;
-    let format = EntryFormat { log_name: common.log_name.as_str().into(), http, request_headers, response_headers, response_trailers };
+    let format = EntryFormat {
+        log_name: common.log_name.as_str().into(),
+        http,
+        request_headers,
+        response_headers,
+        response_trailers,
+    };
     Ok((LogSink::Collector(Arc::new(collector)), LogFormat::Entry(Arc::new(format))))
 }
 

@@ -214,6 +214,7 @@ pub fn chain(name: &str, kind: ChainKind) -> FilterChain {
         tls: None,
         transport_socket_connect_timeout: None,
         on_new_connection: Vec::new(),
+        sni_port: None,
         rbac: Vec::new(),
         stats: None,
         kind,

@@ -294,6 +294,8 @@ fn token(dice: &mut Dice) -> Token {
     };
     let alg =
         dice.one(&["ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256", "ES256!", "none", "HS256!", "es256"]);
-    claims.as_object_mut().map(|c| c.retain(|_, v| !v.is_null()));
+    if let Some(claims) = claims.as_object_mut() {
+        claims.retain(|_, value| !value.is_null());
+    }
     Token { alg: alg.to_owned(), kid, claims }
 }

@@ -233,7 +233,8 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
         ensure!(kinds <= 1, "{name}: {request} is of more than one kind");
         let nothing = e.status.is_none() && e.exit.is_none() && e.body.is_none() && e.headers.is_empty();
         let counted = !e.shares.is_empty() || e.servers.is_some();
-        ensure!(!nothing || e.seen.is_some() || counted, "{name}: {request} expects nothing");
+        let lines = !e.line.is_empty() || !e.no_line.is_empty();
+        ensure!(!nothing || e.seen.is_some() || counted || lines, "{name}: {request} expects nothing");
     }
     let objects = carrick_api::parse::objects(written.manifests.as_bytes())
         .map_err(|error| anyhow::anyhow!("{name}: manifests: {error}"))?;

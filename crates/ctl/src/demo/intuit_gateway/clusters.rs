@@ -91,7 +91,7 @@ async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
     encrypted(east).await?;
     west.mesh.apply(STRICT).await?;
     until(east, Want::Status(403)).await.context("DENY for the caller's identity")?;
-    west.mesh.delete(&STRICT.split("---").nth(1).unwrap_or_default().to_owned()).await?;
+    west.mesh.delete(STRICT.split("---").nth(1).unwrap_or_default()).await?;
     until(east, Want::Status(200)).await.context("STRICT alone")?;
     Ok("200 with the caller's identity, 403 by DENY, TLS on the link, 503 without the gateway".into())
 }

@@ -11,9 +11,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 
-/// What has come: path, and message.
+/// A path, and the message that came to it.
+type Came = (String, Vec<u8>);
+
+/// What has come.
 #[derive(Clone, Default)]
-pub struct Collector(Arc<Mutex<Vec<(String, Vec<u8>)>>>);
+pub struct Collector(Arc<Mutex<Vec<Came>>>);
 
 impl Collector {
     /// Starts one.

@@ -137,10 +137,10 @@ async fn servers_of_logs_get_what_envoy_sends() {
     let (envoys, natives) = (setups(to_theirs), setups(to_ours));
     let envoy = Envoy::start(&envoys.iter().collect::<Vec<_>>(), app).await;
     let (run, ports) = native_as(&natives.iter().collect::<Vec<_>>(), app, lab_node());
-    for i in 0..envoys.len() {
+    for (theirs, ours) in envoy.ports.iter().zip(&ports) {
         for ask in asks() {
-            send(envoy.ports[i], &ask).await;
-            send(ports[i], &ask).await;
+            send(*theirs, &ask).await;
+            send(*ours, &ask).await;
         }
     }
     // The first log takes all, the second what fails or asks for it, the third slow ones and who asks for it.
