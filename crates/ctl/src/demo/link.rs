@@ -4,36 +4,41 @@
 //! predecessor left is removed first.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-/// This side's address, of a range that nobody has (RFC 5737).
-pub const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// The other side's.
-pub const THERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Ranges that nobody has (RFC 5737); the link takes the first that this machine has no route for, since some do use them.
+const RANGES: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 0), Ipv4Addr::new(198, 51, 100, 0), Ipv4Addr::new(203, 0, 113, 0)];
 /// The other side's namespace.
 const NAMESPACE: &str = "demo-west";
 /// The ends of the link.
 const ENDS: [&str; 2] = ["demo-to-west", "demo-to-east"];
 
 /// The link and what is behind it.
-pub struct Link(());
+pub struct Link {
+    /// This side's address.
+    pub here: Ipv4Addr,
+    /// The other side's.
+    pub there: Ipv4Addr,
+}
 
 impl Link {
     /// Makes both.
     ///
     /// # Errors
-    /// Not root, or the kernel refuses.
+    /// Not root, the kernel refuses, or every range is in use.
     pub fn make() -> Result<Self> {
         remove();
+        let [a, b, c, _] = free_range()?.octets();
         // From here on whatever fails is taken away again.
-        let link = Self(());
+        let link = Self { here: Ipv4Addr::new(a, b, c, 1), there: Ipv4Addr::new(a, b, c, 2) };
         let [here, there] = ENDS;
-        let (own, other) = (format!("{HERE}/30"), format!("{THERE}/30"));
+        let (own, other) = (format!("{}/30", link.here), format!("{}/30", link.there));
         ip(&["netns", "add", NAMESPACE])?;
         ip(&["link", "add", here, "type", "veth", "peer", "name", there, "netns", NAMESPACE])?;
         ip(&["address", "add", &own, "dev", here])?;
@@ -50,11 +55,6 @@ impl Link {
     pub fn namespace(&self) -> PathBuf {
         Path::new("/run/netns").join(NAMESPACE)
     }
-
-    /// The addresses of both ends.
-    pub fn ends(&self) -> [IpAddr; 2] {
-        [HERE.into(), THERE.into()]
-    }
 }
 
 impl Drop for Link {
@@ -70,9 +70,19 @@ fn remove() {
     }
 }
 
-fn ip(args: &[&str]) -> Result<()> {
+/// The first range within which this machine has neither an address nor a route.
+fn free_range() -> Result<Ipv4Addr> {
+    for range in RANGES {
+        if ip(&["-4", "route", "show", "table", "all", "root", &format!("{range}/24")])?.trim().is_empty() {
+            return Ok(range);
+        }
+    }
+    bail!("this machine uses all of {RANGES:?} (RFC 5737): none is left for the link")
+}
+
+fn ip(args: &[&str]) -> Result<String> {
     let output = Command::new("ip").args(args).output().context("ip (iproute2)")?;
     let told = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {}: {}", args.join(" "), told.trim());
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -4,6 +4,7 @@
 //! however it ends.
 
 use std::{
+    net::Ipv4Addr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use carrick_pod::Engine;
 use crate::demo::{
     certificates::Authority,
     curl::Answer,
-    link::{HERE, Link, THERE},
+    link::Link,
     mesh::{Setup, serve_command},
     stage::{Stage, Want, contains, gateway, pod},
     wire::Capture,
@@ -28,6 +29,8 @@ const STRICT: &str = include_str!("../../../../../examples/intuit-gateway/ledger
 const CALLER: &str = "caller";
 const LEDGER: &str = "ledger";
 const INGRESS: &str = "istio-eastwestgateway";
+/// The second machine's address in the example.
+const EXAMPLE: &str = "192.0.2.2";
 const URL: &str = "http://ledger.shop.svc.cluster.local:8080/";
 /// How long what one cluster says may take to be in force in the other.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -40,30 +43,32 @@ pub(super) async fn across(dir: &Path, client: Engine, server: Engine) -> Result
     let root = Authority::new("Mesh Root")?;
     root.intermediate(&dir.join("east").join("ca"), "east")?;
     root.intermediate(&dir.join("west").join("ca"), "west")?;
-    let setup = |name: &str, address| Setup {
+    let setup = |name: &str, address: Ipv4Addr| Setup {
         namespace: None,
-        up: ["--cluster-id", name, "--network", name, "--api-address", address].map(str::to_owned).to_vec(),
+        up: ["--cluster-id", name, "--network", name, "--api-address", &address.to_string()]
+            .map(str::to_owned)
+            .to_vec(),
         api: None,
     };
-    let there = Setup { namespace: Some(link.namespace()), api: Some(THERE.into()), ..setup("west", "192.0.2.2") };
+    let there = Setup { namespace: Some(link.namespace()), api: Some(link.there.into()), ..setup("west", link.there) };
     let (east_dir, west_dir) = (dir.join("east"), dir.join("west"));
     let (east, west) = tokio::join!(
-        Stage::open_with(&east_dir, setup("east", "192.0.2.1"), client, server),
+        Stage::open_with(&east_dir, setup("east", link.here), client, server),
         Stage::open_with(&west_dir, there, client, server)
     );
     let (mut east, mut west) = (east?, west?);
-    let done = rows(&mut east, &mut west).await;
+    let done = rows(&link, &mut east, &mut west).await;
     let (closed_west, closed_east) = tokio::join!(west.close(), east.close());
     drop(link);
     closed_west.and(closed_east)?;
     done
 }
 
-async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
+async fn rows(link: &Link, east: &mut Stage, west: &mut Stage) -> Result<String> {
     for stage in [&*east, &*west] {
         stage.mesh.apply(CLUSTERS).await?;
     }
-    west.mesh.apply(SERVICE).await?;
+    west.mesh.apply(&SERVICE.replace(EXAMPLE, &link.there.to_string())).await?;
     let mut caller = pod("shop", CALLER, CALLER, east.client, serve_command(CALLER, &[]));
     caller.more = vec!["--service-account".into(), CALLER.into()];
     east.start(&caller)?;
@@ -71,7 +76,7 @@ async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
     west.start(&gateway("istio-system", INGRESS, "eastwestgateway", west.server))?;
     let (one, other) = tokio::join!(east.up(), west.up());
     one.and(other)?;
-    introduce(east, west).await?;
+    introduce(link, east, west).await?;
 
     // The other network is known, and there is no way into it.
     until(east, Want::Status(503)).await.context("before there is a gateway")?;
@@ -84,11 +89,11 @@ async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
     let endpoints = east
         .carrick(&["pc", "endpoints", "caller.shop", "--cluster", "outbound|8080||ledger.shop.svc.cluster.local"])
         .await?;
-    contains(&endpoints, &["192.0.2.2:15443"])?;
+    contains(&endpoints, &[&format!("{}:15443", link.there)])?;
     ensure!(!endpoints.contains("10.244."), "an address of the other network is known here:\n{endpoints}");
 
     // With mutual TLS demanded nothing else gets in, and policies see who called.
-    encrypted(east).await?;
+    encrypted(link, east).await?;
     west.mesh.apply(STRICT).await?;
     until(east, Want::Status(403)).await.context("DENY for the caller's identity")?;
     west.mesh.delete(STRICT.split("---").nth(1).unwrap_or_default()).await?;
@@ -97,8 +102,8 @@ async fn rows(east: &mut Stage, west: &mut Stage) -> Result<String> {
 }
 
 /// Gives each control plane the Secret by which it reads the other's cluster, and waits until both do.
-async fn introduce(east: &Stage, west: &Stage) -> Result<()> {
-    for (of, name, server, to) in [(west, "west", THERE, east), (east, "east", HERE, west)] {
+async fn introduce(link: &Link, east: &Stage, west: &Stage) -> Result<()> {
+    for (of, name, server, to) in [(west, "west", link.there, east), (east, "east", link.here, west)] {
         let server = format!("https://{server}:6443");
         let secret = of.carrick(&["create-remote-secret", "--name", name, "--server", &server]).await?;
         to.mesh.apply(&secret).await?;
@@ -131,8 +136,8 @@ async fn until(east: &Stage, want: Want) -> Result<Answer> {
 }
 
 /// One request, of which nothing may be read on the link.
-async fn encrypted(east: &Stage) -> Result<()> {
-    let capture = Capture::start(HERE, THERE)?;
+async fn encrypted(link: &Link, east: &Stage) -> Result<()> {
+    let capture = Capture::start(link.here, link.there)?;
     let answer = east.curl(CALLER, &[&format!("{URL}mark-of-the-ledger")]).await?;
     let seen = capture.finish()?;
     ensure!(answer.status == 200, "{CALLER} → {LEDGER}: {answer}");
