@@ -7,7 +7,7 @@ mod request;
 mod schedule;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use carrick_pki::Identity;
 use carrick_runtime::backoff::Backoff;
@@ -24,8 +24,6 @@ pub use schedule::renew_after;
 
 /// First and longest pause after a failure while there is no certificate yet: the workload waits.
 const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The same while there is one.
-const LATER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Keeps the store's identity valid.
 #[derive(Debug)]
@@ -72,14 +70,27 @@ impl IdentityKeeper {
                 renew_in_seconds = wait.as_secs(),
                 "certificate obtained"
             );
-            self.clock.sleep(wait).await;
+            self.wait(received, wait).await;
+        }
+    }
+
+    /// Until `wait` after `since`, by the machine's clock or by what was slept, whichever comes first.
+    async fn wait(&self, since: SystemTime, wait: Duration) {
+        let mut slept = Duration::ZERO;
+        loop {
+            let passed = self.clock.now().duration_since(since).unwrap_or_default().max(slept);
+            let Some(left) = wait.checked_sub(passed).filter(|left| !left.is_zero()) else { return };
+            let step = left.min(schedule::STEP);
+            self.clock.sleep(step).await;
+            slept += step;
         }
     }
 
     /// Asks until it is given.
     async fn obtain(&self) -> Arc<Identity> {
         let current = self.store.identity();
-        let (first, longest) = if current.is_some() { LATER } else { FIRST };
+        let left = |identity: &Arc<Identity>| identity.not_after.duration_since(self.clock.now()).unwrap_or_default();
+        let (first, longest) = current.as_ref().map_or(FIRST, |identity| schedule::pauses(left(identity)));
         let mut backoff = Backoff::new(first, longest);
         let mut told = String::new();
         loop {

@@ -813,7 +813,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 }
 
 /// Go's duration syntax: `90s`, `1h30m`, `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let fail = || format!("{text:?} is not a duration such as 90s, 30m or 1h30m");
     let mut rest = text;
     let mut total = Duration::ZERO;

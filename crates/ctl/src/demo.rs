@@ -11,6 +11,7 @@ pub mod curl;
 pub mod engines;
 pub mod gopay_partners;
 pub mod grpc;
+mod held;
 mod hipster;
 pub mod intuit_gateway;
 pub mod issuer;
@@ -52,6 +53,8 @@ pub enum Command {
     Issuer(issuer::Options),
     /// An open-loop HTTP load generator for examples: prints one JSON line of counts and latencies.
     Load(load::Options),
+    /// One WebSocket for examples, kept open until standard input is closed: prints how many messages came back.
+    Held(held::Options),
     /// curl on command: a line of JSON arguments in, a line of what came out.
     #[command(hide = true)]
     Curls,
@@ -74,5 +77,6 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,
         Command::Load(options) => load::run(options).await,
+        Command::Held(options) => held::run(options).await,
     }
 }

@@ -7,6 +7,15 @@ use std::time::{Duration, SystemTime};
 /// The shortest wait, so that a certificate that ends at once does not become a busy loop.
 const MIN: Duration = Duration::from_secs(1);
 
+/// The longest sleep at a stretch while waiting to renew: a machine that was suspended, or whose clock was set, finds out this late.
+pub(super) const STEP: Duration = Duration::from_secs(60);
+
+/// First and longest pause between tries to renew a certificate that has `left` to live: several fit in, however short it is.
+pub(super) fn pauses(left: Duration) -> (Duration, Duration) {
+    let longest = (left / 20).clamp(Duration::from_millis(50), Duration::from_secs(60));
+    (Duration::from_secs(1).min(longest), longest)
+}
+
 /// How long to wait after `received` with a certificate that ends at `not_after`: until `ratio ± jitter` of its life is
 /// left. `random` is from −1 to 1.
 pub fn renew_after(received: SystemTime, not_after: SystemTime, ratio: f64, jitter: f64, random: f64) -> Duration {
@@ -27,6 +36,16 @@ mod tests {
         assert_eq!(at(0.0), 43_200);
         assert_eq!((at(1.0), at(-1.0)), (42_336, 44_064));
         assert_eq!(at(100.0), at(1.0), "out of range is clamped");
+    }
+
+    #[test]
+    fn a_failed_renewal_is_tried_again_many_times_before_the_end() {
+        for left in [1, 2, 30, 300, 1_800, 43_200] {
+            let (first, longest) = pauses(Duration::from_secs(left));
+            assert!(first <= longest && longest * 20 <= Duration::from_secs(left), "{left}: {first:?} {longest:?}");
+        }
+        assert_eq!(pauses(Duration::from_secs(43_200)), (Duration::from_secs(1), Duration::from_secs(60)));
+        assert_eq!(pauses(Duration::ZERO).0, Duration::from_millis(50), "no busy loop");
     }
 
     #[test]

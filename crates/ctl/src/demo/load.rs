@@ -107,7 +107,7 @@ pub async fn run(options: Options) -> Result<u8> {
 }
 
 /// Returns when standard input ends; never, when nobody wants to know.
-async fn stdin_closed(wanted: bool) {
+pub(super) async fn stdin_closed(wanted: bool) {
     let (tell, told) = tokio::sync::oneshot::channel();
     let reader = move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

@@ -3,7 +3,9 @@
 //! Invariant: the manifests are those of `examples/product-stock`, unchanged; every row asserts on curl's exit code and
 //! answer, or on what a command printed.
 
-use std::path::Path;
+mod rotation;
+
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use carrick_pod::Engine;
@@ -12,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     engines::Engines,
-    mesh::{folder, own_command, serve_command},
+    mesh::{PodSpec, folder, own_command, serve_command},
     rows::Rows,
     stage::{RESET, Stage, Want, contains, pod},
 };
@@ -34,6 +36,12 @@ pub struct Options {
     /// Data planes of client and server: native, envoy, mixed (one of each, both ways) or all.
     #[arg(long, value_enum, default_value = "all")]
     engine: Engines,
+    /// Life of every sidecar's certificate, of which half is used; 1m is what the document has.
+    #[arg(long, default_value = "4s", value_parser = crate::cli::duration, value_name = "DURATION")]
+    certificate_ttl: Duration,
+    /// Rotations under load that every sidecar must have had; with 20 of one minute this takes the document's ten.
+    #[arg(long, default_value_t = 15, value_name = "N")]
+    rotations: u64,
 }
 
 /// Runs every row; 0 only when all passed.
@@ -47,26 +55,35 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         println!("product-stock, client {}, server {}", client.as_str(), server.as_str());
         let dir = own.path.join(format!("{}-{}", client.as_str(), server.as_str()));
         let mut stage = Stage::open(&dir, *client, *server).await?;
-        rows.check("1 one product, joined from two services", async || joined(&mut stage).await).await;
+        rows.check("1 one product, joined from two services", async || {
+            joined(&mut stage, options.certificate_ttl).await
+        })
+        .await;
         rows.check("2 STRICT for the namespace", async || strict(&stage).await).await;
         rows.check("3 three levels and a port, the smallest wins", async || levels(&stage).await).await;
         rows.check("4 describe tells ports, services and modes", async || described(&stage).await).await;
         rows.check("5 the inbound listener in Envoy's JSON", async || listener(&stage).await).await;
         rows.check("6 the clusters, and one in Envoy's JSON", async || clusters(&stage).await).await;
         rows.check("7 end users with tokens", async || tokens(&stage).await).await;
+        let title = "8 certificates manage themselves";
+        rows.check(title, async || rotation::rotated(&stage, options.certificate_ttl, options.rotations).await).await;
         stage.close().await?;
     }
     Ok(rows.finish())
 }
 
-async fn joined(stage: &mut Stage) -> Result<String> {
+async fn joined(stage: &mut Stage, ttl: Duration) -> Result<String> {
     stage.mesh.apply(SERVICES).await?;
     let (client, server) = (stage.client, stage.server);
+    let short_lived = |mut spec: PodSpec| {
+        spec.more.extend(["--sidecar-env".into(), format!("SECRET_TTL={}ms", ttl.as_millis())]);
+        spec
+    };
     let answer = |text: &str| serve_command("demo", &["--answer", text]);
     let product = json!({"id": 1, "name": "Keyboard"}).to_string();
     let stock = json!({"quantity": 42}).to_string();
-    stage.start(&pod("default", "product-api-v1", "product-api", server, answer(&product)))?;
-    stage.start(&pod("default", STOCK, "stock-api", server, answer(&stock)))?;
+    stage.start(&short_lived(pod("default", "product-api-v1", "product-api", server, answer(&product))))?;
+    stage.start(&short_lived(pod("default", STOCK, "stock-api", server, answer(&stock))))?;
     let asks = [
         "--port",
         "8081",
@@ -77,7 +94,7 @@ async fn joined(stage: &mut Stage) -> Result<String> {
     ];
     let mut gateway = pod("default", GATEWAY, "product-gateway-api", client, serve_command("gateway", &asks));
     gateway.ports.push("admin=8081".into());
-    stage.start(&gateway)?;
+    stage.start(&short_lived(gateway))?;
     stage.start(&pod("test", "issuer", "issuer", Engine::Native, own_command(&["demo", "issuer"])))?;
     stage.start(&pod("test", TEST, "test", Engine::Native, serve_command("test", &[])))?;
     stage.up().await?;

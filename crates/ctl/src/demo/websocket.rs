@@ -27,7 +27,7 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 
 /// What a client sends over one WebSocket.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exchange {
     /// Messages, each awaited before the next is sent.
@@ -141,6 +141,36 @@ pub async fn call(call: &Call, exchange: &Exchange) -> Answer {
 }
 
 async fn run(call: &Call, exchange: &Exchange, answer: &mut Answer) -> Result<()> {
+    let Some(mut io) = open(call, answer).await? else { return Ok(()) };
+    for number in 0..exchange.messages {
+        exchanged(&mut io, number, exchange.size).await.with_context(|| format!("message {number}"))?;
+    }
+    close(io).await
+}
+
+/// Opens one and sends a message after each pause until told to end, then closes; how many came back.
+///
+/// # Errors
+/// When it is not opened, breaks, or a message does not come back.
+pub async fn hold(call: &Call, pause: Duration, ended: impl Future<Output = ()>) -> Result<u64> {
+    let mut answer = Answer::default();
+    let mut io = open(call, &mut answer).await?.with_context(|| format!("it was not opened: {answer}"))?;
+    let mut ended = std::pin::pin!(ended);
+    let mut count = 0_u32;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = &mut ended => break,
+        }
+        exchanged(&mut io, count, 100).await.with_context(|| format!("message {count}"))?;
+        count += 1;
+    }
+    close(io).await?;
+    Ok(count.into())
+}
+
+/// The handshake and the service's first message, both told in the answer; `None` when the answer is another than 101.
+async fn open(call: &Call, answer: &mut Answer) -> Result<Option<TokioIo<hyper::upgrade::Upgraded>>> {
     let uri: http::Uri = call.url.parse().context("url")?;
     let (host, port) = (uri.host().context("url: no host")?, uri.port_u16().unwrap_or(80));
     let tcp = tokio::net::TcpStream::connect((host, port)).await?;
@@ -168,7 +198,7 @@ async fn run(call: &Call, exchange: &Exchange, answer: &mut Answer) -> Result<()
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         answer.body = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
         connection.abort();
-        return Ok(());
+        return Ok(None);
     }
     let accepted = response.headers().get("sec-websocket-accept").context("no sec-websocket-accept")?;
     ensure!(accepted.as_bytes() == accept(key.as_bytes()).as_bytes(), "sec-websocket-accept: {accepted:?}");
@@ -176,9 +206,11 @@ async fn run(call: &Call, exchange: &Exchange, answer: &mut Answer) -> Result<()
     let first = within(read(&mut io, false)).await.context("the first frame")?;
     ensure!(first.kind == TEXT, "the first frame is no text");
     answer.body = String::from_utf8(first.payload)?;
-    for number in 0..exchange.messages {
-        exchanged(&mut io, number, exchange.size).await.with_context(|| format!("message {number}"))?;
-    }
+    Ok(Some(io))
+}
+
+/// Both sides close, and nothing comes after.
+async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
     let close = Frame { end: true, kind: CLOSE, payload: 1000_u16.to_be_bytes().to_vec() };
     write(&mut io, &close, Some([9, 8, 7, 6])).await?;
     ensure!(within(read(&mut io, false)).await.context("close")? == close, "another answer to close");
