@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("render", 3),
     ("xds", 3),
     ("capture", 3),
+    ("ledger", 3),
     ("envoy-filter", 4),
     ("explain", 4),
     ("apiserver", 4),
@@ -43,7 +44,7 @@ const IMPURE: &[&str] =
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
 const CONTROL: &[&str] =
-    &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ctl"];
+    &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ledger", "ctl"];
 
 /// Findings about every crate's dependencies.
 ///

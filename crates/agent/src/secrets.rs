@@ -192,7 +192,7 @@ impl SecretStore {
         if !roots.is_empty() {
             by_name.insert(ROOT_SECRET.to_owned(), Secret::Trust(Arc::new(roots)));
         }
-        self.published.send_replace(Arc::new(Secrets { by_name }));
+        self.published.send_replace(Arc::new(Secrets { by_name, ..Secrets::default() }));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

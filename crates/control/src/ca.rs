@@ -7,6 +7,7 @@ use crate::caller::Callers;
 use crate::metrics::ControlMetrics;
 use carrick_pki::ca::{Authority, CaError, Subject};
 use carrick_pki::ca_service::{CertificateService, IstioCertificateRequest, IstioCertificateResponse};
+use carrick_pki::journal::JournalError;
 use carrick_xds::server::{Bearer, Peer};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,8 +41,15 @@ impl CertificateService for Certificates {
         }
         let ttl = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let subject = Subject::Workload(caller.spiffe);
-        let issued =
-            self.authority.sign(&request.csr, &subject, ttl, SystemTime::now()).map_err(|e| self.refused(&e))?;
+        let authority = self.authority.clone();
+        // Signing waits until the ledger is on disk.
+        let signing = tokio::task::spawn_blocking(move || {
+            authority.sign(&request.csr, &subject, ttl, SystemTime::now()).map(|issued| (issued, subject))
+        });
+        let (issued, subject) = signing
+            .await
+            .map_err(|_| Status::internal("the certificate could not be signed"))?
+            .map_err(|e| self.refused(&e))?;
         self.metrics.issued.inc();
         debug!(?subject, serial = issued.serial, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain: issued.into_wire() }))
@@ -50,7 +58,11 @@ impl CertificateService for Certificates {
 
 impl Certificates {
     fn refused(&self, error: &CaError) -> Status {
-        if error.is_callers_fault() {
+        if let CaError::Journal(JournalError::Refused(reason)) = error {
+            self.metrics.csr_errors.inc();
+            info!(reason, "signing request refused");
+            Status::permission_denied(reason)
+        } else if error.is_callers_fault() {
             self.metrics.csr_errors.inc();
             Status::invalid_argument(error.to_string())
         } else {

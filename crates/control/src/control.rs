@@ -20,6 +20,7 @@ use crate::source::{self, KINDS, Objects};
 use crate::status::Statuses;
 use carrick_api::{MeshConfig, MeshNetworks};
 use carrick_base::TrustDomain;
+use carrick_ledger::Ledger;
 use carrick_mesh::networks::DEFAULT_CLUSTER;
 use carrick_pki::ca::{Authority, Subject};
 use carrick_pki::ca_service::CertificateServer;
@@ -47,6 +48,8 @@ pub struct ControlOptions {
     pub reviewer: Arc<dyn TokenReviewer>,
     /// Who signs certificates.
     pub authority: Arc<Authority>,
+    /// Where certificates and revocations are written down; without one revocations last as long as this process.
+    pub ledger: Option<Arc<Ledger>>,
     /// The mesh's settings: trust domain, root namespace and the rest.
     pub mesh_config: MeshConfig,
     /// The file that `mesh_config` was read from, to be followed.
@@ -87,6 +90,7 @@ impl ControlOptions {
             objects: Objects::Kube(client),
             reviewer,
             authority,
+            ledger: None,
             mesh_config,
             mesh_file: None,
             xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),

@@ -16,6 +16,7 @@ use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{Control, ControlOptions};
 use carrick_issuing::Issuing;
+use carrick_ledger::{Ledger, LedgerOptions};
 use carrick_pki::{
     KeyAlgorithm,
     ca::{Authority, CaOptions},
@@ -91,7 +92,9 @@ pub async fn run(options: Options) -> Result<()> {
     let following = AbortOnDropHandle::new(tokio::spawn(follow_mesh_file(options.clone(), mesh_changes)));
 
     let lock = lock(&options.data_dir).await?;
+    let ledger = ledger(&options.data_dir).await?;
     let authority = authority(&options)?;
+    authority.record_in(ledger.clone());
     let roots = authority.roots().to_pem();
     let (_root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
@@ -113,10 +116,11 @@ pub async fn run(options: Options) -> Result<()> {
         host_task = Some(tokio::spawn(host::sync(host_options.clone(), client.clone(), host_stop.clone())));
     }
 
-    let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared());
+    let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared()).recorded(ledger.clone());
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
     control_options.mesh_file = Some(mesh_file);
+    control_options.ledger = Some(ledger);
     control_options.xds_addr.set_port(options.xds_port);
     control_options.plain_xds_port = options.plain_xds_port;
     control_options.debug_addr.set_port(options.debug_port);
@@ -285,6 +289,19 @@ fn authority(options: &Options) -> Result<Authority> {
         ..Default::default()
     };
     Authority::load_or_create(&options.data_dir.join("ca"), ca, SystemTime::now()).context("the certificate authority")
+}
+
+/// The folder of the ledger of certificates.
+pub fn ledger_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("ledger")
+}
+
+/// Reads the whole ledger: a chain that does not hold is a reason not to sign anything.
+async fn ledger(data_dir: &Path) -> Result<Arc<Ledger>> {
+    let dir = ledger_dir(data_dir);
+    let open = move || Ledger::open(&dir, LedgerOptions::new(SystemClock::shared()));
+    let opened = tokio::task::spawn_blocking(open).await.context("the ledger of certificates")?;
+    Ok(Arc::new(opened.context("the ledger of certificates (`carrick certs audit` shows where)")?))
 }
 
 fn host_options(options: &Options) -> HostOptions {

@@ -72,6 +72,7 @@ fn order(request: &CertificateRequest, now: SystemTime) -> Result<Order, String>
         true => ["digital signature", "key encipherment"].map(str::to_owned).to_vec(),
         false => request.spec.usages.clone(),
     };
+    profile.asked_by = format!("CertificateRequest {}/{}", request.metadata.namespace, request.metadata.name);
     let life = request.spec.duration.map_or(LIFE, |d| d.get());
     let not_after = now.checked_add(life).ok_or("spec.duration is too long")?;
     Ok(Order { csr, profile, not_before: now, not_after })

@@ -13,8 +13,10 @@ mod queue;
 mod requests;
 mod secrets;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use carrick_pki::journal::Journal;
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::clock::SharedClock;
 use carrick_runtime::drain::Drain;
@@ -54,6 +56,13 @@ impl Issuing {
     /// Controllers over an API. Secrets of ClusterIssuers are those of `root_namespace`.
     pub fn new(client: Client, root_namespace: &str, clock: SharedClock) -> Self {
         Self { objects: Objects::new(client, root_namespace), clock }
+    }
+
+    /// These controllers, with every certificate they sign written into `journal`.
+    #[must_use]
+    pub fn recorded(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.objects.record_in(journal);
+        self
     }
 
     /// Runs until drained.

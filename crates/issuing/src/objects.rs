@@ -3,7 +3,10 @@
 //! Invariant: what is decided on was read for that decision, from the API; what is written carries the version that was read,
 //! so that nobody's change is lost. An object that is not there is `None`, not an error.
 
+use std::sync::Arc;
+
 use carrick_api::cert_manager::{Certificate, CertificateRequest, GROUP, Issuer, IssuerRef};
+use carrick_pki::journal::{Journal, MaybeJournal};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
@@ -70,6 +73,7 @@ pub(crate) enum ObjectError {
 pub(crate) struct Objects {
     client: Client,
     root_namespace: String,
+    journal: MaybeJournal,
 }
 
 impl std::fmt::Debug for Objects {
@@ -80,7 +84,16 @@ impl std::fmt::Debug for Objects {
 
 impl Objects {
     pub(crate) fn new(client: Client, root_namespace: &str) -> Self {
-        Self { client, root_namespace: root_namespace.to_owned() }
+        Self { client, root_namespace: root_namespace.to_owned(), journal: None }
+    }
+
+    pub(crate) fn record_in(&mut self, journal: Arc<dyn Journal>) {
+        self.journal = Some(journal);
+    }
+
+    /// Where certificates are written down.
+    pub(crate) fn journal(&self) -> Option<&Arc<dyn Journal>> {
+        self.journal.as_ref()
     }
 
     /// Objects of a kind, in a namespace or everywhere.

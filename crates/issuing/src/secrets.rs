@@ -134,6 +134,7 @@ pub(crate) fn profile(wish: &Wish) -> Profile {
         emails: wish.names.emails.iter().cloned().collect(),
         is_ca: wish.is_ca,
         usages: wish.usages.iter().cloned().collect(),
+        asked_by: String::new(),
     }
 }
 

@@ -9,6 +9,7 @@ mod root;
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use carrick_base::{SpiffeId, TrustDomain};
@@ -19,6 +20,7 @@ pub(crate) use self::leaf::random_serial;
 use crate::certificate::CertificateError;
 use crate::csr::{self, CertificateRequest, CsrError};
 use crate::identity::{Identity, IdentityError};
+use crate::journal::{Journal, JournalError};
 use crate::key::{KeyAlgorithm, KeyError};
 use crate::pem::{self, PemError};
 use crate::trust::{TrustBundle, TrustError};
@@ -89,6 +91,9 @@ pub enum CaError {
     /// The library refused to sign.
     #[error("signing failed: {0}")]
     Sign(String),
+    /// The journal of certificates does not take it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A file of the authority cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -156,6 +161,7 @@ pub struct Authority {
     roots: TrustBundle,
     not_before: SystemTime,
     not_after: SystemTime,
+    journal: OnceLock<Arc<dyn Journal>>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -173,6 +179,11 @@ impl Authority {
     /// Unreadable files, a key that is not the certificate's, a certificate that leads to no root.
     pub fn load_or_create(dir: &Path, options: CaOptions, now: SystemTime) -> Result<Self, CaError> {
         files::load_or_create(dir, options, now)
+    }
+
+    /// From now on every certificate is written into `journal`, and none is signed without. The first journal stays.
+    pub fn record_in(&self, journal: Arc<dyn Journal>) {
+        let _ = self.journal.set(journal);
     }
 
     /// The roots that leaves of this authority lead to.
@@ -212,7 +223,8 @@ impl Authority {
             return Err(CaError::SignerExpired);
         }
         let request = CertificateRequest::from_pem(csr_pem)?;
-        let leaf = leaf::sign(&self.issuer, request.public_key(), subject, ttl, now, self.not_after)?;
+        let leaf =
+            leaf::sign(&self.issuer, request.public_key(), subject, ttl, now, self.not_after, self.journal.get())?;
         Ok(IssuedChain {
             chain: std::iter::once(leaf.pem)
                 .chain(self.intermediates.iter().map(|der| pem::encode_certificate(der)))

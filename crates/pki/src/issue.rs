@@ -5,6 +5,7 @@
 //! the caller.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rcgen::string::Ia5String;
@@ -18,6 +19,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certi
 use crate::ca::CaError;
 use crate::certificate::{self, CertificateInfo};
 use crate::csr::{CertificateRequest, CsrError};
+use crate::journal::{self, Issuance, Journal, MaybeJournal};
 use crate::key::PrivateKey;
 use crate::pem;
 
@@ -41,6 +43,8 @@ pub struct Profile {
     pub is_ca: bool,
     /// Uses, in cert-manager's words; unknown ones are left out.
     pub usages: Vec<String>,
+    /// Who asks for it, for the journal; not in the certificate.
+    pub asked_by: String,
 }
 
 /// A certificate that was signed, and what leads from it to a root.
@@ -59,6 +63,7 @@ pub struct Signer {
     issuer: Issuer<'static, KeyPair>,
     chain: Vec<CertificateDer<'static>>,
     info: CertificateInfo,
+    journal: MaybeJournal,
 }
 
 impl std::fmt::Debug for Signer {
@@ -86,7 +91,14 @@ impl Signer {
         }
         let pair = key.key_pair().map_err(|e| wrong(e.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(first, pair).map_err(|e| wrong(e.to_string()))?;
-        Ok(Self { issuer, chain, info })
+        Ok(Self { issuer, chain, info, journal: None })
+    }
+
+    /// This signer, with every certificate written into `journal`.
+    #[must_use]
+    pub fn recorded(mut self, journal: MaybeJournal) -> Self {
+        self.journal = journal;
+        self
     }
 
     /// End of the signing certificate's life.
@@ -109,9 +121,11 @@ impl Signer {
             return Err(CaError::SignerExpired);
         }
         let request = CertificateRequest::from_pem(csr_pem)?;
-        let (params, serial) = params(profile, not_before, not_after.min(self.info.not_after))?;
-        let leaf =
-            params.signed_by(request.public_key(), &self.issuer).map_err(|e| CaError::Sign(e.to_string()))?.pem();
+        let not_after = not_after.min(self.info.not_after);
+        let (params, serial) = params(profile, not_before, not_after)?;
+        let issuance = issuance(&serial, profile, journal::key_id(self.issuer.key()), not_before, not_after);
+        let sign = || params.signed_by(request.public_key(), &self.issuer);
+        let leaf = journal::recorded(self.journal.as_ref(), &issuance, sign)?.pem();
         let root = self.chain.last().filter(|last| certificate::is_signed_by(last, last));
         let sent = self.chain.iter().filter(|der| Some(*der) != root);
         Ok(Signed {
@@ -122,19 +136,22 @@ impl Signer {
     }
 }
 
-/// A certificate that a key signs for itself.
+/// A certificate that a key signs for itself, written into `journal` if there is one.
 ///
 /// # Errors
-/// A name cannot be written.
+/// A name cannot be written, or the journal does not take it.
 pub fn self_signed(
     key: &PrivateKey,
     profile: &Profile,
     not_before: SystemTime,
     not_after: SystemTime,
+    journal: Option<&Arc<dyn Journal>>,
 ) -> Result<Signed, CaError> {
     let (params, serial) = params(profile, not_before, not_after)?;
     let pair = key.key_pair().map_err(|e| CaError::Sign(e.to_string()))?;
-    let pem = params.self_signed(&pair).map_err(|e| CaError::Sign(e.to_string()))?.pem();
+    let issuer = key.spki_sha256().map(|digest| journal::hex(&digest)).unwrap_or_default();
+    let issuance = issuance(&serial, profile, issuer, not_before, not_after);
+    let pem = journal::recorded(journal, &issuance, || params.self_signed(&pair))?.pem();
     Ok(Signed { ca: pem.clone(), chain: pem, serial })
 }
 
@@ -224,6 +241,26 @@ fn params(
         }
     }
     Ok((params, serial.iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+fn issuance(
+    serial: &str,
+    profile: &Profile,
+    issuer: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Issuance {
+    let common = Some(&profile.common_name).filter(|name| !name.is_empty()).map(|name| ("CN", name));
+    let parts = profile.subject.iter().map(|(short, value)| (*short, value)).chain(common);
+    Issuance {
+        serial: serial.to_owned(),
+        subject: parts.map(|(short, value)| format!("{short}={value}")).collect::<Vec<_>>().join(", "),
+        names: journal::names(profile.uris.iter().chain(&profile.dns).chain(&profile.emails), &profile.ips),
+        issuer,
+        not_before,
+        not_after,
+        asked_by: profile.asked_by.clone(),
+    }
 }
 
 fn distinguished(profile: &Profile) -> DistinguishedName {
@@ -325,7 +362,7 @@ mod tests {
         let now = SystemTime::now();
         let root_key = key();
         let ca = Profile { common_name: "root".into(), is_ca: true, ..Profile::default() };
-        let root = self_signed(&root_key, &ca, now, now + HOUR).unwrap();
+        let root = self_signed(&root_key, &ca, now, now + HOUR, None).unwrap();
         let signer = Signer::read(root.chain.as_bytes(), root_key.to_pem().as_bytes()).unwrap();
         let leaf_key = key();
         let csr = request(&leaf_key, &profile()).unwrap();
@@ -344,11 +381,11 @@ mod tests {
     #[test]
     fn what_may_not_sign_is_no_signer() {
         let (now, own) = (SystemTime::now(), key());
-        let leaf = self_signed(&own, &profile(), now, now + HOUR).unwrap();
+        let leaf = self_signed(&own, &profile(), now, now + HOUR, None).unwrap();
         let error = Signer::read(leaf.chain.as_bytes(), own.to_pem().as_bytes()).unwrap_err();
         assert!(error.to_string().contains("may not sign others"), "{error}");
         let ca = Profile { is_ca: true, ..profile() };
-        let root = self_signed(&own, &ca, now, now + HOUR).unwrap();
+        let root = self_signed(&own, &ca, now, now + HOUR, None).unwrap();
         let error = Signer::read(root.chain.as_bytes(), key().to_pem().as_bytes()).unwrap_err();
         assert!(error.to_string().contains("another one"), "{error}");
     }
@@ -358,7 +395,7 @@ mod tests {
         let now = SystemTime::now();
         let (root_key, middle_key) = (key(), key());
         let ca = |name: &str| Profile { common_name: name.into(), is_ca: true, ..Profile::default() };
-        let root = self_signed(&root_key, &ca("root"), now, now + HOUR).unwrap();
+        let root = self_signed(&root_key, &ca("root"), now, now + HOUR, None).unwrap();
         let signer = Signer::read(root.chain.as_bytes(), root_key.to_pem().as_bytes()).unwrap();
         let csr = request(&middle_key, &ca("middle")).unwrap();
         let middle = signer.sign(&csr, &ca("middle"), now, now + HOUR).unwrap();

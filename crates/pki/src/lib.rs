@@ -11,8 +11,10 @@ pub mod certificate;
 pub mod csr;
 pub mod identity;
 pub mod issue;
+pub mod journal;
 pub mod key;
 pub mod pem;
+pub mod quarantine;
 pub mod tls;
 pub mod trust;
 
@@ -20,4 +22,5 @@ pub use ca::{Authority, CaOptions, IssuedChain, Subject};
 pub use certificate::CertificateInfo;
 pub use identity::Identity;
 pub use key::{KeyAlgorithm, PrivateKey};
+pub use quarantine::Quarantine;
 pub use trust::TrustBundle;

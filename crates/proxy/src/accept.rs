@@ -49,6 +49,8 @@ pub(crate) fn run(shared: Arc<Shared>, stats: Arc<WorkerStats>, commands: mpsc::
 }
 
 async fn serve(shared: Arc<Shared>, stats: Arc<WorkerStats>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut secrets = shared.secrets.clone();
+    secrets.mark_changed();
     let worker = Worker::new(Local::new(shared, stats));
     let mut door = Door { worker: Rc::clone(&worker), accepting: HashMap::new() };
     worker.spawn(deliver::run(Rc::clone(&worker)));
@@ -73,6 +75,13 @@ async fn serve(shared: Arc<Shared>, stats: Arc<WorkerStats>, mut commands: mpsc:
                 }
                 Some(Command::Stop) | None => return,
             },
+            Ok(()) = secrets.changed() => {
+                let list = Arc::clone(&secrets.borrow_and_update().quarantine);
+                match worker.ties.enforce(&list) {
+                    0 => {}
+                    cut => tracing::warn!(connections = cut, "cut: an end of each is quarantined"),
+                }
+            }
             _ = sweep.tick() => worker.sweep(),
         }
     }

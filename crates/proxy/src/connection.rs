@@ -148,7 +148,7 @@ async fn prepare(
                 }
             };
             let limit = chain.transport_socket_connect_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
-            match tokio::time::timeout(limit, Box::pin(tls::accept(&config, socket))).await {
+            match tokio::time::timeout(limit, Box::pin(tls::accept(&config, socket, &worker.ties))).await {
                 Ok(Ok((stream, proof))) => {
                     let named = settings.validation.as_ref().is_none_or(|v| !v.accept_untrusted);
                     if settings.require_client_certificate && named && proof.peer.is_none() {

@@ -38,6 +38,7 @@ mod secrets;
 mod shared;
 mod stats;
 mod tcp;
+mod ties;
 mod tls;
 mod tunnel;
 mod upstream;

@@ -6,6 +6,7 @@ use crate::log::Log;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::stats::{ListenerStats, WorkerStats};
+use crate::ties::Ties;
 use crate::tls::TlsCache;
 use carrick_proxy_core::model::Name;
 use carrick_proxy_core::model::listener::Listener;
@@ -21,6 +22,8 @@ pub(crate) struct Local {
     pub shared: Arc<Shared>,
     pub stats: Arc<WorkerStats>,
     pub tls: TlsCache,
+    /// Connections by the certificates of their ends.
+    pub ties: Ties,
     pub log: Log,
     pub peers: Peers,
     /// Name of this machine.
@@ -38,6 +41,7 @@ impl Local {
     pub fn new(shared: Arc<Shared>, stats: Arc<WorkerStats>) -> Self {
         Local {
             tls: TlsCache::new(shared.secrets.clone()),
+            ties: Ties::default(),
             log: Log::default(),
             hostname: hostname(),
             peers: Peers::new(&shared.options.workload),

@@ -3,7 +3,7 @@
 //! Invariant: a name that is not here means "refuse"; nothing falls back to plaintext or to another name. Fetching and
 //! rotating are the agent's.
 
-use carrick_pki::{Identity, TrustBundle};
+use carrick_pki::{Identity, Quarantine, TrustBundle};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub struct Secrets {
     /// By SDS name: `default`, `ROOTCA`, `file-cert:…`.
     pub by_name: HashMap<String, Secret>,
+    /// With whom no connection may be, whatever it shows.
+    pub quarantine: Arc<Quarantine>,
 }
 
 /// One secret.

@@ -7,11 +7,12 @@ use crate::inspect::client_hello;
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Shown, Stream};
 use crate::secrets::Secrets;
+use crate::ties::{End, Quarantined, Ties};
 use carrick_pki::tls::{
     self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError,
     TlsOptions, VerifiedPeer,
 };
-use carrick_pki::{CertificateInfo, Identity, TrustBundle};
+use carrick_pki::{CertificateInfo, Identity, Quarantine, TrustBundle};
 use carrick_proxy_core::model::Name;
 use carrick_proxy_core::model::cluster::TransportSocket;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
@@ -44,6 +45,9 @@ pub enum Refused {
         /// Why; never holds key bytes.
         reason: String,
     },
+    /// Our own certificate is not to be used.
+    #[error(transparent)]
+    Quarantined(#[from] Quarantined),
     /// Settings that do not fit together.
     #[error(transparent)]
     Settings(#[from] TlsError),
@@ -81,6 +85,7 @@ struct ServerEntry {
 struct Named {
     identities: Vec<Arc<Identity>>,
     trusts: Vec<Arc<TrustBundle>>,
+    quarantine: Arc<Quarantine>,
 }
 
 impl PartialEq for Named {
@@ -88,7 +93,9 @@ impl PartialEq for Named {
         fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
         }
-        same(&self.identities, &other.identities) && same(&self.trusts, &other.trusts)
+        same(&self.identities, &other.identities)
+            && same(&self.trusts, &other.trusts)
+            && Arc::ptr_eq(&self.quarantine, &other.quarantine)
     }
 }
 
@@ -106,8 +113,7 @@ struct ClientEntry {
     _socket: Arc<TransportSocket>,
     named: Named,
     config: Arc<ClientConfig>,
-    /// Our own URI name.
-    local: Option<Arc<str>>,
+    own: Option<Arc<Identity>>,
     verified: bool,
 }
 
@@ -115,7 +121,7 @@ struct ClientEntry {
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
-    local: Option<Arc<str>>,
+    own: Option<Arc<Identity>>,
     /// The server is verified, so that its name means something.
     verified: bool,
 }
@@ -141,7 +147,7 @@ impl TlsCache {
     ) -> Result<Named, Refused> {
         let secrets = Arc::clone(&self.secrets.borrow());
         let missing = |name: &Name| Refused::NoSecret(Arc::clone(name));
-        let mut named = Named::default();
+        let mut named = Named { quarantine: Arc::clone(&secrets.quarantine), ..Named::default() };
         for name in certificates.into_iter().filter_map(CertificateSource::secret_name) {
             named.identities.push(secrets.identity(name).cloned().ok_or_else(|| missing(name))?);
         }
@@ -169,6 +175,7 @@ impl TlsCache {
             return Ok(made(e));
         }
         let identities = identities(&tls.certificates, &named)?;
+        identities.iter().try_for_each(|own| usable(own, &named.quarantine))?;
         let local = identities.first().cloned();
         let local = local.ok_or_else(|| Refused::Unusable { what: "certificates", reason: "there is none".into() })?;
         let mut untrusted = None;
@@ -213,10 +220,11 @@ impl TlsCache {
         let key = (Arc::as_ptr(socket) as usize, overrides.clone(), protocol);
         let mut clients = self.clients.borrow_mut();
         if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
-            return Ok(ClientTls { config: Arc::clone(&e.config), local: e.local.clone(), verified: e.verified });
+            return Ok(ClientTls { config: Arc::clone(&e.config), own: e.own.clone(), verified: e.verified });
         }
         let own: Vec<CertificateSource> = tls.certificate.iter().cloned().collect();
         let identity = identities(&own, &named)?.into_iter().next();
+        identity.iter().try_for_each(|own| usable(own, &named.quarantine))?;
         let auth = match &tls.validation {
             Some(v) if v.accept_untrusted => ServerAuth::None,
             Some(v) => {
@@ -239,11 +247,10 @@ impl TlsCache {
             alpn.push(protocol.as_bytes());
         }
         let config = pki::client_config(identity.as_deref(), auth, &alpn, &options(&tls.params)?)?;
-        let local = identity.as_ref().and_then(|i| i.spiffe.as_ref()).map(|s| Arc::from(s.to_string()));
         let verified = tls.validation.as_ref().is_some_and(|v| !v.accept_untrusted);
-        let made = ClientTls { config, local, verified };
-        let ClientTls { config, local, verified } = made.clone();
-        clients.insert(key, ClientEntry { _socket: Arc::clone(socket), named, config, local, verified });
+        let made = ClientTls { config, own: identity, verified };
+        let ClientTls { config, own, verified } = made.clone();
+        clients.insert(key, ClientEntry { _socket: Arc::clone(socket), named, config, own, verified });
         Ok(made)
     }
 
@@ -271,6 +278,19 @@ fn identities(sources: &[CertificateSource], named: &Named) -> Result<Vec<Arc<Id
     Ok(all)
 }
 
+/// A certificate of ours that nobody would accept is not shown either.
+fn usable(own: &Identity, list: &Quarantine) -> Result<(), Quarantined> {
+    match list.finds(own.spiffe.as_ref().map(|s| s.as_str()), &own.serial) {
+        Some(entry) => Err(Quarantined(entry.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Our end of a connection.
+fn own_end(own: &Identity) -> End {
+    End { uris: own.spiffe.iter().map(ToString::to_string).collect(), serial: own.serial.clone() }
+}
+
 /// Whom a validation accepts. Without roots only pins are left, which is decided at decoding.
 fn policy(v: &Validation, named: &Named, replaced: Option<&[Name]>) -> Result<PeerPolicy, Refused> {
     let unusable = |what| move |e: carrick_pki::trust::TrustError| Refused::Unusable { what, reason: e.to_string() };
@@ -292,6 +312,7 @@ fn policy(v: &Validation, named: &Named, replaced: Option<&[Name]>) -> Result<Pe
     policy.chain = v.trust.is_some();
     policy.max_intermediates = v.max_intermediates.and_then(|n| usize::try_from(n).ok());
     policy.revoke_leaf_only = v.revoke_leaf_only;
+    policy.quarantine = Arc::clone(&named.quarantine);
     Ok(policy)
 }
 
@@ -335,7 +356,7 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
 ///
 /// # Errors
 /// What the TLS library or the socket says; the alert has been sent.
-pub async fn accept(tls: &ServerTls, mut socket: Socket) -> io::Result<(Stream, ClientProof)> {
+pub async fn accept(tls: &ServerTls, mut socket: Socket, ties: &Ties) -> io::Result<(Stream, ClientProof)> {
     if let Some(alert) = client_hello::refusal(socket.beginning(client_hello::HEADS).await?) {
         const FATAL: u8 = 2;
         socket.write_all(&[21, 3, 1, 0, 2, FATAL, alert]).await?;
@@ -360,20 +381,28 @@ pub async fn accept(tls: &ServerTls, mut socket: Socket) -> io::Result<(Stream, 
         version: version(connection.protocol_version()),
         cipher: connection.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite())).unwrap_or_default(),
     };
-    Ok((Kind::Server(Box::new(stream)).into(), proof))
+    let shown = proof.peer.as_ref().map(|p| End { uris: p.uris().to_vec(), serial: p.certificate().serial.clone() });
+    let stream = Stream::from(Kind::Server(Box::new(stream)));
+    // The list may have changed during the handshake.
+    let stream = stream.tied(ties, [shown.unwrap_or_default(), own_end(&tls.local)]).map_err(io::Error::other)?;
+    Ok((stream, proof))
 }
 
 /// The client side of a handshake.
 ///
 /// # Errors
 /// What the TLS library or the socket says.
-pub async fn connect(tls: ClientTls, name: ServerName<'static>, socket: Socket) -> io::Result<Stream> {
+pub async fn connect(tls: ClientTls, name: ServerName<'static>, socket: Socket, ties: &Ties) -> io::Result<Stream> {
     let stream = TlsConnector::from(tls.config).connect(name, socket).await?;
     let connection = stream.get_ref().1;
     let leaf = connection.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
-    let peer = leaf.and_then(|leaf| CertificateInfo::read(leaf).ok()).and_then(|c| c.uris.into_iter().next());
-    let shown = Shown { peer: peer.map(Arc::from), local: tls.local, version: version(connection.protocol_version()) };
-    let mut stream = Stream::from(Kind::Client(Box::new(stream)));
+    let leaf = leaf.and_then(|leaf| CertificateInfo::read(leaf).ok());
+    let peer = leaf.as_ref().and_then(|leaf| leaf.uris.first()).map(|uri| Arc::from(uri.as_str()));
+    let local = tls.own.as_ref().and_then(|own| own.spiffe.as_ref()).map(|id| Arc::from(id.as_str()));
+    let shown = Shown { peer, local, version: version(connection.protocol_version()) };
+    let peer = leaf.map(|leaf| End { uris: leaf.uris, serial: leaf.serial }).unwrap_or_default();
+    let own = tls.own.as_deref().map(own_end).unwrap_or_default();
+    let mut stream = Stream::from(Kind::Client(Box::new(stream))).tied(ties, [peer, own]).map_err(io::Error::other)?;
     stream.shown = Some(Arc::new(shown));
     Ok(stream)
 }

@@ -53,6 +53,7 @@ pub(super) async fn sign(
         Ok(signer) => signer,
         Err(why) => return Ok(Outcome::Later(why)),
     };
+    let signer = signer.recorded(objects.journal().cloned());
     let signed = signer.sign(&order.csr, &order.profile, order.not_before, order.not_after);
     Ok(signed.map_or_else(|error| failed(&error), Outcome::Signed))
 }

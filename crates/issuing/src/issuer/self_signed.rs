@@ -27,6 +27,6 @@ pub(super) async fn sign(
     if asked.ok() != key.spki_sha256() {
         return Ok(Outcome::Never("CSR not signed by referenced private key".to_owned()));
     }
-    let signed = issue::self_signed(&key, &order.profile, order.not_before, order.not_after);
+    let signed = issue::self_signed(&key, &order.profile, order.not_before, order.not_after, objects.journal());
     Ok(signed.map_or_else(|error| failed(&error), Outcome::Signed))
 }

@@ -108,6 +108,7 @@ fn assemble(dir: &Path, options: CaOptions, cert: &[u8], key: PrivateKey) -> Res
         roots,
         not_before: info.not_before,
         not_after: info.not_after,
+        journal: Default::default(),
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: everything in it is chosen here; the public key is the only thing taken from the request.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
@@ -11,6 +12,7 @@ use rcgen::{
 };
 
 use super::{CaError, Subject};
+use crate::journal::{self, Issuance, Journal};
 
 /// Allowance for clocks that are behind ours.
 const BACKDATE: Duration = Duration::from_secs(120);
@@ -28,6 +30,7 @@ pub(super) fn sign(
     ttl: Duration,
     now: SystemTime,
     signer_ends: SystemTime,
+    journal: Option<&Arc<dyn Journal>>,
 ) -> Result<Leaf, CaError> {
     let not_after = now.checked_add(ttl).unwrap_or(signer_ends).min(signer_ends);
     let serial = random_serial()?;
@@ -57,9 +60,29 @@ pub(super) fn sign(
             }
         }
     }
-    let certificate = params.signed_by(public_key, issuer).map_err(|e| CaError::Sign(e.to_string()))?;
-    let serial: String = serial.iter().map(|b| format!("{b:02x}")).collect();
+    let serial = journal::hex(&serial);
+    let issuance = issuance(&serial, subject, journal::key_id(issuer.key()), now, not_after);
+    let certificate = journal::recorded(journal, &issuance, || params.signed_by(public_key, issuer))?;
     Ok(Leaf { pem: certificate.pem(), not_after, serial })
+}
+
+fn issuance(serial: &str, subject: &Subject, issuer: String, now: SystemTime, not_after: SystemTime) -> Issuance {
+    let (subject, names, asked_by) = match subject {
+        Subject::Workload(id) => (String::new(), vec![id.to_string()], id.to_string()),
+        Subject::Server { dns, ips } => {
+            let common = dns.first().map(|name| format!("CN={name}")).unwrap_or_default();
+            (common, journal::names(dns, ips), "control plane".to_owned())
+        }
+    };
+    Issuance {
+        serial: serial.to_owned(),
+        subject,
+        names,
+        issuer,
+        not_before: now.checked_sub(BACKDATE).unwrap_or(now),
+        not_after,
+        asked_by,
+    }
 }
 
 fn ia5(name: &str) -> Result<Ia5String, CaError> {

@@ -8,6 +8,7 @@ use regex::Regex;
 
 use super::TlsError;
 use crate::certificate::{CertificateInfo, sha256};
+use crate::quarantine::Quarantine;
 use crate::trust::TrustBundle;
 
 /// A test of one subject alternative name, compared as text and with regard to case.
@@ -75,6 +76,8 @@ pub struct PeerPolicy {
     pub max_intermediates: Option<usize>,
     /// Revocation lists are asked about the leaf only.
     pub revoke_leaf_only: bool,
+    /// Who is refused though its certificate is good.
+    pub quarantine: Arc<Quarantine>,
 }
 
 impl PeerPolicy {
@@ -89,6 +92,7 @@ impl PeerPolicy {
             chain: true,
             max_intermediates: None,
             revoke_leaf_only: false,
+            quarantine: Arc::default(),
         }
     }
 

@@ -56,6 +56,7 @@ impl ChainVerifier {
         if self.policy.chain {
             self.verify_chain(leaf, intermediates, now, usage, &info)?;
         }
+        self.check_quarantine(&info, intermediates)?;
         if let Some(name) = name {
             EndEntityCert::try_from(leaf)
                 .and_then(|cert| cert.verify_is_valid_for_subject_name(name))
@@ -66,6 +67,19 @@ impl ChainVerifier {
         }
         check_leaf(&self.policy, self.spiffe, leaf, &info)
             .map_err(|e| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e)))))
+    }
+
+    /// After the chain, so that nobody learns from the answer who is on the list without a certificate of ours.
+    fn check_quarantine(&self, info: &CertificateInfo, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+        let list = &self.policy.quarantine;
+        if list.is_empty() {
+            return Ok(());
+        }
+        let of_chain = |der: &CertificateDer<'_>| CertificateInfo::read(der).is_ok_and(|i| list.covers(&i).is_some());
+        if list.covers(info).is_some() || intermediates.iter().any(of_chain) {
+            return Err(CertificateError::Revoked.into());
+        }
+        Ok(())
     }
 
     fn verify_chain(

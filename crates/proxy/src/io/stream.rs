@@ -5,6 +5,7 @@
 
 use super::socket::Socket;
 use super::sys;
+use crate::ties::{End, Quarantined, Tie, Ties};
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,6 +18,8 @@ use tokio_rustls::{client, server};
 /// See the module.
 #[derive(Debug)]
 pub struct Stream {
+    /// Before the socket, because fields are dropped in this order.
+    tie: Option<Tie>,
     kind: Kind,
     /// Bytes read ahead, given again first.
     prefix: Bytes,
@@ -67,11 +70,20 @@ macro_rules! inner {
 
 impl From<Kind> for Stream {
     fn from(kind: Kind) -> Self {
-        Stream { kind, prefix: Bytes::new(), shown: None }
+        Stream { tie: None, kind, prefix: Bytes::new(), shown: None }
     }
 }
 
 impl Stream {
+    /// This stream, tied into its worker's registry for as long as it is open.
+    ///
+    /// # Errors
+    /// One of its ends is quarantined.
+    pub fn tied(mut self, ties: &Ties, ends: [End; 2]) -> Result<Self, Quarantined> {
+        self.tie = Some(ties.tie(self.raw_fd(), ends)?);
+        Ok(self)
+    }
+
     /// Reads until `decide` gives an answer for the bytes so far, or the peer ends; the bytes stay readable.
     ///
     /// # Errors

@@ -21,6 +21,18 @@ pub fn reset_on_close(fd: &impl AsFd) {
     let _ = socket2::SockRef::from(fd).set_linger(Some(std::time::Duration::ZERO));
 }
 
+/// Ends a connection in both directions now: whoever waits on it wakes and finds its end, and closing it drops what is
+/// unsent. `fd` must be open: the caller proves it by holding the entry that is taken out before the socket is closed.
+pub fn cut(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: the entry for `fd` is still there, so its owner has not closed it, and cannot during this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    reset_on_close(&fd);
+    let _ = socket2::SockRef::from(&fd).shutdown(std::net::Shutdown::Both);
+}
+
 /// The state of an idle connection as the kernel knows it, without waiting for the event loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {

@@ -138,7 +138,7 @@ async fn steps(
                 .and_then(|n| ServerName::try_from(n.to_string()).ok())
                 // rustls sends no SNI for an address.
                 .unwrap_or(ServerName::IpAddress(to.address.ip().into()));
-            match tls::connect(config, name, socket).await {
+            match tls::connect(config, name, socket, &local.ties).await {
                 Ok(stream) => {
                     stats.ssl_handshake.inc();
                     Ok(stream)

@@ -78,7 +78,7 @@ impl Office {
             ("kubernetes://edge".to_owned(), Secret::Identity(Arc::new(server.clone()))),
             ("kubernetes://edge-cacert".to_owned(), Secret::Trust(Arc::new(roots))),
         ];
-        Secrets { by_name: by_name.into() }
+        Secrets { by_name: by_name.into(), ..Secrets::default() }
     }
 }
 

@@ -212,7 +212,7 @@ pub fn native_as(setups: &[&Setup], app: SocketAddr, options: EngineOptions) -> 
     apply::<Cluster>(&mut store, type_url::CLUSTER, &clusters(setups, app)).unwrap_or_else(text);
     apply::<Listener>(&mut store, type_url::LISTENER, &listeners).unwrap_or_else(text);
     let config = carrick_proxy_core::RuntimeConfig::clone(&store.runtime());
-    (start_with(config, Secrets { by_name: HashMap::new() }, options), ports)
+    (start_with(config, Secrets { by_name: HashMap::new(), ..Secrets::default() }, options), ports)
 }
 
 /// What our engine says to a setup that it does not take.

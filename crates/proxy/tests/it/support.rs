@@ -401,6 +401,7 @@ impl Mesh {
                 ("default".into(), Secret::Identity(Arc::new(self.identity(account)))),
                 ("ROOTCA".into(), Secret::Trust(Arc::new(self.authority.roots().clone()))),
             ]),
+            ..Secrets::default()
         }
     }
 }
