@@ -116,6 +116,15 @@ impl Stage {
         curl.run(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).await
     }
 
+    /// One curl for each of these in a pod, all at the same time.
+    ///
+    /// # Errors
+    /// When they cannot be run there.
+    pub async fn together(&self, from: &str, many: &[Vec<String>]) -> Result<Vec<Answer>> {
+        let (_, curl) = self.pods.get(from).with_context(|| format!("no pod {from}"))?;
+        curl.together(many).await
+    }
+
     /// curl in a pod, until what comes back is as wanted.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Load and an open connection until every sidecar has renewed its certificate as often as wanted.
 pub(super) async fn rotated(stage: &Stage, ttl: Duration, wanted: u64) -> Result<String> {
     let mesh = &stage.mesh;
+    settled(stage).await?;
     let before = obtained(stage).await?;
     let load = Running::start(mesh, "default", STOCK, "50", &[PRODUCT.into()]).await?;
     let held = Held::start(mesh, "default", GATEWAY, "http://stock-api.default.svc.cluster.local/")?;
@@ -39,6 +40,16 @@ pub(super) async fn rotated(stage: &Stage, ttl: Duration, wanted: u64) -> Result
     let messages = held.finish().await?;
     let told = load.finish().await?;
     Ok(format!("{least} rotations of a certificate for {ttl:?}; {told}; one connection open for {messages} messages"))
+}
+
+/// Waits until no connection that Envoy still drains answers by the policies of the row before.
+async fn settled(stage: &Stage) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let answers = stage.together(STOCK, &vec![vec![PRODUCT.to_owned()]; 16]).await?;
+        let Some(other) = answers.iter().find(|answer| answer.status != 200) else { return Ok(()) };
+        ensure!(start.elapsed() < PATIENCE, "before the load: {other}");
+    }
 }
 
 /// How many certificates each sidecar has been given.
