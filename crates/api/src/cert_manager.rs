@@ -113,6 +113,11 @@ pub struct CertificateSpec {
     pub revision_history_limit: Option<i32>,
     #[serde(deserialize_with = "nullable")]
     pub additional_output_formats: Vec<OutputFormat>,
+    #[serde(deserialize_with = "nullable")]
+    pub other_names: Vec<Value>,
+    pub name_constraints: Option<Value>,
+    #[serde(deserialize_with = "nullable")]
+    pub signature_algorithm: String,
 }
 
 /// Parts of a subject's name.
@@ -230,6 +235,39 @@ pub struct Condition {
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+impl Condition {
+    /// A condition as of `now`.
+    pub fn new(type_: &str, holds: bool, reason: &str, message: &str, now: Timestamp) -> Self {
+        Self {
+            type_: type_.to_owned(),
+            status: if holds { "True" } else { "False" }.to_owned(),
+            last_transition_time: Some(now),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            observed_generation: None,
+        }
+    }
+
+    /// The same, seen at a generation of its object.
+    #[must_use]
+    pub fn at(self, generation: i64) -> Self {
+        Self { observed_generation: Some(generation), ..self }
+    }
+
+    /// Takes the place of the condition of its type. The time of transition stays unless the status changes.
+    pub fn set_in(mut self, list: &mut Vec<Self>) {
+        match list.iter_mut().find(|c| c.type_ == self.type_) {
+            Some(old) => {
+                if old.status == self.status {
+                    self.last_transition_time = old.last_transition_time.or(self.last_transition_time);
+                }
+                *old = self;
+            }
+            None => list.push(self),
+        }
+    }
 }
 
 /// A request to an issuer.

@@ -282,23 +282,9 @@ fn settle(status: &mut CertificateStatus) {
     status.last_failure_time = None;
 }
 
-/// Sets a condition; the time of transition stays unless the status changes.
+/// Sets a condition of the certificate.
 fn condition(facts: &Facts<'_>, status: &mut CertificateStatus, type_: &str, value: bool, reason: &str, message: &str) {
-    let value = if value { "True" } else { "False" };
-    let before = status.conditions.iter().find(|c| c.type_ == type_ && c.status == value);
-    let since = before.and_then(|c| c.last_transition_time).unwrap_or(facts.now);
-    let new = Condition {
-        type_: type_.to_owned(),
-        status: value.to_owned(),
-        last_transition_time: Some(since),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: Some(facts.generation),
-    };
-    match status.conditions.iter_mut().find(|c| c.type_ == type_) {
-        Some(old) => *old = new,
-        None => status.conditions.push(new),
-    }
+    Condition::new(type_, value, reason, message, facts.now).at(facts.generation).set_in(&mut status.conditions);
 }
 
 #[cfg(test)]

@@ -109,6 +109,15 @@ impl Wish {
         if !spec.literal_subject.is_empty() {
             return Err(WishError::Field("literalSubject", "is not supported; use commonName and subject".to_owned()));
         }
+        // What would be left out silently is refused.
+        let lacking = [
+            ("otherNames", !spec.other_names.is_empty()),
+            ("nameConstraints", spec.name_constraints.is_some()),
+            ("signatureAlgorithm", !spec.signature_algorithm.is_empty()),
+        ];
+        if let Some((field, _)) = lacking.into_iter().find(|(_, set)| *set) {
+            return Err(WishError::Field(field, "is not supported".to_owned()));
+        }
         let usages = match spec.usages.as_slice() {
             [] => USAGES.map(str::to_owned).into(),
             given => given.iter().cloned().collect(),
@@ -180,5 +189,14 @@ mod tests {
         assert!(Wish::read(&spec).unwrap_err().to_string().starts_with("spec.privateKey.size: "));
         spec.private_key.algorithm = "DSA".into();
         assert!(Wish::read(&spec).unwrap_err().to_string().starts_with("spec.privateKey.algorithm: "));
+    }
+
+    #[test]
+    fn what_would_be_left_out_is_refused_by_field() {
+        let refused = |spec: CertificateSpec| Wish::read(&spec).unwrap_err().to_string();
+        let literal = CertificateSpec { literal_subject: "CN=a".into(), ..Default::default() };
+        assert!(refused(literal).starts_with("spec.literalSubject: "));
+        let constrained = CertificateSpec { name_constraints: Some(Default::default()), ..Default::default() };
+        assert_eq!(refused(constrained), "spec.nameConstraints: is not supported");
     }
 }

@@ -116,9 +116,12 @@ pub async fn run(options: Options) -> Result<()> {
         host_task = Some(tokio::spawn(host::sync(host_options.clone(), client.clone(), host_stop.clone())));
     }
 
-    let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared()).recorded(ledger.clone());
+    let authority = Arc::new(authority);
+    let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared())
+        .with_authority(Arc::clone(&authority))
+        .recorded(ledger.clone());
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
-    let mut control_options = ControlOptions::new(client, Arc::new(authority), mesh_config);
+    let mut control_options = ControlOptions::new(client, authority, mesh_config);
     control_options.mesh_file = Some(mesh_file);
     control_options.ledger = Some(ledger);
     control_options.xds_addr.set_port(options.xds_port);

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use carrick_api::cert_manager::{Certificate, CertificateRequest, Condition};
+use carrick_api::cert_manager::{Certificate, CertificateRequest, CertificateStatus, Condition};
 use carrick_api::timestamp::Timestamp;
 use carrick_certs::{Decision, Facts, Held, Key as KeyFacts, Reply, Request, Step, Wish, decide};
 use carrick_pki::{PrivateKey, issue};
@@ -14,14 +14,16 @@ use kube::api::PostParams;
 use serde_json::json;
 use tracing::info;
 
-use crate::objects::{Kind, ObjectError, Objects, is_code};
+use crate::events::Type;
+use crate::keystores;
+use crate::objects::{Kind, ObjectError, Objects};
 use crate::queue::Key;
-use crate::secrets;
+use crate::secrets::{self, Material};
 
 /// Steps in a row before others have their turn.
 const TURNS: usize = 8;
 /// Notes on a request: which certificate and which revision it is for.
-const FOR_CERTIFICATE: &str = "cert-manager.io/certificate-name";
+pub(crate) const FOR_CERTIFICATE: &str = "cert-manager.io/certificate-name";
 const FOR_REVISION: &str = "cert-manager.io/certificate-revision";
 /// Where a self-signed request's key is.
 pub(crate) const KEY_SECRET: &str = "cert-manager.io/private-key-secret-name";
@@ -69,21 +71,15 @@ pub(crate) async fn reconcile(
             continue;
         }
         if decision.step == Step::Rest {
+            touch_up(objects, key, &scene, &decision, now).await?;
             return Ok(decision.wake.map(system));
         }
-        take(objects, key, &scene, &decision.step).await?;
+        take(objects, key, &scene, &decision, now).await?;
         if after {
             say(objects, key, &scene, &decision).await?;
         }
     }
     Ok(now.checked_add(Duration::from_secs(1)))
-}
-
-/// The certificate that a request is for.
-pub(crate) async fn owner(objects: &Objects, request: &Key) -> Option<Key> {
-    let request = objects.request(request).await.ok()??;
-    let name = request.metadata.annotations.get(FOR_CERTIFICATE)?;
-    Some((request.metadata.namespace.clone(), name.clone()))
 }
 
 async fn look(objects: &Objects, key: &Key, certificate: Certificate, wish: Wish) -> Result<Scene, ObjectError> {
@@ -119,7 +115,42 @@ fn summary(request: &CertificateRequest) -> Option<Request> {
     Some(Request { digest, names: secrets::names(&profile), issuer: request.spec.issuer_ref.clone(), reply })
 }
 
-async fn take(objects: &Objects, key: &Key, scene: &Scene, step: &Step) -> Result<(), ObjectError> {
+/// Takes the step, and tells of it.
+async fn take(
+    objects: &Objects,
+    key: &Key,
+    scene: &Scene,
+    decision: &Decision,
+    now: SystemTime,
+) -> Result<(), ObjectError> {
+    perform(objects, key, scene, &decision.step, now).await?;
+    let revision = scene.certificate.status.revision.unwrap_or(0).saturating_add(1);
+    let (type_, reason, message) = match &decision.step {
+        Step::StoreNextKey { reuse: false } => {
+            let name = next_key_name(&key.1, revision);
+            (Type::Normal, "Generated", format!("Stored new private key in temporary Secret resource {name:?}"))
+        }
+        Step::StoreNextKey { reuse: true } => {
+            let name = next_key_name(&key.1, revision);
+            (Type::Normal, "Reused", format!("Reusing private key, stored in temporary Secret resource {name:?}"))
+        }
+        Step::Ask { revision } => {
+            let name = request_name(&key.1, *revision);
+            (Type::Normal, "Requested", format!("Created new CertificateRequest resource {name:?}"))
+        }
+        Step::Deliver { .. } => (Type::Normal, "Issuing", "The certificate has been successfully issued".to_owned()),
+        Step::GiveUp { .. } => {
+            let said = decision.status.conditions.iter().find(|c| c.type_ == "Issuing");
+            (Type::Warning, "Failed", said.map(|c| c.message.clone()).unwrap_or_default())
+        }
+        Step::Rest | Step::DropNextKey | Step::Withdraw => return Ok(()),
+    };
+    let meta = &scene.certificate.metadata;
+    objects.tell(Kind::Certificate, meta, type_, reason, &message, Timestamp::from_system(now)).await;
+    Ok(())
+}
+
+async fn perform(objects: &Objects, key: &Key, scene: &Scene, step: &Step, now: SystemTime) -> Result<(), ObjectError> {
     let (namespace, name) = key;
     let status = &scene.certificate.status;
     let revision = status.revision.unwrap_or(0).saturating_add(1);
@@ -154,7 +185,7 @@ async fn take(objects: &Objects, key: &Key, scene: &Scene, step: &Step) -> Resul
         }
         Step::Ask { revision } => ask(objects, key, scene, *revision).await,
         Step::Withdraw | Step::GiveUp { .. } => objects.delete(Kind::Request, &request).await,
-        Step::Deliver { revision } => deliver(objects, key, scene, *revision).await,
+        Step::Deliver { revision } => deliver(objects, key, scene, *revision, now).await,
     }
 }
 
@@ -179,26 +210,70 @@ async fn ask(objects: &Objects, key: &Key, scene: &Scene, revision: i64) -> Resu
     objects.create(Kind::Request, &key.0, object).await
 }
 
-async fn deliver(objects: &Objects, key: &Key, scene: &Scene, revision: i64) -> Result<(), ObjectError> {
+async fn deliver(
+    objects: &Objects,
+    key: &Key,
+    scene: &Scene,
+    revision: i64,
+    now: SystemTime,
+) -> Result<(), ObjectError> {
     let (Some((next, _)), Some((request, _))) = (&scene.next, &scene.request) else { return Ok(()) };
     let text = |field: &str| secrets::decode(field).unwrap_or_default();
     let (chain, ca) = (text(&request.status.certificate), text(&request.status.ca));
-    let before = scene.secret.clone();
-    let exists = before.is_some();
-    let secret = secrets::filled(&scene.certificate, before, next, &chain, &ca);
+    let secret = compose(objects, key, scene, (next, &chain, &ca), now).await?;
     let (api, params) = (objects.secrets(&key.0), PostParams::default());
-    let written = match exists {
-        true => api.replace(&scene.certificate.spec.secret_name, &params, &secret).await,
-        false => api.create(&params, &secret).await,
+    // One that somebody else wrote meanwhile is looked at anew.
+    match scene.secret.is_some() {
+        true => api.replace(&scene.certificate.spec.secret_name, &params, &secret).await?,
+        false => api.create(&params, &secret).await?,
     };
-    match written {
-        Ok(_) => info!(namespace = key.0, name = key.1, revision, "certificate delivered"),
-        // Somebody else wrote it meanwhile: it is looked at anew.
-        Err(error) if is_code(&error, 409) => return Err(error.into()),
-        Err(error) => return Err(error.into()),
-    }
+    info!(namespace = key.0, name = key.1, revision, "certificate delivered");
     objects.delete(Kind::Secret, &(key.0.clone(), next_key_name(&key.1, revision))).await?;
     forget(objects, key, scene, revision).await
+}
+
+/// The secret as it is to be.
+async fn compose(
+    objects: &Objects,
+    key: &Key,
+    scene: &Scene,
+    (own, chain, ca): (&PrivateKey, &str, &str),
+    now: SystemTime,
+) -> Result<Secret, ObjectError> {
+    let certificate = &scene.certificate;
+    let stores = keystores::wanted(objects, &key.0, &certificate.spec.keystores).await?;
+    let secret = stores.and_then(|stores| {
+        let material = Material { key: own, chain, ca, stores: &stores };
+        secrets::filled(certificate, scene.secret.clone(), &material, now)
+    });
+    match secret {
+        Ok(secret) => Ok(secret),
+        Err(why) => {
+            let (meta, now) = (&certificate.metadata, Timestamp::from_system(now));
+            objects.tell(Kind::Certificate, meta, Type::Warning, "SecretError", &why, now).await;
+            Err(ObjectError::Read(why))
+        }
+    }
+}
+
+/// Brings what is beside a certificate that is as wished for to what is asked now: labels, notes, further forms.
+async fn touch_up(
+    objects: &Objects,
+    key: &Key,
+    scene: &Scene,
+    decision: &Decision,
+    now: SystemTime,
+) -> Result<(), ObjectError> {
+    let is = |type_: &str| decision.status.conditions.iter().any(|c| c.type_ == type_ && c.status == "True");
+    let Some(secret) = scene.secret.as_ref().filter(|_| is("Ready") && !is("Issuing")) else { return Ok(()) };
+    let Some(own) = secrets::key(secret) else { return Ok(()) };
+    let (chain, ca) = (secrets::text(secret, secrets::CERTIFICATE), secrets::text(secret, secrets::CA));
+    let wanted = compose(objects, key, scene, (&own, &chain, &ca), now).await?;
+    if wanted != *secret {
+        let params = PostParams::default();
+        objects.secrets(&key.0).replace(&scene.certificate.spec.secret_name, &params, &wanted).await?;
+    }
+    Ok(())
 }
 
 /// Deletes requests of long ago.
@@ -226,8 +301,16 @@ async fn say(objects: &Objects, key: &Key, scene: &Scene, decision: &Decision) -
     }
     // After a delivery the object is as it was read: nobody but this controller writes its status.
     let version = &scene.certificate.metadata.resource_version;
-    let status = serde_json::to_value(&status).map_err(|e| ObjectError::Read(e.to_string()))?;
-    objects.set_status(Kind::Certificate, key, version, &status).await
+    let value = serde_json::to_value(&status).map_err(|e| ObjectError::Read(e.to_string()))?;
+    let written = objects.set_status(Kind::Certificate, key, version, &value).await?;
+    let begun = |status: &CertificateStatus| {
+        status.conditions.iter().find(|c| c.type_ == "Issuing" && c.status == "True").cloned()
+    };
+    if let (true, None, Some(condition)) = (written, begun(&scene.certificate.status), begun(&status)) {
+        let (meta, now) = (&scene.certificate.metadata, condition.last_transition_time.unwrap_or_default());
+        objects.tell(Kind::Certificate, meta, Type::Normal, "Issuing", &condition.message, now).await;
+    }
+    Ok(written)
 }
 
 /// Says why a certificate cannot be had at all.
@@ -238,20 +321,17 @@ async fn refuse(
     now: SystemTime,
     why: &str,
 ) -> Result<Option<SystemTime>, ObjectError> {
-    let condition = Condition {
-        type_: "Ready".to_owned(),
-        status: "False".to_owned(),
-        last_transition_time: Some(Timestamp::from_system(now)),
-        reason: "InvalidSpec".to_owned(),
-        message: why.to_owned(),
-        observed_generation: Some(certificate.metadata.generation),
-    };
-    let said = certificate.status.conditions.iter().any(|c| c.type_ == "Ready" && c.message == why);
-    if !said {
-        let mut status = certificate.status.clone();
-        status.conditions = vec![condition];
-        let status = serde_json::to_value(&status).map_err(|e| ObjectError::Read(e.to_string()))?;
-        objects.set_status(Kind::Certificate, key, &certificate.metadata.resource_version, &status).await?;
+    let now = Timestamp::from_system(now);
+    let mut status = certificate.status.clone();
+    let generation = certificate.metadata.generation;
+    Condition::new("Ready", false, "InvalidSpec", why, now).at(generation).set_in(&mut status.conditions);
+    status.conditions.retain(|condition| condition.type_ == "Ready");
+    if status != certificate.status {
+        let value = serde_json::to_value(&status).map_err(|e| ObjectError::Read(e.to_string()))?;
+        let meta = &certificate.metadata;
+        if objects.set_status(Kind::Certificate, key, &meta.resource_version, &value).await? {
+            objects.tell(Kind::Certificate, meta, Type::Warning, "InvalidSpec", why, now).await;
+        }
     }
     Ok(None)
 }

@@ -7,7 +7,10 @@
 //! What a certificate needs next is decided in `carrick-certs`; how something is signed is `carrick-pki`'s.
 
 mod certificates;
+mod events;
+mod index;
 mod issuer;
+mod keystores;
 mod objects;
 mod queue;
 mod requests;
@@ -16,17 +19,21 @@ mod secrets;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrick_pki::Authority;
 use carrick_pki::journal::Journal;
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::clock::SharedClock;
 use carrick_runtime::drain::Drain;
 use futures_util::StreamExt as _;
 use kube::Client;
+use kube::api::DynamicObject;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use self::index::Index;
+use self::issuer::Signers;
 use self::objects::{Kind, Objects};
 use self::queue::{Key, Queue};
 
@@ -41,21 +48,32 @@ const REST: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Issuing {
     objects: Objects,
+    signers: Arc<Signers>,
     clock: SharedClock,
 }
 
-/// Something changed there.
+/// What a watch tells.
 enum Heard {
-    /// This object.
-    One(Kind, Key),
-    /// All objects may have.
+    /// An object was there when the watch began.
+    Found(Kind, Box<DynamicObject>),
+    /// One is new, or has changed.
+    Changed(Kind, Box<DynamicObject>),
+    /// One is gone.
+    Gone(Kind, Box<DynamicObject>),
+    /// All objects may have changed.
     All,
 }
 
 impl Issuing {
     /// Controllers over an API. Secrets of ClusterIssuers are those of `root_namespace`.
     pub fn new(client: Client, root_namespace: &str, clock: SharedClock) -> Self {
-        Self { objects: Objects::new(client, root_namespace), clock }
+        Self { objects: Objects::new(client, root_namespace), signers: Arc::default(), clock }
+    }
+
+    /// The mesh's own authority signs for issuers that name its secret.
+    #[must_use]
+    pub fn with_authority(self, authority: Arc<Authority>) -> Self {
+        Self { signers: Arc::new(Signers { mesh: Some(authority) }), ..self }
     }
 
     /// These controllers, with every certificate they sign written into `journal`.
@@ -74,6 +92,7 @@ impl Issuing {
         }
         drop(sender);
         let mut queue = Queue::default();
+        let mut index = Index::new(self.objects.root_namespace());
         let mut working = JoinSet::new();
         loop {
             let now = self.clock.now();
@@ -86,7 +105,15 @@ impl Issuing {
             tokio::select! {
                 () = drain.graceful() => return,
                 news = heard.recv() => match news {
-                    Some(Heard::One(kind, key)) => self.note(&mut queue, kind, key).await,
+                    Some(Heard::Found(kind, object)) => index.put(kind, &object),
+                    Some(Heard::Changed(kind, object)) => {
+                        index.put(kind, &object);
+                        index.concerned(kind, &object).into_iter().for_each(|job| queue.add(job));
+                    }
+                    Some(Heard::Gone(kind, object)) => {
+                        index.concerned(kind, &object).into_iter().for_each(|job| queue.add(job));
+                        index.remove(kind, &object);
+                    }
                     Some(Heard::All) => self.all(&mut queue).await,
                     None => return,
                 },
@@ -104,9 +131,9 @@ impl Issuing {
     async fn work(&self, job: Job) -> (Job, Option<std::time::SystemTime>) {
         let outcome = match job.kind {
             Kind::Certificate => certificates::reconcile(&self.objects, &job.key, self.clock.now()).await,
-            Kind::Request => requests::reconcile(&self.objects, &job.key, self.clock.now()).await,
+            Kind::Request => requests::reconcile(&self.objects, &self.signers, &job.key, self.clock.now()).await,
             Kind::Issuer | Kind::ClusterIssuer => {
-                issuer::reconcile(&self.objects, job.kind, &job.key, self.clock.now()).await
+                issuer::reconcile(&self.objects, &self.signers, job.kind, &job.key, self.clock.now()).await
             }
             Kind::Secret => Ok(None),
         };
@@ -118,30 +145,6 @@ impl Issuing {
             }
         };
         (job, again)
-    }
-
-    /// Whom a changed object concerns.
-    async fn note(&self, queue: &mut Queue, kind: Kind, key: Key) {
-        match kind {
-            Kind::Certificate => queue.add(Job { kind, key }),
-            Kind::Request => {
-                if let Some(owner) = certificates::owner(&self.objects, &key).await {
-                    queue.add(Job { kind: Kind::Certificate, key: owner });
-                }
-                queue.add(Job { kind, key });
-            }
-            Kind::Issuer | Kind::ClusterIssuer => {
-                queue.add(Job { kind, key });
-                for key in self.objects.names(Kind::Request).await.unwrap_or_default() {
-                    queue.add(Job { kind: Kind::Request, key });
-                }
-            }
-            Kind::Secret => {
-                for (kind, key) in self.objects.users_of(&key).await.unwrap_or_default() {
-                    queue.add(Job { kind, key });
-                }
-            }
-        }
     }
 
     async fn all(&self, queue: &mut Queue) {
@@ -166,12 +169,11 @@ async fn watch(objects: Objects, kind: Kind, heard: mpsc::Sender<Heard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     while let Some(event) = stream.next().await {
         let news = match event {
-            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
+            Ok(watcher::Event::Init) => continue,
+            Ok(watcher::Event::InitApply(object)) => Heard::Found(kind, Box::new(bare(kind, object))),
             Ok(watcher::Event::InitDone) => Heard::All,
-            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
-                let meta = object.metadata;
-                Heard::One(kind, (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default()))
-            }
+            Ok(watcher::Event::Apply(object)) => Heard::Changed(kind, Box::new(bare(kind, object))),
+            Ok(watcher::Event::Delete(object)) => Heard::Gone(kind, Box::new(bare(kind, object))),
             Err(error) => {
                 debug!(kind = kind.name(), %error, "watch; trying again");
                 backoff.wait().await;
@@ -183,4 +185,12 @@ async fn watch(objects: Objects, kind: Kind, heard: mpsc::Sender<Heard>) {
             return;
         }
     }
+}
+
+/// What is told of an object. What is in a secret is not.
+fn bare(kind: Kind, mut object: DynamicObject) -> DynamicObject {
+    if kind == Kind::Secret {
+        object.data = serde_json::Value::Null;
+    }
+    object
 }

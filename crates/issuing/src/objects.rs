@@ -39,6 +39,11 @@ impl Kind {
         }
     }
 
+    /// Group and version.
+    pub(crate) fn api_version(self) -> &'static str {
+        if self == Self::Secret { "v1" } else { "cert-manager.io/v1" }
+    }
+
     fn resource(self) -> ApiResource {
         let (group, plural) = match self {
             Self::ClusterIssuer => (GROUP, "clusterissuers"),
@@ -50,7 +55,7 @@ impl Kind {
         ApiResource {
             group: group.to_owned(),
             version: "v1".to_owned(),
-            api_version: if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") },
+            api_version: self.api_version().to_owned(),
             kind: self.name().to_owned(),
             plural: plural.to_owned(),
         }
@@ -151,7 +156,21 @@ impl Objects {
     }
 
     pub(crate) fn secrets(&self, namespace: &str) -> Api<Secret> {
+        self.typed(namespace)
+    }
+
+    /// Objects of one of Kubernetes' own kinds.
+    pub(crate) fn typed<T>(&self, namespace: &str) -> Api<T>
+    where
+        T: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        T::DynamicType: Default,
+    {
         Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The control plane's namespace.
+    pub(crate) fn root_namespace(&self) -> &str {
+        &self.root_namespace
     }
 
     /// The names of all objects of a kind.
@@ -168,32 +187,6 @@ impl Objects {
             carrick_api::from_value(&value).ok()
         };
         Ok(list.items.into_iter().filter_map(read).collect())
-    }
-
-    /// Who reads or writes a secret: certificates that are kept in it, issuers that sign with it.
-    pub(crate) async fn users_of(&self, secret: &Key) -> Result<Vec<(Kind, Key)>, ObjectError> {
-        let mut users = Vec::new();
-        let names = |object: &DynamicObject| (object.namespace().unwrap_or_default(), object.name_any());
-        for object in self.api(Kind::Certificate, Some(&secret.0)).list(&ListParams::default()).await? {
-            let next = object.data.pointer("/status/nextPrivateKeySecretName").and_then(Value::as_str);
-            let kept = object.data.pointer("/spec/secretName").and_then(Value::as_str);
-            if [kept, next].contains(&Some(secret.1.as_str())) {
-                users.push((Kind::Certificate, names(&object)));
-            }
-        }
-        let mut issuers = vec![(Kind::Issuer, Some(secret.0.as_str()))];
-        if secret.0 == self.root_namespace {
-            issuers.push((Kind::ClusterIssuer, None));
-        }
-        for (kind, namespace) in issuers {
-            for object in self.api(kind, namespace).list(&ListParams::default()).await? {
-                let spec = object.data.get("spec").map(ToString::to_string).unwrap_or_default();
-                if spec.contains(&format!("{:?}", secret.1)) {
-                    users.push((kind, names(&object)));
-                }
-            }
-        }
-        Ok(users)
     }
 
     /// Makes an object; one of the same name that is there already is left as it is.

@@ -3,23 +3,22 @@
 //! Invariant: a request is answered once; what is signed is what its sender has shown to hold the key for. Requests to
 //! issuers of other groups are left to their controllers.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use carrick_api::cert_manager::{CertificateRequest, Condition};
 use carrick_api::timestamp::Timestamp;
 use tracing::info;
 
-use crate::issuer::{self, Outcome};
+use crate::events::Type;
+use crate::issuer::{self, Outcome, Signers};
 use crate::objects::{Kind, ObjectError, Objects};
 use crate::queue::Key;
 use crate::secrets;
 
-/// How long until an issuer that is not ready, or has not answered, is asked again.
-const AGAIN: Duration = Duration::from_secs(5);
-
 /// Works on one request; tells when to look at it again.
 pub(crate) async fn reconcile(
     objects: &Objects,
+    signers: &Signers,
     key: &Key,
     now: SystemTime,
 ) -> Result<Option<SystemTime>, ObjectError> {
@@ -28,42 +27,42 @@ pub(crate) async fn reconcile(
         return Ok(None);
     }
     let before = request.status.clone();
+    let time = Timestamp::from_system(now);
     let denied = request.status.conditions.iter().any(|c| c.type_ == "Denied" && c.status == "True");
     let mut again = None;
+    let mut told = Vec::new();
+    let set = |request: &mut CertificateRequest, type_, holds, reason, message: &str| {
+        Condition::new(type_, holds, reason, message, time).set_in(&mut request.status.conditions);
+    };
     if denied {
-        condition(
-            &mut request,
-            now,
-            "Ready",
-            "False",
-            "Denied",
-            "The CertificateRequest was denied by an approval controller",
-        );
-        request.status.failure_time = Some(Timestamp::from_system(now));
+        let why = "The CertificateRequest was denied by an approval controller";
+        set(&mut request, "Ready", false, "Denied", why);
+        request.status.failure_time = Some(time);
     } else {
         // Whoever may make requests may have them signed, as in cert-manager unless its approver is turned off.
-        condition(
-            &mut request,
-            now,
-            "Approved",
-            "True",
-            "cert-manager.io",
-            "Certificate request has been approved by cert-manager.io",
-        );
-        match issuer::sign(objects, &request, now).await? {
+        if !request.status.conditions.iter().any(|c| c.type_ == "Approved") {
+            let approved = "Certificate request has been approved by cert-manager.io";
+            set(&mut request, "Approved", true, "cert-manager.io", approved);
+            told.push((Type::Normal, "cert-manager.io", approved.to_owned()));
+        }
+        match issuer::sign(objects, signers, &request, now).await? {
             Outcome::Signed(signed) => {
                 info!(namespace = key.0, name = key.1, serial = signed.serial, "certificate signed");
                 request.status.certificate = secrets::encode(&signed.chain);
                 request.status.ca = secrets::encode(&signed.ca);
-                condition(&mut request, now, "Ready", "True", "Issued", "Certificate fetched from issuer successfully");
+                let done = "Certificate fetched from issuer successfully";
+                set(&mut request, "Ready", true, "Issued", done);
+                told.push((Type::Normal, "CertificateIssued", done.to_owned()));
             }
-            Outcome::Later(why) => {
-                condition(&mut request, now, "Ready", "False", "Pending", &why);
-                again = now.checked_add(AGAIN);
+            Outcome::Later(why, pause) => {
+                set(&mut request, "Ready", false, "Pending", &why);
+                told.push((Type::Normal, "Pending", why));
+                again = now.checked_add(pause);
             }
             Outcome::Never(why) => {
-                condition(&mut request, now, "Ready", "False", "Failed", &why);
-                request.status.failure_time = Some(Timestamp::from_system(now));
+                set(&mut request, "Ready", false, "Failed", &why);
+                told.push((Type::Warning, "Failed", why));
+                request.status.failure_time = Some(time);
             }
         }
     }
@@ -73,6 +72,9 @@ pub(crate) async fn reconcile(
         if !objects.set_status(Kind::Request, key, version, &status).await? {
             return Ok(Some(now));
         }
+        for (type_, reason, message) in told {
+            objects.tell(Kind::Request, &request.metadata, type_, reason, &message, time).await;
+        }
     }
     Ok(again)
 }
@@ -80,29 +82,4 @@ pub(crate) async fn reconcile(
 fn is_answered(request: &CertificateRequest) -> bool {
     let ready = request.status.conditions.iter().find(|c| c.type_ == "Ready");
     ready.is_some_and(|c| c.status == "True" || matches!(&*c.reason, "Failed" | "Denied"))
-}
-
-fn condition(
-    request: &mut CertificateRequest,
-    now: SystemTime,
-    type_: &str,
-    status: &str,
-    reason: &str,
-    message: &str,
-) {
-    let list = &mut request.status.conditions;
-    let same = list.iter().find(|c| c.type_ == type_ && c.status == status);
-    let since = same.and_then(|c| c.last_transition_time).unwrap_or(Timestamp::from_system(now));
-    let new = Condition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
-        last_transition_time: Some(since),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: None,
-    };
-    match list.iter_mut().find(|c| c.type_ == type_) {
-        Some(old) => *old = new,
-        None => list.push(new),
-    }
 }

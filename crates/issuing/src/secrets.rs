@@ -4,6 +4,8 @@
 //! value that cannot be read counts as absent, and is replaced.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use carrick_api::cert_manager::{Certificate, CertificateSpec, IssuerRef};
@@ -13,6 +15,9 @@ use carrick_pki::issue::Profile;
 use carrick_pki::{CertificateInfo, KeyAlgorithm, PrivateKey, pem};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt as _;
+
+use crate::keystores::{self, Wanted};
 
 /// Keys of a `kubernetes.io/tls` secret.
 pub(crate) const CERTIFICATE: &str = "tls.crt";
@@ -23,6 +28,8 @@ pub(crate) const CA: &str = "ca.crt";
 const NAME_NOTE: &str = "cert-manager.io/certificate-name";
 const ISSUER_NOTES: [&str; 3] =
     ["cert-manager.io/issuer-name", "cert-manager.io/issuer-kind", "cert-manager.io/issuer-group"];
+/// What the keystores beside a certificate were made with.
+const STORES_NOTE: &str = "carrick.io/keystores";
 /// The label of a key that waits for its certificate.
 pub(crate) const NEXT_KEY_LABEL: &str = "cert-manager.io/next-private-key";
 
@@ -53,6 +60,8 @@ pub(crate) fn facts(key: &PrivateKey) -> Option<Key> {
     let kind = key.algorithm().map(|algorithm| match algorithm {
         KeyAlgorithm::EcdsaP256 => KeyKind::Ecdsa(256),
         KeyAlgorithm::EcdsaP384 => KeyKind::Ecdsa(384),
+        KeyAlgorithm::EcdsaP521 => KeyKind::Ecdsa(521),
+        KeyAlgorithm::Ed25519 => KeyKind::Ed25519,
         KeyAlgorithm::Rsa2048 => KeyKind::Rsa(2048),
         KeyAlgorithm::Rsa3072 => KeyKind::Rsa(3072),
         KeyAlgorithm::Rsa4096 => KeyKind::Rsa(4096),
@@ -65,6 +74,8 @@ pub(crate) fn algorithm(kind: KeyKind) -> Option<KeyAlgorithm> {
     match kind {
         KeyKind::Ecdsa(256) => Some(KeyAlgorithm::EcdsaP256),
         KeyKind::Ecdsa(384) => Some(KeyAlgorithm::EcdsaP384),
+        KeyKind::Ecdsa(521) => Some(KeyAlgorithm::EcdsaP521),
+        KeyKind::Ed25519 => Some(KeyAlgorithm::Ed25519),
         KeyKind::Rsa(2048) => Some(KeyAlgorithm::Rsa2048),
         KeyKind::Rsa(3072) => Some(KeyAlgorithm::Rsa3072),
         KeyKind::Rsa(4096) => Some(KeyAlgorithm::Rsa4096),
@@ -76,14 +87,9 @@ pub(crate) fn algorithm(kind: KeyKind) -> Option<KeyAlgorithm> {
 pub(crate) fn leaf(text: &[u8]) -> Option<Leaf> {
     let chain = pem::certificates(text).ok()?;
     let info = CertificateInfo::read(chain.first()?).ok()?;
+    let common_name = info.subject.split(", ").find_map(|part| part.strip_prefix("CN=")).unwrap_or_default();
     Some(Leaf {
-        names: Names {
-            common_name: common_name(&info.subject),
-            dns: info.dns.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            ips: info.ips.iter().copied().collect(),
-            uris: info.uris.iter().cloned().collect(),
-            emails: info.emails.iter().cloned().collect(),
-        },
+        names: named(common_name, &info.dns, &info.ips, &info.uris, &info.emails),
         not_before: Timestamp::from_system(info.not_before),
         not_after: Timestamp::from_system(info.not_after),
         digest: info.spki_sha256,
@@ -91,18 +97,18 @@ pub(crate) fn leaf(text: &[u8]) -> Option<Leaf> {
     })
 }
 
-fn common_name(subject: &str) -> String {
-    subject.split(", ").find_map(|part| part.strip_prefix("CN=")).unwrap_or_default().to_owned()
-}
-
 /// The names of a profile, as decisions know them.
 pub(crate) fn names(profile: &Profile) -> Names {
+    named(&profile.common_name, &profile.dns, &profile.ips, &profile.uris, &profile.emails)
+}
+
+fn named(common_name: &str, dns: &[String], ips: &[IpAddr], uris: &[String], emails: &[String]) -> Names {
     Names {
-        common_name: profile.common_name.clone(),
-        dns: profile.dns.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        ips: profile.ips.iter().copied().collect(),
-        uris: profile.uris.iter().cloned().collect(),
-        emails: profile.emails.iter().cloned().collect(),
+        common_name: common_name.to_owned(),
+        dns: dns.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        ips: ips.iter().copied().collect(),
+        uris: uris.iter().cloned().collect(),
+        emails: emails.iter().cloned().collect(),
     }
 }
 
@@ -138,40 +144,75 @@ pub(crate) fn profile(wish: &Wish) -> Profile {
     }
 }
 
-/// The secret with a new certificate in it. `before` is the one that is there.
+/// What is written into a secret.
+pub(crate) struct Material<'a> {
+    pub(crate) key: &'a PrivateKey,
+    /// Leaf and intermediates, PEM.
+    pub(crate) chain: &'a str,
+    /// What a peer has to trust, PEM; empty when nobody said.
+    pub(crate) ca: &'a str,
+    pub(crate) stores: &'a [Wanted],
+}
+
+/// The secret with a certificate in it. `before` is the one that is there; what it has that fits stays as it is.
+///
+/// # Errors
+/// A keystore cannot be made; in words.
 pub(crate) fn filled(
     certificate: &Certificate,
     before: Option<Secret>,
-    key: &PrivateKey,
-    chain: &str,
-    ca: &str,
-) -> Secret {
+    material: &Material<'_>,
+    now: SystemTime,
+) -> Result<Secret, String> {
     let spec = &certificate.spec;
+    let Material { key, chain, ca, stores } = *material;
+    let mark = keystores::mark(stores, key, chain, ca);
+    let stale = before.as_ref().is_none_or(|secret| secret.annotations().get(STORES_NOTE) != Some(&mark));
     let mut secret =
         before.unwrap_or_else(|| Secret { type_: Some("kubernetes.io/tls".to_owned()), ..Secret::default() });
     secret.metadata.name = Some(spec.secret_name.clone());
     secret.metadata.namespace = Some(certificate.metadata.namespace.clone());
-    let key_text = key.to_pem();
+    let text = match spec.private_key.encoding.as_str() {
+        "PKCS8" => key.to_pkcs8_pem(),
+        _ => key.to_traditional_pem(),
+    };
+    let text = text.unwrap_or_else(|| key.to_pem());
+    let marked = secret.annotations().contains_key(STORES_NOTE);
     let data = secret.data.get_or_insert_default();
     let mut put = |name: &str, bytes: Vec<u8>| data.insert(name.to_owned(), ByteString(bytes));
     put(CERTIFICATE, chain.as_bytes().to_vec());
-    put(KEY, key_text.clone().into_bytes());
+    put(KEY, text.clone().into_bytes());
     if !ca.is_empty() {
         put(CA, ca.as_bytes().to_vec());
     }
     for format in &spec.additional_output_formats {
         match format.type_.as_str() {
-            "CombinedPEM" => put("tls-combined.pem", format!("{key_text}\n{chain}").into_bytes()),
-            _ => put("key.der", key.to_der()),
+            "CombinedPEM" => put("tls-combined.pem", format!("{text}\n{chain}").into_bytes()),
+            _ => put(
+                "key.der",
+                pem::private_key(text.as_bytes()).map(|der| der.secret_der().to_vec()).unwrap_or_default(),
+            ),
         };
+    }
+    if stale {
+        if marked {
+            keystores::names().for_each(|name| drop(data.remove(name)));
+        }
+        for (name, bytes) in keystores::made(stores, key, chain, ca, now)? {
+            data.insert(name.to_owned(), ByteString(bytes));
+        }
     }
     let notes = secret.metadata.annotations.get_or_insert_default();
     notes.extend(spec.secret_template.annotations.clone());
     notes.extend(self::notes(&certificate.metadata.name, spec));
+    match stores.is_empty() {
+        true => drop(notes.remove(STORES_NOTE)),
+        false => drop(notes.insert(STORES_NOTE.to_owned(), mark)),
+    }
     let labels = secret.metadata.labels.get_or_insert_default();
     labels.extend(spec.secret_template.labels.clone());
     labels.insert("controller.cert-manager.io/fao".to_owned(), "true".to_owned());
-    secret
+    Ok(secret)
 }
 
 fn notes(name: &str, spec: &CertificateSpec) -> BTreeMap<String, String> {
@@ -187,6 +228,11 @@ fn notes(name: &str, spec: &CertificateSpec) -> BTreeMap<String, String> {
     ];
     notes.extend(more.map(|(name, value)| (name.to_owned(), value)));
     notes
+}
+
+/// The text of a value of a secret; empty when there is none.
+pub(crate) fn text(secret: &Secret, key: &str) -> String {
+    value(secret, key).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
 }
 
 /// Base64, as Kubernetes writes bytes.

@@ -6,7 +6,11 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::oid_registry::{
+    OID_NIST_EC_P521, OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ECDSA_WITH_SHA512,
+};
 use x509_parser::prelude::{GeneralName, X509Certificate};
+use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 /// Why a certificate is unreadable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,8 +146,38 @@ pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &Certificat
     else {
         return false;
     };
+    let key = issuer.public_key();
     certificate.issuer().as_raw() == issuer.subject().as_raw()
-        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+        && (certificate.verify_signature(Some(key)).is_ok()
+            || is_p521_signature(
+                key,
+                &certificate.signature_algorithm,
+                certificate.tbs_certificate.as_ref(),
+                &certificate.signature_value.data,
+            ))
+}
+
+/// Whether a key on the curve P-521 signed a message: the one curve that the parser's own verification lacks.
+pub(crate) fn is_p521_signature(
+    key: &SubjectPublicKeyInfo<'_>,
+    algorithm: &AlgorithmIdentifier<'_>,
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
+    use aws_lc_rs::signature::{
+        ECDSA_P521_SHA256_ASN1, ECDSA_P521_SHA384_ASN1, ECDSA_P521_SHA512_ASN1, UnparsedPublicKey,
+    };
+    let curve = key.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
+    if curve != Some(OID_NIST_EC_P521) {
+        return false;
+    }
+    let verifier = match &algorithm.algorithm {
+        oid if *oid == OID_SIG_ECDSA_WITH_SHA512 => &ECDSA_P521_SHA512_ASN1,
+        oid if *oid == OID_SIG_ECDSA_WITH_SHA384 => &ECDSA_P521_SHA384_ASN1,
+        oid if *oid == OID_SIG_ECDSA_WITH_SHA256 => &ECDSA_P521_SHA256_ASN1,
+        _ => return false,
+    };
+    UnparsedPublicKey::new(verifier, &key.subject_public_key.data).verify(message, signature).is_ok()
 }
 
 #[cfg(test)]

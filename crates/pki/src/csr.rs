@@ -9,6 +9,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 use x509_parser::public_key::PublicKey;
 
+use crate::certificate;
 use crate::key::{KeyAlgorithm, KeyError, PrivateKey};
 
 /// Longest request read, in bytes of PEM.
@@ -77,9 +78,15 @@ impl CertificateRequest {
             Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&rsa.key_size()) => {}
             Ok(PublicKey::RSA(_)) => return Err(CsrError::Key("RSA keys need 2048 to 8192 bits")),
             Ok(PublicKey::EC(_)) => {}
-            _ => return Err(CsrError::Key("RSA or ECDSA only")),
+            _ if spki.algorithm.algorithm == x509_parser::oid_registry::OID_SIG_ED25519 => {}
+            _ => return Err(CsrError::Key("RSA, ECDSA or Ed25519 only")),
         }
-        request.verify_signature().map_err(|_| CsrError::Signature)?;
+        let (signed, signature) = (request.certification_request_info.raw, &request.signature_value.data);
+        if request.verify_signature().is_err()
+            && !certificate::is_p521_signature(spki, &request.signature_algorithm, signed, signature)
+        {
+            return Err(CsrError::Signature);
+        }
         let public_key =
             SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| CsrError::Key("an unknown curve or parameter"))?;
         Ok(Self { public_key })

@@ -3,6 +3,8 @@
 //! Invariant: `Debug` and errors hold no key bytes; a key that exists can sign. Where a key may be stored is the
 //! caller's decision.
 
+mod forms;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -24,6 +26,10 @@ pub enum KeyAlgorithm {
     EcdsaP256,
     /// NIST P-384.
     EcdsaP384,
+    /// NIST P-521.
+    EcdsaP521,
+    /// Edwards curve 25519.
+    Ed25519,
     /// RSA, 2048 bits.
     Rsa2048,
     /// RSA, 3072 bits.
@@ -38,6 +44,8 @@ impl KeyAlgorithm {
         match self {
             Self::EcdsaP256 => "ecdsa-p256",
             Self::EcdsaP384 => "ecdsa-p384",
+            Self::EcdsaP521 => "ecdsa-p521",
+            Self::Ed25519 => "ed25519",
             Self::Rsa2048 => "rsa-2048",
             Self::Rsa3072 => "rsa-3072",
             Self::Rsa4096 => "rsa-4096",
@@ -58,6 +66,8 @@ impl FromStr for KeyAlgorithm {
         match text.to_ascii_lowercase().as_str() {
             "ecdsa-p256" | "ecdsa" | "p256" => Ok(Self::EcdsaP256),
             "ecdsa-p384" | "p384" => Ok(Self::EcdsaP384),
+            "ecdsa-p521" | "p521" => Ok(Self::EcdsaP521),
+            "ed25519" => Ok(Self::Ed25519),
             "rsa-2048" | "rsa" => Ok(Self::Rsa2048),
             "rsa-3072" => Ok(Self::Rsa3072),
             "rsa-4096" => Ok(Self::Rsa4096),
@@ -70,7 +80,7 @@ impl FromStr for KeyAlgorithm {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// An unknown algorithm name.
-    #[error("unknown key algorithm {0:?}: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096")]
+    #[error("unknown key algorithm {0:?}: ecdsa-p256, ecdsa-p384, ecdsa-p521, ed25519, rsa-2048, rsa-3072 or rsa-4096")]
     Algorithm(String),
     /// The text is no PEM key.
     #[error("private key: {0}")]
@@ -154,6 +164,9 @@ impl PrivateKey {
     /// Its kind; `None` for one that is never made here.
     pub fn algorithm(&self) -> Option<KeyAlgorithm> {
         let pair = self.key_pair().ok()?;
+        if pair.algorithm() == &rcgen::PKCS_ED25519 {
+            return Some(KeyAlgorithm::Ed25519);
+        }
         let spki = self.signer.public_key()?;
         match x509_parser::x509::SubjectPublicKeyInfo::from_der(&spki).ok()?.1.parsed().ok()? {
             PublicKey::RSA(rsa) => match rsa.key_size() {
@@ -164,6 +177,7 @@ impl PrivateKey {
             },
             PublicKey::EC(_) if pair.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256 => Some(KeyAlgorithm::EcdsaP256),
             PublicKey::EC(_) if pair.algorithm() == &rcgen::PKCS_ECDSA_P384_SHA384 => Some(KeyAlgorithm::EcdsaP384),
+            PublicKey::EC(_) if pair.algorithm() == &rcgen::PKCS_ECDSA_P521_SHA512 => Some(KeyAlgorithm::EcdsaP521),
             _ => None,
         }
     }
@@ -171,6 +185,22 @@ impl PrivateKey {
     /// The key as DER, for the one file it is meant for.
     pub fn to_der(&self) -> Vec<u8> {
         self.der.0.secret_der().to_vec()
+    }
+
+    /// The key as PKCS#8, whatever it was read from; `None` for a kind that cannot be told.
+    pub fn to_pkcs8_der(&self) -> Option<Vec<u8>> {
+        forms::pkcs8(&self.der.0, self.algorithm()?)
+    }
+
+    /// The key as PKCS#8 PEM, for the one file it is meant for.
+    pub fn to_pkcs8_pem(&self) -> Option<String> {
+        self.to_pkcs8_der().map(|der| pem::encode("PRIVATE KEY", &der))
+    }
+
+    /// The key in the form of its kind: PKCS#1 for RSA, SEC1 for elliptic curves. Others have PKCS#8 only.
+    pub fn to_traditional_pem(&self) -> Option<String> {
+        let (label, der) = forms::traditional(&self.to_pkcs8_der()?, self.algorithm()?)?;
+        Some(pem::encode(label, &der))
     }
 
     /// SHA-256 of the public half (SubjectPublicKeyInfo); `None` for a kind that cannot be told.
@@ -193,6 +223,8 @@ fn generate_pair(algorithm: KeyAlgorithm) -> Result<rcgen::KeyPair, KeyError> {
     match algorithm {
         KeyAlgorithm::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
         KeyAlgorithm::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        KeyAlgorithm::EcdsaP521 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512),
+        KeyAlgorithm::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
         KeyAlgorithm::Rsa2048 => rsa(RsaKeySize::_2048),
         KeyAlgorithm::Rsa3072 => rsa(RsaKeySize::_3072),
         KeyAlgorithm::Rsa4096 => rsa(RsaKeySize::_4096),
@@ -206,13 +238,37 @@ mod tests {
 
     #[test]
     fn pem_round_trip_and_redaction() {
-        for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa2048] {
+        use KeyAlgorithm::{EcdsaP256, EcdsaP384, EcdsaP521, Ed25519, Rsa2048};
+        for algorithm in [EcdsaP256, EcdsaP384, EcdsaP521, Ed25519, Rsa2048] {
             let key = PrivateKey::generate(algorithm).unwrap();
             let pem = key.to_pem();
             assert_eq!(PrivateKey::from_pem(pem.as_bytes()).unwrap().to_pem(), pem);
             assert_eq!(key.algorithm(), Some(algorithm));
             assert_eq!(format!("{key:?}"), "PrivateKey(redacted)");
             assert_eq!(algorithm.as_str().parse(), Ok(algorithm));
+        }
+    }
+
+    #[test]
+    fn a_key_keeps_what_it_is_in_every_form() {
+        for algorithm in
+            [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP521, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048]
+        {
+            let key = PrivateKey::generate(algorithm).unwrap();
+            let traditional = key.to_traditional_pem().unwrap();
+            let label = match algorithm {
+                KeyAlgorithm::Rsa2048 => "-----BEGIN RSA PRIVATE KEY-----",
+                KeyAlgorithm::Ed25519 => "-----BEGIN PRIVATE KEY-----",
+                _ => "-----BEGIN EC PRIVATE KEY-----",
+            };
+            assert!(traditional.starts_with(label), "{algorithm}: {traditional}");
+            for text in [traditional, key.to_pkcs8_pem().unwrap()] {
+                let read = PrivateKey::from_pem(text.as_bytes()).unwrap();
+                assert_eq!((read.spki_sha256(), read.algorithm()), (key.spki_sha256(), Some(algorithm)));
+                // From either form to the other.
+                let again = PrivateKey::from_pem(read.to_pkcs8_pem().unwrap().as_bytes()).unwrap();
+                assert_eq!(again.spki_sha256(), key.spki_sha256());
+            }
         }
     }
 

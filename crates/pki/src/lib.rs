@@ -8,11 +8,14 @@
 pub mod ca;
 pub mod ca_service;
 pub mod certificate;
+pub mod challenge;
 pub mod csr;
+mod der;
 pub mod identity;
 pub mod issue;
 pub mod journal;
 pub mod key;
+pub mod keystore;
 pub mod pem;
 pub mod quarantine;
 pub mod tls;

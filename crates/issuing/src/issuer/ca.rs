@@ -51,7 +51,7 @@ pub(super) async fn sign(
 ) -> Result<Outcome, ObjectError> {
     let signer = match signer(objects, issuer, namespace).await? {
         Ok(signer) => signer,
-        Err(why) => return Ok(Outcome::Later(why)),
+        Err(why) => return Ok(Outcome::later(why)),
     };
     let signer = signer.recorded(objects.journal().cloned());
     let signed = signer.sign(&order.csr, &order.profile, order.not_before, order.not_after);

@@ -21,7 +21,7 @@ pub(super) async fn sign(
     };
     let secret = objects.secret(&meta.namespace, name).await?;
     let Some(key) = secret.as_ref().and_then(secrets::key) else {
-        return Ok(Outcome::Later(format!("Referenced secret {}/{name} has no key", meta.namespace)));
+        return Ok(Outcome::later(format!("Referenced secret {}/{name} has no key", meta.namespace)));
     };
     let asked = issue::asked(&order.csr).map(|(_, digest)| digest);
     if asked.ok() != key.spki_sha256() {

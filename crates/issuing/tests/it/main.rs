@@ -1,5 +1,9 @@
 //! Certificates on a real API, the embedded one.
 
+mod forms;
+mod mesh;
+
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use carrick_apiserver::{ApiOptions, ApiServer};
@@ -7,8 +11,10 @@ use carrick_issuing::Issuing;
 use carrick_pki::{CertificateInfo, PrivateKey, pem};
 use carrick_runtime::clock::SystemClock;
 use carrick_runtime::drain;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Event, Secret};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
@@ -25,6 +31,11 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::with(|_, issuing| issuing).await
+    }
+
+    /// A world whose controllers are made up first; they get a folder of their own.
+    async fn with(set_up: impl FnOnce(&Path, Issuing) -> Issuing) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let server = ApiServer::start(ApiOptions::new(folder.path(), 0)).await.expect("API");
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).expect("kubeconfig");
@@ -32,7 +43,7 @@ impl World {
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("config");
         let client = kube::Client::try_from(config).expect("client");
         let (trigger, drain) = drain::channel();
-        let issuing = Issuing::new(client.clone(), "istio-system", SystemClock::shared());
+        let issuing = set_up(folder.path(), Issuing::new(client.clone(), "istio-system", SystemClock::shared()));
         let task = tokio::spawn(issuing.run(drain));
         let world = Self { client, _server: server, _folder: folder, _trigger: trigger, task };
         world.create("", "v1", "Namespace", json!({"metadata": {"name": "shop"}})).await;
@@ -99,6 +110,22 @@ impl World {
         tokio::time::timeout(LIMIT, found).await.expect("a certificate in the secret")
     }
 
+    /// The event of an object with a reason, once it is there.
+    async fn event(&self, name: &str, reason: &str) -> Event {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), "shop");
+        let params = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
+        let found = async {
+            loop {
+                if let Some(event) = api.list(&params).await.expect("API").items.into_iter().next() {
+                    return event;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let found = tokio::time::timeout(LIMIT, found).await;
+        found.unwrap_or_else(|_| panic!("no event {reason} of {name}"))
+    }
+
     /// A self-signed root in the secret `root`, and the issuer `ca` that signs with it.
     async fn with_ca(&self) {
         self.cert_manager("Issuer", "self", json!({"selfSigned": {}})).await;
@@ -148,6 +175,19 @@ async fn from_a_wish_to_a_secret() {
     let object = world.api("cert-manager.io", "v1", "Certificate").get("web").await.unwrap();
     assert_eq!(object.data["status"]["revision"], 1);
     assert!(object.data["status"]["renewalTime"].is_string(), "{}", object.data["status"]);
+    // What was done is told on the objects, as `kubectl describe` shows it.
+    for reason in ["Issuing", "Generated", "Requested"] {
+        let event = world.event("web", reason).await;
+        assert_eq!(
+            (event.type_.as_deref(), event.involved_object.kind.as_deref()),
+            (Some("Normal"), Some("Certificate"))
+        );
+    }
+    assert_eq!(
+        world.event("web-1", "CertificateIssued").await.involved_object.kind.as_deref(),
+        Some("CertificateRequest")
+    );
+    assert_eq!(world.event("ca", "KeyPairVerified").await.message.as_deref(), Some("Signing CA verified"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,15 +224,10 @@ async fn what_is_missing_is_said_and_made_up_for() {
     let api = world.api("cert-manager.io", "v1", "Certificate");
     api.patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     world.certificate("web-tls", |info| info.dns.iter().any(|name| name == "shop.example")).await;
-    // What nobody makes is refused in words.
-    world
-        .cert_manager(
-            "Certificate",
-            "odd",
-            json!({"secretName": "odd", "dnsNames": ["a.b"], "issuerRef": {"name": "ca"},
-        "privateKey": {"algorithm": "Ed25519"}}),
-        )
-        .await;
+    // What nobody signs is refused in words, and told of.
+    let odd = json!({"secretName": "odd", "dnsNames": ["a.b"], "issuerRef": {"name": "ca"}, "signatureAlgorithm": "SHA256WithRSA"});
+    world.cert_manager("Certificate", "odd", odd).await;
     let message = world.ready("Certificate", "odd", "False").await;
-    assert!(message.contains("not made here"), "{message}");
+    assert_eq!(message, "spec.signatureAlgorithm: is not supported");
+    world.event("odd", "InvalidSpec").await;
 }

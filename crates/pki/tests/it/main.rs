@@ -2,5 +2,6 @@
 
 mod authority;
 mod handshake;
+mod keystores;
 mod lab;
 mod policies;
