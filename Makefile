@@ -7,6 +7,8 @@ export PATH := $(TOOLS)/bin:$(PATH)
 export CARRICK_ENVOY := $(TOOLS)/bin/envoy
 export CARRICK_KUBECTL := $(TOOLS)/bin/kubectl
 export CARRICK_HELM := $(TOOLS)/bin/helm
+export CARRICK_PYTHONPATH := $(TOOLS)/python
+export CARRICK_PKITS := $(TOOLS)/pkits
 JOBS ?= 2
 NAME ?= banknext
 
@@ -39,7 +41,7 @@ unit: ## tests of the crates; needs root for network namespaces
 e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed data planes
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 	for name in product-stock hipster intuit-gateway gopay-partners; do $(TARGET)/debug/carrick demo $$name --engine all || exit 1; done
-	PYTHONPATH=$(TOOLS)/python python3 e2e/protocols/run.py $(TARGET)/debug/carrick
+	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
 
 fuzz: build ## run the fuzz targets over the committed corpus, and a little beyond

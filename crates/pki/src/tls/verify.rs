@@ -3,6 +3,9 @@
 //! Invariant: the order is chain first, names second, so that an error about names only reaches peers we would trust;
 //! every failure becomes the alert that tells the peer what to mend. DNS names are looked at only where asked for.
 
+#[cfg(test)]
+mod pkits;
+
 use std::sync::Arc;
 
 use carrick_base::SpiffeId;
@@ -109,17 +112,27 @@ impl ChainVerifier {
                 .build()
         });
         let limit = policy.max_intermediates;
-        let short = |path: &VerifiedPath<'_>| match limit {
-            Some(limit) if path.intermediate_certificates().count() > limit => {
-                Err(webpki::Error::MaximumPathDepthExceeded)
+        let sound = |path: &VerifiedPath<'_>| {
+            if limit.is_some_and(|limit| path.intermediate_certificates().count() > limit) {
+                return Err(webpki::Error::MaximumPathDepthExceeded);
             }
-            _ => Ok(()),
+            // webpki does not read the key usage (RFC 5280 §4.2.1.3) of those who sign certificates.
+            match path.intermediate_certificates().all(|issuer| may_sign(&issuer.der())) {
+                true => Ok(()),
+                false => Err(webpki::Error::EndEntityUsedAsCa),
+            }
         };
         let anchors = policy.roots.anchors();
-        cert.verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, revocation, Some(&short))
+        cert.verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, revocation, Some(&sound))
             .map(|_| ())
             .map_err(tls_error)
     }
+}
+
+/// Whether a certificate's key usage, where it has one, covers certificates.
+fn may_sign(der: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return false };
+    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
 }
 
 /// The proof of possession of TLS 1.2.
@@ -179,7 +192,10 @@ fn tls_error(error: webpki::Error) -> Error {
         // Two meshes' self-signed roots may share a name, so a chain from the other one first shows as a bad signature.
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertificateError::UnknownIssuer,
         E::CertRevoked => CertificateError::Revoked,
-        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        // A list that its issuer did not sign, or may not sign, says nothing.
+        E::UnknownRevocationStatus | E::InvalidCrlSignatureForPublicKey | E::IssuerNotCrlSigner => {
+            CertificateError::UnknownRevocationStatus
+        }
         E::CrlExpired { time, next_update } => CertificateError::ExpiredRevocationListContext { time, next_update },
         E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         E::CertNotValidForName(context) => {
