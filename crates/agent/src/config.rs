@@ -33,6 +33,8 @@ pub struct AgentConfig {
     pub identity: IdentityConfig,
     /// Sockets and the bootstrap are written here.
     pub state_dir: PathBuf,
+    /// Where the pod's applications find the SPIFFE Workload API; nowhere when `None`.
+    pub workload_api_socket: Option<PathBuf>,
     /// How it ends.
     pub drain: DrainConfig,
     /// Ports of its own.

@@ -23,6 +23,7 @@ mod readiness;
 mod run;
 mod sds;
 mod status;
+pub mod workload_api;
 
 pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, Role};
 pub use run::{AgentError, Running, run, start};

@@ -27,6 +27,7 @@ use crate::node;
 use crate::readiness::Readiness;
 use crate::secrets::SecretStore;
 use crate::status::{Status, StatusServers};
+use crate::workload_api;
 
 /// Time for what is not the engine to end.
 const REST: Duration = Duration::from_secs(5);
@@ -134,6 +135,12 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
             }
         }
     });
+    if let Some(path) = &config.workload_api_socket
+        && let Some(listener) = workload_api::bind(path).map_err(io("the Workload API's socket"))?
+    {
+        let trust_domain = config.node.trust_domain.clone();
+        tasks.spawn("workload-api", workload_api::serve(listener, Arc::clone(&store), trust_domain, drain.clone()));
+    }
     tasks.spawn("files", Arc::clone(&store).watch_files(drain.clone()));
     tasks.spawn("identity", IdentityKeeper::new(&config, store, clock, metrics).run(drain.clone()));
     drop(drain);

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
+use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use crate::secrets::SecretStore;
 
 /// Names one stream may ask for.
@@ -33,13 +34,19 @@ const MAX_NAMES: usize = 1024;
 
 /// The service over `store`.
 pub fn secret_service(store: Arc<SecretStore>) -> SecretDiscoveryServiceServer<SecretService> {
-    SecretDiscoveryServiceServer::new(SecretService { store })
+    SecretDiscoveryServiceServer::new(SecretService { store, own_only: false })
+}
+
+/// The same for applications: nothing but the pod's identity and roots, whatever is asked for.
+pub fn own_secret_service(store: Arc<SecretStore>) -> SecretDiscoveryServiceServer<SecretService> {
+    SecretDiscoveryServiceServer::new(SecretService { store, own_only: true })
 }
 
 /// Answers from one store.
 #[derive(Debug)]
 pub struct SecretService {
     store: Arc<SecretStore>,
+    own_only: bool,
 }
 
 /// A secret as Envoy takes it. The key is in it.
@@ -78,11 +85,17 @@ struct Subscriptions {
     /// Versions sent, by name.
     sent: BTreeMap<String, Arc<str>>,
     nonce: u64,
+    /// Names beyond the pod's own are never answered.
+    own_only: bool,
 }
 
 impl Subscriptions {
     fn add(&mut self, store: &SecretStore, names: impl IntoIterator<Item = String>) -> Result<(), Status> {
         for name in names {
+            if self.own_only && name != DEFAULT_SECRET && name != ROOT_SECRET {
+                warn!(secret = %name, "an application asks for a secret that is not its own");
+                continue;
+            }
             if self.names.len() >= MAX_NAMES {
                 return Err(Status::resource_exhausted("too many secrets"));
             }
@@ -205,12 +218,12 @@ impl Protocol for DeltaDiscoveryRequest {
     }
 }
 
-fn converse<Q: Protocol>(store: &Arc<SecretStore>, requests: Streaming<Q>) -> Answers<Q::Answer> {
+fn converse<Q: Protocol>(service: &SecretService, requests: Streaming<Q>) -> Answers<Q::Answer> {
     let conversation = Conversation {
         requests,
-        secrets: store.subscribe(),
-        store: Arc::clone(store),
-        subscriptions: Subscriptions::default(),
+        secrets: service.store.subscribe(),
+        store: Arc::clone(&service.store),
+        subscriptions: Subscriptions { own_only: service.own_only, ..Subscriptions::default() },
     };
     Box::pin(futures_util::stream::unfold(Some(conversation), |conversation| async move {
         let mut conversation = conversation?;
@@ -256,18 +269,18 @@ impl SecretDiscoveryService for SecretService {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        Ok(Response::new(converse(&self.store, request.into_inner())))
+        Ok(Response::new(converse(self, request.into_inner())))
     }
 
     async fn delta_secrets(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        Ok(Response::new(converse(&self.store, request.into_inner())))
+        Ok(Response::new(converse(self, request.into_inner())))
     }
 
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        let mut subscriptions = Subscriptions::default();
+        let mut subscriptions = Subscriptions { own_only: self.own_only, ..Subscriptions::default() };
         request.into_inner().read(&mut subscriptions, &self.store)?;
         let secrets = self.store.subscribe().borrow().clone();
         Ok(Response::new(DiscoveryRequest::answer(subscriptions.due(&secrets), "0".to_owned())))

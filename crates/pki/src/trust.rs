@@ -104,6 +104,11 @@ impl TrustBundle {
         self.revocations.iter().map(|entry| pem::encode("X509 CRL", &entry.der)).collect()
     }
 
+    /// The revocation lists, DER.
+    pub fn revocations_der(&self) -> Vec<Vec<u8>> {
+        self.revocations.iter().map(|entry| entry.der.to_vec()).collect()
+    }
+
     /// The roots.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots

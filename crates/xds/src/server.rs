@@ -3,6 +3,7 @@
 //! Invariant: one task owns one stream with its session; a [`Source`] gives it the newest set, and sets that come faster
 //! than the peer acknowledges are merged, not queued.
 
+mod authority;
 mod delta;
 mod listen;
 mod service;
@@ -10,7 +11,7 @@ mod sotw;
 mod status;
 
 pub use delta::DeltaSession;
-pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix};
+pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix, serve_unix_where};
 pub use service::{AdsService, ads_service, sds_service};
 pub use sotw::SotwSession;
 pub use status::{Nack, SessionStatus, TypeStatus};

@@ -51,6 +51,7 @@ const OPTIONS: &[Opt] = options![
     "root-file" ["CA_ROOT_CA", "XDS_ROOT_CA"] "./var/run/secrets/istio/root-cert.pem" "roots of the mesh, PEM";
     "token-file" ["CARRICK_TOKEN_FILE"] "./var/run/secrets/tokens/istio-token" "service account token, audience istio-ca";
     "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
+    "workload-api-socket" ["CARRICK_WORKLOAD_API_SOCKET"] "" "Unix socket of the SPIFFE Workload API for the pod's applications [none]";
     "secret-ttl" ["SECRET_TTL"] "0s" "life of a certificate to ask for; 0s leaves it to the authority";
     "secret-grace-ratio" ["SECRET_GRACE_PERIOD_RATIO"] "0.5" "share of its life that is left when it is renewed";
     "secret-grace-jitter" ["SECRET_GRACE_PERIOD_RATIO_JITTER"] "0.01" "random change of that share";
@@ -355,6 +356,11 @@ impl<S: Surroundings> Reader<'_, S> {
             let source = self.text("state-dir").1;
             self.errors.push(format!("{source}: the path is too long for a socket in it"));
         }
+        let workload_api_socket = Some(self.path("workload-api-socket")).filter(|path| !path.as_os_str().is_empty());
+        if workload_api_socket.as_ref().is_some_and(|path| path.as_os_str().len() > MAX_SOCKET_PATH) {
+            let source = self.text("workload-api-socket").1;
+            self.errors.push(format!("{source}: the path is too long for a socket"));
+        }
         Some(AgentConfig {
             role,
             node: node?,
@@ -363,6 +369,7 @@ impl<S: Surroundings> Reader<'_, S> {
             control_plane: control_plane?,
             identity: identity?,
             state_dir,
+            workload_api_socket,
             drain: drain?,
             ports: ports?,
             log_level: self.text("log-level").0,

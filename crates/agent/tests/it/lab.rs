@@ -234,6 +234,7 @@ impl Plane {
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             state_dir: path("state"),
+            workload_api_socket: None,
             drain: DrainConfig { duration: Duration::from_secs(5), minimum: Duration::ZERO, exit_on_zero: true },
             ports: Ports { bind: Ipv4Addr::LOCALHOST.into(), admin, status: 0, health: 0, prometheus: 0 },
             log_level: "info".into(),

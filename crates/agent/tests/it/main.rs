@@ -5,3 +5,4 @@ mod identity;
 mod lab;
 mod native;
 mod sds;
+mod workload_api;

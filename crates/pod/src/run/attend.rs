@@ -104,6 +104,9 @@ async fn is_served(slices: &Api<EndpointSlice>, ip: &str) -> Result<bool, kube::
     }))
 }
 
+/// Where a pod with a sidecar finds the SPIFFE Workload API, in the folder that Istio keeps for such a socket.
+const WORKLOAD_API: &str = "/run/secrets/workload-spiffe-uds/socket";
+
 /// What the command finds in its environment besides what this process has.
 pub(crate) fn app_env(plan: &Plan, state: &PodState) -> Vec<(String, String)> {
     let (options, template) = (&plan.options, &plan.template);
@@ -123,6 +126,9 @@ pub(crate) fn app_env(plan: &Plan, state: &PodState) -> Vec<(String, String)> {
         labels: &template.labels,
         annotations: &template.annotations,
     };
+    if plan.sidecar.is_some() {
+        env.push(("SPIFFE_ENDPOINT_SOCKET".to_owned(), format!("unix://{WORKLOAD_API}")));
+    }
     variables::resolve(&template.env, &facts, &mut env);
     env
 }
@@ -159,6 +165,7 @@ pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -
         ("CARRICK_ENGINE", options.engine.as_str().to_owned()),
         ("CARRICK_TOKEN_FILE", text(&paths.token)),
         ("CARRICK_STATE_DIR", text(&paths.folder)),
+        ("CARRICK_WORKLOAD_API_SOCKET", WORKLOAD_API.to_owned()),
     ]
     .into_iter()
     .filter(|(_, value)| !value.is_empty())

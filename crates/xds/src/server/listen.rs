@@ -4,6 +4,7 @@
 //! handshake. Connections are owned by the accept loop, limited in number, and asked to finish on drain.
 
 use super::Peer;
+use super::authority::PathAuthority;
 use carrick_base::SpiffeId;
 use carrick_runtime::drain::Drain;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -115,6 +116,17 @@ pub async fn serve_plain(listener: TcpListener, routes: Routes, options: ListenO
 
 /// Serves `routes` on a Unix socket until drained. Who may connect is decided by the socket's file mode.
 pub async fn serve_unix(listener: UnixListener, routes: Routes, options: ListenOptions, drain: Drain) {
+    serve_unix_where(listener, routes, options, drain, |_| true).await;
+}
+
+/// The same, for those whom `admit` lets in; a connection of another is closed at once.
+pub async fn serve_unix_where(
+    listener: UnixListener,
+    routes: Routes,
+    options: ListenOptions,
+    drain: Drain,
+    admit: impl Fn(&UnixStream) -> bool,
+) {
     let options = Arc::new(options);
     let routes = routes.prepare();
     accept_loop(
@@ -122,8 +134,12 @@ pub async fn serve_unix(listener: UnixListener, routes: Routes, options: ListenO
         &options.clone(),
         drain,
         |(stream, _), drain| {
-            let (routes, options) = (routes.clone(), options.clone());
-            async move { serve_connection(stream, Peer::default(), routes, &options, drain).await }
+            let (routes, options, admitted) = (routes.clone(), options.clone(), admit(&stream));
+            async move {
+                if admitted {
+                    serve_connection(PathAuthority::new(stream), Peer::default(), routes, &options, drain).await;
+                }
+            }
         },
     )
     .await;
