@@ -344,6 +344,8 @@ pub struct AcmeIssuer {
     pub skip_tls_verify: bool,
     #[serde(deserialize_with = "nullable")]
     pub private_key_secret_ref: SecretKey,
+    #[serde(deserialize_with = "nullable")]
+    pub disable_account_key_generation: bool,
     pub external_account_binding: Option<AcmeAccountBinding>,
     #[serde(deserialize_with = "nullable")]
     pub solvers: Vec<AcmeSolver>,
@@ -447,6 +449,18 @@ pub struct VaultKubernetes {
     #[serde(deserialize_with = "nullable")]
     pub role: String,
     pub secret_ref: Option<SecretKey>,
+    pub service_account_ref: Option<ServiceAccountRef>,
+}
+
+/// A service account whose tokens are asked of the API.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceAccountRef {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    /// Audiences beside the issuer's own.
+    #[serde(deserialize_with = "nullable")]
+    pub audiences: Vec<String>,
 }
 
 /// A key in a hardware token.
@@ -479,4 +493,20 @@ pub struct KubernetesIssuer {
 pub struct IssuerStatus {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<AcmeStatus>,
+}
+
+/// The account of an issuer behind ACME.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AcmeStatus {
+    /// The account's URL.
+    #[serde(deserialize_with = "nullable")]
+    pub uri: String,
+    #[serde(deserialize_with = "nullable")]
+    pub last_registered_email: String,
+    /// The directory it was made at.
+    #[serde(deserialize_with = "nullable")]
+    pub server: String,
 }

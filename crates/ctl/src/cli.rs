@@ -99,6 +99,12 @@ struct Up {
     /// Port of xDS without TLS or proof, on 127.0.0.1, for gRPC clients with `xds:///` names (Istio's is 15010); none unless told.
     #[arg(long, value_name = "PORT")]
     plain_xds_port: Option<u16>,
+    /// Port where ACME servers' http-01 challenges are answered, directly or behind gateways; none unless told.
+    #[arg(long, value_name = "PORT")]
+    acme_http_port: Option<u16>,
+    /// Port where ACME servers' tls-alpn-01 challenges are answered; none unless told.
+    #[arg(long, value_name = "PORT")]
+    acme_tls_port: Option<u16>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     #[arg(long, default_value_t = 15014, value_name = "PORT")]
     debug_port: u16,
@@ -735,6 +741,8 @@ impl Up {
             api_port: self.api_port,
             xds_port: self.xds_port,
             plain_xds_port: self.plain_xds_port,
+            acme_http_port: self.acme_http_port,
+            acme_tls_port: self.acme_tls_port,
             debug_port: self.debug_port,
             root_namespace: global.istio_namespace.clone(),
             trust_domain: self.trust_domain,

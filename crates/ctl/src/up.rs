@@ -15,7 +15,7 @@ use carrick_api::{MeshConfig, MeshNetworks, validate};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{Control, ControlOptions};
-use carrick_issuing::Issuing;
+use carrick_issuing::{ChallengeListeners, Issuing};
 use carrick_ledger::{Ledger, LedgerOptions};
 use carrick_pki::{
     KeyAlgorithm,
@@ -47,6 +47,10 @@ pub struct Options {
     pub xds_port: u16,
     /// Port of xDS in the clear for gRPC libraries, on 127.0.0.1.
     pub plain_xds_port: Option<u16>,
+    /// Port where http-01 challenges of ACME servers are answered, on all addresses.
+    pub acme_http_port: Option<u16>,
+    /// Port where tls-alpn-01 challenges are answered, on all addresses.
+    pub acme_tls_port: Option<u16>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     pub debug_port: u16,
     /// Namespace of the control plane and of mesh-wide policies.
@@ -119,6 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
     let authority = Arc::new(authority);
     let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared())
         .with_authority(Arc::clone(&authority))
+        .with_challenges(challenge_listeners(&options).await?)
         .recorded(ledger.clone());
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
@@ -160,6 +165,22 @@ pub async fn run(options: Options) -> Result<()> {
     }
     drop(lock);
     Ok(())
+}
+
+/// Where ACME servers are answered. Pods reach it at the bridge, and so do their gateways.
+async fn challenge_listeners(options: &Options) -> Result<ChallengeListeners> {
+    let bind = async |port: Option<u16>, option: &str| match port {
+        Some(port) => {
+            let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+            listener.map(Some).with_context(|| format!("{option} {port}"))
+        }
+        None => Ok(None),
+    };
+    Ok(ChallengeListeners {
+        http: bind(options.acme_http_port, "--acme-http-port").await?,
+        tls: bind(options.acme_tls_port, "--acme-tls-port").await?,
+        reached_at: options.acme_http_port.filter(|_| options.network).map(|port| (GATEWAY, port).into()),
+    })
 }
 
 /// Told to stop by a signal; the handlers are in place when this returns.

@@ -72,7 +72,7 @@ pub(crate) async fn reconcile(
         }
         if decision.step == Step::Rest {
             touch_up(objects, key, &scene, &decision, now).await?;
-            return Ok(decision.wake.map(system));
+            return Ok(decision.wake.map(crate::system));
         }
         take(objects, key, &scene, &decision, now).await?;
         if after {
@@ -197,6 +197,7 @@ async fn ask(objects: &Objects, key: &Key, scene: &Scene, revision: i64) -> Resu
         "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
         "metadata": {
             "name": request_name(&key.1, revision), "namespace": key.0, "ownerReferences": [owned(scene)],
+            "labels": scene.certificate.metadata.labels,
             "annotations": {
                 FOR_CERTIFICATE: key.1, FOR_REVISION: revision.to_string(),
                 KEY_SECRET: next_key_name(&key.1, revision),
@@ -354,9 +355,4 @@ fn request_name(name: &str, revision: i64) -> String {
 /// A duration in Go's notation.
 fn go(duration: Duration) -> String {
     format!("{}s", duration.as_secs())
-}
-
-fn system(time: Timestamp) -> SystemTime {
-    let micros = Duration::from_micros(u64::try_from(time.0).unwrap_or(0));
-    SystemTime::UNIX_EPOCH.checked_add(micros).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -11,7 +11,6 @@ use carrick_pki::keystore::{self, Format, Pkcs12Profile};
 use carrick_pki::{PrivateKey, pem};
 
 use crate::objects::{ObjectError, Objects};
-use crate::secrets;
 
 /// Names in a secret: of the store with the key, and of the one with what is trusted.
 const JKS: [&str; 2] = ["keystore.jks", "truststore.jks"];
@@ -63,9 +62,9 @@ async fn password(objects: &Objects, namespace: &str, store: &Keystore) -> Resul
     };
     let field = if reference.key.is_empty() { "password" } else { &reference.key };
     let secret = objects.secret(namespace, &reference.name).await?;
-    let found = secret.as_ref().and_then(|secret| secrets::value(secret, field));
+    let found = secret.and_then(|secret| secret.data?.remove(field));
     Ok(found
-        .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+        .and_then(|bytes| String::from_utf8(bytes.0).ok())
         .ok_or_else(|| format!("the secret {namespace}/{} has no text {field:?}", reference.name)))
 }
 

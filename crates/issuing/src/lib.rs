@@ -7,7 +7,9 @@
 //! What a certificate needs next is decided in `carrick-certs`; how something is signed is `carrick-pki`'s.
 
 mod certificates;
+mod challenges;
 mod events;
+mod http;
 mod index;
 mod issuer;
 mod keystores;
@@ -17,8 +19,9 @@ mod requests;
 mod secrets;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use carrick_api::timestamp::Timestamp;
 use carrick_pki::Authority;
 use carrick_pki::journal::Journal;
 use carrick_runtime::backoff::Backoff;
@@ -32,6 +35,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+pub use self::challenges::ChallengeListeners;
+use self::challenges::Challenges;
 use self::index::Index;
 use self::issuer::Signers;
 use self::objects::{Kind, Objects};
@@ -45,8 +50,17 @@ const WAITING: usize = 4096;
 const REST: Duration = Duration::from_secs(60);
 
 /// The controllers.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Issuing {
+    objects: Objects,
+    mesh: Option<Arc<Authority>>,
+    listeners: ChallengeListeners,
+    clock: SharedClock,
+}
+
+/// The controllers at work.
+#[derive(Debug, Clone)]
+struct Worker {
     objects: Objects,
     signers: Arc<Signers>,
     clock: SharedClock,
@@ -67,13 +81,26 @@ enum Heard {
 impl Issuing {
     /// Controllers over an API. Secrets of ClusterIssuers are those of `root_namespace`.
     pub fn new(client: Client, root_namespace: &str, clock: SharedClock) -> Self {
-        Self { objects: Objects::new(client, root_namespace), signers: Arc::default(), clock }
+        Self {
+            objects: Objects::new(client, root_namespace),
+            mesh: None,
+            listeners: ChallengeListeners::default(),
+            clock,
+        }
     }
 
     /// The mesh's own authority signs for issuers that name its secret.
     #[must_use]
-    pub fn with_authority(self, authority: Arc<Authority>) -> Self {
-        Self { signers: Arc::new(Signers { mesh: Some(authority) }), ..self }
+    pub fn with_authority(mut self, authority: Arc<Authority>) -> Self {
+        self.mesh = Some(authority);
+        self
+    }
+
+    /// Challenges of ACME servers are answered on these listeners. Gateways are led to `reached_at`.
+    #[must_use]
+    pub fn with_challenges(mut self, listeners: ChallengeListeners) -> Self {
+        self.listeners = listeners;
+        self
     }
 
     /// These controllers, with every certificate they sign written into `journal`.
@@ -85,6 +112,24 @@ impl Issuing {
 
     /// Runs until drained.
     pub async fn run(self, drain: Drain) {
+        let Self { objects, mesh, listeners, clock } = self;
+        let mut serving = JoinSet::new();
+        let challenges = Challenges::default();
+        let reached_at = listeners.reached_at;
+        let answers = [listeners.http.is_some(), listeners.tls.is_some()];
+        if let Some(listener) = listeners.http {
+            serving.spawn(challenges::serve_http(challenges.clone(), listener));
+        }
+        if let Some(listener) = listeners.tls {
+            serving.spawn(challenges::serve_tls(challenges.clone(), listener));
+        }
+        let signers = Arc::new(Signers::new(mesh, challenges, answers, reached_at));
+        Worker { objects, signers, clock }.run(drain).await;
+    }
+}
+
+impl Worker {
+    async fn run(self, drain: Drain) {
         let (sender, mut heard) = mpsc::channel(WAITING);
         let mut watches = JoinSet::new();
         for kind in Kind::ALL {
@@ -128,7 +173,7 @@ impl Issuing {
     }
 
     /// Looks at one object; tells when to look again.
-    async fn work(&self, job: Job) -> (Job, Option<std::time::SystemTime>) {
+    async fn work(&self, job: Job) -> (Job, Option<SystemTime>) {
         let outcome = match job.kind {
             Kind::Certificate => certificates::reconcile(&self.objects, &job.key, self.clock.now()).await,
             Kind::Request => requests::reconcile(&self.objects, &self.signers, &job.key, self.clock.now()).await,
@@ -193,4 +238,9 @@ fn bare(kind: Kind, mut object: DynamicObject) -> DynamicObject {
         object.data = serde_json::Value::Null;
     }
     object
+}
+
+fn system(time: Timestamp) -> SystemTime {
+    let micros = Duration::from_micros(u64::try_from(time.0).unwrap_or(0));
+    SystemTime::UNIX_EPOCH.checked_add(micros).unwrap_or(SystemTime::UNIX_EPOCH)
 }

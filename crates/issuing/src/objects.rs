@@ -8,12 +8,17 @@ use std::sync::Arc;
 use carrick_api::cert_manager::{Certificate, CertificateRequest, GROUP, Issuer, IssuerRef};
 use carrick_pki::journal::{Journal, MaybeJournal};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::queue::Key;
+
+/// The group of gateways and routes.
+pub(crate) const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// A kind that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -187,6 +192,85 @@ impl Objects {
             carrick_api::from_value(&value).ok()
         };
         Ok(list.items.into_iter().filter_map(read).collect())
+    }
+
+    /// Makes an object of a kind that is not looked at here; one of the same name that is there already is left as it is.
+    pub(crate) async fn create_any(
+        &self,
+        (group, version, kind): (&str, &str, &str),
+        namespace: &str,
+        object: Value,
+    ) -> Result<(), ObjectError> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            _ => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
+        let object: DynamicObject = serde_json::from_value(object).map_err(|e| ObjectError::Read(e.to_string()))?;
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 409) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An object, without a namespace, of a kind that is not looked at here.
+    pub(crate) async fn get_any(
+        &self,
+        (group, version, kind): (&str, &str, &str),
+        name: &str,
+    ) -> Result<Option<Value>, ObjectError> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        Ok(api.get_opt(name).await?.map(|object| object.data))
+    }
+
+    /// Deletes an object of a kind that is not looked at here; one that is gone already is fine.
+    pub(crate) async fn delete_any(
+        &self,
+        (group, version, kind): (&str, &str, &str),
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ObjectError> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            _ => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
+        match api.delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 404) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Posts to a path of the API, such as an API service behind it.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, ObjectError> {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).map_err(|e| ObjectError::Read(e.to_string()))?;
+        Ok(self.client.request(request).await?)
+    }
+
+    /// A token of a service account.
+    pub(crate) async fn service_account_token(
+        &self,
+        namespace: &str,
+        name: &str,
+        audiences: &[String],
+    ) -> Result<String, ObjectError> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audiences, "expirationSeconds": 600}});
+        let answer = self.post(&path, &body).await?;
+        let token = answer.pointer("/status/token").and_then(Value::as_str);
+        token.map(str::to_owned).ok_or_else(|| ObjectError::Read("the API gave no token".to_owned()))
+    }
+
+    /// Notes something on an object.
+    pub(crate) async fn annotate(&self, kind: Kind, key: &Key, note: &str, value: &str) -> Result<(), ObjectError> {
+        let patch = json!({"metadata": {"annotations": {note: value}}});
+        self.of(kind, key).patch(&key.1, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
     }
 
     /// Makes an object; one of the same name that is there already is left as it is.

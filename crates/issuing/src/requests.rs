@@ -72,6 +72,9 @@ pub(crate) async fn reconcile(
         if !objects.set_status(Kind::Request, key, version, &status).await? {
             return Ok(Some(now));
         }
+        if is_answered(&request) {
+            issuer::answered(objects, signers, &request).await?;
+        }
         for (type_, reason, message) in told {
             objects.tell(Kind::Request, &request.metadata, type_, reason, &message, time).await;
         }

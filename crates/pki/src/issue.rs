@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certi
 use crate::ca::CaError;
 use crate::certificate::{self, CertificateInfo};
 use crate::csr::{CertificateRequest, CsrError};
-use crate::journal::{self, Issuance, Journal, MaybeJournal};
+use crate::journal::{self, Issuance, Journal, JournalError, MaybeJournal};
 use crate::key::PrivateKey;
 use crate::pem;
 
@@ -241,6 +241,24 @@ fn params(
         }
     }
     Ok((params, serial.iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+/// Writes down a certificate that somebody else has signed. One that is written down already is fine.
+///
+/// # Errors
+/// It is no certificate, or the journal does not take it.
+pub fn received(journal: &Arc<dyn Journal>, profile: &Profile, chain: &str) -> Result<(), CaError> {
+    let chain = pem::certificates(chain.as_bytes()).map_err(|e| CaError::Sign(e.to_string()))?;
+    let leaf = chain.first().ok_or_else(|| CaError::Sign("no certificate".to_owned()))?;
+    let info = CertificateInfo::read(leaf).map_err(|e| CaError::Sign(e.to_string()))?;
+    let above = chain.get(1).and_then(certificate::public_key);
+    let issuer = above.map(|key| journal::hex(&certificate::sha256(&key))).unwrap_or_default();
+    let profile = Profile { dns: info.dns, ips: info.ips, uris: info.uris, emails: info.emails, ..profile.clone() };
+    match journal.intent(&issuance(&info.serial, &profile, issuer, info.not_before, info.not_after)) {
+        Err(JournalError::Used(_)) => return Ok(()),
+        other => other?,
+    }
+    Ok(journal.issued(&info.serial, leaf)?)
 }
 
 fn issuance(

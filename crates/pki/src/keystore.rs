@@ -99,7 +99,9 @@ pub fn trusted(
 
 /// A keyed hash over texts that only a holder of the key can make: for noticing that something was made with other texts.
 pub fn mark(key: &PrivateKey, parts: &[String]) -> String {
-    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key.to_der());
+    // The same bytes whatever form the key was read from.
+    let own = key.to_traditional_pem().unwrap_or_else(|| key.to_pem());
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, own.as_bytes());
     let mut context = aws_lc_rs::hmac::Context::with_key(&key);
     for part in parts {
         context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
@@ -144,6 +146,21 @@ fn random<const N: usize>() -> Result<[u8; N], KeystoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_of_the_key_and_the_texts_alone() {
+        use crate::key::KeyAlgorithm;
+        for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::Ed25519] {
+            let key = PrivateKey::generate(algorithm).unwrap();
+            let texts = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+            let own = mark(&key, &texts("ab", "c"));
+            for text in [key.to_traditional_pem().unwrap(), key.to_pkcs8_pem().unwrap()] {
+                assert_eq!(mark(&PrivateKey::from_pem(text.as_bytes()).unwrap(), &texts("ab", "c")), own);
+            }
+            assert_ne!(mark(&key, &texts("a", "bc")), own);
+            assert_ne!(mark(&PrivateKey::generate(algorithm).unwrap(), &texts("ab", "c")), own);
+        }
+    }
 
     #[test]
     fn passwords_that_readers_do_not_take_are_refused() {

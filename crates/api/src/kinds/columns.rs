@@ -67,6 +67,14 @@ pub(super) const ENDPOINT_SLICE: &[Column] = &[
     column("Endpoints", "Addresses."),
     AGE,
 ];
+pub(super) const SIGNING_REQUEST: &[Column] = &[
+    NAME,
+    AGE,
+    column("SignerName", "Who is to sign."),
+    column("Requestor", "Who asks."),
+    column("RequestedDuration", "Life that is asked for."),
+    column("Condition", "What became of it."),
+];
 pub(super) const LEASE: &[Column] = &[NAME, column("Holder", "Who holds the lease."), AGE];
 
 pub(super) const NODE: &[Column] = &[

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -137,6 +138,18 @@ pub(super) fn kinds() -> Vec<Kind> {
             definitions_of::<authorization::SubjectAccessReview>,
             created,
         ),
+        Kind {
+            short_names: &["csr"],
+            namespaced: false,
+            subresources: &["approval", "status"],
+            ..kind(
+                "certificates.k8s.io",
+                "CertificateSigningRequest",
+                "certificatesigningrequests",
+                definitions_of::<certificates::CertificateSigningRequest>,
+                (columns::SIGNING_REQUEST, print::signing_request),
+            )
+        },
         kind(
             "coordination.k8s.io",
             "Lease",

@@ -292,6 +292,25 @@ pub(super) fn node(object: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
+/// A CertificateSigningRequest: approved or not, and whether there is a certificate.
+pub(super) fn signing_request(object: &Value, now: Timestamp) -> Vec<Value> {
+    let has = |type_: &str| items(object, "/status/conditions").iter().any(|c| text(c, "/type") == type_);
+    let mut said: Vec<&str> = ["Approved", "Denied", "Failed"].into_iter().filter(|type_| has(type_)).collect();
+    if !text(object, "/status/certificate").is_empty() {
+        said.push("Issued");
+    }
+    let said = if said.is_empty() { "Pending".to_owned() } else { said.join(",") };
+    let life = object.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
+    vec![
+        name(object),
+        age(object, now),
+        text(object, "/spec/signerName").into(),
+        or_none(text(object, "/spec/username")),
+        life.map_or_else(|| or_none(""), |life| human_duration(life).into()),
+        said.into(),
+    ]
+}
+
 /// Both kinds of events: the core group's, and `events.k8s.io`'s with its `deprecated…` fields.
 pub(super) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
     let first_of = |pointers: &[&str]| {

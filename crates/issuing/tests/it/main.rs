@@ -2,6 +2,8 @@
 
 mod forms;
 mod mesh;
+mod outside;
+mod pebble;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
