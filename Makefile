@@ -41,6 +41,7 @@ unit: ## tests of the crates; needs root for network namespaces
 e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed data planes
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 	for name in product-stock hipster intuit-gateway gopay-partners; do $(TARGET)/debug/carrick demo $$name --engine all || exit 1; done
+	$(TARGET)/debug/carrick demo quarantine
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
 

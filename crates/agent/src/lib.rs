@@ -19,6 +19,7 @@ mod http_client;
 mod memory;
 mod names;
 mod native;
+mod quarantine;
 mod readiness;
 mod run;
 mod sds;

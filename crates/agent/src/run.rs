@@ -24,6 +24,7 @@ use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
 use crate::native::{self, NativeEngine};
 use crate::node;
+use crate::quarantine;
 use crate::readiness::Readiness;
 use crate::secrets::SecretStore;
 use crate::status::{Status, StatusServers};
@@ -80,6 +81,9 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
     let store = SecretStore::new(config.control_plane.root_file.clone());
     let node = node::node(&config);
     let connector = native::connector(&config, &store).map_err(AgentError::Config)?;
+
+    let following = quarantine::follow(node.clone(), connector.clone(), Arc::clone(&store), drain.clone());
+    tasks.spawn("quarantine", following);
 
     let mut admin_server = None;
     let engine = match &config.engine {

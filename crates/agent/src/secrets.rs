@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use carrick_pki::{Identity, TrustBundle};
+use carrick_pki::{Identity, Quarantine, TrustBundle};
 use carrick_proxy::{Secret, Secrets};
 use carrick_runtime::drain::Drain;
 use tokio::sync::{Notify, watch};
@@ -50,6 +50,9 @@ struct Inner {
     /// Given by the control plane.
     remote: BTreeMap<String, Secret>,
     complaints: BTreeMap<String, String>,
+    quarantine: Arc<Quarantine>,
+    /// What the mesh's roots have revoked; holds no roots.
+    lists: TrustBundle,
 }
 
 impl SecretStore {
@@ -115,6 +118,24 @@ impl SecretStore {
             };
         }
         self.publish(&inner);
+    }
+
+    /// Takes over who is not to be talked with.
+    pub fn set_quarantine(&self, list: Quarantine) {
+        let mut inner = self.lock();
+        if *inner.quarantine != list {
+            inner.quarantine = Arc::new(list);
+            self.publish(&inner);
+        }
+    }
+
+    /// Takes over what the mesh's roots have revoked.
+    pub fn set_lists(&self, lists: TrustBundle) {
+        let mut inner = self.lock();
+        if inner.lists != lists {
+            inner.lists = lists;
+            self.publish(&inner);
+        }
     }
 
     /// Whether a name is provided in this pod, and not by the control plane.
@@ -188,11 +209,11 @@ impl SecretStore {
         if let Some(identity) = &inner.identity {
             by_name.insert(DEFAULT_SECRET.to_owned(), Secret::Identity(Arc::clone(identity)));
         }
-        let roots = inner.filed.union(&inner.told);
+        let roots = inner.filed.union(&inner.told).union(&inner.lists);
         if !roots.is_empty() {
             by_name.insert(ROOT_SECRET.to_owned(), Secret::Trust(Arc::new(roots)));
         }
-        self.published.send_replace(Arc::new(Secrets { by_name, ..Secrets::default() }));
+        self.published.send_replace(Arc::new(Secrets { by_name, quarantine: Arc::clone(&inner.quarantine) }));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -6,6 +6,7 @@
 use crate::caller::{Caller, Callers};
 use crate::connections::{Connection, Connections, Follower};
 use crate::metrics::ControlMetrics;
+use crate::quarantine::{self, Board};
 use crate::renderer::{Join, Renderer};
 use crate::seen::Seen;
 use carrick_base::SpiffeId;
@@ -32,6 +33,7 @@ pub(crate) struct Ads {
     pub(crate) renderer: Arc<Renderer>,
     pub(crate) seen: Arc<Seen>,
     pub(crate) metrics: ControlMetrics,
+    pub(crate) quarantine: Arc<Board>,
     /// Served in the clear on loopback, to gRPC libraries alone: they say themselves who they are, and get nothing secret.
     pub(crate) unproven: bool,
 }
@@ -65,6 +67,9 @@ impl Ads {
             (true, false) => return Err(Status::unauthenticated("this port is for gRPC libraries (GENERATOR: grpc)")),
         };
         check(&id, &hello.node, &caller)?;
+        if metadata_text(&hello.node, "GENERATOR") == Some(quarantine::GENERATOR) {
+            return Ok(self.quarantine.open(&id, &hello.node, caller.spiffe.to_string()));
+        }
         let node = proxy_node(&id, &hello.node, &caller);
         let (sender, receiver) = watch::channel(ResourceSet::default());
         let text = |key: &str| metadata_text(&hello.node, key).unwrap_or_default().to_owned();

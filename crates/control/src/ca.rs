@@ -5,6 +5,7 @@
 
 use crate::caller::Callers;
 use crate::metrics::ControlMetrics;
+use crate::quarantine::Board;
 use carrick_pki::ca::{Authority, CaError, Subject};
 use carrick_pki::ca_service::{CertificateService, IstioCertificateRequest, IstioCertificateResponse};
 use carrick_pki::journal::JournalError;
@@ -19,6 +20,7 @@ pub(crate) struct Certificates {
     pub(crate) callers: Arc<Callers>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) metrics: ControlMetrics,
+    pub(crate) quarantine: Arc<Board>,
 }
 
 #[tonic::async_trait]
@@ -38,6 +40,10 @@ impl CertificateService for Certificates {
         if asks_for_another(&request) {
             self.metrics.csr_errors.inc();
             return Err(Status::permission_denied("certificates for other identities are not issued here"));
+        }
+        // The ledger refuses too, whoever signs; this is for a control plane without one.
+        if let Some(reason) = self.quarantine.refuses(&caller.spiffe) {
+            return Err(self.refused(&JournalError::Refused(reason).into()));
         }
         let ttl = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let subject = Subject::Workload(caller.spiffe);

@@ -6,12 +6,14 @@
 use crate::ads::Ads;
 use crate::ca::Certificates;
 use crate::caller::{Callers, KubeReviewer, TokenReviewer};
+use crate::certificates;
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
 use crate::mesh_settings::{MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
+use crate::quarantine::Board;
 use crate::remote;
 use crate::renderer::Renderer;
 use crate::seen::Seen;
@@ -204,8 +206,13 @@ impl Control {
         let cluster_id: Arc<str> = options.cluster_id.into();
         let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file);
         let mesh_config = mesh.shared();
+        let quarantine = Board::new(options.ledger.clone(), options.authority.clone());
+        renderer.bar(quarantine.barrier(&options.mesh_config.root_namespace));
+        let counting = certificates::count(options.ledger.clone(), quarantine.clone(), metrics.clone(), drain.clone());
+        tasks.spawn("certificates", counting);
         let fold = Fold {
             keys,
+            quarantine: quarantine.clone(),
             remotes,
             cluster_id: cluster_id.clone(),
             mesh_networks: options.mesh_networks,
@@ -231,6 +238,7 @@ impl Control {
             renderer: renderer.clone(),
             seen: seen.clone(),
             metrics: metrics.clone(),
+            quarantine: quarantine.clone(),
             unproven: false,
         };
         if let Some(listener) = plain {
@@ -240,12 +248,14 @@ impl Control {
                 renderer: renderer.clone(),
                 seen: seen.clone(),
                 metrics: metrics.clone(),
+                quarantine: quarantine.clone(),
                 unproven: true,
             };
             let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)));
             tasks.spawn("plain xds", serve_plain(listener, routes, ListenOptions::default(), drain.clone()));
         }
-        let certificates = Certificates { callers, authority: options.authority, metrics };
+        let certificates =
+            Certificates { callers, authority: options.authority, metrics, quarantine: quarantine.clone() };
         let routes =
             tonic::service::Routes::new(ads_service(Arc::new(ads))).add_service(CertificateServer::new(certificates));
         let server = serve_tls(
@@ -271,6 +281,8 @@ impl Control {
             keys: fetched_keys,
             mesh_config,
             started: SystemTime::now(),
+            ledger: options.ledger,
+            quarantine,
         };
         let admin = AdminServer::from_listener(debug, debug::router(Arc::new(pages)))
             .map_err(|source| ControlError::Bind { address: debug_addr, source })?;

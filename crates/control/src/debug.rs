@@ -10,11 +10,14 @@ pub(crate) mod keys_page;
 mod registry;
 mod syncz;
 
+use crate::certificates;
 use crate::connections::Connections;
 use crate::keys::Fetched;
+use crate::quarantine::Board;
 use crate::renderer::Renderer;
 use crate::seen::Seen;
 use carrick_api::timestamp::Timestamp;
+use carrick_ledger::Ledger;
 use carrick_runtime::admin::{Request, Response, Router};
 use carrick_runtime::metrics::{CONTENT_TYPE, Metrics};
 use http::StatusCode;
@@ -39,6 +42,8 @@ pub(crate) struct Pages {
     pub(crate) keys: watch::Receiver<Fetched>,
     pub(crate) mesh_config: Arc<arc_swap::ArcSwap<carrick_api::MeshConfig>>,
     pub(crate) started: SystemTime,
+    pub(crate) ledger: Option<Arc<Ledger>>,
+    pub(crate) quarantine: Arc<Board>,
 }
 
 /// The table of pages.
@@ -69,6 +74,12 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     });
     page(&mut router, "/debug/keys", &pages, |pages, _| async move {
         answer(StatusCode::OK, &keys_page::write(&pages.keys.borrow().keys))
+    });
+    page(&mut router, "/debug/quarantine", &pages, |pages, _| async move {
+        answer(StatusCode::OK, &pages.quarantine.page())
+    });
+    page(&mut router, "/debug/certificates", &pages, |pages, _| async move {
+        answer(StatusCode::OK, &certificates::page(pages.ledger.as_deref(), &pages.quarantine))
     });
     page(&mut router, "/debug/findings", &pages, |pages, _| async move { registry::findings(&pages) });
     page(&mut router, "/debug/distribution", &pages, |pages, request| async move {

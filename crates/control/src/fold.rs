@@ -10,6 +10,7 @@ use crate::ledger;
 use crate::mesh_settings::MeshSettings;
 use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
+use crate::quarantine::Board;
 use crate::remote::{self, ClusterId, Remote, RemoteEvent, Remotes, What};
 use crate::renderer::{Build, Renderer};
 use crate::seen::Seen;
@@ -67,6 +68,7 @@ struct Pending {
 pub(crate) struct Fold {
     pub(crate) keys: Keys,
     pub(crate) remotes: Remotes,
+    pub(crate) quarantine: Arc<Board>,
     /// What the own cluster is called.
     pub(crate) cluster_id: ClusterId,
     pub(crate) mesh_networks: MeshNetworks,
@@ -216,6 +218,14 @@ impl Fold {
         }
         if kind == Kind::ConfigMap && self.mesh.take_maps(&event.change) {
             Self::reconsider(state);
+        }
+        if kind == Kind::ConfigMap {
+            let root = self.mesh.current().root_namespace.clone();
+            // Told to proxies at once; what Envoys need besides goes the way of all configuration.
+            if self.quarantine.take_maps(&root, &event.change) {
+                self.renderer.bar(self.quarantine.barrier(&root));
+                Self::reconsider(state);
+            }
         }
         let outcome = state.known.take(kind, event.change);
         for ((namespace, name), reason) in &outcome.broken {

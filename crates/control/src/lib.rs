@@ -7,6 +7,7 @@
 mod ads;
 mod ca;
 mod caller;
+mod certificates;
 mod connections;
 mod control;
 mod debug;
@@ -18,6 +19,7 @@ mod mesh_settings;
 mod metrics;
 mod names;
 mod objects;
+mod quarantine;
 mod read;
 mod remote;
 mod renderer;

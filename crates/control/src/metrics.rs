@@ -17,6 +17,15 @@ pub(crate) struct ByType {
     pub(crate) r#type: String,
 }
 
+/// Who holds a certificate, and the share of its life that it has used at least, in percent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByLife {
+    /// `proxy`, `secret` or `control-plane`.
+    pub(crate) holder: &'static str,
+    /// `0`, `50`, `75`, `90` or `100`.
+    pub(crate) used: &'static str,
+}
+
 /// Handles of all metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlMetrics {
@@ -33,6 +42,9 @@ pub(crate) struct ControlMetrics {
     pub(crate) unauthenticated: Gauge,
     pub(crate) csr_errors: Gauge,
     pub(crate) root_expiry: Gauge,
+    pub(crate) lives: Family<ByLife, Gauge>,
+    pub(crate) quarantined: Gauge,
+    pub(crate) quarantine_behind: Gauge,
 }
 
 impl ControlMetrics {
@@ -53,6 +65,9 @@ impl ControlMetrics {
             unauthenticated: Gauge::default(),
             csr_errors: Gauge::default(),
             root_expiry: Gauge::default(),
+            lives: Family::default(),
+            quarantined: Gauge::default(),
+            quarantine_behind: Gauge::default(),
         };
         let m = metrics.clone();
         registry.register(|r| {
@@ -73,6 +88,9 @@ impl ControlMetrics {
             r.register(names::AUTH_FAILURES, "Signing requests without a proven identity", m.unauthenticated);
             r.register(names::CSR_ERRORS, "Signing requests that cannot be honoured", m.csr_errors);
             r.register(names::ROOT_EXPIRY, "End of the signing certificate", m.root_expiry);
+            r.register(names::LIVES, "Certificates that have used so much of their life (percent)", m.lives);
+            r.register(names::QUARANTINED, "Identities and certificates that are quarantined", m.quarantined);
+            r.register(names::QUARANTINE_BEHIND, "Proxies without the newest quarantine", m.quarantine_behind);
         });
         metrics
     }

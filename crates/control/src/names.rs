@@ -29,3 +29,9 @@ pub(crate) const AUTH_FAILURES: &str = "citadel_server_authentication_failure_co
 pub(crate) const CSR_ERRORS: &str = "citadel_server_csr_parsing_err_count";
 /// End of the root certificate, seconds since 1970.
 pub(crate) const ROOT_EXPIRY: &str = "citadel_server_root_cert_expiry_timestamp";
+/// Certificates in use, by holder and used share of their life.
+pub(crate) const LIVES: &str = "carrick_certificates";
+/// Entries of the quarantine.
+pub(crate) const QUARANTINED: &str = "carrick_quarantine_entries";
+/// Proxies that have not acknowledged the newest quarantine.
+pub(crate) const QUARANTINE_BEHIND: &str = "carrick_quarantine_proxies_behind";

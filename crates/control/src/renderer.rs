@@ -70,6 +70,8 @@ pub(crate) struct Renderer {
     wake: Condvar,
     current: ArcSwapOption<Current>,
     refusals: ArcSwap<Refusals>,
+    /// The last filter of every Envoy.
+    barrier: ArcSwapOption<EnvoyFilter>,
     metrics: ControlMetrics,
 }
 
@@ -83,6 +85,7 @@ impl Renderer {
             wake: Condvar::new(),
             current: ArcSwapOption::empty(),
             refusals: ArcSwap::default(),
+            barrier: ArcSwapOption::empty(),
             metrics,
         })
     }
@@ -95,6 +98,11 @@ impl Renderer {
     /// Objects that proxies' configurations were made without.
     pub(crate) fn refusals(&self) -> Arc<Refusals> {
         self.refusals.load_full()
+    }
+
+    /// What the next build puts before every inbound chain of every Envoy.
+    pub(crate) fn bar(&self, barrier: Option<Arc<EnvoyFilter>>) {
+        self.barrier.store(barrier);
     }
 
     /// Hands over what to build; merges with what was not started yet.
@@ -167,6 +175,7 @@ impl Renderer {
             let start = Instant::now();
             let built = inbox.build.and_then(|build| self.advance(build));
             let Some(current) = self.current() else { continue };
+            work.barrier = self.barrier.load_full();
             work.round(&current, built.is_some());
             self.refusals.store(Arc::new(work.refusals()));
             if built.is_some() {
@@ -224,6 +233,7 @@ struct Work {
     cache: Cache,
     memo: Memo,
     shared: Shared,
+    barrier: Option<Arc<EnvoyFilter>>,
     rounds: u32,
 }
 
@@ -250,7 +260,8 @@ impl Work {
             let (cache, memo, shared) = (&mut self.cache, &mut self.memo, &mut self.shared);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let node = effective(&current.snapshot, &proxy.node);
-                let filters = filters_of(&current.snapshot, &node);
+                let mut filters = filters_of(&current.snapshot, &node);
+                filters.extend(self.barrier.clone().filter(|_| !proxy.target.native && !proxy.grpc));
                 let now = (views.of(&node), filters);
                 if !sweep && proxy.last.as_ref() == Some(&now) {
                     return (None, now);

@@ -9,8 +9,8 @@ use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::D
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    analyze, apply, bench, cluster, convert, demo, experimental, output::Format, process, proxy_config, proxy_status,
-    remote, up, validate, version, why,
+    analyze, apply, bench, ca, certs, cluster, convert, demo, experimental, output::Format, process, proxy_config,
+    proxy_status, remote, up, validate, version, why,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -66,6 +66,14 @@ enum Command {
     /// Show which proxies are connected and whether they run the newest configuration.
     #[command(visible_alias = "ps")]
     ProxyStatus(ProxyStatus),
+    /// Ask something of the mesh's certificate authority.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Certificates: what was issued, who holds it, what is served.
+    Certs {
+        #[command(subcommand)]
+        command: certs::Command,
+    },
     /// Print the Secret by which other control planes may read this cluster.
     CreateRemoteSecret(remote::Options),
     /// List the clusters that the control plane on this machine reads.
@@ -416,6 +424,12 @@ enum ProxyConfig {
 }
 
 #[derive(Debug, Subcommand)]
+enum Ca {
+    /// Refuse an identity or a certificate everywhere, and cut its connections; or take that back.
+    Revoke(ca::revoke::Options),
+}
+
+#[derive(Debug, Subcommand)]
 enum Experimental {
     /// Describe a pod or service, and every object that has a say in its traffic.
     #[command(visible_alias = "des", subcommand)]
@@ -591,6 +605,19 @@ impl Cli {
                 }
                 print!("{}", proxy_status::show(&answer, &filter, options.output)?);
                 Ok(0)
+            }
+            Command::Ca(Ca::Revoke(options)) => {
+                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+                let client = cluster::client(&kubeconfig).await?;
+                ca::revoke::run(&options, client, &global.istio_namespace).await
+            }
+            Command::Certs { command } => {
+                // An audit looks at the ledger also where no API runs.
+                let client = match cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir) {
+                    Ok(kubeconfig) => cluster::client(&kubeconfig).await.ok(),
+                    Err(_) => None,
+                };
+                certs::run(command, certs::Place { data_dir: global.data_dir, client }).await
             }
             Command::CreateRemoteSecret(options) => {
                 let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;

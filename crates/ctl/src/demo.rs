@@ -19,9 +19,11 @@ pub mod link;
 pub mod load;
 pub mod mesh;
 pub mod product_stock;
+mod quarantine;
 pub mod rows;
 pub mod serve;
 pub mod stage;
+mod streams;
 pub mod websocket;
 pub mod wire;
 
@@ -43,6 +45,8 @@ pub enum Command {
     IntuitGateway(intuit_gateway::Options),
     /// Partners that call in with their certificates, and are called out with ours.
     GopayPartners(gopay_partners::Options),
+    /// An identity is revoked while it holds connections.
+    Quarantine(quarantine::Options),
     /// Every case file, with every pair of data planes.
     Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
@@ -55,6 +59,9 @@ pub enum Command {
     Load(load::Options),
     /// One WebSocket for examples, kept open until standard input is closed: prints how many messages came back.
     Held(held::Options),
+    /// Connections that are held open, for scenarios in which they are cut.
+    #[command(hide = true)]
+    Streams(streams::Options),
     /// curl on command: a line of JSON arguments in, a line of what came out.
     #[command(hide = true)]
     Curls,
@@ -73,6 +80,8 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Certificates(options) => certificates::run(&options).map(|()| 0),
         Command::IntuitGateway(options) => intuit_gateway::run(&options, data_dir).await,
         Command::GopayPartners(options) => gopay_partners::run(&options, data_dir).await,
+        Command::Quarantine(options) => quarantine::run(&options, data_dir).await,
+        Command::Streams(options) => streams::run(options).await,
         Command::Cases(options) => cases::run(&options, data_dir).await,
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,
         Command::Serve(options) => serve::run(options).await,

@@ -8,6 +8,8 @@
 pub mod analyze;
 pub mod apply;
 pub mod bench;
+pub mod ca;
+pub mod certs;
 pub mod cli;
 pub mod cluster;
 pub mod convert;

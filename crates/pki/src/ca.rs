@@ -3,6 +3,7 @@
 //! Invariant: a leaf holds exactly the names of the given [`Subject`], is never a CA, and never outlives its signer.
 //! Who may have which subject is decided by the caller.
 
+mod crl;
 mod files;
 mod leaf;
 mod root;
@@ -233,6 +234,23 @@ impl Authority {
             not_after: leaf.not_after,
             serial: leaf.serial,
         })
+    }
+
+    /// A revocation list of the signer, PEM; `None` where a list of its own would not do: the signer is no root, so that its
+    /// own certificate would have to be on a list too, or there are other roots. `number` grows from list to list.
+    ///
+    /// # Errors
+    /// A serial is no number, or the signer may not sign lists.
+    pub fn revocation_list(
+        &self,
+        revoked: &[(String, SystemTime)],
+        number: u64,
+        now: SystemTime,
+    ) -> Result<Option<String>, CaError> {
+        if !self.intermediates.is_empty() || self.roots.roots().len() != 1 {
+            return Ok(None);
+        }
+        crl::sign(&self.issuer, revoked, number, self.options.max_ttl, now).map(Some)
     }
 
     /// A new key and a certificate for it: for servers of the control plane itself.

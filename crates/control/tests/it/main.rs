@@ -6,4 +6,5 @@ mod cluster;
 mod envoy;
 mod fixture;
 mod pushes;
+mod quarantine;
 mod remote;

@@ -1,12 +1,13 @@
 //! Who gets through a handshake, and which alert the others are sent.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use carrick_pki::tls::{
     AlpnServerConfig, ClientAuth, PeerPolicy, SanMatch, ServerAuth, TlsOptions, TlsVersion, VerifiedPeer,
     client_config, server_config,
 };
-use carrick_pki::{Identity, KeyAlgorithm, Subject};
+use carrick_pki::{Identity, KeyAlgorithm, Quarantine, Subject};
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
 use rustls::{AlertDescription, Error, ProtocolVersion};
 
@@ -225,4 +226,31 @@ fn sessions_are_not_resumed() {
             assert_eq!(c.handshake_kind(), Some(rustls::HandshakeKind::Full), "{version:?}");
         }
     }
+}
+
+#[test]
+fn whoever_is_quarantined_or_on_our_own_list_is_refused() {
+    let folder = Folder::new();
+    let ca = authority(&folder, KeyAlgorithm::default());
+    let server = workload(&ca, &spiffe("shop", "server"));
+    let (good, bad) = (workload(&ca, &spiffe("shop", "good")), workload(&ca, &spiffe("shop", "bad")));
+    let judge = |change: &dyn Fn(&mut PeerPolicy), client: &Identity| {
+        let mut policy = PeerPolicy::new(ca.roots().clone(), Vec::new());
+        change(&mut policy);
+        outcome(Some(client), &server, policy).map(|_| ())
+    };
+    let by_identity = |policy: &mut PeerPolicy| {
+        policy.quarantine = Arc::new(Quarantine::new([spiffe("shop", "bad").to_string()], []));
+    };
+    let by_serial = |policy: &mut PeerPolicy| policy.quarantine = Arc::new(Quarantine::new([], [bad.serial.clone()]));
+    let now = SystemTime::now();
+    let list = ca.revocation_list(&[(bad.serial.clone(), now)], 1, now).unwrap().expect("one root");
+    let by_list = |policy: &mut PeerPolicy| {
+        policy.roots = policy.roots.clone().with_revocations(list.as_bytes()).unwrap();
+    };
+    for change in [&by_identity as &dyn Fn(&mut PeerPolicy), &by_serial, &by_list] {
+        assert_eq!(judge(change, &good), Ok(()));
+        assert_eq!(judge(change, &bad), Err(AlertDescription::CertificateRevoked));
+    }
+    assert!(ca.revocation_list(&[("no number".to_owned(), now)], 2, now).is_err());
 }
