@@ -24,6 +24,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "xds_endpoints", run: |data| xds("envoy.config.endpoint.v3.ClusterLoadAssignment", data) },
     Target { name: "xds_listener", run: |data| xds("envoy.config.listener.v3.Listener", data) },
     Target { name: "xds_routes", run: |data| xds("envoy.config.route.v3.RouteConfiguration", data) },
+    Target { name: "unix_authority", run: unix_authority },
     Target { name: "csr", run: csr },
     Target { name: "certificate", run: certificate },
     Target { name: "pem", run: pem },
@@ -128,6 +129,15 @@ fn jwt(data: &[u8]) {
     if let Some(Ok(token)) = text(one).map(Token::parse) {
         assert!(keys.is_empty() || keys.verify(&token).is_err() || !token.signature.is_empty());
     }
+}
+
+/// Pieces make no difference, and no length changes.
+fn unix_authority(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else { return };
+    let whole = carrick_xds::server::authority::mended(&[data]);
+    assert_eq!(whole.len(), data.len());
+    let (one, other) = data.split_at(usize::from(*cut).min(data.len()));
+    assert_eq!(carrick_xds::server::authority::mended(&[one, other]), whole);
 }
 
 /// Annotation values that shape packet rules: what is accepted must not break out of its place in the rule text.

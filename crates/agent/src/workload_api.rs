@@ -5,6 +5,7 @@
 //! no secret of a file or of the control plane. An application that was given an identity is given each next one; until there is one,
 //! it waits. Tokens (JWT-SVIDs) are not issued and are refused as such.
 
+mod callers;
 mod wire;
 
 use std::io;
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Response, Status};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use crate::sds::own_secret_service;
@@ -140,16 +141,15 @@ pub async fn serve(listener: UnixListener, store: Arc<SecretStore>, trust_domain
     serve_unix_where(listener, routes, options, drain, admit).await;
 }
 
-/// Whether the caller is in this network namespace, which is the pod. One that this process cannot see at all (in a container with
-/// processes of its own) has come through a folder that only the pod has.
+/// Whether the caller is in this network namespace, which is the pod.
 fn admit(stream: &UnixStream) -> bool {
-    let Some(pid) = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0) else { return true };
-    let own = std::fs::read_link("/proc/self/ns/net");
-    let callers = std::fs::read_link(format!("/proc/{pid}/ns/net"));
-    let same = matches!((&own, &callers), (Ok(own), Ok(callers)) if own == callers);
-    if !same {
+    let near = callers::is_near(stream).unwrap_or_else(|error| {
+        warn!(%error, "where a caller of the Workload API is cannot be found out");
+        false
+    });
+    if !near {
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         warn!(pid, "a process of another pod asked for this one's identity and was refused");
     }
-    debug!(pid, same, "Workload API");
-    same
+    near
 }

@@ -3,7 +3,7 @@
 //! Invariant: one task owns one stream with its session; a [`Source`] gives it the newest set, and sets that come faster
 //! than the peer acknowledges are merged, not queued.
 
-mod authority;
+pub mod authority;
 mod delta;
 mod listen;
 mod service;
