@@ -81,7 +81,7 @@ impl Native {
                 note(&mut refused, &rejection.resource, rejection.to_string());
             }
         }
-        let (sender, receiver) = watch::channel(Arc::new(Secrets { by_name }));
+        let (sender, receiver) = watch::channel(Arc::new(Secrets { by_name, ..Secrets::default() }));
         let options = EngineOptions {
             workers: 2,
             drain_time: Duration::from_millis(100),
