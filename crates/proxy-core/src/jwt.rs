@@ -156,7 +156,9 @@ impl JwtAuthn {
         now: u64,
         keys: &dyn Fn(&crate::model::jwt::Remote) -> Option<Arc<KeySet>>,
     ) -> Verdict {
-        let realm = format!("{}://{}{}", url.0, url.1, clip(&message.path, MAX_REALM_PATH));
+        // The path that came first, where somebody says so, as Envoy has it.
+        let told = message.headers.get("x-envoy-original-path").and_then(|path| path.to_str().ok());
+        let realm = format!("{}://{}{}", url.0, url.1, clip(told.unwrap_or(&message.path), MAX_REALM_PATH));
         let mut run = Run { filter: self, now, keys, passed: Passed::default() };
         match run.requirement(requirement, message) {
             Ok(()) => Verdict::Passed(run.passed),

@@ -46,44 +46,38 @@ impl StringMatcher {
 }
 
 impl HeaderMatcher {
-    /// Whether a request matches.
-    #[must_use]
-    pub fn matches(&self, request: &RequestHead<'_>) -> bool {
-        self.decide(|f| request.with_header(&self.key, f))
-    }
-
-    /// Whether a request matches when each of several values counts for itself, as for RBAC: one that matches is enough, and the
+    /// Whether a request matches. Each of several values counts for itself, as with Envoy 1.40: one that matches is enough, and the
     /// inverted condition wants that none does.
     #[must_use]
-    pub fn matches_any_value(&self, request: &RequestHead<'_>) -> bool {
+    pub fn matches(&self, request: &RequestHead<'_>) -> bool {
         match &self.key {
-            MatchKey::Name(name) if !matches!(self.condition, HeaderCondition::Present(_)) => {
-                let mut values = request.headers.get_all(name).iter().peekable();
-                if values.peek().is_none() {
-                    return self.matches(request);
-                }
-                values.any(|value| self.text(value.as_bytes())) != self.invert
-            }
-            _ => self.matches(request),
+            MatchKey::Name(name) => self.decide_each(request.headers, name),
+            key => self.decide(request.with_header(key, |value| self.text(value))),
         }
     }
 
     /// Whether headers (of a response, say) match; `status` stands for `:status`.
     #[must_use]
     pub fn matches_response(&self, status: u16, headers: &http::HeaderMap) -> bool {
-        self.decide(|f| match &self.key {
-            MatchKey::Status => Some(f(status.to_string().as_bytes())),
-            MatchKey::Name(name) => crate::request::joined(headers, name, f),
-            _ => None,
-        })
+        match &self.key {
+            MatchKey::Status => self.decide(Some(self.text(status.to_string().as_bytes()))),
+            MatchKey::Name(name) => self.decide_each(headers, name),
+            _ => self.decide(None),
+        }
     }
 
-    fn decide(&self, read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Option<bool>) -> bool {
+    fn decide_each(&self, headers: &http::HeaderMap, name: &http::HeaderName) -> bool {
+        let mut values = headers.get_all(name).iter().peekable();
+        let there = values.peek().is_some();
+        self.decide(there.then(|| values.any(|value| self.text(value.as_bytes()))))
+    }
+
+    /// By whether a value matched; `None` where there is none.
+    fn decide(&self, matched: Option<bool>) -> bool {
         if let HeaderCondition::Present(wanted) = self.condition {
-            let present = read(&mut |_| true).is_some();
-            return (present == wanted) != self.invert;
+            return ((matched.is_some() || self.missing_as_empty) == wanted) != self.invert;
         }
-        match read(&mut |value| self.text(value)) {
+        match matched {
             Some(matched) => matched != self.invert,
             None if self.missing_as_empty => self.text(b"") != self.invert,
             None => false,

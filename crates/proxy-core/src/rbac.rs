@@ -161,7 +161,7 @@ impl Condition {
             Self::And(all) => all.iter().all(|c| c.holds(subject)),
             Self::Or(any) => any.iter().any(|c| c.holds(subject)),
             Self::Not(inner) => !inner.holds(subject),
-            Self::Header(matcher) => subject.request.is_some_and(|r| matcher.matches_any_value(&r)),
+            Self::Header(matcher) => subject.request.is_some_and(|r| matcher.matches(&r)),
             Self::Path(matcher) => path().is_some_and(|p| matcher.matches(p.as_bytes())),
             Self::Template(template) => path().is_some_and(|p| template.matches(p)),
             Self::DestinationIp(net) => net.contains(&subject.local.ip().to_canonical()),

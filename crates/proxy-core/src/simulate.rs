@@ -222,6 +222,14 @@ fn run(
     random: u64,
 ) -> Verdict {
     let mut verdict = Verdict::default();
+    // Names are read in lower case.
+    let lower;
+    let mut connection = *connection;
+    if let Opening::Tls { server_name: Some(name), alpn } = connection.opening {
+        lower = name.to_ascii_lowercase();
+        connection.opening = Opening::Tls { server_name: Some(&lower), alpn };
+    }
+    let connection = &connection;
     let Some(listener) = listener(runtime, direction, connection) else { return verdict };
     verdict.listener = Some(Arc::clone(&listener.name));
     verdict.end = End::NoChain;

@@ -167,10 +167,6 @@ fn spelled(request: &Request, tokens: &[String]) -> String {
 
 /// What the application saw, without ids and lengths that Envoy writes on some requests without a body.
 fn stable(body: &str) -> String {
-    let body = match body.split_once(", transport failure reason: ") {
-        Some((before, _)) => before,
-        None => body,
-    };
     let lines = body.lines().filter(|l| !l.starts_with("x-request-id: ") && *l != "content-length: 0");
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }

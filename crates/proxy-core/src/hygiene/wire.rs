@@ -70,6 +70,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether Envoy's codec lets it pass and the connection manager refuses it, which answers a gRPC request in gRPC.
+    #[must_use]
+    pub fn is_of_a_request(self) -> bool {
+        matches!(self, Self::Fragment | Self::NoPath)
+    }
+
     /// Status and details as Envoy has them.
     #[must_use]
     pub fn reply(self) -> super::LocalReply {
@@ -149,7 +155,7 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     if method == b"OPTIONS" && target.starts_with(b"*") && target != b"*" {
         return Err(Refusal::NoPath);
     }
-    if !target_is_known(method, target) {
+    if !target_is_known(method, target) || target.iter().any(|b| *b <= b' ' || *b == 0x7f) {
         return Err(Refusal::Malformed);
     }
     if target.contains(&b'#') {
@@ -157,6 +163,15 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     }
     let body = framing.body()?;
     Ok(if method == b"CONNECT" || framing.upgrade { Framing::Opaque } else { body })
+}
+
+/// The first value of a field of a head that was judged before, by its name in lower case.
+#[must_use]
+pub fn field<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    head.split(|b| *b == b'\n').skip(1).find_map(|line| {
+        let (field, value) = line.split_at(line.iter().position(|b| *b == b':')?);
+        field.eq_ignore_ascii_case(name).then(|| value.get(1..).unwrap_or_default().trim_ascii())
+    })
 }
 
 /// The forms of RFC 9112 §3.2 that name a path, and that of CONNECT.
@@ -180,22 +195,22 @@ impl Fields {
         }
         let Some(colon) = line.iter().position(|b| *b == b':') else { return Err(Refusal::Malformed) };
         let (name, value) = line.split_at(colon);
+        if name.is_empty() || !name.iter().copied().all(is_token) {
+            return Err(Refusal::Malformed);
+        }
         let value = value.get(1..).unwrap_or_default();
         if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
             return Err(Refusal::Malformed);
         }
         let value = value.trim_ascii();
-        if name.trim_ascii().eq_ignore_ascii_case(b"content-length") {
-            let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit) && name.trim_ascii() == name;
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
             if self.length.is_some() || number.is_none() {
                 return Err(Refusal::Malformed);
             }
             self.length = number;
-        } else if name.trim_ascii().eq_ignore_ascii_case(b"transfer-encoding") {
-            if name.trim_ascii() != name {
-                return Err(Refusal::Malformed);
-            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Refusal::Coding);
             }
@@ -344,6 +359,14 @@ mod tests {
         for good in [&b""[..], b"\r", b"\r\n", b"G", b"GET /x", b"\r\nPO"] {
             assert!(may_begin(good), "{good:?}");
         }
+    }
+
+    #[test]
+    fn a_field_is_found_whatever_its_case() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type:  application/grpc \r\ncontent-type: b\r\n\r\n";
+        assert_eq!(field(head, b"content-type"), Some(&b"application/grpc"[..]));
+        assert_eq!(field(head, b"get / http/1.1"), None);
+        assert_eq!(field(b"", b"content-type"), None);
     }
 
     #[test]

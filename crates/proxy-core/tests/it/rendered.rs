@@ -3,6 +3,7 @@
 use carrick_mesh::Snapshot;
 use carrick_mesh::view::sidecar;
 use carrick_proxy_core::model::RuntimeConfig;
+use carrick_proxy_core::request::RequestHead;
 use carrick_proxy_core::simulate::{Connection, End, Opening, Verdict, inbound, outbound};
 use carrick_proxy_core::store::type_url;
 use carrick_render::Cache;
@@ -111,6 +112,31 @@ fn the_inbound_table() {
         let openings = [Opening::Http11, Opening::Silent, MESH_HTTP, MESH_TCP, OTHER_TLS];
         let found: Vec<_> = openings.iter().map(|o| letter(&arrive(&runtime, 8080, *o))).collect();
         assert_eq!(found.join(" "), expected, "{port} {mode}");
+    }
+}
+
+#[test]
+fn requests_are_made_fit_before_they_are_routed() {
+    let runtime = runtime(&two_pods("DISABLE", None), "server");
+    let connection = Connection {
+        destination: "10.244.0.2:8080".parse().unwrap(),
+        source: "10.244.0.1:40000".parse().unwrap(),
+        opening: Opening::Http11,
+        captured_at: Some(15006),
+    };
+    for (method, path, end) in [
+        ("GET", "/", End::Http),
+        ("HEAD", "/x?y", End::Http),
+        ("get", "/", End::Answered(400)),
+        ("BREW", "/", End::Answered(400)),
+        ("GET", "/a#b", End::Answered(400)),
+        ("GET", "http://server.y/x", End::Http),
+        ("GET", "http://server.y/x#b", End::Answered(400)),
+        ("OPTIONS", "*", End::Answered(404)),
+    ] {
+        let headers = http::HeaderMap::new();
+        let head = RequestHead { method, path, authority: "server.y", scheme: "http", headers: &headers };
+        assert_eq!(inbound(&runtime, &connection, Some(&head), 0).end, end, "{method} {path}");
     }
 }
 

@@ -165,12 +165,7 @@ impl Run<'_> {
         let Lookup::Route(routed) = &self.lookup else { return None };
         let view = head.view();
         let choice = routed.route.forward().and_then(|a| a.choose_cluster(&view, self.facts.random));
-        Some(f(&Levels {
-            table: &routed.table,
-            virtual_host: &routed.virtual_host,
-            route: &routed.route,
-            weighted: choice.and_then(|c| c.weighted),
-        }))
+        Some(f(&routed.levels(choice.and_then(|c| c.weighted))))
     }
 
     fn runs(&self, head: &Head, step: &Step) -> bool {

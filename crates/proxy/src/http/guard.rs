@@ -13,8 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What the codec gets in the place of a refused head, and of one whose answer has no body.
-const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
-const STAND_IN_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+const STAND_IN: &[u8] = b" / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n";
 /// How much is read at once.
 const READ: usize = 8 * 1024;
 
@@ -74,10 +73,7 @@ impl Guard {
                         if end > self.limit { Err(Refusal::TooLarge) } else { wire::judge(&head, self.accept_http_10) };
                     match judged {
                         Err(refusal) => {
-                            self.refuse_with(
-                                refusal,
-                                if head.starts_with(b"HEAD ") { STAND_IN_HEAD } else { STAND_IN },
-                            );
+                            self.refuse_head(refusal, &head);
                             return;
                         }
                         Ok(framing) => {
@@ -123,13 +119,25 @@ impl Guard {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.refuse_with(refusal, STAND_IN);
+        self.refuse_head(refusal, b"");
     }
 
-    fn refuse_with(&mut self, refusal: Refusal, stand_in: &[u8]) {
+    /// The stand-in has what decides how it is answered: whether with a body, and whether in gRPC. Where nothing of the head is believed
+    /// that does not count either.
+    fn refuse_head(&mut self, refusal: Refusal, head: &[u8]) {
         let _ = self.verdict.set(refusal);
         self.held.clear();
-        self.passed.extend_from_slice(stand_in);
+        let bodiless = refusal.is_of_a_request() && head.starts_with(b"HEAD ");
+        self.passed.extend_from_slice(if bodiless { b"HEAD" } else { b"GET" });
+        self.passed.extend_from_slice(STAND_IN);
+        if refusal.is_of_a_request()
+            && let Some(kind) = wire::field(head, b"content-type")
+        {
+            self.passed.extend_from_slice(b"content-type: ");
+            self.passed.extend_from_slice(kind);
+            self.passed.extend_from_slice(b"\r\n");
+        }
+        self.passed.extend_from_slice(b"\r\n");
         self.state = State::Over;
     }
 }

@@ -10,6 +10,7 @@ use carrick_proxy_core::hygiene::reject::{self, Version};
 use carrick_proxy_core::hygiene::{hop, path};
 use carrick_proxy_core::model::hcm::HttpConnectionManager;
 use carrick_proxy_core::model::route::{Route, RouteAction, RouteTable, Target, VirtualHost, WeightedCluster};
+use carrick_proxy_core::mutate::Levels;
 use carrick_proxy_core::request::{RequestHead, is_grpc};
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -53,6 +54,13 @@ pub(super) struct Routed {
     pub route: Arc<Route>,
 }
 
+impl Routed {
+    /// Whose changes of headers apply, with the weighted entry that was chosen.
+    pub fn levels<'a>(&'a self, weighted: Option<&'a WeightedCluster>) -> Levels<'a> {
+        Levels { table: &self.table, virtual_host: &self.virtual_host, route: &self.route, weighted }
+    }
+}
+
 /// The weighted entry that was chosen, by the cluster's name.
 pub(super) fn weighted<'a>(action: &'a RouteAction, cluster: &str) -> Option<&'a WeightedCluster> {
     match &action.target {
@@ -64,6 +72,7 @@ pub(super) fn weighted<'a>(action: &'a RouteAction, cluster: &str) -> Option<&'a
 /// Refusals and hygiene, up to the point where the request can be routed.
 pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: Parts) -> Result<Head, Failure> {
     if let Some(reply) = conn.refusal() {
+        conn.stats.downstream_cx_protocol_error.inc();
         return Err(Failure::Refused(reply));
     }
     let version = match parts.version {

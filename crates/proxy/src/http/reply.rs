@@ -171,6 +171,11 @@ impl Failure {
         }
     }
 
+    /// Whether it is an answer of the proxy to the request, and not one that a filter speaks in somebody's name (a preflight).
+    pub(super) fn is_local(&self) -> bool {
+        !matches!(self, Failure::Filter(reply) if !reply.local)
+    }
+
     /// Answered before the request's end was waited for: what is still to come of it is not worth reading (Envoy closes, too).
     fn is_early(&self) -> bool {
         // An authorizer takes longer than a body.
@@ -199,7 +204,9 @@ impl Failure {
             Failure::Direct(_, body) => body.clone(),
             Failure::Filter(reply) => reply.body.clone(),
             // What the codec refuses is named by its status.
-            Failure::Refused(LocalReply::Status(_, details)) if details.starts_with("http1.") => {
+            Failure::Refused(LocalReply::Status(_, details))
+                if details.starts_with("http1.") || *details == "low_version" =>
+            {
                 Bytes::from_static(self.status().canonical_reason().unwrap_or_default().as_bytes())
             }
             Failure::NoHealthy => Bytes::from_static(b"no healthy upstream"),
@@ -211,12 +218,8 @@ impl Failure {
                 Bytes::from(format!("{BEFORE}reset reason: overflow"))
             }
             Failure::Connect(ConnectError::Timeout) => Bytes::from(format!("{BEFORE}{latest}: connection timeout")),
-            Failure::Connect(ConnectError::Tcp(_)) => {
-                Bytes::from(format!("{BEFORE}{latest}: remote connection failure"))
-            }
-            Failure::Connect(e) => {
-                Bytes::from(format!("{BEFORE}{latest}: remote connection failure, transport failure reason: {e}"))
-            }
+            // What TLS broke at is for the log, not for the client.
+            Failure::Connect(_) => Bytes::from(format!("{BEFORE}{latest}: remote connection failure")),
             Failure::Terminated => Bytes::from(format!("{BEFORE}{latest}: connection termination")),
             Failure::NotHttp => Bytes::from(format!("{BEFORE}{latest}: protocol error")),
             Failure::Reset(why) => Bytes::from(format!("{BEFORE}{latest}: {why}")),
@@ -232,7 +235,10 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     exchange.flags = failure.flag(retried);
     exchange.details = failure.details();
     // After a request that made no sense nothing is believed to be one.
-    exchange.closing |= status == StatusCode::BAD_REQUEST || (exchange.has_body && failure.is_early());
+    // What follows a request for another protocol may be that protocol.
+    exchange.closing |= status == StatusCode::BAD_REQUEST
+        || matches!(failure, Failure::UpgradeRefused)
+        || (exchange.has_body && failure.is_early());
     if let Failure::Connect(e) = failure {
         let why = e.to_string();
         // The details say it too, as one word.

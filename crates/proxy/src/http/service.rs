@@ -8,7 +8,7 @@ use super::connection::HttpConn;
 use super::exchange::{Exchange, Logged};
 use super::filters::{self, Found, Lookup, look_up};
 use super::forward::{self, Forward};
-use super::head::{Head, Routed, prepare, set_path, weighted};
+use super::head::{Head, prepare, set_path, weighted};
 use super::reply::{self, Failure};
 use super::{trace, upgrade};
 use crate::names::details;
@@ -23,13 +23,16 @@ use carrick_proxy_core::request::{RequestHead, is_grpc};
 use carrick_proxy_core::rewrite;
 use carrick_proxy_core::routing::{ClusterChoice, RouteFacts};
 use carrick_proxy_core::timeouts::timeouts;
-use http::header::{CONNECTION, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// What an answer of our own says of its body, and of its outcome in gRPC.
+const FRAME: [HeaderName; 4] =
+    [CONTENT_LENGTH, CONTENT_TYPE, HeaderName::from_static("grpc-status"), HeaderName::from_static("grpc-message")];
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -192,7 +195,9 @@ async fn handle(
         let result = Box::pin(run.all(&mut head, &mut body)).await;
         (lookup, read) = (run.lookup, run.read);
         exchange.found = Some(Box::new(run.found));
-        result.map_err(here)?;
+        if let Err(failure) = result {
+            return refused_on_its_way(conn, exchange, hcm, &head, &lookup, facts.random, failure);
+        }
     }
     let routed = match lookup {
         Lookup::Route(routed) => routed,
@@ -205,10 +210,18 @@ async fn handle(
     exchange.route = Some(Arc::clone(&routed.route));
     let action = match &routed.route.action {
         Action::Forward(action) => action,
-        Action::Direct(direct) => return direct_response(exchange, hcm, &head, &routed, direct),
+        Action::Direct(direct) => {
+            let text = match &direct.format {
+                Some(f) => bytes::Bytes::from(f.text(&Facts { request: Some(head.view()), ..Facts::default() })),
+                None => direct.body.clone(),
+            };
+            let failure = Failure::Direct(direct.status, text);
+            return Ok(answer_here(conn, exchange, hcm, head.view(), &routed.levels(None), &here(failure)));
+        }
         Action::Redirect(redirect) => {
             let (status, to) = rewrite::redirect(redirect, &routed.route.matching.path, &head.view());
-            return answer_here(exchange, hcm, &head, &routed, &Failure::Redirect(status, to));
+            let failure = Failure::Redirect(status, to);
+            return Ok(answer_here(conn, exchange, hcm, head.view(), &routed.levels(None), &here(failure)));
         }
     };
     let upgrade = match head.upgrade.take() {
@@ -217,7 +230,11 @@ async fn handle(
         }
         // A client that offers HTTP/2 is not refused for it (RFC 9113 §3.1 has no such upgrade any more).
         Some(kind) if kind == "h2c" => None,
-        Some(_) => return Err(here(Failure::UpgradeRefused)),
+        Some(_) => {
+            let found = Lookup::Route(routed);
+            let failure = Failure::UpgradeRefused;
+            return refused_on_its_way(conn, exchange, hcm, &head, &found, facts.random, failure);
+        }
         None => None,
     };
     if conn.outbound && !conn.counted.as_ref().is_some_and(|c| c.disable_host_fallback) {
@@ -227,15 +244,15 @@ async fn handle(
     let Some(choice) = action.choose_cluster(&view, facts.random) else {
         return Err(here(Failure::NoCluster(action.cluster_not_found)));
     };
-    let levels = Levels {
-        table: &routed.table,
-        virtual_host: &routed.virtual_host,
-        route: &routed.route,
-        weighted: choice.weighted,
-    };
+    let levels = routed.levels(choice.weighted);
+    let speaks = !levels.response_is_plain();
+    if speaks && !live.config.clusters.contains_key(choice.name) {
+        // Envoy's router says so before it changes anything of the request.
+        let failure = Failure::NoCluster(action.cluster_not_found);
+        return Ok(answer_here(conn, exchange, hcm, view, &levels, &here(failure)));
+    }
     let overrides = overrides(conn, hcm, &routed.route, &levels, &choice, &view);
     let cluster = choice.name.to_string();
-    let speaks = !levels.response_is_plain();
     let (mutated, new_path) =
         (!levels.request_is_plain(), rewrite::path(action, &routed.route.matching.path, view.path));
     let original_path = new_path.as_ref().map(|_| view.path.to_string());
@@ -276,22 +293,11 @@ async fn handle(
     let mut response = match forward::run(&plan, head, body, exchange).await {
         Ok(response) => response,
         // What the router answers itself goes back by the same route.
-        Err((failure, retried)) if speaks => {
-            let mut response = reply::respond(&failure, retried, exchange);
-            let request = asked.as_ref().map(|asked| asked.view(scheme));
-            let status = Some(response.status().as_u16());
-            let weighted = weighted(action, &cluster);
-            let levels =
-                Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
-            let before = response.headers().clone();
-            let facts = Facts { response: Some(&before), status, ..Facts::default() };
-            levels.mutate_response(response.headers_mut(), &Facts { request, ..facts });
-            if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
-                response.headers_mut().insert(http::header::SERVER, name);
-            }
-            return Ok(response);
+        Err(failed) => {
+            let Some(asked) = asked else { return Err(failed) };
+            let levels = routed.levels(weighted(action, &cluster));
+            return Ok(answer_here(conn, exchange, hcm, asked.view(scheme), &levels, &failed));
         }
-        Err(failed) => return Err(failed),
     };
     exchange.note_grpc(response.headers());
     exchange.details = details::VIA_UPSTREAM;
@@ -310,8 +316,7 @@ async fn handle(
             exchange.peer = conn.peer(told);
         }
     }
-    let weighted = weighted(action, &cluster);
-    let levels = Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted };
+    let levels = routed.levels(weighted(action, &cluster));
     if !levels.response_is_plain() {
         let before = parts.headers.clone();
         let request = asked.as_ref().map(|asked| asked.view(scheme));
@@ -460,38 +465,59 @@ fn is_fixed(sets: &[FilterStateSet]) -> bool {
     sets.iter().all(|s| s.value.parts.iter().all(fixed))
 }
 
-fn direct_response(
+/// What a filter or an upgrade that is not allowed came to: it goes back by the route that was found, where that leads on.
+fn refused_on_its_way(
+    conn: &HttpConn,
     exchange: &mut Exchange,
     hcm: &HttpConnectionManager,
     head: &Head,
-    routed: &Routed,
-    direct: &carrick_proxy_core::model::route::DirectResponse,
+    found: &Lookup,
+    random: u64,
+    failure: Failure,
 ) -> Result<Response<ResponseBody>, Failed> {
-    let text = match &direct.format {
-        Some(f) => bytes::Bytes::from(f.text(&Facts { request: Some(head.view()), ..Facts::default() })),
-        None => direct.body.clone(),
-    };
-    answer_here(exchange, hcm, head, routed, &Failure::Direct(direct.status, text))
+    let view = head.view();
+    match found {
+        Lookup::Route(routed) if failure.is_local() => match routed.route.forward() {
+            Some(action) => {
+                let weighted = action.choose_cluster(&view, random).and_then(|c| c.weighted);
+                let levels = routed.levels(weighted);
+                if levels.response_is_plain() {
+                    return Err(here(failure));
+                }
+                Ok(answer_here(conn, exchange, hcm, view, &levels, &here(failure)))
+            }
+            None => Err(here(failure)),
+        },
+        _ => Err(here(failure)),
+    }
 }
 
-/// A route's own answer, with the mutations of its responses.
+/// An answer of our own with the changes that its route makes to responses.
 fn answer_here(
+    conn: &HttpConn,
     exchange: &mut Exchange,
     hcm: &HttpConnectionManager,
-    head: &Head,
-    routed: &Routed,
-    failure: &Failure,
-) -> Result<Response<ResponseBody>, Failed> {
-    let mut response = reply::respond(failure, false, exchange);
-    let levels =
-        Levels { table: &routed.table, virtual_host: &routed.virtual_host, route: &routed.route, weighted: None };
+    request: RequestHead<'_>,
+    levels: &Levels<'_>,
+    (failure, retried): &Failed,
+) -> Response<ResponseBody> {
+    let mut response = reply::respond(failure, *retried, exchange);
     if !levels.response_is_plain() {
-        let status = Some(response.status().as_u16());
-        let facts = Facts { request: Some(head.view()), status, ..Facts::default() };
-        levels.mutate_response(response.headers_mut(), &facts);
+        let headers = response.headers_mut();
+        // Envoy frames its answer after the route's changes, whatever those were. There is no status yet: `%RESPONSE_CODE%` is 0.
+        let frame = FRAME.map(|name| (headers.remove(&name), name));
+        let before = headers.clone();
+        let facts = Facts { response: Some(&before), ..request_facts(conn, exchange, &request) };
+        levels.mutate_response(headers, &facts);
+        for (value, name) in frame {
+            let own = name == CONTENT_TYPE && !exchange.is_grpc && headers.contains_key(&name);
+            if let Some(value) = value.filter(|_| !own) {
+                headers.insert(name, value);
+            }
+        }
     }
     if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
         response.headers_mut().insert(http::header::SERVER, name);
     }
-    Ok(response)
+    response
 }

@@ -3,6 +3,7 @@
 //! Invariant: waits are for conditions with a bound; every port is the kernel's choice.
 
 mod balancing;
+mod codec;
 mod drain;
 mod filters;
 mod gateway;

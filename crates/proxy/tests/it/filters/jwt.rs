@@ -244,6 +244,7 @@ fn tokens(a: &Issuer, b: &Issuer) -> Vec<Ask> {
         Ask::get("/?access_token=bad").header("authorization", &format!("Bearer {good}")),
         Ask::get("/").header("authorization", &format!("Bearer {good}")).header("authorization", "Bearer bad"),
         Ask::get("/").header("authorization", "Bearer bad").header("authorization", &format!("Bearer {good}")),
+        Ask::get("/now").header("x-envoy-original-path", "/first?q=1"),
         Ask::with("OPTIONS", "/").header("origin", "http://o").header("access-control-request-method", "GET"),
         Ask::with("POST", "/s/m").header("content-type", "application/grpc"),
     ]);

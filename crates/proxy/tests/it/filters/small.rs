@@ -128,3 +128,118 @@ async fn small_filters_are_envoys() {
     ];
     compare(&cases).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_the_proxy_go_back_by_their_route() {
+    let both =
+        || vec![Ask::get("/").header("x-a", "1"), Ask::with("POST", "/s/m").header("content-type", "application/grpc")];
+    let weighted = || {
+        let say = |value: &str| json!([{"header": {"key": "x-said", "value": value}}]);
+        json!([{"name": "all", "domains": ["*"], "response_headers_to_add": say("host %REQ(x-a)% %RESPONSE_CODE%"),
+            "routes": [{"match": {"prefix": "/"}, "response_headers_to_add": say("route %PROTOCOL%"),
+                "response_headers_to_remove": ["content-type"],
+                "request_headers_to_add": [{"header": {"key": "x-a", "value": "changed"}}],
+                "route": {"weighted_clusters": {"clusters": [
+                    {"name": "app", "weight": 1, "response_headers_to_add": say("cluster")}]}}}]}])
+    };
+    let abort = json!({"abort": {"http_status": 418, "percentage": all()}});
+    let preflights = json!([{"name": "all", "domains": ["*"], "response_headers_to_add": [{"header": {"key": "x-said", "value": "host"}}],
+        "typed_per_filter_config": {"envoy.filters.http.cors": typed("envoy.extensions.filters.http.cors.v3.CorsPolicy",
+            json!({"allow_origin_string_match": [{"exact": "http://a.test"}]}))},
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "app"}}]}]);
+    let cases = vec![
+        (Setup::new("a fault").hosts(weighted()).filter("fault", "fault.v3.HTTPFault", abort.clone()), both()),
+        (
+            Setup::new("a denial").hosts(weighted()).filter("rbac", "rbac.v3.RBAC", json!({"rules": {"policies": {}}})),
+            both(),
+        ),
+        (
+            Setup::new("a preflight").hosts(preflights).filter("cors", "cors.v3.Cors", json!({})),
+            vec![preflight("http://a.test")],
+        ),
+        (
+            Setup::new("no forwarding route")
+                .hosts(json!([{"name": "all", "domains": ["*"], "routes": [
+                    {"match": {"prefix": "/"}, "direct_response": {"status": 200},
+                     "response_headers_to_add": [{"header": {"key": "x-said", "value": "route %RESPONSE_CODE%"}}]}]}]))
+                .filter("fault", "fault.v3.HTTPFault", abort),
+            both(),
+        ),
+        (
+            Setup::new("a direct response").hosts(json!([{"name": "all", "domains": ["*"], "routes": [
+                {"match": {"prefix": "/"}, "direct_response": {"status": 200},
+                 "response_headers_to_add": [{"header": {"key": "x-said", "value": "%REQ(x-a)% %PROTOCOL% %RESPONSE_CODE%"}}]}]}])),
+            both(),
+        ),
+    ];
+    let seen = compare(&cases).await;
+    assert!(seen[0][0].headers["x-said"].contains("route HTTP/1.1"), "{:?}", seen[0][0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_given_more_than_once_match_as_with_envoy() {
+    let tests = [
+        json!({"string_match": {"exact": "one"}}),
+        json!({"string_match": {"exact": "one,two"}}),
+        json!({"string_match": {"exact": "one, two"}}),
+        json!({"string_match": {"prefix": "one"}}),
+        json!({"string_match": {"prefix": "two"}}),
+        json!({"string_match": {"suffix": "two"}}),
+        json!({"string_match": {"contains": "e,t"}}),
+        json!({"string_match": {"safe_regex": {"regex": "[a-z.]+"}}}),
+        json!({"string_match": {"safe_regex": {"regex": "[a-z,]+"}}}),
+        json!({"present_match": true}),
+        json!({"range_match": {"start": 1, "end": 9}}),
+    ];
+    let matchers: Vec<Value> = tests
+        .iter()
+        .flat_map(|test| {
+            [
+                json!({}),
+                json!({"invert_match": true}),
+                json!({"treat_missing_header_as_empty": true, "invert_match": true}),
+            ]
+            .map(|more| {
+                let mut matcher = test.clone();
+                matcher["name"] = json!("x-a");
+                for (key, value) in more.as_object().unwrap() {
+                    matcher[key] = value.clone();
+                }
+                matcher
+            })
+        })
+        .collect();
+    let routes: Vec<Value> = matchers
+        .iter()
+        .enumerate()
+        .map(|(i, m)| json!({"match": {"path": format!("/{i}"), "headers": [m]}, "direct_response": {"status": 200}}))
+        .collect();
+    let policies: serde_json::Map<String, Value> = matchers
+        .iter()
+        .enumerate()
+        .map(|(i, m)| {
+            let path = json!({"url_path": {"path": {"exact": format!("/{i}")}}});
+            let rules = json!([{"and_rules": {"rules": [path, {"header": m}]}}]);
+            (format!("p{i}"), json!({"permissions": rules, "principals": [{"any": true}]}))
+        })
+        .collect();
+    let asks: Vec<Ask> = (0..matchers.len())
+        .flat_map(|i| {
+            let get = Ask::get(&format!("/{i}"));
+            [
+                get.clone(),
+                get.clone().header("x-a", "one").header("x-a", "one"),
+                get.clone().header("x-a", "one").header("x-a", "two"),
+                get.clone().header("x-a", "one,two"),
+                get.clone().header("x-a", "").header("x-a", "one"),
+                get.clone().header("x-a", "5").header("x-a", "6"),
+                get.header("x-a", "5").header("x-a", "x"),
+            ]
+        })
+        .collect();
+    let cases = vec![
+        (Setup::new("routes").hosts(json!([{"name": "all", "domains": ["*"], "routes": routes}])), asks.clone()),
+        (Setup::new("rbac").filter("rbac", "rbac.v3.RBAC", json!({"rules": {"policies": policies}})), asks),
+    ];
+    compare(&cases).await;
+}
