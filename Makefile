@@ -45,8 +45,9 @@ e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed 
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
 
-fuzz: build ## run the fuzz targets over the committed corpus, and a little beyond
+fuzz: build ## the committed corpus and a little beyond; 500 cases through our engine, Envoy and the simulator
 	$(TARGET)/debug/carrick-fuzz --seconds 2
+	$(TARGET)/debug/carrick-fuzz differential --seed 1 --cases 500 --shrink 2
 
 bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
 	@tools/install bench

@@ -11,6 +11,7 @@ mod echo;
 mod engines;
 mod generate;
 mod keys;
+mod known;
 mod moved;
 mod prepare;
 mod shrink;
@@ -59,6 +60,10 @@ pub struct Report {
     pub outcomes: BTreeMap<String, usize>,
     /// Objects by their kind.
     pub objects: BTreeMap<String, usize>,
+    /// Differences that were not there when the case was run again, by their kind.
+    pub unsteady: BTreeMap<String, usize>,
+    /// Differences that stay, by their reason.
+    pub known: BTreeMap<&'static str, usize>,
     /// Differences by their kind: how many, and the first case.
     pub differences: BTreeMap<String, (usize, usize)>,
 }
@@ -80,7 +85,8 @@ pub async fn run(options: &Options) -> Result<Report> {
         next += numbers.len();
         let cases: Vec<Case> = numbers.iter().map(|n| generate::case(options.seed, *n)).collect();
         round += 1;
-        let ran = batch::run(&cases, round, &keys).await?;
+        let mut ran = batch::run(&cases, round, &keys).await?;
+        report.again(&cases, &mut ran, &mut round, &keys).await?;
         for ((number, case), ran) in numbers.iter().zip(&cases).zip(&ran) {
             report.count(*number, case, ran);
         }
@@ -118,6 +124,39 @@ pub async fn run(options: &Options) -> Result<Report> {
 }
 
 impl Report {
+    /// Runs cases that differ once more: what a busy machine was late with, or chance decided, is counted apart.
+    async fn again(
+        &mut self,
+        cases: &[Case],
+        ran: &mut [Ran],
+        round: &mut usize,
+        keys: &Arc<keys::Keys>,
+    ) -> Result<()> {
+        let new = |case: &Case, ran: &Ran| -> Vec<Difference> {
+            let all = compare::differences(ran).into_iter();
+            all.filter(|difference| known(case, ran, difference).is_none()).collect()
+        };
+        let odd: Vec<(Vec<Difference>, &Case, &mut Ran)> = cases
+            .iter()
+            .zip(ran.iter_mut())
+            .filter_map(|(case, ran)| Some((new(case, ran), case, ran)).filter(|(new, ..)| !new.is_empty()))
+            .collect();
+        if odd.is_empty() {
+            return Ok(());
+        }
+        *round += 1;
+        let second: Vec<Case> = odd.iter().map(|(_, case, _)| (*case).clone()).collect();
+        let second = batch::run(&second, *round, keys).await?;
+        for ((first, case, ran), second) in odd.into_iter().zip(second) {
+            let still = new(case, &second);
+            for gone in first.into_iter().filter(|difference| !still.contains(difference)) {
+                *self.unsteady.entry(gone.kind).or_default() += 1;
+            }
+            *ran = second;
+        }
+        Ok(())
+    }
+
     fn count(&mut self, number: usize, case: &Case, ran: &Ran) {
         self.cases += 1;
         self.requests += ran.seen.len();
@@ -127,10 +166,19 @@ impl Report {
         for seen in &ran.seen {
             *self.outcomes.entry(compare::class(&seen.envoy)).or_default() += 1;
         }
-        for Difference { kind, .. } in compare::differences(ran) {
-            self.differences.entry(kind).or_insert((0, number)).0 += 1;
+        for difference in compare::differences(ran) {
+            match known(case, ran, &difference) {
+                Some(reason) => *self.known.entry(reason).or_default() += 1,
+                None => self.differences.entry(difference.kind).or_insert((0, number)).0 += 1,
+            }
         }
     }
+}
+
+/// Why a difference stays, if it does.
+fn known(case: &Case, ran: &Ran, difference: &Difference) -> Option<&'static str> {
+    let at = difference.ask?;
+    known::reason(case.asks.get(at)?, ran.seen.get(at)?)
 }
 
 /// A case with the requests alone that show a kind of difference.

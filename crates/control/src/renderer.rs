@@ -267,12 +267,15 @@ impl Work {
                     return (None, now);
                 }
                 let rendered = carrick_render::resources(&now.0, cache);
-                let patched = match now.1.is_empty() {
+                let mut patched = match now.1.is_empty() {
                     // EnvoyFilters are for proxies.
                     _ if proxy.grpc => (carrick_render::grpc::resources(&rendered), Vec::new()),
                     true => (rendered, Vec::new()),
                     false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
                 };
+                if proxy.target.native {
+                    patched.1.extend(untraced(&current.snapshot, &node));
+                }
                 (Some((shared.set(patched.0, current), patched.1)), now)
             }));
             match outcome {
@@ -322,6 +325,15 @@ impl Work {
 fn filters_of(snapshot: &Snapshot, node: &ProxyNode) -> Vec<Arc<EnvoyFilter>> {
     let known = snapshot.workload_of(node);
     snapshot.envoy_filters().of(&node.namespace, known.map_or(&node.labels, |w| &w.labels))
+}
+
+/// Telemetries that ask for spans which the native engine does not make.
+fn untraced(snapshot: &Snapshot, node: &ProxyNode) -> impl Iterator<Item = Finding> {
+    let known = snapshot.workload_of(node);
+    let labels = known.map_or(&node.labels, |w| &w.labels);
+    let reason = "the native engine tells OpenTelemetry collectors alone; nothing is traced here";
+    let all = snapshot.telemetry().beyond_native(&node.namespace, labels);
+    all.into_iter().map(move |object| Finding { object, reason: reason.to_owned() })
 }
 
 /// The labels that count are those of the pod the API knows; the node's own are for workloads it does not know.

@@ -18,6 +18,7 @@ pub mod issuer;
 pub mod link;
 pub mod load;
 pub mod mesh;
+mod ocsp;
 pub mod product_stock;
 mod quarantine;
 pub mod rows;

@@ -9,10 +9,11 @@ use std::{
 };
 
 use carrick_api::istio::telemetry::IstioMetric;
-use carrick_base::Labels;
+use carrick_base::{Labels, ObjectRef};
 
 use crate::{
-    parts::telemetry::{self as parts, AccessLog, MetricRule, Stats, StatsRules, TagValue, Telemetry},
+    model::Origin,
+    parts::telemetry::{self as parts, AccessLog, MetricRule, Stats, StatsRules, TagValue, Telemetry, TracingProvider},
     proxy::Counting,
     security::Subject,
     telemetry_rules::{Fallback, Provider, Providers, Rule},
@@ -44,7 +45,7 @@ impl TelemetryIndex {
         let rules = self.applicable(namespace, labels);
         Arc::new(Telemetry {
             logs: self.logs(&rules, side).into_iter().map(Arc::new).collect(),
-            tracing: self.tracing(&rules, side, namespace, labels).map(Arc::new),
+            tracing: self.tracing(&rules, side, (namespace, labels), counting).map(Arc::new),
             stats: self.stats(&rules, side, counting),
         })
     }
@@ -99,17 +100,53 @@ impl TelemetryIndex {
         told.into_iter().filter_map(|(name, filter)| Some(AccessLog { sink: sink(name)?, filter })).collect()
     }
 
-    fn tracing(&self, rules: &[&Rule], side: Side, namespace: &str, labels: &Labels) -> Option<parts::Tracing> {
-        let says = || rules.iter().flat_map(|rule| &rule.tracing).filter(|rule| rule.sides.has(side));
-        if says().filter_map(|rule| rule.disabled).next_back() == Some(true) {
+    /// Who gets the spans of a side, how long their tags may be, and the object that says so where one does.
+    fn collector<'a>(
+        &'a self,
+        rules: &[&'a Rule],
+        side: Side,
+    ) -> Option<(Arc<TracingProvider>, u32, Option<&'a Origin>)> {
+        let says = || {
+            let all = rules.iter().flat_map(|rule| rule.tracing.iter().map(|tracing| (&rule.origin, tracing)));
+            all.filter(|(_, tracing)| tracing.sides.has(side))
+        };
+        if says().filter_map(|(_, rule)| rule.disabled).next_back() == Some(true) {
             return None;
         }
-        let named = says().filter_map(|rule| rule.provider.as_ref()).next_back().or(self.fallback.provider.as_ref());
-        let (provider, longest) = match named.map(|name| self.providers.get(name)) {
-            Some(Some(Provider::Trace(provider, longest))) => (provider.clone(), *longest),
-            Some(_) => return None,
-            None => (self.fallback.zipkin.clone()?, 0),
+        let named = says().filter_map(|(origin, rule)| Some((rule.provider.as_ref()?, Some(origin)))).next_back();
+        let Some((name, origin)) = named.or(self.fallback.provider.as_ref().map(|name| (name, None))) else {
+            return Some((self.fallback.zipkin.clone()?, 0, None));
         };
+        match self.providers.get(name) {
+            Some(Provider::Trace(provider, longest)) => Some((provider.clone(), *longest, origin)),
+            _ => None,
+        }
+    }
+
+    /// Objects that ask for spans which the native engine does not make: there nothing is traced.
+    pub fn beyond_native(&self, namespace: &str, labels: &Labels) -> Vec<ObjectRef> {
+        let rules = self.applicable(namespace, labels);
+        let of = |side| {
+            let (provider, _, origin) = self.collector(&rules, side)?;
+            Some(origin?.object()).filter(|_| !is_native(&provider))
+        };
+        let mut all: Vec<ObjectRef> = [Side::Client, Side::Server].into_iter().filter_map(of).collect();
+        all.dedup();
+        all
+    }
+
+    fn tracing(
+        &self,
+        rules: &[&Rule],
+        side: Side,
+        (namespace, labels): (&str, &Labels),
+        counting: Counting,
+    ) -> Option<parts::Tracing> {
+        let (provider, longest, _) = self.collector(rules, side)?;
+        if counting == Counting::Engine && !is_native(&provider) {
+            return None;
+        }
+        let says = || rules.iter().flat_map(|rule| &rule.tracing).filter(|rule| rule.sides.has(side));
         let own = says().filter_map(|rule| rule.tags.as_ref()).next_back().unwrap_or(&self.fallback.tags);
         let (name, revision) = canonical(labels);
         let name = name.unwrap_or("unknown");
@@ -175,6 +212,11 @@ impl TelemetryIndex {
             Counting::Engine => Stats::Engine(StatsRules { counts, metrics, interval }),
         }
     }
+}
+
+/// Whether the native engine tells such a collector.
+fn is_native(provider: &TracingProvider) -> bool {
+    matches!(provider, TracingProvider::OpenTelemetry { .. })
 }
 
 /// The cluster's id: there is one.

@@ -265,6 +265,7 @@ pub struct RetryBudget {
     /// Percent of active and pending requests; 20 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<Number>,
-    #[serde(deserialize_with = "nullable")]
-    pub min_retry_concurrency: u32,
+    /// So many in any case; 3 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_retry_concurrency: Option<u32>,
 }

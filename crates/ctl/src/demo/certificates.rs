@@ -12,9 +12,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType,
-    SerialNumber, date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RevocationReason,
+    RevokedCertParams, RsaKeySize, SanType, SerialNumber, SigningKey, date_time_ymd,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::ocsp;
 
 /// Where the files go, and whom they name.
 #[derive(Debug, Clone, Args)]
@@ -56,6 +59,8 @@ pub struct Leaf<'a> {
     pub expired: bool,
     /// Serial number, for the list of revoked ones.
     pub serial: u64,
+    /// With an RSA key instead of one of an elliptic curve.
+    pub rsa: bool,
 }
 
 impl Authority {
@@ -125,10 +130,29 @@ impl Authority {
         if leaf.expired {
             (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
         }
-        let key = KeyPair::generate()?;
+        let key = match leaf.rsa {
+            false => KeyPair::generate()?,
+            true => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?,
+        };
         let certificate = params.signed_by(&key, &self.issuer)?;
         write(dir, &format!("{file}.pem"), &format!("{}{}", certificate.pem(), self.pem()))?;
         write(dir, &format!("{file}-key.pem"), &key.serialize_pem())
+    }
+
+    /// Says that the first certificate of a file is good: an OCSP response, DER.
+    ///
+    /// # Errors
+    /// When there is no certificate of this authority in the file, or the library cannot sign.
+    pub fn good(&self, pem: &str) -> Result<Vec<u8>> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
+        let (_, leaf) = X509Certificate::from_der(&pem.contents)?;
+        let (_, own) = X509Certificate::from_der(self.issuer.as_ref().der())?;
+        let of = ocsp::Good {
+            issuer: own.subject().as_raw(),
+            key: &own.public_key().subject_public_key.data,
+            serial: leaf.raw_serial(),
+        };
+        Ok(ocsp::good(&of, |data| self.issuer.key().sign(data))?)
     }
 
     /// The list of revoked serial numbers, valid for long.
@@ -157,8 +181,9 @@ impl Authority {
 /// The serial number of `revoked.pem`.
 const REVOKED: u64 = 4711;
 
-/// Fills a folder: `ca.pem`, `crl.pem`, `other-ca.pem`, and with a `-key.pem` each: `server`, `client`, `wrong-name`
-/// (a client of the same authority), `expired`, `revoked`, `stranger` (a client of the other authority).
+/// Fills a folder: `ca.pem`, `crl.pem`, `other-ca.pem`, `server.ocsp` (a response that says `server.pem` is good), and with a
+/// `-key.pem` each: `server`, `server-rsa`, `client`, `wrong-name` (a client of the same authority), `expired`, `revoked`, `stranger`
+/// (a client of the other authority).
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -170,7 +195,10 @@ pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
     write(dir, "crl.pem", &ours.revoked(&[REVOKED])?)?;
     let uris = &["spiffe://partner.example.com/client"];
     let client = Leaf { name: "client", dns: &["client.example.com"], uris, ..Leaf::default() };
-    ours.issue(dir, "server", &Leaf { name: "server", dns: server_names, ..Leaf::default() })?;
+    let server = Leaf { name: "server", dns: server_names, ..Leaf::default() };
+    ours.issue(dir, "server", &server)?;
+    ours.issue(dir, "server-rsa", &Leaf { rsa: true, ..server })?;
+    write(dir, "server.ocsp", ours.good(&std::fs::read_to_string(dir.join("server.pem"))?)?)?;
     ours.issue(dir, "client", &client)?;
     let mallory =
         Leaf { dns: &["mallory.example.com"], uris: &["spiffe://partner.example.com/mallory"], ..client.clone() };
@@ -184,8 +212,8 @@ pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
 ///
 /// # Errors
 /// When the folder cannot be written to.
-pub fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+pub fn write(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
     let (new, path) = (dir.join(format!(".{name}.new")), dir.join(name));
-    std::fs::write(&new, text).with_context(|| new.display().to_string())?;
+    std::fs::write(&new, content).with_context(|| new.display().to_string())?;
     std::fs::rename(&new, &path).with_context(|| path.display().to_string())
 }

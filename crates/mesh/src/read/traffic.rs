@@ -189,7 +189,7 @@ pub(crate) fn policy(from: &api::TrafficPolicy) -> PortedPolicy {
             tunnel: from.tunnel.as_ref().and_then(tunnel),
             retry_budget: from.retry_budget.as_ref().map(|b| RetryBudget {
                 percent: b.percent.unwrap_or(Number(20.0)),
-                minimum: if b.min_retry_concurrency == 0 { 3 } else { b.min_retry_concurrency },
+                minimum: b.min_retry_concurrency.unwrap_or(3),
             }),
         },
         ports: std::collections::BTreeMap::new(),

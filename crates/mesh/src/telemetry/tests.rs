@@ -176,6 +176,23 @@ fn traces_by_the_meshs_own_settings() {
 }
 
 #[test]
+fn the_native_engine_makes_no_spans_of_zipkins() {
+    let spec = |name: &str| json!({"tracing": [{"match": {"mode": "CLIENT"}, "providers": [{"name": name}]}]});
+    let labels: Labels = [("app".into(), "web".into())].into();
+    let refused = |snapshot: &Snapshot| -> Vec<String> {
+        snapshot.telemetry().beyond_native("shop", &labels).iter().map(|o| o.name.to_string()).collect()
+    };
+    let (zipkin, found) = snapshot(&json!({}), &[("shop", "spans", spec("second"))]);
+    assert_eq!(found, [""; 0]);
+    assert!(of(&zipkin, Side::Client, Counting::Nobody).tracing.is_some());
+    assert_eq!(of(&zipkin, Side::Client, Counting::Engine).tracing, None);
+    assert_eq!(refused(&zipkin).len(), 1, "{:?}", refused(&zipkin));
+    let (otel, _) = snapshot(&json!({}), &[("shop", "spans", spec("otel"))]);
+    assert!(of(&otel, Side::Client, Counting::Engine).tracing.is_some());
+    assert_eq!(refused(&otel), [""; 0]);
+}
+
+#[test]
 fn metrics_change_in_order() {
     let tag = |value: &str| json!({"operation": "UPSERT", "value": value});
     let root = json!({"metrics": [{"providers": named("prometheus"), "reportingInterval": "15s", "overrides": [

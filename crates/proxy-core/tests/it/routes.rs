@@ -169,12 +169,19 @@ fn header_matchers_as_envoys() {
 
 #[test]
 #[allow(deprecated)]
-fn several_values_are_joined() {
+fn each_of_several_values_counts() {
     use pb::header_matcher::HeaderMatchSpecifier as S;
-    let mut one = route(prefix("/"), "r");
-    one.r#match.as_mut().unwrap().headers = vec![header("x-a", Some(S::ExactMatch("1,2".to_owned())))];
-    let table = build(table("t", vec![virtual_host("v", &["*"], vec![one])]));
-    assert_eq!(found(&table, &Request::get("h/").with("x-a", "1").with("x-a", "2")), "r");
+    for (wanted, inverted, end) in
+        [("1", false, "r"), ("2", false, "r"), ("1,2", false, "not found"), ("2", true, "not found"), ("3", true, "r")]
+    {
+        let mut one = route(prefix("/"), "r");
+        let mut matcher = header("x-a", Some(S::ExactMatch(wanted.to_owned())));
+        matcher.invert_match = inverted;
+        one.r#match.as_mut().unwrap().headers = vec![matcher];
+        let table = build(table("t", vec![virtual_host("v", &["*"], vec![one])]));
+        let request = Request::get("h/").with("x-a", "1").with("x-a", "2");
+        assert_eq!(found(&table, &request), end, "{wanted} {inverted}");
+    }
 }
 
 #[test]

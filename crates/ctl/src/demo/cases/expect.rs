@@ -18,6 +18,9 @@ fn one(expect: &Expect, answer: &Answer) -> Option<String> {
     if let Some(exit) = expect.exit.filter(|exit| *exit != answer.exit) {
         return Some(format!("curl's exit code: want {exit}, got {answer}"));
     }
+    if let Some(text) = expect.error.as_deref().filter(|text| !answer.error.contains(*text)) {
+        return Some(format!("curl's error: want {text:?} in it, got {answer}"));
+    }
     if let Some(status) = expect.status.filter(|status| *status != answer.status) {
         return Some(format!("status: want {status}, got {answer}"));
     }

@@ -143,6 +143,9 @@ pub struct Expect {
     /// curl's exit code.
     #[serde(default)]
     pub exit: Option<i32>,
+    /// Text that curl's error message contains.
+    #[serde(default)]
+    pub error: Option<String>,
     /// Text that the body contains.
     #[serde(default)]
     pub body: Option<String>,

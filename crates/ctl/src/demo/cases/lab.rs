@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use carrick_pod::{Engine, options::GATEWAY_LABEL};
 use serde_json::Value;
 
@@ -100,17 +101,40 @@ impl Names {
         self.put_files(&text)
     }
 
-    /// `$pem(FILE)` is what a file of the certificates holds, as the inside of a quoted text. Without a lab there is no such file.
+    /// What is made of a file of the certificates; see [`of_file`]. Without a lab there is no such file.
     fn put_files(&self, text: &str) -> String {
-        let mut parts = text.split("$pem(");
-        let mut out = parts.next().unwrap_or_default().to_owned();
-        for part in parts {
-            let (file, rest) = part.split_once(')').unwrap_or((part, ""));
-            let text = std::fs::read_to_string(Path::new(&self.certificates).join(file)).unwrap_or_default();
-            out += &text.replace('\n', "\\n");
-            out += rest;
+        let folder = Path::new(&self.certificates);
+        let mut out = text.to_owned();
+        for form in ["$pem(", "$base64(", "$spki(", "$hash("] {
+            let whole = out;
+            let mut parts = whole.split(form);
+            out = parts.next().unwrap_or_default().to_owned();
+            for part in parts {
+                let (file, rest) = part.split_once(')').unwrap_or((part, ""));
+                out += &of_file(form, &folder.join(file)).unwrap_or_default();
+                out += rest;
+            }
         }
         out
+    }
+}
+
+/// `$pem(…` is a text for the inside of a quoted one, `$base64(…` the content as Secrets have it, `$spki(…` and `$hash(…` the pins of
+/// the first certificate.
+fn of_file(form: &str, path: &Path) -> Option<String> {
+    let content = std::fs::read(path).ok()?;
+    let first = || x509_parser::pem::parse_x509_pem(&content).ok().map(|(_, pem)| pem.contents);
+    match form {
+        "$pem(" => Some(String::from_utf8(content).ok()?.replace('\n', "\\n")),
+        "$base64(" => Some(STANDARD.encode(content)),
+        "$spki(" => {
+            let certificate = rustls::pki_types::CertificateDer::from(first()?);
+            Some(STANDARD.encode(carrick_pki::CertificateInfo::read(&certificate).ok()?.spki_sha256))
+        }
+        _ => {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &first()?);
+            Some(hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+        }
     }
 }
 
