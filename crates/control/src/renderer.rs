@@ -166,6 +166,7 @@ impl Renderer {
                         sets: join.sets,
                         last: None,
                         findings: Vec::new(),
+                        undone: Vec::new(),
                     },
                 );
             }
@@ -224,6 +225,8 @@ struct Proxy {
     sets: watch::Sender<ResourceSet>,
     last: Option<(View, Vec<Arc<EnvoyFilter>>)>,
     findings: Vec<Finding>,
+    /// Of objects that change nothing in the view, because the engine cannot do what they ask for.
+    undone: Vec<Finding>,
 }
 
 #[derive(Default)]
@@ -263,19 +266,17 @@ impl Work {
                 let mut filters = filters_of(&current.snapshot, &node);
                 filters.extend(self.barrier.clone().filter(|_| !proxy.target.native && !proxy.grpc));
                 let now = (views.of(&node), filters);
+                proxy.undone = if proxy.target.native { untraced(&current.snapshot, &node) } else { Vec::new() };
                 if !sweep && proxy.last.as_ref() == Some(&now) {
                     return (None, now);
                 }
                 let rendered = carrick_render::resources(&now.0, cache);
-                let mut patched = match now.1.is_empty() {
+                let patched = match now.1.is_empty() {
                     // EnvoyFilters are for proxies.
                     _ if proxy.grpc => (carrick_render::grpc::resources(&rendered), Vec::new()),
                     true => (rendered, Vec::new()),
                     false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
                 };
-                if proxy.target.native {
-                    patched.1.extend(untraced(&current.snapshot, &node));
-                }
                 (Some((shared.set(patched.0, current), patched.1)), now)
             }));
             match outcome {
@@ -315,7 +316,7 @@ impl Work {
     fn refusals(&self) -> Refusals {
         let of = |proxy: &Proxy| {
             let name = format!("{}.{}", proxy.node.name, proxy.node.namespace);
-            proxy.findings.iter().map(move |f| (name.clone(), f.clone())).collect::<Vec<_>>()
+            proxy.findings.iter().chain(&proxy.undone).map(move |f| (name.clone(), f.clone())).collect::<Vec<_>>()
         };
         self.proxies.values().flat_map(of).collect()
     }
@@ -328,12 +329,12 @@ fn filters_of(snapshot: &Snapshot, node: &ProxyNode) -> Vec<Arc<EnvoyFilter>> {
 }
 
 /// Telemetries that ask for spans which the native engine does not make.
-fn untraced(snapshot: &Snapshot, node: &ProxyNode) -> impl Iterator<Item = Finding> {
+fn untraced(snapshot: &Snapshot, node: &ProxyNode) -> Vec<Finding> {
     let known = snapshot.workload_of(node);
     let labels = known.map_or(&node.labels, |w| &w.labels);
     let reason = "the native engine tells OpenTelemetry collectors alone; nothing is traced here";
     let all = snapshot.telemetry().beyond_native(&node.namespace, labels);
-    all.into_iter().map(move |object| Finding { object, reason: reason.to_owned() })
+    all.into_iter().map(|object| Finding { object, reason: reason.to_owned() }).collect()
 }
 
 /// The labels that count are those of the pod the API knows; the node's own are for workloads it does not know.

@@ -273,7 +273,7 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
         // A stream that may not last longer has missed its deadline, whatever its HTTP status would be.
         let usual = if matches!(failure, Failure::MaxDuration) { 4 } else { u32::from(grpc_code(status.as_u16())) };
         let code = filter.and_then(|r| r.grpc).unwrap_or(usual);
-        grpc(&mut response, code, &text);
+        grpc(&mut response, code, if exchange.is_head { b"" } else { &text });
         exchange.grpc_status = i32::try_from(code).ok();
         if let Some(reply) = filter {
             carrick_proxy_core::ext_authz::change(response.headers_mut(), &reply.changes);
