@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carrick_proxy::Workload;
-use carrick_proxy_core::peer::Peer;
 use carrick_runtime::drain::Drain;
 use carrick_runtime::tasks::TaskSet;
 use carrick_xds::client::Connector;
@@ -178,18 +177,8 @@ impl EnvoyEngine {
 
 /// The node as Envoy knows it, with the name of its workload as it is told to other proxies of the mesh.
 fn with_peer(mut node: Node, own: &Workload) -> Node {
-    let peer = Peer {
-        instance: own.instance.as_str().into(),
-        workload: own.name.as_str().into(),
-        namespace: own.namespace.as_str().into(),
-        app: own.app.as_str().into(),
-        version: own.version.as_str().into(),
-        canonical_service: own.canonical_service.as_str().into(),
-        canonical_revision: own.canonical_revision.as_str().into(),
-        cluster: own.cluster.as_str().into(),
-    };
     let fields = &mut node.metadata.get_or_insert_default().fields;
-    fields.insert("CARRICK_PEER".to_owned(), carrick_xds::node::text(peer.encode()));
+    fields.insert("CARRICK_PEER".to_owned(), carrick_xds::node::text(own.peer().encode()));
     node
 }
 

@@ -8,9 +8,9 @@ mod text;
 
 use crate::counter::Counter;
 use crate::io::stream::Shown;
-use crate::names::istio;
 use carrick_proxy_core::model::Cluster;
 use carrick_proxy_core::model::metadata::Value;
+use carrick_proxy_core::model::stats::BUCKETS;
 use carrick_proxy_core::model::stats::Stats as Config;
 use carrick_proxy_core::peer::Peer;
 use std::collections::HashMap;
@@ -171,7 +171,7 @@ impl KeyRef<'_> {
 pub(crate) struct Histogram {
     pub count: Counter,
     pub sum: Counter,
-    pub buckets: [Counter; istio::BUCKETS.len()],
+    pub buckets: [Counter; BUCKETS.len()],
 }
 
 impl Histogram {
@@ -179,7 +179,7 @@ impl Histogram {
         self.count.inc();
         self.sum.add(value);
         #[allow(clippy::cast_precision_loss)]
-        let at = istio::BUCKETS.partition_point(|bound| *bound < value as f64);
+        let at = BUCKETS.partition_point(|bound| *bound < value as f64);
         if let Some(bucket) = self.buckets.get(at) {
             bucket.inc();
         }

@@ -2,32 +2,6 @@
 //!
 //! Invariant: a name that leaves this crate is spelled here and nowhere else.
 
-/// Istio's standard metrics (spec §25.2); their names are `proxy-core`'s.
-pub mod istio {
-    /// Upper bounds of all histograms' buckets, in milliseconds or bytes.
-    pub const BUCKETS: [f64; 19] = [
-        0.5,
-        1.0,
-        5.0,
-        10.0,
-        25.0,
-        50.0,
-        100.0,
-        250.0,
-        500.0,
-        1000.0,
-        2500.0,
-        5000.0,
-        10000.0,
-        30000.0,
-        60000.0,
-        300_000.0,
-        600_000.0,
-        1_800_000.0,
-        3_600_000.0,
-    ];
-}
-
 /// Response flags (short form).
 pub mod flag {
     pub const NONE: &str = "-";

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here changes after the start; everything that may change comes as configuration or secrets.
 
+use carrick_proxy_core::peer::Peer;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,6 +61,22 @@ pub struct Workload {
     pub service: String,
     /// Its zone.
     pub zone: String,
+}
+
+impl Workload {
+    /// What its peers are told.
+    pub fn peer(&self) -> Peer {
+        Peer {
+            instance: self.instance.as_str().into(),
+            workload: self.name.as_str().into(),
+            namespace: self.namespace.as_str().into(),
+            app: self.app.as_str().into(),
+            version: self.version.as_str().into(),
+            canonical_service: self.canonical_service.as_str().into(),
+            canonical_revision: self.canonical_revision.as_str().into(),
+            cluster: self.cluster.as_str().into(),
+        }
+    }
 }
 
 /// Answers (local address, peer address) with the original destination, if the connection was redirected.

@@ -26,16 +26,7 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub fn new(own: &Workload) -> Self {
-        let told = Peer {
-            instance: own.instance.as_str().into(),
-            workload: own.name.as_str().into(),
-            namespace: own.namespace.as_str().into(),
-            app: own.app.as_str().into(),
-            version: own.version.as_str().into(),
-            canonical_service: own.canonical_service.as_str().into(),
-            canonical_revision: own.canonical_revision.as_str().into(),
-            cluster: own.cluster.as_str().into(),
-        };
+        let told = own.peer();
         let values = || Some((HeaderValue::from_str(&told.encode()).ok()?, HeaderValue::from_str(&own.node).ok()?));
         Peers { own: if own.name.is_empty() { None } else { values() }, known: RefCell::default() }
     }

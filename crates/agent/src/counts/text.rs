@@ -10,36 +10,15 @@ use carrick_proxy::Workload;
 
 use super::Key;
 use super::labels::labels;
-use super::plan::Labels;
+use carrick_proxy_core::model::stats::BUCKETS;
 
-/// Upper bounds of histograms' buckets, in milliseconds or bytes; Istio's.
-const BOUNDS: [f64; 19] = [
-    0.5,
-    1.0,
-    5.0,
-    10.0,
-    25.0,
-    50.0,
-    100.0,
-    250.0,
-    500.0,
-    1000.0,
-    2500.0,
-    5000.0,
-    10000.0,
-    30000.0,
-    60000.0,
-    300_000.0,
-    600_000.0,
-    1_800_000.0,
-    3_600_000.0,
-];
+use super::plan::Labels;
 
 /// A histogram.
 #[derive(Debug, Clone, Default)]
 struct Sum {
     /// By the lowest bound that holds.
-    buckets: [u64; BOUNDS.len()],
+    buckets: [u64; BUCKETS.len()],
     count: u64,
     sum: f64,
 }
@@ -48,7 +27,7 @@ impl Sum {
     fn add(&mut self, value: f64) {
         self.count = self.count.wrapping_add(1);
         self.sum += value;
-        if let Some((bucket, _)) = self.buckets.iter_mut().zip(BOUNDS).find(|(_, bound)| value <= *bound) {
+        if let Some((bucket, _)) = self.buckets.iter_mut().zip(BUCKETS).find(|(_, bound)| value <= *bound) {
             *bucket = bucket.wrapping_add(1);
         }
     }
@@ -159,7 +138,7 @@ fn histograms<'a>(out: &mut String, metric: &str, rows: impl Iterator<Item = (&'
     for (labels, sum) in sums {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0_u64;
-        for (bound, n) in BOUNDS.iter().zip(sum.buckets) {
+        for (bound, n) in BUCKETS.iter().zip(sum.buckets) {
             total = total.wrapping_add(n);
             let _ = writeln!(out, "istio_{metric}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
         }

@@ -5,8 +5,8 @@
 
 use super::{Histogram, Key, RequestCell, Service, Sets, TcpCell, lock};
 use crate::counter::escape;
-use crate::names::istio;
 use crate::options::Workload;
+use carrick_proxy_core::model::stats::BUCKETS;
 use carrick_proxy_core::model::stats::{Labels, Metric};
 use carrick_proxy_core::peer::Peer;
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 struct Sum {
     count: u64,
     sum: u64,
-    buckets: [u64; istio::BUCKETS.len()],
+    buckets: [u64; BUCKETS.len()],
 }
 
 impl Sum {
@@ -155,7 +155,7 @@ fn histograms<'a>(out: &mut String, metric: Metric, rows: impl Iterator<Item = (
     for (labels, sum) in sums {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0_u64;
-        for (bound, n) in istio::BUCKETS.iter().zip(sum.buckets) {
+        for (bound, n) in BUCKETS.iter().zip(sum.buckets) {
             total = total.wrapping_add(n);
             let _ = writeln!(out, "istio_{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
         }
