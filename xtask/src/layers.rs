@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("pki", 2),
     ("render", 3),
     ("xds", 3),
+    ("token", 3),
     ("capture", 3),
     ("ledger", 3),
     ("envoy-filter", 4),

@@ -113,6 +113,9 @@ struct Up {
     /// Port where ACME servers' tls-alpn-01 challenges are answered; none unless told.
     #[arg(long, value_name = "PORT")]
     acme_tls_port: Option<u16>,
+    /// A PKCS#11 library that issuers may name; may be given several times. It runs in this process; no others are loaded.
+    #[arg(long, value_name = "FILE")]
+    pkcs11_module: Vec<PathBuf>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     #[arg(long, default_value_t = 15014, value_name = "PORT")]
     debug_port: u16,
@@ -770,6 +773,7 @@ impl Up {
             plain_xds_port: self.plain_xds_port,
             acme_http_port: self.acme_http_port,
             acme_tls_port: self.acme_tls_port,
+            pkcs11_modules: self.pkcs11_module,
             debug_port: self.debug_port,
             root_namespace: global.istio_namespace.clone(),
             trust_domain: self.trust_domain,

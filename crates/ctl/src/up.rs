@@ -51,6 +51,8 @@ pub struct Options {
     pub acme_http_port: Option<u16>,
     /// Port where tls-alpn-01 challenges are answered, on all addresses.
     pub acme_tls_port: Option<u16>,
+    /// PKCS#11 libraries that issuers may name.
+    pub pkcs11_modules: Vec<PathBuf>,
     /// Port of metrics and debug pages, on 127.0.0.1.
     pub debug_port: u16,
     /// Namespace of the control plane and of mesh-wide policies.
@@ -124,6 +126,7 @@ pub async fn run(options: Options) -> Result<()> {
     let issuing = Issuing::new(client.clone(), &options.root_namespace, SystemClock::shared())
         .with_authority(Arc::clone(&authority))
         .with_challenges(challenge_listeners(&options).await?)
+        .with_token_modules(options.pkcs11_modules.clone())
         .recorded(ledger.clone());
     let (issuing_trigger, issuing_drain) = carrick_runtime::drain::channel();
     let mut control_options = ControlOptions::new(client, authority, mesh_config);

@@ -7,11 +7,13 @@ mod acme;
 mod ca;
 mod kubernetes;
 mod mesh;
+mod pkcs11;
 mod self_signed;
 mod vault;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -46,6 +48,8 @@ pub(crate) struct Signers {
     answers: [bool; 2],
     /// Where pods reach the listener for http-01.
     reached_at: Option<SocketAddr>,
+    /// Libraries of tokens that may be loaded.
+    token_modules: Vec<PathBuf>,
     /// Accounts that are in use, by server, URL and key.
     accounts: Mutex<HashMap<String, Account>>,
 }
@@ -62,8 +66,9 @@ impl Signers {
         challenges: Challenges,
         answers: [bool; 2],
         reached_at: Option<SocketAddr>,
+        token_modules: Vec<PathBuf>,
     ) -> Self {
-        Self { mesh, challenges, answers, reached_at, ..Self::default() }
+        Self { mesh, challenges, answers, reached_at, token_modules, ..Self::default() }
     }
 
     fn account(&self, mark: &str) -> Option<Account> {
@@ -107,6 +112,8 @@ fn client(bundle: &str) -> Result<Http, String> {
     Http::new(Some(text.as_bytes()))
 }
 
+/// What is said of an issuer that says nothing.
+const NO_KIND: &str = "spec names nobody who signs";
 /// How long until an issuer that cannot sign is looked at again.
 const REPAIRED: Duration = Duration::from_secs(10);
 
@@ -162,6 +169,9 @@ pub(crate) async fn sign(
             }
             _ => ca::sign(objects, ca, &secrets_namespace, order).await,
         }
+    } else if let Some(pkcs11) = &spec.pkcs11 {
+        let place = Place { objects, signers, issuer: &issuer, namespace: &secrets_namespace };
+        pkcs11::sign(&place, pkcs11, order).await
     } else {
         let place = Place { objects, signers, issuer: &issuer, namespace: &secrets_namespace };
         let outcome = if let Some(acme) = &spec.acme {
@@ -171,7 +181,7 @@ pub(crate) async fn sign(
         } else if let Some(kubernetes) = &spec.kubernetes {
             kubernetes::sign(&place, kubernetes, request, &order).await?
         } else {
-            Outcome::later(not_built(&issuer))
+            Outcome::later(NO_KIND)
         };
         Ok(from_outside(objects, &order, outcome))
     }
@@ -280,15 +290,15 @@ async fn readiness(place: &Place<'_>, status: &mut IssuerStatus) -> Result<Readi
         let message = format!("Requests are made to the signer {:?}", kubernetes.signer_name);
         return Ok(Ok(("IsReady", message)));
     }
-    let Some(ca) = &spec.ca else { return Ok(Err(("NotSupported", not_built(issuer)))) };
+    if let Some(pkcs11) = &spec.pkcs11 {
+        let verified = pkcs11::verify(place, pkcs11).await?;
+        let verified = verified.map(|()| ("KeyPairVerified", "The token's key signs".to_owned()));
+        return Ok(verified.map_err(|why| ("ErrGetKeyPair", why)));
+    }
+    let Some(ca) = &spec.ca else { return Ok(Err(("NotSupported", NO_KIND.to_owned()))) };
     if signers.mesh.is_some() && mesh::is_meant(ca, namespace, objects.root_namespace()) {
         return Ok(Ok(("KeyPairVerified", "The mesh's authority signs".to_owned())));
     }
     let verified = ca::signer(objects, ca, namespace).await?;
     Ok(verified.map(|_| ("KeyPairVerified", "Signing CA verified".to_owned())).map_err(|why| ("ErrGetKeyPair", why)))
-}
-
-fn not_built(issuer: &Issuer) -> String {
-    let kind = if issuer.spec.pkcs11.is_some() { "pkcs11" } else { "nothing" };
-    format!("spec.{kind}: this control plane does not sign by it")
 }

@@ -18,6 +18,7 @@ mod queue;
 mod requests;
 mod secrets;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -55,6 +56,7 @@ pub struct Issuing {
     objects: Objects,
     mesh: Option<Arc<Authority>>,
     listeners: ChallengeListeners,
+    token_modules: Vec<PathBuf>,
     clock: SharedClock,
 }
 
@@ -85,6 +87,7 @@ impl Issuing {
             objects: Objects::new(client, root_namespace),
             mesh: None,
             listeners: ChallengeListeners::default(),
+            token_modules: Vec::new(),
             clock,
         }
     }
@@ -103,6 +106,13 @@ impl Issuing {
         self
     }
 
+    /// Issuers may name these PKCS#11 libraries, which then run in this process; no others are loaded.
+    #[must_use]
+    pub fn with_token_modules(mut self, modules: Vec<PathBuf>) -> Self {
+        self.token_modules = modules;
+        self
+    }
+
     /// These controllers, with every certificate they sign written into `journal`.
     #[must_use]
     pub fn recorded(mut self, journal: Arc<dyn Journal>) -> Self {
@@ -112,7 +122,7 @@ impl Issuing {
 
     /// Runs until drained.
     pub async fn run(self, drain: Drain) {
-        let Self { objects, mesh, listeners, clock } = self;
+        let Self { objects, mesh, listeners, token_modules, clock } = self;
         let mut serving = JoinSet::new();
         let challenges = Challenges::default();
         let reached_at = listeners.reached_at;
@@ -123,7 +133,7 @@ impl Issuing {
         if let Some(listener) = listeners.tls {
             serving.spawn(challenges::serve_tls(challenges.clone(), listener));
         }
-        let signers = Arc::new(Signers::new(mesh, challenges, answers, reached_at));
+        let signers = Arc::new(Signers::new(mesh, challenges, answers, reached_at, token_modules));
         Worker { objects, signers, clock }.run(drain).await;
     }
 }

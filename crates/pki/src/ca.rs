@@ -5,6 +5,7 @@
 
 mod crl;
 mod files;
+pub mod key;
 mod leaf;
 mod root;
 
@@ -17,6 +18,7 @@ use carrick_base::{SpiffeId, TrustDomain};
 use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 
+pub use self::key::CaKey;
 pub(crate) use self::leaf::random_serial;
 use crate::certificate::CertificateError;
 use crate::csr::{self, CertificateRequest, CsrError};

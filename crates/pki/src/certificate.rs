@@ -83,6 +83,11 @@ impl CertificateInfo {
         Ok(info)
     }
 
+    /// The public key (SubjectPublicKeyInfo, DER) of a certificate; `None` when it does not parse.
+    pub fn public_key(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
+        public_key(der)
+    }
+
     fn read_names(&mut self, cert: &X509Certificate<'_>) -> Result<(), CertificateError> {
         let Some(names) = cert.subject_alternative_name().map_err(|_| CertificateError::Sans)? else {
             return Ok(());

@@ -10,13 +10,13 @@ use std::time::SystemTime;
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509CertificationRequest};
 
-use crate::ca::CaError;
+use crate::ca::{CaError, CaKey};
 use crate::certificate::{self, CertificateInfo};
 use crate::csr::{CertificateRequest, CsrError};
 use crate::journal::{self, Issuance, Journal, JournalError, MaybeJournal};
@@ -60,7 +60,7 @@ pub struct Signed {
 
 /// A signing certificate with its key.
 pub struct Signer {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, CaKey>,
     chain: Vec<CertificateDer<'static>>,
     info: CertificateInfo,
     journal: MaybeJournal,
@@ -78,19 +78,26 @@ impl Signer {
     /// # Errors
     /// They are unreadable, do not belong together, or the certificate may not sign.
     pub fn read(chain: &[u8], key: &[u8]) -> Result<Self, CaError> {
+        let key = PrivateKey::from_pem(key).map_err(|e| CaError::Sign(e.to_string()))?;
+        Self::with_key(chain, CaKey::in_memory(&key).map_err(|e| CaError::Sign(e.to_string()))?)
+    }
+
+    /// The same with a key that may be anywhere. Signing blocks as long as the key does.
+    ///
+    /// # Errors
+    /// As [`Signer::read`].
+    pub fn with_key(chain: &[u8], key: CaKey) -> Result<Self, CaError> {
         let wrong = |reason: String| CaError::Sign(reason);
         let chain = pem::certificates(chain).map_err(|e| wrong(format!("signing certificate: {e}")))?;
         let first = chain.first().ok_or_else(|| wrong("no signing certificate".to_owned()))?;
         let info = CertificateInfo::read(first).map_err(|e| wrong(format!("signing certificate: {e}")))?;
-        let key = PrivateKey::from_pem(key).map_err(|e| wrong(e.to_string()))?;
         if !info.is_ca {
             return Err(wrong(format!("the certificate {:?} may not sign others", info.subject)));
         }
-        if key.spki_sha256() != Some(info.spki_sha256) {
+        if certificate::sha256(&key.subject_public_key_info()) != info.spki_sha256 {
             return Err(wrong("the signing certificate's key is another one".to_owned()));
         }
-        let pair = key.key_pair().map_err(|e| wrong(e.to_string()))?;
-        let issuer = Issuer::from_ca_cert_der(first, pair).map_err(|e| wrong(e.to_string()))?;
+        let issuer = Issuer::from_ca_cert_der(first, key).map_err(|e| wrong(e.to_string()))?;
         Ok(Self { issuer, chain, info, journal: None })
     }
 

@@ -4,6 +4,7 @@ mod forms;
 mod mesh;
 mod outside;
 mod pebble;
+mod token;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};

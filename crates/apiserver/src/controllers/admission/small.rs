@@ -53,6 +53,24 @@ pub(super) fn namespace(object: &mut Value) {
     }
 }
 
+/// A signing request says who made it, which is not the maker's to say, and never asks for something else.
+pub(super) fn signing_request(object: &mut Value, context: &AdmitContext<'_>) {
+    let Some(map) = object.as_object_mut() else { return };
+    match context.old {
+        Some(old) => {
+            map.insert("spec".to_owned(), old.get("spec").cloned().unwrap_or_default());
+        }
+        None => {
+            if let Some(spec) = map.get_mut("spec").and_then(Value::as_object_mut) {
+                spec.insert("username".to_owned(), context.user.name.clone().into());
+                spec.insert("groups".to_owned(), context.user.groups.clone().into());
+                spec.shift_remove("uid");
+                spec.shift_remove("extra");
+            }
+        }
+    }
+}
+
 pub(super) fn secret(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
     use base64::Engine as _;
     let Some(map) = object.as_object_mut() else { return Ok(()) };
