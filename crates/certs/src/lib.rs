@@ -8,6 +8,7 @@
 
 pub mod decide;
 pub mod renewal;
+pub mod rotation;
 pub mod wish;
 
 pub use decide::{Decision, Facts, Held, Key, Leaf, Reply, Request, Step, decide};

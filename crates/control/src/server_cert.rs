@@ -97,7 +97,7 @@ fn make(
     let now = SystemTime::now();
     let identity = authority.issue(subject, Some(ttl), now)?;
     let sans = trust_domains.iter().map(|domain| SanMatch::Prefix(format!("spiffe://{domain}/"))).collect();
-    let clients = ClientAuth::Optional(PeerPolicy::new(authority.roots().clone(), sans));
+    let clients = ClientAuth::Optional(PeerPolicy::new(authority.roots(), sans));
     let config = server_config(&identity, clients, &[b"h2"], &TlsOptions::default())?;
     let life = identity.not_after.duration_since(now).unwrap_or_default();
     Ok((config, now + life / 2))

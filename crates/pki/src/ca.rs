@@ -1,32 +1,38 @@
-//! The certificate authority: one signing certificate, kept in a folder, and the rules of what it signs (spec §19).
+//! The certificate authority: the signing set in force, the roots that are published, and the rules of what is signed (spec §19).
 //!
-//! Invariant: a leaf holds exactly the names of the given [`Subject`], is never a CA, and never outlives its signer.
-//! Who may have which subject is decided by the caller.
+//! Invariant: a leaf holds exactly the names of the given [`Subject`], is never a CA, and never outlives its signer. A set
+//! comes into force only after a throw-away leaf of it was verified against the published roots, and roots are published
+//! only if the set in force leads to one of them; so there is no moment at which a leaf is signed that the published roots
+//! do not cover. Who may have which subject, and when sets change, is decided by the caller.
 
+mod canary;
+mod check;
 mod crl;
 mod files;
 pub mod key;
 mod leaf;
 mod root;
+mod set;
+pub mod texts;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use carrick_base::{SpiffeId, TrustDomain};
-use rcgen::{Issuer, KeyPair};
-use rustls_pki_types::CertificateDer;
 
 pub use self::key::CaKey;
 pub(crate) use self::leaf::random_serial;
-use crate::certificate::CertificateError;
+pub use self::set::CaSet;
+pub use self::texts::SetTexts;
 use crate::csr::{self, CertificateRequest, CsrError};
-use crate::identity::{Identity, IdentityError};
+use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::key::{KeyAlgorithm, KeyError};
-use crate::pem::{self, PemError};
-use crate::trust::{TrustBundle, TrustError};
+use crate::pem;
+use crate::trust::TrustBundle;
 
 /// How an authority is made and what it grants.
 #[derive(Clone, Debug)]
@@ -97,6 +103,9 @@ pub enum CaError {
     /// The journal of certificates does not take it.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A throw-away leaf is not trusted by the roots it was verified with.
+    #[error("a throw-away leaf was not trusted: {0}")]
+    Canary(String),
     /// A file of the authority cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -122,16 +131,11 @@ impl CaError {
     }
 }
 
-macro_rules! file_error {
-    ($($kind:ty),*) => {$(
-        impl From<(&Path, $kind)> for CaError {
-            fn from((path, error): (&Path, $kind)) -> Self {
-                Self::File { path: path.display().to_string(), reason: error.to_string() }
-            }
-        }
-    )*};
+impl From<(&Path, KeyError)> for CaError {
+    fn from((path, error): (&Path, KeyError)) -> Self {
+        Self::File { path: path.display().to_string(), reason: error.to_string() }
+    }
 }
-file_error!(PemError, KeyError, TrustError, CertificateError, IdentityError);
 
 /// A signed chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,18 +162,20 @@ impl IssuedChain {
 /// The authority.
 pub struct Authority {
     options: CaOptions,
-    issuer: Issuer<'static, KeyPair>,
-    /// The signer and what leads from it towards a root, without roots.
-    intermediates: Vec<CertificateDer<'static>>,
-    roots: TrustBundle,
-    not_before: SystemTime,
-    not_after: SystemTime,
+    force: ArcSwap<Force>,
     journal: OnceLock<Arc<dyn Journal>>,
+}
+
+/// What is in force, as one value.
+struct Force {
+    set: Arc<CaSet>,
+    trust: TrustBundle,
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("options", &self.options).field("roots", &self.roots).finish_non_exhaustive()
+        let force = self.force.load();
+        f.debug_struct("Authority").field("set", &force.set).field("trust", &force.trust).finish_non_exhaustive()
     }
 }
 
@@ -179,9 +185,15 @@ impl Authority {
     /// Files: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, optional `cert-chain.pem`; mode 0600 in a folder of 0700.
     ///
     /// # Errors
-    /// Unreadable files, a key that is not the certificate's, a certificate that leads to no root.
+    /// Unreadable files, a key that is not the certificate's, a certificate that may not sign or leads to no root.
     pub fn load_or_create(dir: &Path, options: CaOptions, now: SystemTime) -> Result<Self, CaError> {
-        files::load_or_create(dir, options, now)
+        Ok(Self::new(files::load_or_create(dir, &options, now)?, options))
+    }
+
+    /// An authority that signs with `set` and publishes its roots.
+    pub fn new(set: CaSet, options: CaOptions) -> Self {
+        let trust = set.roots().clone();
+        Self { options, force: ArcSwap::from_pointee(Force { set: Arc::new(set), trust }), journal: OnceLock::new() }
     }
 
     /// From now on every certificate is written into `journal`, and none is signed without. The first journal stays.
@@ -189,9 +201,14 @@ impl Authority {
         let _ = self.journal.set(journal);
     }
 
-    /// The roots that leaves of this authority lead to.
-    pub fn roots(&self) -> &TrustBundle {
-        &self.roots
+    /// The roots that are published: those of the set in force, and during a rotation others.
+    pub fn roots(&self) -> TrustBundle {
+        self.force.load().trust.clone()
+    }
+
+    /// The set in force.
+    pub fn set(&self) -> Arc<CaSet> {
+        Arc::clone(&self.force.load().set)
     }
 
     /// The options it was opened with.
@@ -201,7 +218,29 @@ impl Authority {
 
     /// End of the signer's validity.
     pub fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.force.load().set.info().not_after
+    }
+
+    /// Publishes other roots. Whoever changes sets and roots does so from one place, one after the other.
+    ///
+    /// # Errors
+    /// The set in force does not lead to any of them; nothing is changed then.
+    pub fn publish(&self, trust: TrustBundle, now: SystemTime) -> Result<(), CaError> {
+        let set = self.set();
+        set.prove(&trust, now)?;
+        self.force.store(Arc::new(Force { set, trust }));
+        Ok(())
+    }
+
+    /// Signs with another set from now on.
+    ///
+    /// # Errors
+    /// It does not lead to any of the published roots; nothing is changed then.
+    pub fn switch(&self, set: Arc<CaSet>, now: SystemTime) -> Result<(), CaError> {
+        let trust = self.roots();
+        set.prove(&trust, now)?;
+        self.force.store(Arc::new(Force { set, trust }));
+        Ok(())
     }
 
     /// Signs a leaf for `subject` over the key in `csr_pem`. `ttl` of `None` or zero means the default.
@@ -222,17 +261,19 @@ impl Authority {
             }
             Some(asked) => asked,
         };
-        if now < self.not_before || now >= self.not_after {
+        let force = self.force.load_full();
+        let signer = force.set.info();
+        if now < signer.not_before || now >= signer.not_after {
             return Err(CaError::SignerExpired);
         }
         let request = CertificateRequest::from_pem(csr_pem)?;
-        let leaf =
-            leaf::sign(&self.issuer, request.public_key(), subject, ttl, now, self.not_after, self.journal.get())?;
+        let (issuer, journal) = (&force.set.issuer, self.journal.get());
+        let leaf = leaf::sign(issuer, request.public_key(), subject, ttl, now, signer.not_after, journal)?;
         Ok(IssuedChain {
             chain: std::iter::once(leaf.pem)
-                .chain(self.intermediates.iter().map(|der| pem::encode_certificate(der)))
+                .chain(force.set.path().iter().map(|der| pem::encode_certificate(der)))
                 .collect(),
-            root_bundle: self.roots.to_pem(),
+            root_bundle: force.trust.to_pem(),
             not_after: leaf.not_after,
             serial: leaf.serial,
         })
@@ -249,10 +290,11 @@ impl Authority {
         number: u64,
         now: SystemTime,
     ) -> Result<Option<String>, CaError> {
-        if !self.intermediates.is_empty() || self.roots.roots().len() != 1 {
+        let force = self.force.load_full();
+        if !force.set.path().is_empty() || force.trust.roots().len() != 1 {
             return Ok(None);
         }
-        crl::sign(&self.issuer, revoked, number, self.options.max_ttl, now).map(Some)
+        crl::sign(&force.set.issuer, revoked, number, self.options.max_ttl, now).map(Some)
     }
 
     /// A new key and a certificate for it: for servers of the control plane itself.

@@ -122,6 +122,22 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
+/// The key itself inside of the public key of a certificate; `None` when it does not parse.
+pub(crate) fn raw_public_key(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    Some(cert.public_key().subject_public_key.data.to_vec())
+}
+
+/// SHA-256 of a certificate, hexadecimal: how certificates are told apart in reports.
+pub fn fingerprint(der: &CertificateDer<'_>) -> String {
+    hex_all(&sha256(der))
+}
+
+/// All bytes in hexadecimal.
+pub(crate) fn hex_all(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// The public key (SubjectPublicKeyInfo) of a certificate; `None` when it does not parse.
 pub(crate) fn public_key(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;

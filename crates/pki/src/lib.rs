@@ -20,8 +20,9 @@ pub mod pem;
 pub mod quarantine;
 pub mod tls;
 pub mod trust;
+pub mod trust_service;
 
-pub use ca::{Authority, CaOptions, IssuedChain, Subject};
+pub use ca::{Authority, CaOptions, CaSet, IssuedChain, SetTexts, Subject};
 pub use certificate::CertificateInfo;
 pub use identity::Identity;
 pub use key::{KeyAlgorithm, PrivateKey};

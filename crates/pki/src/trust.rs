@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
+use crate::certificate;
 use crate::pem::{self, PemError};
 
 /// Why a bundle was refused.
@@ -137,6 +138,18 @@ impl TrustBundle {
                 .cloned()
                 .collect(),
         }
+    }
+
+    /// Digests of the roots.
+    pub fn fingerprints(&self) -> std::collections::BTreeSet<String> {
+        self.roots.iter().map(certificate::fingerprint).collect()
+    }
+
+    /// The digests of those roots that a chain (leaf first) leads to, by its last certificate's signature alone: for telling
+    /// certificates apart, never for believing one.
+    pub fn led_to(&self, chain: &[CertificateDer<'_>]) -> std::collections::BTreeSet<String> {
+        let signed = |root: &&CertificateDer<'static>| chain.iter().any(|link| certificate::is_signed_by(link, root));
+        self.roots.iter().filter(signed).map(certificate::fingerprint).collect()
     }
 
     /// Whether nobody is trusted.

@@ -32,11 +32,11 @@ fn roots_are_those_of_file_and_authority() {
 
     std::fs::write(&file, old.roots().to_pem()).unwrap();
     store.reload();
-    assert_eq!(store.roots(), *old.roots());
+    assert_eq!(store.roots(), old.roots());
 
     let id = Subject::Workload(SpiffeId::istio(&TrustDomain::default(), "a", "b"));
     let identity = new.issue(&id, None, SystemTime::now()).unwrap();
-    store.set_identity(Arc::new(identity), new.roots().clone());
+    store.set_identity(Arc::new(identity), new.roots());
     let now = store.subscribe().borrow().clone();
     assert_eq!(now.trust("ROOTCA").unwrap().roots().len(), 2);
     assert_eq!(now.identity("default").unwrap().spiffe.as_ref().unwrap().namespace(), Some("a"));
@@ -106,9 +106,9 @@ fn secrets_of_the_control_plane_come_go_and_are_refused_by_field() {
     store.set_remote([("kubernetes://edge".to_owned(), Some(secret))]);
     let now = store.subscribe().borrow().clone();
     assert_eq!(now.identity("kubernetes://edge").unwrap().ocsp(), Some(&[1, 2][..]));
-    let roots = crate::sds::to_envoy("kubernetes://edge-cacert", &Secret::Trust(Arc::new(ca.roots().clone())));
+    let roots = crate::sds::to_envoy("kubernetes://edge-cacert", &Secret::Trust(Arc::new(ca.roots())));
     assert!(
-        matches!(read_remote("kubernetes://edge-cacert", &any(&roots)), Ok(Secret::Trust(t)) if t == Arc::new(ca.roots().clone()))
+        matches!(read_remote("kubernetes://edge-cacert", &any(&roots)), Ok(Secret::Trust(t)) if t == Arc::new(ca.roots()))
     );
 
     // Somebody else's name, a key of another certificate, roots with more to say than we would keep: all refused, in words.

@@ -72,7 +72,7 @@ pub fn listener(port: u16, body: &str) -> (TypeUrl, Resource) {
 
 /// A request as another workload; the server's serial number and the answer.
 pub async fn mesh_request(plane: &Plane, port: u16) -> Result<(String, String), String> {
-    let roots = plane.ca.authority.roots().clone();
+    let roots = plane.ca.authority.roots();
     let auth = ServerAuth::Spiffe(PeerPolicy::new(roots, vec![SanMatch::Exact(workload().to_string())]));
     let config =
         tls::client_config(Some(&plane.other("client")), auth.clone(), &["http/1.1"], &TlsOptions::default()).unwrap();

@@ -75,7 +75,7 @@ async fn renewed_at_half_life_with_a_new_key() {
     assert_eq!(kept.asked(), [Proof::Token(TOKEN.into()), Proof::Token(TOKEN.into())]);
     assert_eq!(kept.metrics.certificates.load(Relaxed), 2);
     assert_eq!(kept.store.identity().unwrap().spiffe, Some(workload()));
-    assert_eq!(kept.store.roots(), *kept.plane.ca.authority.roots());
+    assert_eq!(kept.store.roots(), kept.plane.ca.authority.roots());
 }
 
 #[tokio::test]

@@ -171,7 +171,7 @@ impl Plane {
     pub async fn listen(&mut self) {
         let subject = Subject::Server { dns: vec!["istiod.istio-system.svc".into()], ips: vec![] };
         let own = self.ca.authority.issue(&subject, None, SystemTime::now()).unwrap();
-        let policy = PeerPolicy::new(self.ca.authority.roots().clone(), vec![]);
+        let policy = PeerPolicy::new(self.ca.authority.roots(), vec![]);
         let config = tls::server_config(&own, ClientAuth::Optional(policy), &["h2"], &TlsOptions::default()).unwrap();
         let identify = Arc::new(|connection: &rustls::ServerConnection| {
             Ok(VerifiedPeer::of_client(connection).and_then(|peer| peer.spiffe().cloned()))

@@ -50,7 +50,7 @@ impl Served {
     fn issue(&self) -> String {
         let identity = self.plane.ca.authority.issue(&Subject::Workload(workload()), None, SystemTime::now()).unwrap();
         let chain = identity.chain_pem();
-        self.store.set_identity(Arc::new(identity), self.plane.ca.authority.roots().clone());
+        self.store.set_identity(Arc::new(identity), self.plane.ca.authority.roots());
         chain
     }
 }

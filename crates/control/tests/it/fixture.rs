@@ -209,7 +209,7 @@ pub fn slice(namespace: &str, name: &str, ips: &[&str]) -> Value {
 }
 
 pub fn connector(authority: &Authority, address: SocketAddr, identity: Option<Identity>) -> Connector {
-    let roots = authority.roots().clone();
+    let roots = authority.roots();
     Connector::Tls {
         address: address.to_string(),
         server_name: "istiod.istio-system.svc".try_into().expect("a name"),

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
 };
 
+use super::key::CaKey;
 use super::{CaError, Subject};
 use crate::journal::{self, Issuance, Journal};
 
@@ -24,7 +25,7 @@ pub(super) struct Leaf {
 }
 
 pub(super) fn sign(
-    issuer: &Issuer<'static, KeyPair>,
+    issuer: &Issuer<'static, CaKey>,
     public_key: &SubjectPublicKeyInfo,
     subject: &Subject,
     ttl: Duration,

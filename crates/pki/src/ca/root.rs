@@ -13,13 +13,14 @@ use super::{CaError, CaOptions, leaf};
 /// Allowance for clocks that are behind ours.
 const BACKDATE: Duration = Duration::from_secs(120);
 
-/// The root's PEM.
-pub(super) fn self_sign(key: &KeyPair, options: &CaOptions, now: SystemTime) -> Result<String, CaError> {
+/// The root's PEM. Its common name is the trust domain, followed by `label` when there is one.
+pub(super) fn self_sign(key: &KeyPair, options: &CaOptions, label: &str, now: SystemTime) -> Result<String, CaError> {
     let name = options.trust_domain.as_str();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, name);
-    params.distinguished_name.push(DnType::CommonName, name);
+    let common = if label.is_empty() { name.to_owned() } else { format!("{name} {label}") };
+    params.distinguished_name.push(DnType::CommonName, common);
     params.not_before = now.checked_sub(BACKDATE).unwrap_or(now).into();
     params.not_after = now.checked_add(options.root_ttl).ok_or(CaError::SignerExpired)?.into();
     params.serial_number = Some(SerialNumber::from_slice(&leaf::random_serial()?));

@@ -83,7 +83,7 @@ fn clients_by_certificate() {
         ),
     ];
     for (what, client, alert) in cases {
-        let result = outcome(client.as_ref(), &server, mesh_policy(ca.roots()));
+        let result = outcome(client.as_ref(), &server, mesh_policy(&ca.roots()));
         match (&result, alert) {
             (Ok(peer), None) => assert_eq!(peer.spiffe(), Some(&id), "{what}"),
             (Err(got), Some(want)) => assert_eq!(*got, want, "{what}"),
@@ -94,7 +94,7 @@ fn clients_by_certificate() {
     let old_folder = Folder::new();
     let old = crate::lab::authority_at(&old_folder, KeyAlgorithm::EcdsaP256, now - 48 * hour);
     let expired = workload_at(&old, &id, now - 2 * hour, hour);
-    assert_eq!(outcome(Some(&expired), &server, mesh_policy(old.roots())), Err(CertificateExpired));
+    assert_eq!(outcome(Some(&expired), &server, mesh_policy(&old.roots())), Err(CertificateExpired));
     // No roots: nobody.
     let nobody = PeerPolicy::new(carrick_pki::TrustBundle::default(), vec![]);
     assert_eq!(outcome(Some(&workload(&ca, &id)), &server, nobody), Err(UnknownCA));
@@ -104,7 +104,7 @@ fn clients_by_certificate() {
     let last = der.len() - 1;
     der[last] ^= 1;
     broken = Identity::new(vec![der.into()], broken.key).unwrap();
-    let alert = outcome(Some(&broken), &server, mesh_policy(ca.roots())).unwrap_err();
+    let alert = outcome(Some(&broken), &server, mesh_policy(&ca.roots())).unwrap_err();
     assert_eq!(alert, UnknownCA);
 }
 
@@ -113,7 +113,7 @@ fn what_is_proven_about_a_client() {
     let folder = Folder::new();
     let ca = authority(&folder, KeyAlgorithm::EcdsaP256);
     let client = workload(&ca, &spiffe("shop", "cart"));
-    let peer = outcome(Some(&client), &workload(&ca, &spiffe("shop", "web")), mesh_policy(ca.roots())).unwrap();
+    let peer = outcome(Some(&client), &workload(&ca, &spiffe("shop", "web")), mesh_policy(&ca.roots())).unwrap();
     let leaf = folder.write("leaf.pem", &client.chain_pem());
     let (ok, text) = crate::lab::openssl(&["x509", "-noout", "-fingerprint", "-sha256", "-in", leaf.to_str().unwrap()]);
     assert!(ok);
@@ -127,7 +127,7 @@ fn servers_by_secure_naming() {
     let (folder, elsewhere) = (Folder::new(), Folder::new());
     let ca = authority(&folder, KeyAlgorithm::EcdsaP256);
     let stranger = authority(&elsewhere, KeyAlgorithm::EcdsaP256);
-    let roots = || ca.roots().clone();
+    let roots = || ca.roots();
     let exact = |name: &str| ServerAuth::Spiffe(PeerPolicy::new(roots(), vec![SanMatch::Exact(name.into())]));
     let web = workload(&ca, &spiffe("shop", "web"));
     let dns = ca
@@ -165,7 +165,7 @@ fn optional_clients_are_still_verified() {
     let (folder, elsewhere) = (Folder::new(), Folder::new());
     let ca = authority(&folder, KeyAlgorithm::EcdsaP256);
     let server = workload(&ca, &spiffe("shop", "web"));
-    let auth = ClientAuth::Optional(mesh_policy(ca.roots()));
+    let auth = ClientAuth::Optional(mesh_policy(&ca.roots()));
     let server = server_config(&server, auth, &NO_ALPN, &TlsOptions::default()).unwrap();
     let client =
         |identity: Option<&Identity>| client_config(identity, ServerAuth::None, &NO_ALPN, &TlsOptions::default());
@@ -218,8 +218,8 @@ fn sessions_are_not_resumed() {
     let (web, cart) = (workload(&ca, &spiffe("shop", "web")), workload(&ca, &spiffe("shop", "cart")));
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         let options = TlsOptions { min_version: version, max_version: version, ..TlsOptions::default() };
-        let server = server_config(&web, ClientAuth::Require(mesh_policy(ca.roots())), &NO_ALPN, &options).unwrap();
-        let auth = ServerAuth::Spiffe(mesh_policy(ca.roots()));
+        let server = server_config(&web, ClientAuth::Require(mesh_policy(&ca.roots())), &NO_ALPN, &options).unwrap();
+        let auth = ServerAuth::Spiffe(mesh_policy(&ca.roots()));
         let client = client_config(Some(&cart), auth, &NO_ALPN, &options).unwrap();
         for _ in 0..3 {
             let (c, _) = shake(&client, &server, SNI).unwrap();

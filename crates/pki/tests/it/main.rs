@@ -5,4 +5,5 @@ mod handshake;
 mod judges;
 mod keystores;
 mod lab;
+mod plugged;
 mod policies;

@@ -97,7 +97,7 @@ async fn strangers_are_refused_by_a_strict_port() {
     // A certificate of another mesh.
     let (out, other) = (free_port(), Mesh::new());
     let mut secrets = other.secrets("caller");
-    secrets.by_name.insert("ROOTCA".into(), Secret::Trust(Arc::new(mesh.authority.roots().clone())));
+    secrets.by_name.insert("ROOTCA".into(), Secret::Trust(Arc::new(mesh.authority.roots())));
     let _client = start(client_side(out, inn, "app", false), secrets);
     assert_eq!(get(out, "/").await.0, 503);
     assert_eq!(connections.load(std::sync::atomic::Ordering::SeqCst), 0, "the application saw nobody");

@@ -399,7 +399,7 @@ impl Mesh {
         Secrets {
             by_name: HashMap::from([
                 ("default".into(), Secret::Identity(Arc::new(self.identity(account)))),
-                ("ROOTCA".into(), Secret::Trust(Arc::new(self.authority.roots().clone()))),
+                ("ROOTCA".into(), Secret::Trust(Arc::new(self.authority.roots()))),
             ]),
             ..Secrets::default()
         }
