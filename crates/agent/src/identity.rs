@@ -74,14 +74,21 @@ impl IdentityKeeper {
         }
     }
 
-    /// Until `wait` after `since`, by the machine's clock or by what was slept, whichever comes first.
+    /// Until `wait` after `since`, by the machine's clock or by what was slept, whichever comes first; or until somebody asks
+    /// for another one before its time.
     async fn wait(&self, since: SystemTime, wait: Duration) {
         let mut slept = Duration::ZERO;
         loop {
             let passed = self.clock.now().duration_since(since).unwrap_or_default().max(slept);
             let Some(left) = wait.checked_sub(passed).filter(|left| !left.is_zero()) else { return };
             let step = left.min(schedule::STEP);
-            self.clock.sleep(step).await;
+            tokio::select! {
+                () = self.clock.sleep(step) => {}
+                () = self.store.renewal_asked() => {
+                    info!("another certificate is asked for");
+                    return;
+                }
+            }
             slept += step;
         }
     }

@@ -24,6 +24,7 @@ mod readiness;
 mod run;
 mod sds;
 mod status;
+mod trust;
 pub mod workload_api;
 
 pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, Role};

@@ -209,6 +209,11 @@ impl Handler for Follower {
 
 /// The way to the control plane with the pod's own certificate, made anew for each connection.
 pub fn connector(config: &AgentConfig, store: &Arc<SecretStore>) -> Result<Connector, String> {
+    connector_to(&config.control_plane.discovery_address, config, store)
+}
+
+/// The same to another address of it.
+pub fn connector_to(address: &str, config: &AgentConfig, store: &Arc<SecretStore>) -> Result<Connector, String> {
     let server_name = ServerName::try_from(config.control_plane.server_name.clone())
         .map_err(|_| format!("{:?} cannot be a server's name", config.control_plane.server_name))?;
     let store = Arc::clone(store);
@@ -217,5 +222,5 @@ pub fn connector(config: &AgentConfig, store: &Arc<SecretStore>) -> Result<Conne
         let auth = ServerAuth::Dns { roots: store.roots() };
         tls::client_config(Some(&identity), auth, &["h2"], &TlsOptions::default()).map_err(|e| e.to_string())
     });
-    Ok(Connector::Tls { address: config.control_plane.discovery_address.clone(), server_name, config: provider })
+    Ok(Connector::Tls { address: address.to_owned(), server_name, config: provider })
 }

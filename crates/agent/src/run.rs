@@ -28,6 +28,7 @@ use crate::quarantine;
 use crate::readiness::Readiness;
 use crate::secrets::SecretStore;
 use crate::status::{Status, StatusServers};
+use crate::trust::TrustFollower;
 use crate::workload_api;
 
 /// Time for what is not the engine to end.
@@ -146,6 +147,8 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
         tasks.spawn("workload-api", workload_api::serve(listener, Arc::clone(&store), trust_domain, drain.clone()));
     }
     tasks.spawn("files", Arc::clone(&store).watch_files(drain.clone()));
+    let follower = TrustFollower::new(&config, &store, Arc::clone(&clock)).map_err(AgentError::Config)?;
+    tasks.spawn("trust", follower.run(drain.clone()));
     tasks.spawn("identity", IdentityKeeper::new(&config, store, clock, metrics).run(drain.clone()));
     drop(drain);
     Ok(Running { engine, readiness, tasks, trigger, quit, drain: config.drain, addresses })

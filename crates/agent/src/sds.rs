@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use crate::secrets::SecretStore;
+use crate::secrets::held;
 
 /// Names one stream may ask for.
 const MAX_NAMES: usize = 1024;
@@ -137,11 +138,14 @@ struct Conversation<Q> {
     secrets: watch::Receiver<Arc<Secrets>>,
     store: Arc<SecretStore>,
     subscriptions: Subscriptions,
+    held: held::Stream,
 }
 
 /// How a protocol reads requests and writes answers.
 trait Protocol: Send + 'static {
     type Answer: Send + 'static;
+    /// The nonce that is answered, and whether it is accepted.
+    fn answers(&self) -> (&str, bool);
     /// Takes a request over.
     fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status>;
     /// The answer with what is due.
@@ -150,6 +154,10 @@ trait Protocol: Send + 'static {
 
 impl Protocol for DiscoveryRequest {
     type Answer = DiscoveryResponse;
+
+    fn answers(&self) -> (&str, bool) {
+        (&self.response_nonce, self.error_detail.is_none())
+    }
 
     fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status> {
         if let Some(error) = self.error_detail {
@@ -179,6 +187,10 @@ impl Protocol for DiscoveryRequest {
 
 impl Protocol for DeltaDiscoveryRequest {
     type Answer = DeltaDiscoveryResponse;
+
+    fn answers(&self) -> (&str, bool) {
+        (&self.response_nonce, self.error_detail.is_none())
+    }
 
     fn read(self, subscriptions: &mut Subscriptions, store: &SecretStore) -> Result<(), Status> {
         if let Some(error) = self.error_detail {
@@ -224,6 +236,7 @@ fn converse<Q: Protocol>(service: &SecretService, requests: Streaming<Q>) -> Ans
         secrets: service.store.subscribe(),
         store: Arc::clone(&service.store),
         subscriptions: Subscriptions { own_only: service.own_only, ..Subscriptions::default() },
+        held: held::Stream::new(Arc::clone(service.store.held())),
     };
     Box::pin(futures_util::stream::unfold(Some(conversation), |conversation| async move {
         let mut conversation = conversation?;
@@ -242,15 +255,21 @@ impl<Q: Protocol> Conversation<Q> {
             let due = self.subscriptions.due(&secrets);
             if !due.is_empty() {
                 let nonce = self.subscriptions.next_nonce();
+                let sent = due.iter().filter_map(|(name, ..)| Some((name.clone(), secrets.by_name.get(name)?.clone())));
+                self.held.sent(&nonce, sent.collect());
                 debug!(names = ?due.iter().map(|(name, ..)| name).collect::<Vec<_>>(), "secrets sent");
                 return Some(Ok(Q::answer(due, nonce)));
             }
             tokio::select! {
                 request = self.requests.next() => match request? {
                     Ok(request) => {
+                        let (nonce, accepted) = request.answers();
+                        self.held.answered(nonce, accepted);
                         if let Err(status) = request.read(&mut self.subscriptions, &self.store) {
                             return Some(Err(status));
                         }
+                        let names = &self.subscriptions.names;
+                        self.held.retain(|name| names.contains(name));
                     }
                     Err(_) => return None,
                 },

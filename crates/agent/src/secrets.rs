@@ -6,6 +6,7 @@
 //! the engine's.
 
 mod files;
+pub mod held;
 mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use files::Mark;
 pub use files::{FileSecret, FileSecretError};
+use held::Held;
 pub use remote::{RemoteSecretError, read as read_remote};
 
 /// How often watched files are looked at; a change is in force within a second.
@@ -34,13 +36,28 @@ pub struct SecretStore {
     root_file: PathBuf,
     inner: Mutex<Inner>,
     wanted_more: Notify,
+    renewal: Notify,
+    held: Arc<Held>,
+}
+
+/// What the engine verifies peers with, and what it shows them.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The mesh roots.
+    pub roots: TrustBundle,
+    /// The certificate.
+    pub identity: Option<Arc<Identity>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     identity: Option<Arc<Identity>>,
-    /// Roots the authority told with the last certificate.
+    /// Roots the authority told: with the last certificate, or while it is followed.
     told: TrustBundle,
+    /// The authority is being followed: what it tells is newer than what comes with a certificate.
+    followed: bool,
+    /// What the root file held when the authority told its roots while it was followed; that much of the file is outdated.
+    outdated: Option<TrustBundle>,
     /// Roots of the mesh root file, as last readable.
     filed: TrustBundle,
     wanted: BTreeSet<String>,
@@ -63,6 +80,8 @@ impl SecretStore {
             root_file,
             inner: Mutex::default(),
             wanted_more: Notify::new(),
+            renewal: Notify::new(),
+            held: Arc::default(),
         };
         store.reload();
         Arc::new(store)
@@ -78,17 +97,71 @@ impl SecretStore {
         self.lock().identity.clone()
     }
 
-    /// The mesh roots: those of the file and those the authority told.
+    /// The mesh roots: those the authority told, and those of the file unless the authority has told its own since.
     pub fn roots(&self) -> TrustBundle {
+        self.lock().roots()
+    }
+
+    /// The roots that were heard of last: those of the file if it has changed since the authority told its own.
+    pub fn newest_roots(&self) -> TrustBundle {
         let inner = self.lock();
-        inner.filed.union(&inner.told)
+        if inner.outdated.as_ref() == Some(&inner.filed) { inner.told.clone() } else { inner.filed.clone() }
+    }
+
+    /// What the engine really holds; for Envoy that is what it has acknowledged.
+    pub fn in_force(&self) -> InForce {
+        let (roots, identity) = {
+            let inner = self.lock();
+            (inner.roots(), inner.identity.clone())
+        };
+        let same_roots = |secret: &Secret| matches!(secret, Secret::Trust(held) if held.roots() == roots.roots());
+        let roots = match self.held.behind(ROOT_SECRET, same_roots) {
+            Some(Secret::Trust(held)) => TrustBundle::clone(&held),
+            _ => roots,
+        };
+        let serial = identity.as_ref().map(|identity| identity.serial.clone());
+        let same = |secret: &Secret| matches!(secret, Secret::Identity(held) if Some(&held.serial) == serial.as_ref());
+        let identity = match self.held.behind(DEFAULT_SECRET, same) {
+            Some(Secret::Identity(held)) => Some(held),
+            _ => identity,
+        };
+        InForce { roots, identity }
+    }
+
+    /// What the engine has acknowledged.
+    pub fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
+    /// Takes the roots that the authority tells while it is followed, or notes that it is not followed any more.
+    pub fn follow_roots(&self, roots: Option<TrustBundle>) {
+        let mut inner = self.lock();
+        inner.followed = roots.is_some();
+        let Some(roots) = roots else { return };
+        inner.outdated = Some(inner.filed.clone());
+        if inner.told != roots {
+            inner.told = roots;
+        }
+        self.publish(&inner);
+    }
+
+    /// Asks for another certificate before its time.
+    pub fn ask_renewal(&self) {
+        self.renewal.notify_one();
+    }
+
+    /// Returns when another certificate was asked for. Cancel safe.
+    pub async fn renewal_asked(&self) {
+        self.renewal.notified().await;
     }
 
     /// Takes a new certificate and the roots that came with it.
     pub fn set_identity(&self, identity: Arc<Identity>, roots: TrustBundle) {
         let mut inner = self.lock();
         inner.identity = Some(identity);
-        inner.told = roots;
+        if !inner.followed {
+            inner.told = roots;
+        }
         self.publish(&inner);
     }
 
@@ -209,7 +282,7 @@ impl SecretStore {
         if let Some(identity) = &inner.identity {
             by_name.insert(DEFAULT_SECRET.to_owned(), Secret::Identity(Arc::clone(identity)));
         }
-        let roots = inner.filed.union(&inner.told).union(&inner.lists);
+        let roots = inner.roots().union(&inner.lists);
         if !roots.is_empty() {
             by_name.insert(ROOT_SECRET.to_owned(), Secret::Trust(Arc::new(roots)));
         }
@@ -222,6 +295,13 @@ impl SecretStore {
 }
 
 impl Inner {
+    fn roots(&self) -> TrustBundle {
+        match &self.outdated {
+            Some(outdated) if *outdated == self.filed && !self.told.is_empty() => self.told.clone(),
+            _ => self.filed.union(&self.told),
+        }
+    }
+
     /// Says what is wrong once, not at every look.
     fn complain(&mut self, name: &str, reason: &str) {
         if self.complaints.get(name).map(String::as_str) != Some(reason) {

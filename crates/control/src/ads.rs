@@ -81,6 +81,7 @@ impl Ads {
             identity: caller.spiffe,
             address: hello.peer.address,
             delta: hello.delta,
+            secured: !self.unproven,
             connected: SystemTime::now(),
             sets: receiver.clone(),
             status: SessionStatus::default(),

@@ -41,6 +41,8 @@ pub(crate) struct Connection {
     pub(crate) identity: SpiffeId,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) delta: bool,
+    /// Its identity was proven.
+    pub(crate) secured: bool,
     pub(crate) connected: SystemTime,
     pub(crate) sets: watch::Receiver<ResourceSet>,
     pub(crate) status: SessionStatus,

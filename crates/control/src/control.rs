@@ -16,6 +16,7 @@ use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
 use crate::remote;
 use crate::renderer::Renderer;
+use crate::rotation::{Around, Driver, Population, Published, RotationOptions, Trust};
 use crate::seen::Seen;
 use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
@@ -27,6 +28,7 @@ use carrick_mesh::networks::DEFAULT_CLUSTER;
 use carrick_pki::ca::{Authority, Subject};
 use carrick_pki::ca_service::CertificateServer;
 use carrick_pki::tls::VerifiedPeer;
+use carrick_pki::trust_service::{Order, TrustServer};
 use carrick_runtime::admin::AdminServer;
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::metrics::Metrics;
@@ -52,6 +54,8 @@ pub struct ControlOptions {
     pub authority: Arc<Authority>,
     /// Where certificates and revocations are written down; without one revocations last as long as this process.
     pub ledger: Option<Arc<Ledger>>,
+    /// How its roots and signing set may change; `None` keeps them as they are.
+    pub rotation: Option<RotationOptions>,
     /// The mesh's settings: trust domain, root namespace and the rest.
     pub mesh_config: MeshConfig,
     /// The file that `mesh_config` was read from, to be followed.
@@ -92,6 +96,7 @@ impl ControlOptions {
             objects: Objects::Kube(client),
             reviewer,
             authority,
+            rotation: None,
             ledger: None,
             mesh_config,
             mesh_file: None,
@@ -224,7 +229,27 @@ impl Control {
             synced: synced_tx,
         };
         tasks.spawn("fold", fold.run(events, drain.clone()));
-        tasks.spawn("server certificate", certificate.clone().rotate(drain.clone()));
+        let known = options.rotation.as_ref().map(|rotation| rotation.slots.known()).unwrap_or_default();
+        let population = Population::new(known, SystemTime::now());
+        let order = Order { roots: options.authority.roots().to_pem(), ..Order::default() };
+        let (published, following) = watch::channel(Published { epoch: 0, order });
+        tasks.spawn("server certificate", certificate.clone().rotate(following.clone(), drain.clone()));
+        let mut idle = None;
+        if let Some(rotation) = options.rotation {
+            let around = Around {
+                authority: options.authority.clone(),
+                population: population.clone(),
+                published,
+                certificate: certificate.clone(),
+                connections: connections.clone(),
+                client: client.clone(),
+                namespace: options.mesh_config.root_namespace.clone(),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("roots", Driver::new(rotation, around).run(drain.clone()));
+        } else {
+            idle = Some(published);
+        }
 
         if let Some(client) = client.clone() {
             let statuses =
@@ -254,10 +279,18 @@ impl Control {
             let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)));
             tasks.spawn("plain xds", serve_plain(listener, routes, ListenOptions::default(), drain.clone()));
         }
+        let trust = Trust {
+            callers: callers.clone(),
+            authority: options.authority.clone(),
+            population,
+            published: following,
+            _idle: idle,
+        };
         let certificates =
             Certificates { callers, authority: options.authority, metrics, quarantine: quarantine.clone() };
         let routes =
             tonic::service::Routes::new(ads_service(Arc::new(ads))).add_service(CertificateServer::new(certificates));
+        let routes = routes.add_service(TrustServer::new(trust));
         let server = serve_tls(
             xds,
             routes,

@@ -23,6 +23,7 @@ mod quarantine;
 mod read;
 mod remote;
 mod renderer;
+pub mod rotation;
 mod seen;
 mod server_cert;
 pub mod source;

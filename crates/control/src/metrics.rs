@@ -45,6 +45,10 @@ pub(crate) struct ControlMetrics {
     pub(crate) lives: Family<ByLife, Gauge>,
     pub(crate) quarantined: Gauge,
     pub(crate) quarantine_behind: Gauge,
+    pub(crate) ca_rotation_step: Gauge,
+    pub(crate) ca_rotation_held: Gauge,
+    pub(crate) ca_roots: Gauge,
+    pub(crate) ca_refused: Gauge,
 }
 
 impl ControlMetrics {
@@ -68,6 +72,10 @@ impl ControlMetrics {
             lives: Family::default(),
             quarantined: Gauge::default(),
             quarantine_behind: Gauge::default(),
+            ca_rotation_step: Gauge::default(),
+            ca_rotation_held: Gauge::default(),
+            ca_roots: Gauge::default(),
+            ca_refused: Gauge::default(),
         };
         let m = metrics.clone();
         registry.register(|r| {
@@ -91,6 +99,10 @@ impl ControlMetrics {
             r.register(names::LIVES, "Certificates that have used so much of their life (percent)", m.lives);
             r.register(names::QUARANTINED, "Identities and certificates that are quarantined", m.quarantined);
             r.register(names::QUARANTINE_BEHIND, "Proxies without the newest quarantine", m.quarantine_behind);
+            r.register(names::CA_ROTATION_STEP, "Step of a root rotation, 0 for none", m.ca_rotation_step);
+            r.register(names::CA_ROTATION_HELD, "Proxies that hold a root rotation up", m.ca_rotation_held);
+            r.register(names::CA_ROOTS, "Roots that are published", m.ca_roots);
+            r.register(names::CA_REFUSED, "Plugged-in signing sets that were not taken", m.ca_refused);
         });
         metrics
     }

@@ -35,3 +35,11 @@ pub(crate) const LIVES: &str = "carrick_certificates";
 pub(crate) const QUARANTINED: &str = "carrick_quarantine_entries";
 /// Proxies that have not acknowledged the newest quarantine.
 pub(crate) const QUARANTINE_BEHIND: &str = "carrick_quarantine_proxies_behind";
+/// The step of a root rotation: 0 when there is none, 1 prepare to 6 retire.
+pub(crate) const CA_ROTATION_STEP: &str = "carrick_ca_rotation_step";
+/// Proxies that hold a root rotation up.
+pub(crate) const CA_ROTATION_HELD: &str = "carrick_ca_rotation_held_by";
+/// Roots that are published.
+pub(crate) const CA_ROOTS: &str = "carrick_ca_roots";
+/// Plugged-in signing sets that were not taken.
+pub(crate) const CA_REFUSED: &str = "carrick_ca_refused_sets";

@@ -3,3 +3,4 @@
 //! Invariant: one file for each command; what is decided lies in an object of the API or with the control plane.
 
 pub mod revoke;
+pub mod rotate;

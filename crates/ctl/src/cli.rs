@@ -131,6 +131,10 @@ struct Up {
     /// Longest lifetime a workload may ask for.
     #[arg(long, default_value = "2160h", value_parser = duration, value_name = "DURATION")]
     max_workload_cert_ttl: Duration,
+    /// Folder of a plugged-in signing set, by the names of Istio's Secret `cacerts`; taken at the first start, and followed. A set with
+    /// another root waits for `carrick ca rotate`.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
     /// MeshConfig file (YAML); only what is named there differs from the defaults.
     #[arg(long, value_name = "FILE")]
     mesh_config: Option<PathBuf>,
@@ -430,6 +434,8 @@ enum ProxyConfig {
 enum Ca {
     /// Refuse an identity or a certificate everywhere, and cut its connections; or take that back.
     Revoke(ca::revoke::Options),
+    /// Exchange the root or the signing certificate, step by step, each waiting for every proxy; or show, stop and turn that.
+    Rotate(ca::rotate::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -622,6 +628,7 @@ impl Cli {
                 };
                 certs::run(command, certs::Place { data_dir: global.data_dir, client }).await
             }
+            Command::Ca(Ca::Rotate(options)) => ca::rotate::run(&options, &global.data_dir).await,
             Command::CreateRemoteSecret(options) => {
                 let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
                 print!("{}", remote::secret(&options, &kubeconfig, &global.istio_namespace).await?);
@@ -780,6 +787,7 @@ impl Up {
             ca_key_algorithm: self.ca_key_algorithm,
             workload_cert_ttl: self.workload_cert_ttl,
             max_workload_cert_ttl: self.max_workload_cert_ttl,
+            ca_dir: self.ca_dir,
             mesh_config: self.mesh_config,
             cluster_id: self.cluster_id,
             pod_network: self.network,

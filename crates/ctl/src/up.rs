@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use carrick_api::{MeshConfig, MeshNetworks, validate};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
-use carrick_control::{Control, ControlOptions};
+use carrick_control::{
+    Control, ControlOptions,
+    rotation::{Opening, RotationOptions, Slots},
+};
 use carrick_issuing::{ChallengeListeners, Issuing};
 use carrick_ledger::{Ledger, LedgerOptions};
 use carrick_pki::{
@@ -65,6 +68,8 @@ pub struct Options {
     pub workload_cert_ttl: Duration,
     /// Longest lifetime a workload may ask for.
     pub max_workload_cert_ttl: Duration,
+    /// Folder of a plugged-in signing set.
+    pub ca_dir: Option<PathBuf>,
     /// MeshConfig file.
     pub mesh_config: Option<PathBuf>,
     /// What the cluster is called.
@@ -99,10 +104,10 @@ pub async fn run(options: Options) -> Result<()> {
 
     let lock = lock(&options.data_dir).await?;
     let ledger = ledger(&options.data_dir).await?;
-    let authority = authority(&options)?;
+    let (slots, authority) = authority(&options)?;
     authority.record_in(ledger.clone());
     let roots = authority.roots().to_pem();
-    let (_root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
+    let (root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.root_pem = root_pem;
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
@@ -132,6 +137,8 @@ pub async fn run(options: Options) -> Result<()> {
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
     control_options.mesh_file = Some(mesh_file);
     control_options.ledger = Some(ledger);
+    control_options.rotation =
+        Some(RotationOptions { slots, roots: root_changes, socket: crate::ca::rotate::socket(&options.data_dir) });
     control_options.xds_addr.set_port(options.xds_port);
     control_options.plain_xds_port = options.plain_xds_port;
     control_options.debug_addr.set_port(options.debug_port);
@@ -306,7 +313,7 @@ async fn label_network(client: &kube::Client, root: &str, network: &str) -> Resu
     Ok(())
 }
 
-fn authority(options: &Options) -> Result<Authority> {
+fn authority(options: &Options) -> Result<(Slots, Authority)> {
     let trust_domain = TrustDomain::new(&options.trust_domain).context("--trust-domain")?;
     let ca = CaOptions {
         algorithm: options.ca_key_algorithm,
@@ -315,7 +322,9 @@ fn authority(options: &Options) -> Result<Authority> {
         max_ttl: options.max_workload_cert_ttl.max(options.workload_cert_ttl),
         ..Default::default()
     };
-    Authority::load_or_create(&options.data_dir.join("ca"), ca, SystemTime::now()).context("the certificate authority")
+    let plugged = options.ca_dir.as_deref().map(std::path::absolute).transpose().context("--ca-dir")?;
+    let opening = Opening { dir: &options.data_dir.join("ca"), plugged, options: ca };
+    Slots::open(opening, SystemTime::now()).context("the certificate authority")
 }
 
 /// The folder of the ledger of certificates.

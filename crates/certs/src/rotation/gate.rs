@@ -6,10 +6,12 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Fingerprint, Step};
 
 /// What a proxy said of itself last.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
     /// The roots that its engine trusts.
     pub trusts: BTreeSet<Fingerprint>,
@@ -22,7 +24,7 @@ pub struct Told {
 }
 
 /// One proxy, as far as it is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
     /// `name.namespace`.
     pub name: String,

@@ -69,6 +69,7 @@ impl World {
             objects: Objects::Told(receiver),
             reviewer: Arc::new(Words),
             authority: authority.clone(),
+            rotation: None,
             ledger: None,
             mesh_config: MeshConfig::default(),
             mesh_file: None,

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use zeroize::Zeroizing;
 
 use super::{CaError, CaOptions, root};
+use crate::certificate::sha256;
 use crate::key::PrivateKey;
 
 pub(super) const CA_CERT: &str = "ca-cert.pem";
@@ -110,6 +111,19 @@ impl SetTexts {
             crl: text(CA_CRL)?,
             chain_in_cert: tls,
         }))
+    }
+
+    /// Tells these texts from others.
+    pub fn digest(&self) -> [u8; 32] {
+        let optional = |text: &Option<SetText>| text.as_ref().map_or([0; 32], |text| sha256(&text.bytes));
+        let parts = [
+            sha256(&self.cert.bytes),
+            sha256(&self.key.bytes),
+            sha256(&self.roots.bytes),
+            optional(&self.chain),
+            optional(&self.crl),
+        ];
+        sha256(&parts.concat())
     }
 
     /// A new self-signed set. `name` is added to the trust domain in its common name, so that an older root is another one

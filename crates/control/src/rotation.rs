@@ -1,0 +1,44 @@
+//! The mesh's roots and signing sets: which are in force, who holds them, and how one takes over from another.
+//!
+//! Invariant: everything is written down before it takes effect, and taking effect can be repeated: a process that is killed
+//! at any moment finds the step it was at in [`Slots`] and goes on. What comes next is decided by [`carrick_certs::rotation`]
+//! from what proxies told ([`population`]); here it is done.
+
+mod command;
+mod driver;
+mod plugged;
+mod population;
+mod show;
+mod slots;
+mod trust;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use carrick_pki::trust_service::Order;
+use tokio::sync::watch;
+
+pub(crate) use driver::{Around, Driver};
+pub(crate) use population::Population;
+pub use slots::{Opening, Slots, SlotsError};
+pub(crate) use trust::Trust;
+
+/// The roots as text, for those who read them from a ConfigMap.
+pub type RootText = Option<Arc<str>>;
+
+/// What changes roots and signing sets.
+pub struct RotationOptions {
+    /// Where they are kept.
+    pub slots: Slots,
+    /// Told the published roots whenever they change.
+    pub roots: watch::Sender<RootText>,
+    /// The socket on which commands come. Who may open it may rotate.
+    pub socket: PathBuf,
+}
+
+/// What is in force, for those who follow: a number that grows with every change, and what proxies are told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Published {
+    pub(crate) epoch: u64,
+    pub(crate) order: Order,
+}
