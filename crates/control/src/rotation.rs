@@ -42,3 +42,6 @@ pub(crate) struct Published {
     pub(crate) epoch: u64,
     pub(crate) order: Order,
 }
+
+#[cfg(test)]
+mod tests;

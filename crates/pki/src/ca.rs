@@ -191,9 +191,10 @@ impl Authority {
     }
 
     /// An authority that signs with `set` and publishes its roots.
-    pub fn new(set: CaSet, options: CaOptions) -> Self {
+    pub fn new(set: impl Into<Arc<CaSet>>, options: CaOptions) -> Self {
+        let set = set.into();
         let trust = set.roots().clone();
-        Self { options, force: ArcSwap::from_pointee(Force { set: Arc::new(set), trust }), journal: OnceLock::new() }
+        Self { options, force: ArcSwap::from_pointee(Force { set, trust }), journal: OnceLock::new() }
     }
 
     /// From now on every certificate is written into `journal`, and none is signed without. The first journal stays.

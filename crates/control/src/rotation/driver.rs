@@ -32,8 +32,8 @@ use crate::server_cert::ServerCert;
 const BUSY: Duration = Duration::from_millis(100);
 /// How often otherwise: plugged-in sets are taken over within two of these.
 const IDLE: Duration = Duration::from_millis(500);
-/// How often the API is asked which pods there are, while somebody is away.
-const PODS: Duration = Duration::from_secs(2);
+/// How often the API is asked which pods there are, while somebody is away: during a rotation, and otherwise.
+const PODS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// How often the known proxies are written down while nothing rotates.
 const REMEMBER: Duration = Duration::from_secs(5);
 /// Whose certificate ended this long ago is forgotten.
@@ -360,7 +360,8 @@ impl Driver {
 
     async fn ask_for_pods(&mut self) {
         let Some(client) = &self.client else { return };
-        if !self.population.is_unclear() || self.pods_asked.is_some_and(|at| at.elapsed() < PODS) {
+        let pause = if self.slots.state.rotation.is_some() { PODS.0 } else { PODS.1 };
+        if !self.population.is_unclear() || self.pods_asked.is_some_and(|at| at.elapsed() < pause) {
             return;
         }
         self.pods_asked = Some(Instant::now());

@@ -135,9 +135,7 @@ impl Slots {
         let signer = self.state.rotation.as_ref().map_or(self.state.issuer.clone(), |r| r.signer().to_owned());
         let set = self.set(&signer, now)?;
         let trust = self.trust(now)?;
-        let texts = self.texts(&signer)?;
-        let authority = Authority::new(CaSet::check(&texts, now)?, self.options.clone());
-        drop(set);
+        let authority = Authority::new(set, self.options.clone());
         authority.publish(trust, now)?;
         Ok(authority)
     }

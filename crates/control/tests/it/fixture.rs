@@ -2,6 +2,7 @@
 
 use carrick_api::MeshConfig;
 use carrick_base::{SpiffeId, TrustDomain};
+use carrick_control::rotation::RotationOptions;
 use carrick_control::source::{Change, Event, KINDS, Kind};
 use carrick_control::{Control, ControlOptions, Objects, ReviewError, TokenReviewer};
 use carrick_pki::Identity;
@@ -63,13 +64,27 @@ impl World {
         Self::begin(authority, local(0), Some(0)).await
     }
 
+    /// One whose roots may change.
+    pub async fn rotating(authority: Arc<Authority>, rotation: RotationOptions) -> Self {
+        Self::begin_with(authority, local(0), None, Some(rotation)).await
+    }
+
     async fn begin(authority: Arc<Authority>, xds: SocketAddr, plain_xds_port: Option<u16>) -> Self {
+        Self::begin_with(authority, xds, plain_xds_port, None).await
+    }
+
+    async fn begin_with(
+        authority: Arc<Authority>,
+        xds: SocketAddr,
+        plain_xds_port: Option<u16>,
+        rotation: Option<RotationOptions>,
+    ) -> Self {
         let (events, receiver) = mpsc::channel(4096);
         let options = ControlOptions {
             objects: Objects::Told(receiver),
             reviewer: Arc::new(Words),
             authority: authority.clone(),
-            rotation: None,
+            rotation,
             ledger: None,
             mesh_config: MeshConfig::default(),
             mesh_file: None,

@@ -8,3 +8,4 @@ mod fixture;
 mod pushes;
 mod quarantine;
 mod remote;
+mod roots;

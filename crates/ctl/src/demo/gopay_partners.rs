@@ -4,6 +4,8 @@
 //! asserts on curl's exit code and answer, on bytes from the wire, or on an object's status.
 
 mod ingress;
+mod partner_ca;
+mod rotation;
 
 use std::{
     path::{Path, PathBuf},
@@ -95,6 +97,11 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
             options.idle_seconds
         );
         rows.check(&title, async || pay.idle(options.idle_seconds).await).await;
+        rows.check("8 the partner changes its authority, and ours is exchanged under load", async || {
+            let partner = pay.partner_changes_its_authority().await?;
+            Ok(format!("{partner}; {}", pay.rotation().await?))
+        })
+        .await;
         rows.check("10 an EnvoyFilter, run or refused in words", async || pay.envoy_filter().await).await;
         pay.stage.close().await?;
     }
