@@ -134,3 +134,49 @@ fn secrets_of_the_control_plane_come_go_and_are_refused_by_field() {
     assert!(store.subscribe().borrow().identity("kubernetes://edge").is_none(), "gone is gone");
     let _ = std::fs::remove_dir_all(folder);
 }
+
+#[test]
+fn roots_that_are_followed_take_the_place_of_the_file_until_it_changes() {
+    let folder = folder();
+    let (old, new, later) = (authority(&folder, "old"), authority(&folder, "new"), authority(&folder, "later"));
+    let file = folder.join("root.pem");
+    std::fs::write(&file, old.roots().to_pem()).unwrap();
+    let store = SecretStore::new(file.clone());
+    store.follow_roots(Some(new.roots()));
+    assert_eq!(store.roots(), new.roots(), "a root that was withdrawn does not live on in a file nobody writes");
+    let web = Subject::Workload("spiffe://cluster.local/ns/a/sa/b".parse().unwrap());
+    let identity = Arc::new(new.issue(&web, None, SystemTime::now()).unwrap());
+    store.set_identity(identity, old.roots());
+    assert_eq!(store.roots(), new.roots(), "what comes with a certificate is older");
+    store.follow_roots(None);
+    assert_eq!(store.roots(), new.roots(), "the authority is away");
+    std::fs::write(&file, later.roots().to_pem()).unwrap();
+    store.reload();
+    assert_eq!(store.roots().roots().len(), 2, "news come by the file too");
+    assert_eq!(store.newest_roots(), later.roots());
+}
+
+#[test]
+fn what_is_in_force_is_what_the_engine_acknowledged() {
+    let folder = folder();
+    let (old, new) = (authority(&folder, "old"), authority(&folder, "new"));
+    let store = SecretStore::new(folder.join("none.pem"));
+    store.follow_roots(Some(old.roots()));
+    assert_eq!(store.in_force().roots, old.roots(), "without streams it is what the store has");
+    let trust = |roots: TrustBundle| ("ROOTCA".to_owned(), Secret::Trust(Arc::new(roots)));
+    let mut stream = held::Stream::new(Arc::clone(store.held()));
+    stream.sent("1", vec![trust(old.roots())]);
+    stream.answered("1", true);
+    store.follow_roots(Some(new.roots()));
+    stream.sent("2", vec![trust(new.roots())]);
+    assert_eq!(store.in_force().roots, old.roots(), "sent is not held");
+    stream.answered("2", false);
+    assert_eq!(store.in_force().roots, old.roots(), "refused is not held");
+    stream.sent("3", vec![trust(new.roots())]);
+    stream.answered("3", true);
+    assert_eq!(store.in_force().roots, new.roots());
+    store.follow_roots(Some(old.roots()));
+    assert_eq!(store.in_force().roots, new.roots());
+    drop(stream);
+    assert_eq!(store.in_force().roots, old.roots(), "a stream that is gone holds nothing");
+}

@@ -225,6 +225,7 @@ impl Driver {
         {
             self.found(found, now);
         }
+        self.renew_own_root(now);
         let outcome = self.advance(now).await;
         note(&mut self.step_problem, outcome.err().map(|e| e.to_string()), now);
         let often = self.slots.state.rotation.is_some();
@@ -232,6 +233,21 @@ impl Driver {
             self.remember();
         }
         self.measure();
+    }
+
+    /// A root that was made here is exchanged in time by itself; one that was plugged in is its owner's affair.
+    fn renew_own_root(&mut self, now: SystemTime) {
+        let state = &self.slots.state;
+        let own = state.slots.get(&state.issuer).is_some_and(|slot| slot.own);
+        let info = self.authority.set().info().clone();
+        if !own || state.rotation.is_some() || self.pending.is_some() || !is_due(info.not_before, info.not_after, now) {
+            return;
+        }
+        warn!(subject = info.subject, "the root ends before long; a new one takes over");
+        let begun = self.begin(None, Duration::ZERO, now).and_then(|()| self.slots.save().map_err(|e| e.to_string()));
+        if let Err(error) = begun {
+            error!(error, "a new root cannot take over");
+        }
     }
 
     fn remember(&mut self) {
@@ -445,6 +461,12 @@ impl Driver {
         let end = self.authority.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         self.metrics.root_expiry.set(i64::try_from(end).unwrap_or(i64::MAX));
     }
+}
+
+/// Whether less than a fifth of a life is left (spec §19.5).
+pub(super) fn is_due(begin: SystemTime, end: SystemTime, now: SystemTime) -> bool {
+    let life = end.duration_since(begin).unwrap_or_default();
+    end.duration_since(now).unwrap_or_default() < life / 5
 }
 
 /// The certificates of a set, for telling to which roots it leads; a root that signs itself leads to itself.

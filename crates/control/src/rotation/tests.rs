@@ -129,3 +129,12 @@ fn who_is_connected_and_says_nothing_counts_too() {
     let bare = Report { name: "a".into(), ..empty };
     assert!(matches!(population.take(1, "b", &bare, &roots, now), Err(ReportError::Certificate(_))));
 }
+
+#[test]
+fn an_own_root_is_due_when_a_fifth_of_its_life_is_left() {
+    let begin = SystemTime::UNIX_EPOCH;
+    let at = |days: u64| begin + Duration::from_secs(days * 86_400);
+    assert!(!super::driver::is_due(begin, at(3650), at(2900)));
+    assert!(super::driver::is_due(begin, at(3650), at(2930)));
+    assert!(super::driver::is_due(begin, at(3650), at(4000)));
+}
