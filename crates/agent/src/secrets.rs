@@ -112,9 +112,9 @@ impl SecretStore {
     pub fn in_force(&self) -> InForce {
         let (roots, identity) = {
             let inner = self.lock();
-            (inner.roots(), inner.identity.clone())
+            (inner.roots().union(&inner.lists), inner.identity.clone())
         };
-        let same_roots = |secret: &Secret| matches!(secret, Secret::Trust(held) if held.roots() == roots.roots());
+        let same_roots = |secret: &Secret| matches!(secret, Secret::Trust(held) if **held == roots);
         let roots = match self.held.behind(ROOT_SECRET, same_roots) {
             Some(Secret::Trust(held)) => TrustBundle::clone(&held),
             _ => roots,

@@ -213,7 +213,7 @@ impl Watching {
         let held = self.store.in_force();
         Report {
             name: self.name.clone(),
-            trusts: held.roots.fingerprints().into_iter().collect(),
+            trusts: held.roots.believed().into_iter().collect(),
             chain: held.identity.map(|identity| identity.chain_pem()).unwrap_or_default(),
             engine: self.engine.to_owned(),
         }

@@ -241,6 +241,7 @@ impl Control {
                 population: population.clone(),
                 published,
                 certificate: certificate.clone(),
+                quarantine: quarantine.clone(),
                 connections: connections.clone(),
                 client: client.clone(),
                 namespace: options.mesh_config.root_namespace.clone(),

@@ -145,6 +145,15 @@ impl TrustBundle {
         self.roots.iter().map(certificate::fingerprint).collect()
     }
 
+    /// Digests of the roots below which something is believed. With revocation lists those are the roots that have one:
+    /// what no list covers is refused.
+    pub fn believed(&self) -> std::collections::BTreeSet<String> {
+        let listed = |subject: &[u8]| self.revocations.iter().any(|entry| entry.list.issuer() == subject);
+        let all = self.roots.iter().zip(self.anchors.iter());
+        let believed = all.filter(|(_, anchor)| self.revocations.is_empty() || listed(anchor.subject.as_ref()));
+        believed.map(|(root, _)| certificate::fingerprint(root)).collect()
+    }
+
     /// The digests of those roots that a chain (leaf first) leads to, by its last certificate's signature alone: for telling
     /// certificates apart, never for believing one.
     pub fn led_to(&self, chain: &[CertificateDer<'_>]) -> std::collections::BTreeSet<String> {

@@ -26,6 +26,7 @@ use super::slots::{Ended, Slots, SlotsError, folder_source};
 use super::{Population, Published, RootText, RotationOptions, show};
 use crate::connections::Connections;
 use crate::metrics::ControlMetrics;
+use crate::quarantine::Board;
 use crate::server_cert::ServerCert;
 
 /// How often is looked while something is to be done.
@@ -71,6 +72,7 @@ pub(crate) struct Driver {
     published: watch::Sender<Published>,
     roots: watch::Sender<RootText>,
     certificate: Arc<ServerCert>,
+    quarantine: Arc<Board>,
     connections: Arc<Connections>,
     client: Option<kube::Client>,
     namespace: String,
@@ -89,6 +91,7 @@ pub(crate) struct Around {
     pub(crate) population: Arc<Population>,
     pub(crate) published: watch::Sender<Published>,
     pub(crate) certificate: Arc<ServerCert>,
+    pub(crate) quarantine: Arc<Board>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) client: Option<kube::Client>,
     pub(crate) namespace: String,
@@ -110,6 +113,7 @@ impl Driver {
             published: around.published,
             roots,
             certificate: around.certificate,
+            quarantine: around.quarantine,
             connections: around.connections,
             client: around.client,
             namespace: around.namespace,
@@ -344,6 +348,7 @@ impl Driver {
         };
         let of_set = self.certificate.made_of() == (set.id().to_owned(), self.authority.roots());
         if !same(&self.published.borrow()) || !of_set {
+            self.quarantine.refresh();
             self.roots.send_replace(Some(Arc::from(order.roots.as_str())));
             self.published.send_modify(|published| {
                 published.epoch = published.epoch.wrapping_add(1);

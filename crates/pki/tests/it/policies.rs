@@ -178,6 +178,10 @@ fn revocation_pins_depth_and_old_versions() {
     assert_eq!(let_in(&server, &strict, &deep).unwrap_err(), CertificateError::UnknownRevocationStatus);
     assert_eq!(let_in(&server, &strict, &old).unwrap_err(), CertificateError::UnknownRevocationStatus);
     assert!(TrustBundle::default().with_revocations(b"junk").is_err());
+    let other = crate::lab::authority(&crate::lab::Folder::new(), carrick_pki::KeyAlgorithm::EcdsaP256).roots();
+    let both = strict.roots.union(&other);
+    assert_eq!(both.believed(), office.roots().fingerprints(), "nothing below the other root is believed");
+    assert_eq!(office.roots().union(&other).believed().len(), 2);
     let text = strict.roots.revocations_pem();
     assert_eq!(office.roots().with_revocations(text.as_bytes()).unwrap(), strict.roots);
 
