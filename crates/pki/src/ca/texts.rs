@@ -156,10 +156,9 @@ impl SetTexts {
     /// A file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<(), CaError> {
         private_folder(dir)?;
-        for text in [Some(&self.key), Some(&self.roots), self.chain.as_ref(), self.crl.as_ref(), Some(&self.cert)] {
-            if let Some(text) = text {
-                write(&dir.join(text.name), &text.bytes)?;
-            }
+        let optional = self.chain.iter().chain(&self.crl);
+        for text in [&self.key, &self.roots].into_iter().chain(optional).chain([&self.cert]) {
+            write(&dir.join(text.name), &text.bytes)?;
         }
         Ok(())
     }
