@@ -4,6 +4,7 @@
 //! bound. `carrick-fuzz` replays the corpus and mutates it; `libfuzzer/` runs the same functions with coverage.
 
 pub mod differential;
+pub mod rehearsal;
 
 use carrick_proxy_core::ConfigStore;
 use envoy_types::pb::google::protobuf::Any;

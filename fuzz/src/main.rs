@@ -11,7 +11,7 @@ use std::{
 };
 
 use carrick_fuzz::differential::{self, Options};
-use carrick_fuzz::{TARGETS, Target, target};
+use carrick_fuzz::{TARGETS, Target, rehearsal, target};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// No input grows past this.
@@ -20,6 +20,9 @@ const MAX_LEN: usize = 64 << 10;
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|first| first == "differential") {
         return differential();
+    }
+    if std::env::args().nth(1).is_some_and(|first| first == "rehearsal") {
+        return rehearsal();
     }
     let mut seconds = 2_u64;
     let mut seed = 1_u64;
@@ -54,6 +57,32 @@ fn main() -> ExitCode {
         );
     }
     ExitCode::SUCCESS
+}
+
+/// Lives the mesh's certificates through, without a fault and with each.
+fn rehearsal() -> ExitCode {
+    let (mut seed, mut years) = (1_u64, 10_u32);
+    let mut args = std::env::args().skip(2);
+    while let Some(arg) = args.next() {
+        let parsed = match (arg.as_str(), args.next()) {
+            ("--seed", Some(n)) => n.parse().ok().map(|n| seed = n),
+            ("--years", Some(n)) => n.parse().ok().map(|n| years = n),
+            _ => None,
+        };
+        if parsed.is_none() {
+            eprintln!("usage: carrick-fuzz rehearsal [--seed N] [--years N]");
+            return ExitCode::from(64);
+        }
+    }
+    let report = rehearsal::live(seed, years, None);
+    println!("{years} years, seed {seed}: {report:#?}");
+    let mut good = report.failure.is_none();
+    for fault in rehearsal::Fault::ALL {
+        let found = rehearsal::live(seed, years, Some(fault)).failure;
+        println!("{fault:?}: {}", found.as_deref().unwrap_or("not found"));
+        good &= found.is_some();
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn differential() -> ExitCode {

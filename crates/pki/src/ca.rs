@@ -63,6 +63,12 @@ impl Default for CaOptions {
     }
 }
 
+/// How long before it is signed a certificate of such a life begins: for the sake of verifiers whose clocks are behind, two minutes as
+/// Istio's, up to an hour for those that live a day and longer.
+pub fn backdate(ttl: Duration) -> Duration {
+    (ttl / 24).clamp(Duration::from_secs(120), Duration::from_secs(60 * 60))
+}
+
 /// Whom a leaf names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Subject {

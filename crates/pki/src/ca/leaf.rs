@@ -12,11 +12,8 @@ use rcgen::{
 };
 
 use super::key::CaKey;
-use super::{CaError, Subject};
+use super::{CaError, Subject, backdate};
 use crate::journal::{self, Issuance, Journal};
-
-/// Allowance for clocks that are behind ours.
-const BACKDATE: Duration = Duration::from_secs(120);
 
 pub(super) struct Leaf {
     pub(super) pem: String,
@@ -36,7 +33,8 @@ pub(super) fn sign(
     let not_after = now.checked_add(ttl).unwrap_or(signer_ends).min(signer_ends);
     let serial = random_serial()?;
     let mut params = CertificateParams::default();
-    params.not_before = now.checked_sub(BACKDATE).unwrap_or(now).into();
+    let not_before = now.checked_sub(backdate(ttl)).unwrap_or(now);
+    params.not_before = not_before.into();
     params.not_after = not_after.into();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.is_ca = IsCa::ExplicitNoCa;
@@ -62,12 +60,18 @@ pub(super) fn sign(
         }
     }
     let serial = journal::hex(&serial);
-    let issuance = issuance(&serial, subject, journal::key_id(issuer.key()), now, not_after);
+    let issuance = issuance(&serial, subject, journal::key_id(issuer.key()), not_before, not_after);
     let certificate = journal::recorded(journal, &issuance, || params.signed_by(public_key, issuer))?;
     Ok(Leaf { pem: certificate.pem(), not_after, serial })
 }
 
-fn issuance(serial: &str, subject: &Subject, issuer: String, now: SystemTime, not_after: SystemTime) -> Issuance {
+fn issuance(
+    serial: &str,
+    subject: &Subject,
+    issuer: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Issuance {
     let (subject, names, asked_by) = match subject {
         Subject::Workload(id) => (String::new(), vec![id.to_string()], id.to_string()),
         Subject::Server { dns, ips } => {
@@ -75,15 +79,7 @@ fn issuance(serial: &str, subject: &Subject, issuer: String, now: SystemTime, no
             (common, journal::names(dns, ips), "control plane".to_owned())
         }
     };
-    Issuance {
-        serial: serial.to_owned(),
-        subject,
-        names,
-        issuer,
-        not_before: now.checked_sub(BACKDATE).unwrap_or(now),
-        not_after,
-        asked_by,
-    }
+    Issuance { serial: serial.to_owned(), subject, names, issuer, not_before, not_after, asked_by }
 }
 
 fn ia5(name: &str) -> Result<Ia5String, CaError> {

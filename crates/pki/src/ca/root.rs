@@ -2,16 +2,13 @@
 //!
 //! Invariant: it can sign certificates and nothing else. Keeping it is `files`' work.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, SerialNumber,
 };
 
-use super::{CaError, CaOptions, leaf};
-
-/// Allowance for clocks that are behind ours.
-const BACKDATE: Duration = Duration::from_secs(120);
+use super::{CaError, CaOptions, backdate, leaf};
 
 /// The root's PEM. Its common name is the trust domain, followed by `label` when there is one.
 pub(super) fn self_sign(key: &KeyPair, options: &CaOptions, label: &str, now: SystemTime) -> Result<String, CaError> {
@@ -21,7 +18,7 @@ pub(super) fn self_sign(key: &KeyPair, options: &CaOptions, label: &str, now: Sy
     params.distinguished_name.push(DnType::OrganizationName, name);
     let common = if label.is_empty() { name.to_owned() } else { format!("{name} {label}") };
     params.distinguished_name.push(DnType::CommonName, common);
-    params.not_before = now.checked_sub(BACKDATE).unwrap_or(now).into();
+    params.not_before = now.checked_sub(backdate(options.root_ttl)).unwrap_or(now).into();
     params.not_after = now.checked_add(options.root_ttl).ok_or(CaError::SignerExpired)?.into();
     params.serial_number = Some(SerialNumber::from_slice(&leaf::random_serial()?));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

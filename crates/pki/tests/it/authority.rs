@@ -153,9 +153,14 @@ fn lives_of_leaves() {
     assert_eq!(life(None, end - HOUR).unwrap(), end, "a leaf does not outlive its signer");
     assert!(matches!(life(None, end), Err(CaError::SignerExpired)));
 
+    // Clocks that are behind: two minutes at least, an hour at most.
+    for (ttl, before) in [(60, 120), (3600, 150), (24 * 3600, 3600), (90 * 24 * 3600, 3600)] {
+        let ttl = Duration::from_secs(ttl);
+        let issued = ca.sign(&request, &subject, Some(ttl), start).unwrap();
+        let info = CertificateInfo::read(&pem::certificates(issued.chain[0].as_bytes()).unwrap()[0]).unwrap();
+        assert_eq!((info.not_before, info.not_after), (start - Duration::from_secs(before), start + ttl));
+    }
     let issued = ca.sign(&request, &subject, Some(HOUR), start).unwrap();
-    let info = CertificateInfo::read(&pem::certificates(issued.chain[0].as_bytes()).unwrap()[0]).unwrap();
-    assert_eq!((info.not_before, info.not_after), (start - Duration::from_secs(120), start + HOUR));
     let again = ca.sign(&request, &subject, Some(HOUR), start).unwrap();
     assert_ne!(issued.serial, again.serial);
     assert_eq!(issued.serial.len(), 32);
