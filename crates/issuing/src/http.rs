@@ -49,6 +49,10 @@ impl Http {
         if bundle.is_some() && roots.is_empty() {
             return Err("caBundle: has no certificate that can be used".to_owned());
         }
+        Self::trusting(roots)
+    }
+
+    fn trusting(roots: RootCertStore) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -56,6 +60,11 @@ impl Http {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { tls: Arc::new(config) })
+    }
+
+    /// A client for servers without TLS: no other is believed.
+    pub(crate) fn plain() -> Result<Self, String> {
+        Self::trusting(RootCertStore::empty())
     }
 
     /// Sends a request with an absolute URL.
@@ -112,7 +121,9 @@ async fn ask(
     let (mut parts, body) = request.into_parts();
     let authority = parts.uri.authority().ok_or("no host")?.as_str();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    parts.headers.insert(header::HOST, HeaderValue::from_str(host).map_err(|e| e.to_string())?);
+    if !parts.headers.contains_key(header::HOST) {
+        parts.headers.insert(header::HOST, HeaderValue::from_str(host).map_err(|e| e.to_string())?);
+    }
     parts.headers.insert(header::USER_AGENT, HeaderValue::from_static("carrick"));
     parts.uri = parts
         .uri

@@ -214,14 +214,18 @@ impl Objects {
         }
     }
 
-    /// An object, without a namespace, of a kind that is not looked at here.
+    /// An object of a kind that is not looked at here; an empty namespace is none.
     pub(crate) async fn get_any(
         &self,
         (group, version, kind): (&str, &str, &str),
+        namespace: &str,
         name: &str,
     ) -> Result<Option<Value>, ObjectError> {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            _ => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
         Ok(api.get_opt(name).await?.map(|object| object.data))
     }
 

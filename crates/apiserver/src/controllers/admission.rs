@@ -53,7 +53,9 @@ impl Admission {
             "namespaces" => small::namespace(object),
             "secrets" => small::secret(object, context)?,
             "configmaps" => small::config_map(object, context)?,
-            "certificatesigningrequests.certificates.k8s.io" => small::signing_request(object, context),
+            "certificatesigningrequests.certificates.k8s.io" | "certificaterequests.cert-manager.io" => {
+                small::signing_request(object, context);
+            }
             "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
                 small::check_role(&self.rbac, object, context)?;
             }

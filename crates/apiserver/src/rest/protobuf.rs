@@ -75,6 +75,10 @@ TokenReviewSpec: 1 token s; 2 audiences []s
 TokenRequest: 1 metadata ObjectMeta; 2 spec TokenRequestSpec
 TokenRequestSpec: 1 audiences []s; 3 boundObjectRef BoundObject; 4 expirationSeconds i?
 BoundObject: 1 kind s; 2 apiVersion s; 3 name s; 4 uid s
+CertificateSigningRequest: 1 metadata ObjectMeta; 2 spec SigningSpec; 3 status SigningStatus
+SigningSpec: 1 request B; 2 username s; 3 uid s; 4 groups []s; 5 usages []s; 6 extra <ExtraValue>; 7 signerName s; 8 expirationSeconds i?
+SigningStatus: 1 conditions []SigningCondition; 2 certificate B
+SigningCondition: 1 type s; 2 reason s; 3 message s; 4 lastUpdateTime T; 5 lastTransitionTime T; 6 status s
 ";
 
 /// Kinds that may be a whole body; the other messages are parts.
@@ -98,6 +102,7 @@ const KINDS: &[&str] = &[
     "LocalSubjectAccessReview",
     "TokenReview",
     "TokenRequest",
+    "CertificateSigningRequest",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

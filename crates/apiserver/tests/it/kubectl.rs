@@ -314,3 +314,28 @@ async fn watching() {
     })
     .await;
 }
+
+/// A request for a certificate; what is in it is its signer's affair.
+const SIGNING_REQUEST: &str = "
+apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: web}
+spec: {request: LS0tCg==, signerName: shop.example/web, usages: [server auth], expirationSeconds: 3600, username: somebody}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn approving_certificates() {
+    session(|kubectl| {
+        kubectl.feed("apply -f -", SIGNING_REQUEST);
+        let pending = kubectl.ok("get csr web --no-headers");
+        let row = &words(&pending)[0];
+        assert_eq!((row[2], row[5]), ("shop.example/web", "Pending"), "{pending}");
+        assert!(!pending.contains("somebody"), "who asks is not the asker's to say: {pending}");
+        kubectl.ok("certificate approve web");
+        let approved = kubectl.ok("get csr web --no-headers");
+        assert_eq!(words(&approved)[0][5], "Approved", "{approved}");
+        let request = kubectl.ok("get csr web -o jsonpath={.spec.request}");
+        assert_eq!(request, "LS0tCg==", "what was asked for stays");
+    })
+    .await;
+}

@@ -26,7 +26,7 @@ pub(super) async fn sign(
     }
     let meta = &request.metadata;
     let name = format!("carrick-{}", meta.uid);
-    let Some(object) = place.objects.get_any(KIND, &name).await? else {
+    let Some(object) = place.objects.get_any(KIND, "", &name).await? else {
         let life = order.not_after.duration_since(order.not_before).unwrap_or_default().as_secs().max(LEAST);
         let object = json!({
             "metadata": {"name": name, "annotations": {"carrick.io/certificate-request": format!("{}/{}", meta.namespace, meta.name)}},

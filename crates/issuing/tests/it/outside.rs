@@ -171,6 +171,8 @@ async fn a_signer_of_the_cluster_signs_what_somebody_approved() {
     assert_eq!(request.data["spec"]["expirationSeconds"], 3600);
     assert!(request.data["spec"]["username"].is_string(), "who asks is told by the API: {}", request.data["spec"]);
     assert!(world.ready("CertificateRequest", "web-1", "False").await.contains("to be approved and signed"));
+    let own = world.api("cert-manager.io", "v1", "CertificateRequest").get("web-1").await.unwrap();
+    assert_eq!(own.data["spec"]["username"], request.data["spec"]["username"]);
     // As `kubectl certificate approve` and a signer do. The approver's say reaches nothing but the conditions.
     request.data["status"] = json!({"conditions": [{"type": "Approved", "status": "True", "reason": "Test", "message": ""}],
         "certificate": "bm9uZQ=="});

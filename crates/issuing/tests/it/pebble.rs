@@ -14,7 +14,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Service;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -50,6 +50,7 @@ struct Pebble {
     /// Base64 of what its certificate is verified by.
     bundle: String,
     records: SocketAddr,
+    http_port: u16,
     listeners: Option<(TcpListener, TcpListener)>,
     _tools: [Tool; 2],
 }
@@ -121,6 +122,7 @@ impl Pebble {
             directory: format!("https://{}/dir", local(api)),
             bundle: base64::engine::general_purpose::STANDARD.encode(&own.chain),
             records: (Ipv4Addr::LOCALHOST, records).into(),
+            http_port: http.local_addr().unwrap().port(),
             listeners: Some((http, tls)),
             _tools: [names, server],
         }
@@ -265,6 +267,23 @@ async fn gateways_are_led_to_the_listener_and_back() {
     let path = spec.pointer("/rules/0/matches/0/path").unwrap();
     assert!(path["value"].as_str().unwrap().starts_with("/.well-known/acme-challenge/"), "{path}");
     assert_eq!((&path["type"], &spec["rules"][0]["backendRefs"][0]["port"]), (&json!("Exact"), &json!(8402)));
+    // The server is asked only once the gateway leads its question here.
+    let waiting = async {
+        loop {
+            let said = world.ready("CertificateRequest", "web-1", "False").await;
+            if said.ends_with("until the gateway edge leads to it") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.expect("it waits");
+    let listener = json!({"name": "http", "port": pebble.http_port, "protocol": "HTTP"});
+    let gateway = json!({"metadata": {"name": "edge"}, "spec": {"gatewayClassName": "istio", "listeners": [listener]}});
+    world.create("gateway.networking.k8s.io", "v1", "Gateway", gateway).await;
+    let reached = json!({"status": {"addresses": [{"type": "IPAddress", "value": "127.0.0.1"}]}});
+    let gateways = world.api("gateway.networking.k8s.io", "v1", "Gateway");
+    gateways.patch_status("edge", &PatchParams::default(), &Patch::Merge(reached)).await.unwrap();
     world.ready("Certificate", "web", "True").await;
     // Nothing of it is left.
     let services: Api<Service> = Api::namespaced(world.client.clone(), "shop");

@@ -64,8 +64,11 @@ pub(super) fn signing_request(object: &mut Value, context: &AdmitContext<'_>) {
             if let Some(spec) = map.get_mut("spec").and_then(Value::as_object_mut) {
                 spec.insert("username".to_owned(), context.user.name.clone().into());
                 spec.insert("groups".to_owned(), context.user.groups.clone().into());
-                spec.shift_remove("uid");
                 spec.shift_remove("extra");
+                match context.user.uid.as_str() {
+                    "" => drop(spec.shift_remove("uid")),
+                    uid => drop(spec.insert("uid".to_owned(), uid.into())),
+                }
             }
         }
     }

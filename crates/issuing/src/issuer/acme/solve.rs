@@ -13,6 +13,7 @@ use instant_acme::{AuthorizationHandle, ChallengeType, Identifier};
 use serde_json::{Value, json};
 
 use super::Trouble;
+use crate::http::Http;
 use crate::issuer::Place;
 use crate::objects::GATEWAY_API;
 
@@ -49,6 +50,10 @@ pub(super) async fn present(
         ChallengeType::Http01 => {
             place.signers.challenges.put_http(&token, answer.as_str());
             route(place, request, &plan, &token).await?;
+            // Asked too early, the server would refuse the name for good.
+            if let Some(gateway) = behind(place, request, &plan, &token, answer.as_str()).await? {
+                return Ok(format!("http-01 of {shown} until the gateway {gateway} leads to it"));
+            }
         }
         ChallengeType::TlsAlpn01 => {
             let mut digest = [0; 32];
@@ -212,6 +217,39 @@ async fn route(place: &Place<'_>, request: &CertificateRequest, plan: &Plan<'_>,
         place.objects.create_any(kind, &meta.namespace, object).await?;
     }
     Ok(())
+}
+
+/// The first of a solver's gateways that does not bring the challenge's path here yet.
+async fn behind(
+    place: &Place<'_>,
+    request: &CertificateRequest,
+    plan: &Plan<'_>,
+    token: &str,
+    answer: &str,
+) -> Result<Option<String>, Trouble> {
+    let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
+    for parent in parents(plan.solver).and_then(Value::as_array).into_iter().flatten() {
+        if text(parent, "kind").is_some_and(|kind| kind != "Gateway") {
+            continue;
+        }
+        let namespace = text(parent, "namespace").unwrap_or_else(|| request.metadata.namespace.clone());
+        let name = text(parent, "name").unwrap_or_default();
+        let gateway = place.objects.get_any((GATEWAY_API, "v1", "Gateway"), &namespace, &name).await?;
+        let address = gateway.as_ref().and_then(|gateway| gateway.pointer("/status/addresses/0/value")?.as_str());
+        let (Some(gateway), Some(address)) = (gateway.as_ref(), address) else { return Ok(Some(name)) };
+        let listeners = gateway.pointer("/spec/listeners").and_then(Value::as_array).into_iter().flatten();
+        let http = listeners.into_iter().find(|listener| listener["protocol"] == "HTTP");
+        let port = http.and_then(|listener| listener["port"].as_u64()).unwrap_or(80);
+        let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        let url = format!("http://{address}:{port}/.well-known/acme-challenge/{token}");
+        let asked = Request::get(url).header("host", &plan.name).body(Bytes::new());
+        let asked = asked.map_err(|error| Trouble::Later(error.to_string()))?;
+        let seen = Http::plain().map_err(Trouble::Later)?.send(asked).await;
+        if !seen.is_ok_and(|seen| seen.status() == 200 && seen.body() == answer.as_bytes()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Calls a webhook for a record of the domain name system: at `config.url`, or as an API service of the cluster.
