@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use carrick_agent::AgentError;
 use carrick_agent::config::{Command, Process, parse};
 use carrick_runtime::telemetry;
 
@@ -20,17 +21,31 @@ fn main() -> ExitCode {
                 Ok(logs) => logs,
                 Err(error) => return fail(&error.to_string()),
             };
-            // One thread for control; the engine's workers have their own.
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => return fail(&error.to_string()),
+            block_on(carrick_agent::run(*config, Some(logs)))
+        }
+        Ok(Command::Agent(config, path)) => {
+            let delivery = match carrick_agent::delivery::load(&path) {
+                Ok(delivery) => delivery,
+                Err(errors) => return fail(&errors.join("\n")),
             };
-            match runtime.block_on(carrick_agent::run(*config, Some(logs))) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&error.to_string()),
+            if let Err(error) = telemetry::init(&config.log_level, config.log_json) {
+                return fail(&error.to_string());
             }
+            block_on(carrick_agent::delivery::run(*config, delivery))
         }
         Err(errors) => fail(&errors.to_string()),
+    }
+}
+
+/// One thread for control; an engine's workers have their own.
+fn block_on(life: impl Future<Output = Result<(), AgentError>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.to_string()),
+    };
+    match runtime.block_on(life) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -15,6 +15,7 @@ use carrick_base::TrustDomain;
 use carrick_pki::KeyAlgorithm;
 
 pub use options::help;
+pub(crate) use value::{duration, host_port, name};
 
 /// Everything an agent needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +169,8 @@ impl AgentConfig {
 pub enum Command {
     /// Run, beside a workload or as a gateway.
     Proxy(Box<AgentConfig>),
+    /// Keep certificates as files: which, this file says.
+    Agent(Box<AgentConfig>, PathBuf),
     /// Print this text and end.
     Print(String),
 }

@@ -6,6 +6,7 @@
 //! plane's code: the two meet in xDS and in the certificate service.
 
 pub mod config;
+pub mod delivery;
 pub mod identity;
 pub mod metrics;
 pub mod node;

@@ -25,5 +25,17 @@ pub const CERT_FAILURES: &str = "istio_agent_num_failed_outgoing_requests";
 pub const XDS_ENDS: &str = "istio_agent_istiod_connection_terminations";
 /// Streams to the control plane that could not be opened.
 pub const XDS_FAILURES: &str = "istio_agent_istiod_connection_failures";
+/// Whether a consumer's files are in place.
+pub const DELIVERED: &str = "carrick_agent_delivered";
+/// Whether a consumer serves what was delivered to it.
+pub const SERVED: &str = "carrick_agent_served";
+/// Sets of files put in place.
+pub const DELIVERIES: &str = "carrick_agent_deliveries_total";
+/// Reloads that failed.
+pub const RELOAD_FAILURES: &str = "carrick_agent_reload_failures_total";
+/// End of the certificate that was delivered.
+pub const DELIVERED_EXPIRY: &str = "carrick_agent_delivered_certificate_expiry_timestamp_seconds";
+/// How much of its life has passed, from 0 to 1.
+pub const LIFE_USED: &str = "carrick_agent_delivered_certificate_life_used_ratio";
 /// Starts of the engine's process.
 pub const ENGINE_STARTS: &str = "istio_agent_proxy_starts_total";

@@ -5,6 +5,7 @@
 
 use crate::caller::{Caller, Callers};
 use crate::connections::{Connection, Connections, Follower};
+use crate::deliveries::Deliveries;
 use crate::metrics::ControlMetrics;
 use crate::quarantine::{self, Board};
 use crate::renderer::{Join, Renderer};
@@ -15,6 +16,7 @@ use carrick_mesh::{
     Counting, FileCerts, Interception, ProxyKind, ProxyNode,
     view::gateway::{ClientCertHeader, Topology},
 };
+use carrick_xds::delivery;
 use carrick_xds::node::{instance_ips, metadata_map, metadata_text};
 use carrick_xds::server::{Hello, Opened, SessionStatus, Source};
 use carrick_xds::{Node, NodeId, NodeIdError, NodeType, ResourceSet};
@@ -34,6 +36,8 @@ pub(crate) struct Ads {
     pub(crate) seen: Arc<Seen>,
     pub(crate) metrics: ControlMetrics,
     pub(crate) quarantine: Arc<Board>,
+    /// Serves agents that keep files; nobody on a port without proof.
+    pub(crate) deliveries: Option<Arc<Deliveries>>,
     /// Served in the clear on loopback, to gRPC libraries alone: they say themselves who they are, and get nothing secret.
     pub(crate) unproven: bool,
 }
@@ -69,6 +73,10 @@ impl Ads {
         check(&id, &hello.node, &caller)?;
         if metadata_text(&hello.node, "GENERATOR") == Some(quarantine::GENERATOR) {
             return Ok(self.quarantine.open(&id, &hello.node, caller.spiffe.to_string()));
+        }
+        if metadata_text(&hello.node, "GENERATOR") == Some(delivery::GENERATOR) {
+            let none = || Status::unimplemented("files are not delivered on this port");
+            return self.deliveries.as_ref().ok_or_else(none)?.open(&hello.node, &id.name, &caller);
         }
         let node = proxy_node(&id, &hello.node, &caller);
         let (sender, receiver) = watch::channel(ResourceSet::default());

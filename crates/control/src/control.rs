@@ -9,6 +9,7 @@ use crate::caller::{Callers, KubeReviewer, TokenReviewer};
 use crate::certificates;
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
+use crate::deliveries::Deliveries;
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
 use crate::mesh_settings::{MeshFile, MeshSettings};
@@ -33,6 +34,7 @@ use carrick_runtime::admin::AdminServer;
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::metrics::Metrics;
 use carrick_runtime::tasks::TaskSet;
+use carrick_xds::delivery::DeliveryServer;
 use carrick_xds::server::{ListenOptions, ads_service, serve_plain, serve_tls};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -258,6 +260,8 @@ impl Control {
             tasks.spawn("statuses", statuses.run(drain.clone()));
         }
 
+        let deliveries = Deliveries::new(client.clone(), renderer.clone(), callers.clone());
+        tasks.spawn("deliveries", deliveries.clone().run(drain.clone()));
         let ads = Ads {
             callers: callers.clone(),
             connections: connections.clone(),
@@ -265,6 +269,7 @@ impl Control {
             seen: seen.clone(),
             metrics: metrics.clone(),
             quarantine: quarantine.clone(),
+            deliveries: Some(deliveries.clone()),
             unproven: false,
         };
         if let Some(listener) = plain {
@@ -275,6 +280,7 @@ impl Control {
                 seen: seen.clone(),
                 metrics: metrics.clone(),
                 quarantine: quarantine.clone(),
+                deliveries: None,
                 unproven: true,
             };
             let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)));
@@ -289,9 +295,10 @@ impl Control {
         };
         let certificates =
             Certificates { callers, authority: options.authority, metrics, quarantine: quarantine.clone() };
-        let routes =
-            tonic::service::Routes::new(ads_service(Arc::new(ads))).add_service(CertificateServer::new(certificates));
-        let routes = routes.add_service(TrustServer::new(trust));
+        let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)))
+            .add_service(CertificateServer::new(certificates))
+            .add_service(TrustServer::new(trust))
+            .add_service(DeliveryServer::new(deliveries));
         let server = serve_tls(
             xds,
             routes,

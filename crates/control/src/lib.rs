@@ -11,6 +11,7 @@ mod certificates;
 mod connections;
 mod control;
 mod debug;
+mod deliveries;
 mod fold;
 mod history;
 mod keys;

@@ -72,6 +72,7 @@ pub(crate) struct Renderer {
     refusals: ArcSwap<Refusals>,
     /// The last filter of every Envoy.
     barrier: ArcSwapOption<EnvoyFilter>,
+    published: watch::Sender<u64>,
     metrics: ControlMetrics,
 }
 
@@ -86,6 +87,7 @@ impl Renderer {
             current: ArcSwapOption::empty(),
             refusals: ArcSwap::default(),
             barrier: ArcSwapOption::empty(),
+            published: watch::Sender::new(0),
             metrics,
         })
     }
@@ -93,6 +95,11 @@ impl Renderer {
     /// What is in force; `None` before the first snapshot.
     pub(crate) fn current(&self) -> Option<Arc<Current>> {
         self.current.load_full()
+    }
+
+    /// Changes with every snapshot that comes into force; its number.
+    pub(crate) fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
     }
 
     /// Objects that proxies' configurations were made without.
@@ -203,7 +210,9 @@ impl Renderer {
         }));
         match built {
             Ok(Some(current)) => {
+                let sequence = current.published.sequence;
                 self.current.store(Some(Arc::new(current)));
+                self.published.send_replace(sequence);
                 Some(())
             }
             Ok(None) => {

@@ -4,12 +4,13 @@
 
 mod audit;
 mod dial;
+mod export;
 mod known;
 mod list;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 /// What can be done with certificates.
@@ -21,6 +22,8 @@ pub enum Command {
     Expiring(list::Expiring),
     /// Compare what was issued, what is held and what is served; exit code 1 when they do not fit.
     Audit(audit::Options),
+    /// Write a certificate as a bundle for somebody outside: PEM, PKCS#12 or JKS.
+    Export(export::Options),
 }
 
 /// Where the mesh is.
@@ -41,5 +44,11 @@ pub async fn run(command: Command, place: Place) -> Result<u8> {
         Command::List(options) => list::list(&options, &place).await,
         Command::Expiring(options) => list::expiring(&options, &place).await,
         Command::Audit(options) => audit::run(&options, &place).await,
+        Command::Export(options) => {
+            let client = place
+                .client
+                .context("no Kubernetes API is known: start one with `carrick up`, or name one with --kubeconfig")?;
+            export::run(&options, &client).await.map(|()| 0)
+        }
     }
 }

@@ -48,6 +48,11 @@ impl SecretIndex {
         }
     }
 
+    /// The version of a secret, whoever may have it; `None` when there is none.
+    pub fn version(&self, namespace: &str, name: &str) -> Option<&str> {
+        Some(&self.secrets.get(&NamespacedName::new(namespace, name))?.metadata.resource_version)
+    }
+
     /// What an SDS name means to a proxy of this namespace; `None` if it may not have it, or it is not there.
     pub fn find(&self, name: &Arc<str>, namespace: &str) -> Option<SecretPart> {
         if let Some(path) = name.strip_prefix(PUBLIC) {

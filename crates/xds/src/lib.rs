@@ -5,6 +5,7 @@
 //! resources mean beyond the one link a cluster has to its endpoints, nor who may see which: a [`server::Source`] decides that.
 
 pub mod client;
+pub mod delivery;
 pub mod node;
 pub mod relay;
 pub mod resource;

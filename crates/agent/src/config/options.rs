@@ -50,6 +50,7 @@ const OPTIONS: &[Opt] = options![
     "control-plane-name" ["ISTIOD_SAN"] "istiod.istio-system.svc" "name in the control plane's certificate";
     "root-file" ["CA_ROOT_CA", "XDS_ROOT_CA"] "./var/run/secrets/istio/root-cert.pem" "roots of the mesh, PEM";
     "token-file" ["CARRICK_TOKEN_FILE"] "./var/run/secrets/tokens/istio-token" "service account token, audience istio-ca";
+    "certificates" ["CARRICK_CERTIFICATES"] "./etc/carrick/certificates.yaml" "what `agent` keeps, YAML";
     "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
     "workload-api-socket" ["CARRICK_WORKLOAD_API_SOCKET"] "" "Unix socket of the SPIFFE Workload API for the pod's applications [none]";
     "secret-ttl" ["SECRET_TTL"] "0s" "life of a certificate to ask for; 0s leaves it to the authority";
@@ -71,7 +72,7 @@ const OPTIONS: &[Opt] = options![
     "log-json" ["CARRICK_LOG_JSON"] "false" "log as JSON";
 ];
 
-const COMMANDS: &str = "sidecar, gateway, version or help";
+const COMMANDS: &str = "sidecar, gateway, agent, version or help";
 
 /// Longest path of a Unix socket (`sun_path`, with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
@@ -79,9 +80,11 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The help text.
 pub fn help() -> String {
     let mut text = String::from(
-        "Runs beside a workload, or alone as a gateway: gets its certificate, and carries its traffic.\n\n\
+        "Runs beside a workload, or alone as a gateway: gets its certificate, and carries its traffic. As an agent it carries\n\
+         nothing, and keeps certificates as files for other programs of this machine.\n\n\
          Usage: carrick-proxy sidecar [--FLAG VALUE]...\n\
          \x20      carrick-proxy gateway [--FLAG VALUE]...\n\
+         \x20      carrick-proxy agent [--FLAG VALUE]...\n\
          \x20      carrick-proxy version\n\nOptions (flag, environment, [default]):\n",
     );
     for option in OPTIONS {
@@ -109,9 +112,10 @@ struct Reader<'a, S> {
 
 pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> Result<Command, ConfigErrors> {
     let mut arguments = arguments.iter();
-    let role = match arguments.next().map(String::as_str) {
-        Some("sidecar") => Role::Sidecar,
-        Some("gateway") => Role::Gateway,
+    let (role, files) = match arguments.next().map(String::as_str) {
+        Some("sidecar") => (Role::Sidecar, false),
+        Some("gateway") => (Role::Gateway, false),
+        Some("agent") => (Role::Sidecar, true),
         Some("version" | "--version" | "-V") => {
             return Ok(Command::Print(format!("carrick-proxy {}\n", env!("CARGO_PKG_VERSION"))));
         }
@@ -148,9 +152,16 @@ pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> R
         }
     }
     reader.read_proxy_config();
+    if files {
+        // Nobody calls an agent, so it needs no address.
+        reader.env.entry("INSTANCE_IP".to_owned()).or_insert_with(|| "127.0.0.1".to_owned());
+    }
     let config = reader.config(role);
     match config {
-        Some(config) if reader.errors.is_empty() => Ok(Command::Proxy(Box::new(config))),
+        Some(config) if reader.errors.is_empty() => Ok(match files {
+            true => Command::Agent(Box::new(config), reader.path("certificates")),
+            false => Command::Proxy(Box::new(config)),
+        }),
         _ => Err(ConfigErrors(reader.errors)),
     }
 }

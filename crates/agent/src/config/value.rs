@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// A Go duration: `24h`, `1h30m`, `500ms`; a bare number is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration like 24h, 1h30m or 500ms");
     if let Ok(seconds) = text.parse::<u64>() {
         return Ok(Duration::from_secs(seconds));
@@ -61,7 +61,7 @@ pub(super) fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
 }
 
 /// A Kubernetes name: what may stand in a node id and in a SPIFFE path.
-pub(super) fn name(text: &str) -> Result<String, String> {
+pub(crate) fn name(text: &str) -> Result<String, String> {
     let fits = !text.is_empty()
         && text.len() <= 253
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'));
@@ -69,7 +69,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 }
 
 /// `host:port`.
-pub(super) fn host_port(text: &str) -> Result<String, String> {
+pub(crate) fn host_port(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) => Ok(text.to_owned()),
         _ => Err(format!("{text:?} is no host:port")),

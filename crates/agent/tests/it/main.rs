@@ -1,5 +1,7 @@
 //! The agent against a certificate authority and an xDS server on loopback, and with Envoy as its engine.
 
+mod consumers;
+mod delivery;
 mod envoy;
 mod identity;
 mod lab;

@@ -160,6 +160,8 @@ pub(super) const CM_CERTIFICATE: &[Column] = &[
     NAME,
     column("Ready", "Whether the secret holds a certificate as asked for."),
     column("Secret", "Secret that holds it."),
+    wide("Delivered", "Whether agents have put it where it is asked for."),
+    wide("Served", "Whether those who use it show it to their clients."),
     wide("Issuer", "Who signs it."),
     wide("Status", "What the controller says."),
     AGE,

@@ -106,8 +106,10 @@ fn said(object: &Value, type_: &str) -> Value {
 
 pub(super) fn cm_certificate(object: &Value, now: Timestamp) -> Vec<Value> {
     let ready = [name(object), condition(object, "Ready")];
-    let words = ["/spec/secretName", "/spec/issuerRef/name"].map(|p| text(object, p).into());
-    ready.into_iter().chain(words).chain([said(object, "Ready"), age(object, now)]).collect()
+    let [secret, issuer] = ["/spec/secretName", "/spec/issuerRef/name"].map(|p| text(object, p).into());
+    let delivery = ["Delivered", "Served"].map(|type_| condition(object, type_));
+    let end = [issuer, said(object, "Ready"), age(object, now)];
+    ready.into_iter().chain([secret]).chain(delivery).chain(end).collect()
 }
 
 pub(super) fn cm_certificate_request(object: &Value, now: Timestamp) -> Vec<Value> {

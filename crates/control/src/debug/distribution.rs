@@ -21,6 +21,8 @@ use tokio::time::timeout_at;
 const MAX_WAIT: u64 = 300;
 /// How often what was seen is compared with what there is.
 const POLL: Duration = Duration::from_millis(20);
+/// After this long there is another list: what has gone since the last one is never seen again.
+const LIST_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) async fn page(pages: &Pages, version: Option<u64>, wait: u64) -> Response {
     let Some(version) = version else {
@@ -82,7 +84,11 @@ fn last_ack(pages: &Pages, sequence: u64) -> Option<Option<Ack>> {
 async fn contained(pages: &Pages, version: u64) -> Result<Contained, String> {
     let mut revision = None;
     let mut there = None;
+    let mut listed = Instant::now();
     loop {
+        if listed.elapsed() >= LIST_AGAIN {
+            there = None;
+        }
         if revision.is_none() {
             revision = pages.seen.lock().history.event(version);
         }
@@ -90,6 +96,7 @@ async fn contained(pages: &Pages, version: u64) -> Result<Contained, String> {
             match (&pages.client, &there) {
                 (Some(client), None) => {
                     there = Some(list(client).await.map_err(|error| error.to_string())?);
+                    listed = Instant::now();
                 }
                 (None, _) => {
                     let seen = pages.seen.lock();

@@ -3,6 +3,7 @@
 mod admission;
 mod certificates;
 mod cluster;
+mod deliveries;
 mod envoy;
 mod fixture;
 mod pushes;
