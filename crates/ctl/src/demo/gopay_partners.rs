@@ -5,9 +5,9 @@
 
 mod delivery;
 mod ingress;
+mod machine;
 mod partner_ca;
 mod rotation;
-mod machine;
 
 use std::{
     path::{Path, PathBuf},
