@@ -135,8 +135,8 @@ impl Authority {
             true => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?,
         };
         let certificate = params.signed_by(&key, &self.issuer)?;
-        write(dir, &format!("{file}.pem"), &format!("{}{}", certificate.pem(), self.pem()))?;
-        write(dir, &format!("{file}-key.pem"), &key.serialize_pem())
+        write(dir, &format!("{file}.pem"), format!("{}{}", certificate.pem(), self.pem()))?;
+        write(dir, &format!("{file}-key.pem"), key.serialize_pem())
     }
 
     /// Says that the first certificate of a file is good: an OCSP response, DER.
@@ -190,9 +190,9 @@ const REVOKED: u64 = 4711;
 pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let (ours, other) = (Authority::new("Partner Root")?, Authority::new("Other Root")?);
-    write(dir, "ca.pem", &ours.pem())?;
-    write(dir, "other-ca.pem", &other.pem())?;
-    write(dir, "crl.pem", &ours.revoked(&[REVOKED])?)?;
+    write(dir, "ca.pem", ours.pem())?;
+    write(dir, "other-ca.pem", other.pem())?;
+    write(dir, "crl.pem", ours.revoked(&[REVOKED])?)?;
     let uris = &["spiffe://partner.example.com/client"];
     let client = Leaf { name: "client", dns: &["client.example.com"], uris, ..Leaf::default() };
     let server = Leaf { name: "server", dns: server_names, ..Leaf::default() };

@@ -269,7 +269,10 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
         exchange.own_details = Some(reply.details.as_str().into());
         *response.headers_mut() = reply.headers.clone();
     }
-    if exchange.is_grpc && redirect.is_none() && filter.is_none_or(|r| r.local) {
+    if let Some(to) = redirect {
+        response.headers_mut().insert(LOCATION, to);
+    }
+    if exchange.is_grpc && filter.is_none_or(|r| r.local) {
         // A stream that may not last longer has missed its deadline, whatever its HTTP status would be.
         let usual = if matches!(failure, Failure::MaxDuration) { 4 } else { u32::from(grpc_code(status.as_u16())) };
         let code = filter.and_then(|r| r.grpc).unwrap_or(usual);
@@ -282,9 +285,6 @@ pub fn respond(failure: &Failure, retried: bool, exchange: &mut Exchange) -> Res
     }
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    if let Some(to) = redirect {
-        headers.insert(LOCATION, to);
-    }
     if matches!(failure, Failure::Overflow | Failure::Connect(ConnectError::Overflow)) {
         headers.insert(HeaderName::from_static("x-envoy-overloaded"), HeaderValue::from_static("true"));
     }

@@ -143,6 +143,17 @@ async fn answers_of_the_proxy_go_back_by_their_route() {
                     {"name": "app", "weight": 1, "response_headers_to_add": say("cluster")}]}}}]}])
     };
     let abort = json!({"abort": {"http_status": 418, "percentage": all()}});
+    let forwarded = || {
+        let mut asks = both();
+        asks.push(Ask::get("/").header("x-forwarded-for", "192.0.2.7"));
+        asks
+    };
+    let who = json!([{"header": {"key": "x-said", "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}}]);
+    let to = |route: Value| {
+        let mut route = route;
+        route["match"] = json!({"prefix": "/"});
+        json!([{"name": "all", "domains": ["*"], "response_headers_to_add": who, "routes": [route]}])
+    };
     let preflights = json!([{"name": "all", "domains": ["*"], "response_headers_to_add": [{"header": {"key": "x-said", "value": "host"}}],
         "typed_per_filter_config": {"envoy.filters.http.cors": typed("envoy.extensions.filters.http.cors.v3.CorsPolicy",
             json!({"allow_origin_string_match": [{"exact": "http://a.test"}]}))},
@@ -153,6 +164,8 @@ async fn answers_of_the_proxy_go_back_by_their_route() {
             Setup::new("a denial").hosts(weighted()).filter("rbac", "rbac.v3.RBAC", json!({"rules": {"policies": {}}})),
             both(),
         ),
+        (Setup::new("a redirect").hosts(to(json!({"redirect": {"path_redirect": "/there"}}))), forwarded()),
+        (Setup::new("an upstream").hosts(to(json!({"route": {"cluster": "app"}}))), forwarded()),
         (
             Setup::new("a preflight").hosts(preflights).filter("cors", "cors.v3.Cors", json!({})),
             vec![preflight("http://a.test")],
