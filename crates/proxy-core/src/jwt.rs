@@ -157,8 +157,10 @@ impl JwtAuthn {
         keys: &dyn Fn(&crate::model::jwt::Remote) -> Option<Arc<KeySet>>,
     ) -> Verdict {
         // The path that came first, where somebody says so, as Envoy has it.
-        let told = message.headers.get("x-envoy-original-path").and_then(|path| path.to_str().ok());
-        let realm = format!("{}://{}{}", url.0, url.1, clip(told.unwrap_or(&message.path), MAX_REALM_PATH));
+        let told = |name: &str| message.headers.get(name).and_then(|value| value.to_str().ok());
+        let scheme = told("x-forwarded-proto").unwrap_or(url.0);
+        let path = told("x-envoy-original-path").unwrap_or(&message.path);
+        let realm = format!("{scheme}://{}{}", url.1, clip(path, MAX_REALM_PATH));
         let mut run = Run { filter: self, now, keys, passed: Passed::default() };
         match run.requirement(requirement, message) {
             Ok(()) => Verdict::Passed(run.passed),
