@@ -21,6 +21,8 @@ pub struct AgentMetrics {
     pub xds_ends: AtomicU64,
     /// Streams that could not be opened.
     pub xds_failures: AtomicU64,
+    /// Times that the application's metrics could not be read.
+    pub scrape_failures: AtomicU64,
     /// Starts of the engine's process.
     pub engine_starts: AtomicU64,
 }
@@ -45,6 +47,7 @@ impl AgentMetrics {
             (names::CERT_FAILURES, &self.certificate_failures),
             (names::XDS_ENDS, &self.xds_ends),
             (names::XDS_FAILURES, &self.xds_failures),
+            (names::SCRAPE_FAILURES, &self.scrape_failures),
             (names::ENGINE_STARTS, &self.engine_starts),
         ] {
             let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", counter.load(Relaxed));

@@ -39,3 +39,5 @@ pub const DELIVERED_EXPIRY: &str = "carrick_agent_delivered_certificate_expiry_t
 pub const LIFE_USED: &str = "carrick_agent_delivered_certificate_life_used_ratio";
 /// Starts of the engine's process.
 pub const ENGINE_STARTS: &str = "istio_agent_proxy_starts_total";
+/// Times that the application's metrics could not be read.
+pub const SCRAPE_FAILURES: &str = "istio_agent_scrape_failures_total";

@@ -119,8 +119,14 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
         }
     };
 
-    let status =
-        Status { engine: engine.clone(), metrics: Arc::clone(&metrics), clock: Arc::clone(&clock), quit: quit.clone() };
+    let application = crate::status::application(&config.node.annotations, &config.ports);
+    let status = Status {
+        engine: engine.clone(),
+        metrics: Arc::clone(&metrics),
+        clock: Arc::clone(&clock),
+        quit: quit.clone(),
+        application,
+    };
     let servers = StatusServers::bind(&config.ports, &status).await.map_err(io("status ports"))?;
     let addresses = [servers.status.local_addr(), servers.health.local_addr(), servers.prometheus.local_addr()];
     tasks.spawn("status", servers.status.run(drain.clone()));

@@ -3,6 +3,8 @@
 //! Invariant: what changes anything is answered to the pod itself only (loopback). What the engine says is asked of it,
 //! not remembered.
 
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::config::Ports;
 use crate::engine::EngineHandle;
+use crate::http_client;
 use crate::metrics::AgentMetrics;
 
 /// Prometheus' text format.
@@ -24,8 +27,25 @@ pub struct Status {
     pub engine: EngineHandle,
     pub metrics: Arc<AgentMetrics>,
     pub clock: SharedClock,
+    /// Where the application shows its own metrics, if it does.
+    pub application: Option<(SocketAddr, String)>,
     /// Asks the agent to end.
     pub quit: Arc<Notify>,
+}
+
+/// Where the application shows its metrics, as the pod's annotations say (`prometheus.io/scrape`, `port`, `path`).
+pub fn application(annotations: &BTreeMap<String, String>, own: &Ports) -> Option<(SocketAddr, String)> {
+    let get = |key: &str| annotations.get(&format!("prometheus.io/{key}")).map(String::as_str);
+    if get("scrape") != Some("true") {
+        return None;
+    }
+    let port = get("port").map_or(Some(80), |p| p.parse::<u16>().ok())?;
+    // Injection points the annotations at us; we are not our own application.
+    if [own.status, own.prometheus, own.health, own.admin].contains(&port) {
+        return None;
+    }
+    let path = get("path").filter(|p| p.starts_with('/')).unwrap_or("/metrics");
+    Some(((Ipv4Addr::LOCALHOST, port).into(), path.to_owned()))
 }
 
 /// The three servers, bound.
@@ -107,6 +127,21 @@ impl Status {
     async fn merged(&self) -> Bytes {
         let mut text = self.metrics.render(self.clock.now()).into_bytes();
         text.extend_from_slice(&self.engine.prometheus().await);
+        if let Some((address, path)) = &self.application {
+            match http_client::get(*address, path).await {
+                Ok((StatusCode::OK, shown)) => {
+                    if !text.ends_with(b"\n") {
+                        text.push(b'\n');
+                    }
+                    // OpenMetrics' end would hide what comes before it.
+                    text.extend_from_slice(shown.strip_suffix(b"# EOF\n").unwrap_or(&shown));
+                }
+                result => {
+                    AgentMetrics::add(&self.metrics.scrape_failures);
+                    tracing::debug!(%address, path, "the application's metrics: {:?}", result.map(|(status, _)| status));
+                }
+            }
+        }
         text.into()
     }
 }
@@ -116,5 +151,26 @@ fn local(request: &Request, act: impl FnOnce() -> &'static str) -> Response {
         Response::text(StatusCode::OK, act())
     } else {
         Response::text(StatusCode::FORBIDDEN, "only from within the pod\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_say_where_the_application_shows_its_metrics() {
+        let ports =
+            Ports { bind: Ipv4Addr::LOCALHOST.into(), admin: 15000, status: 15020, health: 15021, prometheus: 15090 };
+        let shown = |all: &[(&str, &str)]| {
+            let all = all.iter().map(|(k, v)| (format!("prometheus.io/{k}"), (*v).to_owned())).collect();
+            application(&all, &ports).map(|(address, path)| format!("{address}{path}"))
+        };
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&[("scrape", "false"), ("port", "1")]), None);
+        assert_eq!(shown(&[("scrape", "true")]).as_deref(), Some("127.0.0.1:80/metrics"));
+        assert_eq!(shown(&[("scrape", "true"), ("port", "9"), ("path", "/m")]).as_deref(), Some("127.0.0.1:9/m"));
+        assert_eq!(shown(&[("scrape", "true"), ("port", "15020")]), None);
+        assert_eq!(shown(&[("scrape", "true"), ("port", "x")]), None);
     }
 }
