@@ -78,6 +78,13 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     page(&mut router, "/debug/quarantine", &pages, |pages, _| async move {
         answer(StatusCode::OK, &pages.quarantine.page())
     });
+    page(&mut router, "/debug/crl", &pages, |pages, _| async move {
+        match pages.quarantine.list() {
+            Ok(Some(pem)) => Response::typed(StatusCode::OK, "application/x-pem-file", pem),
+            Ok(None) => Response::text(StatusCode::NOT_FOUND, "the authority makes no list of its own\n"),
+            Err(problem) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{problem}\n")),
+        }
+    });
     page(&mut router, "/debug/certificates", &pages, |pages, _| async move {
         answer(StatusCode::OK, &certificates::page(pages.ledger.as_deref(), &pages.quarantine))
     });

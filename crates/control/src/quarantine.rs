@@ -15,6 +15,7 @@ use carrick_base::SpiffeId;
 use carrick_ledger::list::{self, Listed};
 use carrick_ledger::{Ledger, Target};
 use carrick_pki::Authority;
+use carrick_pki::ca::CaError;
 use carrick_pki::quarantine::{self, Quarantine};
 use carrick_xds::{Resource, ResourceSet, TypeUrl};
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
@@ -171,7 +172,7 @@ impl Board {
                 Target::Serial(serial) => serials.push(serial.clone()),
             }
         }
-        let lists = self.lists(&identities, &serials, inner.generation);
+        let lists = self.lists(inner);
         let list = generic(quarantine::RESOURCE, Quarantine::new(identities, serials).to_text());
         let (generation, version) = (inner.generation, inner.generation.to_string());
         let set = |resources: Vec<Resource>| {
@@ -182,16 +183,41 @@ impl Board {
         self.envoy.send_replace(set(std::iter::once(list).chain(lists).collect()));
     }
 
-    /// The revocation list for Envoys, which know no identities at that place: every living certificate of each.
-    fn lists(&self, identities: &[String], serials: &[String], number: u64) -> Option<Resource> {
+    /// Every living certificate that is revoked, by itself or by its identity.
+    fn serials<'a>(&self, targets: impl IntoIterator<Item = &'a Target>) -> BTreeSet<String> {
+        let of = |target: &Target| match (target, &self.ledger) {
+            (Target::Serial(serial), _) => vec![serial.clone()],
+            (Target::Identity(id), Some(ledger)) => ledger.serials_of(id),
+            (Target::Identity(_), None) => Vec::new(),
+        };
+        targets.into_iter().flat_map(of).collect()
+    }
+
+    /// The authority's revocation list as it is now, PEM; `None` where it makes none of its own.
+    ///
+    /// # Errors
+    /// The authority cannot sign it.
+    pub(crate) fn list(&self) -> Result<Option<String>, CaError> {
+        let (serials, number) = {
+            let inner = self.lock();
+            (self.serials(inner.entries.keys()), inner.generation)
+        };
+        self.sign(serials, number)
+    }
+
+    fn sign(&self, serials: BTreeSet<String>, number: u64) -> Result<Option<String>, CaError> {
         let now = SystemTime::now();
-        let of = |id: &String| self.ledger.as_ref().map(|ledger| ledger.serials_of(id)).unwrap_or_default();
-        let all: BTreeSet<String> = identities.iter().flat_map(of).chain(serials.iter().cloned()).collect();
-        if all.is_empty() {
+        let revoked: Vec<(String, SystemTime)> = serials.into_iter().map(|serial| (serial, now)).collect();
+        self.authority.revocation_list(&revoked, number, now)
+    }
+
+    /// The revocation list for Envoys, which know no identities at that place.
+    fn lists(&self, inner: &Inner) -> Option<Resource> {
+        let serials = self.serials(inner.entries.keys());
+        if serials.is_empty() {
             return None;
         }
-        let revoked: Vec<(String, SystemTime)> = all.into_iter().map(|serial| (serial, now)).collect();
-        match self.authority.revocation_list(&revoked, number, now) {
+        match self.sign(serials, inner.generation) {
             Ok(Some(pem)) => Some(context(quarantine::LISTS, pem)),
             Ok(None) => {
                 warn!("the authority is no single root, so Envoys are given no revocation list");

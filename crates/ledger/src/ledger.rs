@@ -15,7 +15,7 @@ use carrick_pki::journal::{Issuance, Journal, JournalError};
 use carrick_runtime::clock::SharedClock;
 use tracing::{error, warn};
 
-use crate::book::{Book, Certificate, Revocation, State, Totals};
+use crate::book::{Book, Certificate, Revocation, Totals};
 use crate::chain::{self, ScanError, scan};
 use crate::fault::{Fault, Point};
 use crate::record::{Entry, Record, Target, hex, seconds};
@@ -232,9 +232,9 @@ impl Ledger {
         all
     }
 
-    /// Serials of living certificates that carry `name`.
+    /// Serials of living certificates that carry `name`, those that are being signed included.
     pub fn serials_of(&self, name: &str) -> Vec<String> {
-        let of = |c: &Certificate| c.names.iter().any(|n| n == name) && c.state != State::Intended;
+        let of = |c: &Certificate| c.names.iter().any(|n| n == name);
         self.living().into_iter().filter(of).map(|c| c.serial).collect()
     }
 

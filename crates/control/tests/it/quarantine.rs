@@ -87,6 +87,12 @@ async fn a_list_reaches_proxies_at_once_and_the_authority_keeps_to_it() {
     assert_eq!(page["resourceVersion"], json!(version.to_string()));
     assert_eq!((&page["proxies"][0]["proxy"], &page["proxies"][0]["serial"]), (&json!("web.shop"), &json!("4a")));
 
+    // Without a ledger nobody knows which certificates an identity has; a list without entries is one all the same.
+    let (status, pem) = world.get("/debug/crl").await;
+    assert_eq!(status, 200, "{pem}");
+    let roots = world.authority.roots().clone().with_revocations(pem.as_bytes()).expect("a revocation list");
+    assert!(roots.revocations_pem().starts_with("-----BEGIN X509 CRL-----"));
+
     // What cannot be read, and what is gone, lets nobody out.
     world.apply(Kind::ConfigMap, list("garbage")).await;
     world.delete(Kind::ConfigMap, "istio-system", "carrick-quarantine").await;

@@ -1,7 +1,8 @@
 //! Two engines and mutual TLS between them; and who is kept out.
 
 use crate::support::*;
-use carrick_proxy::Secret;
+use carrick_pki::Quarantine;
+use carrick_proxy::{Secret, Secrets};
 use carrick_proxy_core::RuntimeConfig;
 use carrick_proxy_core::model::cluster::{Discovery, HttpProtocol, Transport};
 use carrick_proxy_core::model::listener::Direction;
@@ -191,4 +192,48 @@ async fn a_hello_in_small_pieces_is_still_a_hello() {
     .await;
     let _client = start(client_side(out, middle, "app", false), mesh.secrets("caller"));
     assert_eq!(get(out, "/").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_peer_is_cut_and_kept_out_and_others_notice_nothing() {
+    let mesh = Mesh::new();
+    let (app, _) = echo_app().await;
+    let quarantined = |account: &str, who: &str| {
+        let list = Quarantine::new([format!("spiffe://cluster.local/ns/test/sa/{who}")], []);
+        Arc::new(Secrets { quarantine: Arc::new(list), ..mesh.secrets(account) })
+    };
+    for h2 in [false, true] {
+        let inn = free_port();
+        let server = start_with(server_side(inn), mesh.secrets("app"), meant_for(app));
+        let (evil_out, good_out) = (free_port(), free_port());
+        let _evil = start(client_side(evil_out, inn, "app", h2), mesh.secrets("evil"));
+        let good = start(client_side(good_out, inn, "app", h2), mesh.secrets("good"));
+        let (mut to_evil, mut to_good) = (Client::connect(evil_out).await, Client::connect(good_out).await);
+        assert_eq!(to_evil.get("/").await.unwrap().0.status, 200);
+        assert_eq!(to_good.get("/").await.unwrap().0.status, 200);
+        let open = || server.engine.stats().get("listener.virtualInbound.downstream_cx_active");
+        assert_eq!(open(), 2);
+
+        // By the server: the open connection ends with nobody asking for anything, the other one stays.
+        server.secrets.send_replace(quarantined("app", "evil"));
+        until("the connection is cut", || open() == 1).await;
+        assert_eq!(get(evil_out, "/").await.0, 503);
+        assert_eq!(to_good.get("/").await.unwrap().0.status, 200);
+        assert_eq!(good.engine.stats().get("cluster.outbound|80||app.test.svc.cluster.local.ssl.handshake"), 1);
+
+        // By the client, of its server.
+        server.secrets.send_replace(Arc::new(mesh.secrets("app")));
+        assert_eq!(get(evil_out, "/").await.0, 200, "taken back");
+        good.secrets.send_replace(quarantined("good", "app"));
+        until("the client leaves", || open() == 1).await;
+        let (status, body) = get(good_out, "/").await;
+        assert_eq!(status, 503);
+        assert!(body.contains("certificate revoked"), "{body}");
+
+        // One's own certificate is shown to nobody.
+        good.secrets.send_replace(quarantined("good", "good"));
+        let (status, body) = get(good_out, "/").await;
+        assert_eq!(status, 503);
+        assert!(body.contains("quarantined: spiffe://cluster.local/ns/test/sa/good"), "{body}");
+    }
 }
