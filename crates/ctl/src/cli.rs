@@ -126,10 +126,10 @@ struct Up {
     #[arg(long, default_value = "ecdsa-p256", value_name = "ALGORITHM")]
     ca_key_algorithm: carrick_pki::KeyAlgorithm,
     /// Lifetime of a workload certificate whose request names none.
-    #[arg(long, default_value = "24h", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "24h", value_parser = crate::duration::parse, value_name = "DURATION")]
     workload_cert_ttl: Duration,
     /// Longest lifetime a workload may ask for.
-    #[arg(long, default_value = "2160h", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "2160h", value_parser = crate::duration::parse, value_name = "DURATION")]
     max_workload_cert_ttl: Duration,
     /// Folder of a plugged-in signing set, by the names of Istio's Secret `cacerts`; taken at the first start, and followed. A set with
     /// another root waits for `carrick ca rotate`.
@@ -300,7 +300,7 @@ struct Analyze {
     #[arg(short, long)]
     verbose: bool,
     /// How long the cluster may take to answer.
-    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "30s", value_parser = crate::duration::parse, value_name = "DURATION")]
     timeout: Duration,
     /// Do not fail because of files that are not understood.
     #[arg(long)]
@@ -859,29 +859,6 @@ fn log_filter(text: &str) -> Result<String, String> {
     carrick_runtime::telemetry::check(text).map(|()| text.to_owned()).map_err(|e| e.to_string())
 }
 
-/// Go's duration syntax: `90s`, `1h30m`, `500ms`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let fail = || format!("{text:?} is not a duration such as 90s, 30m or 1h30m");
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(fail)?;
-        let value: u64 = rest[..digits].parse().map_err(|_| fail())?;
-        let tail = &rest[digits..];
-        let unit_len = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let millis: u64 = match &tail[..unit_len] {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(fail()),
-        };
-        total += Duration::from_millis(value.checked_mul(millis).ok_or_else(fail)?);
-        rest = &tail[unit_len..];
-    }
-    if total.is_zero() { Err(fail()) } else { Ok(total) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -928,14 +905,5 @@ mod tests {
             panic!("a gateway by name");
         };
         assert_eq!(run.gateway, Some(Some("web".to_owned())));
-    }
-
-    #[test]
-    fn durations_are_gos() {
-        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for bad in ["", "5", "h", "5d", "0s", "-1s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 }

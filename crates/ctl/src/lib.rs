@@ -14,6 +14,7 @@ pub mod cli;
 pub mod cluster;
 pub mod convert;
 pub mod demo;
+pub mod duration;
 pub mod experimental;
 pub mod manifests;
 pub mod output;

@@ -131,7 +131,7 @@ impl Signer {
         let not_after = not_after.min(self.info.not_after);
         let (params, serial) = params(profile, not_before, not_after)?;
         let issuance = issuance(&serial, profile, journal::key_id(self.issuer.key()), not_before, not_after);
-        let sign = || params.signed_by(request.public_key(), &self.issuer);
+        let sign = || params.signed_by(request.public_key(), &self.issuer).map_err(|e| CaError::Sign(e.to_string()));
         let leaf = journal::recorded(self.journal.as_ref(), &issuance, sign)?.pem();
         let root = self.chain.last().filter(|last| certificate::is_signed_by(last, last));
         let sent = self.chain.iter().filter(|der| Some(*der) != root);
@@ -158,7 +158,9 @@ pub fn self_signed(
     let pair = key.key_pair().map_err(|e| CaError::Sign(e.to_string()))?;
     let issuer = key.spki_sha256().map(|digest| journal::hex(&digest)).unwrap_or_default();
     let issuance = issuance(&serial, profile, issuer, not_before, not_after);
-    let pem = journal::recorded(journal, &issuance, || params.self_signed(&pair))?.pem();
+    let pem =
+        journal::recorded(journal, &issuance, || params.self_signed(&pair).map_err(|e| CaError::Sign(e.to_string())))?
+            .pem();
     Ok(Signed { ca: pem.clone(), chain: pem, serial })
 }
 

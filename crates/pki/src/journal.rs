@@ -9,7 +9,6 @@ use std::time::SystemTime;
 
 use rcgen::{Certificate, PublicKeyData};
 
-use crate::ca::CaError;
 use crate::certificate::sha256;
 
 /// A certificate that is about to be signed.
@@ -67,14 +66,12 @@ pub trait Journal: std::fmt::Debug + Send + Sync {
 pub type MaybeJournal = Option<Arc<dyn Journal>>;
 
 /// Signs between the two entries.
-pub(crate) fn recorded(
+pub(crate) fn recorded<E: From<JournalError> + std::fmt::Display>(
     journal: Option<&Arc<dyn Journal>>,
     issuance: &Issuance,
-    sign: impl FnOnce() -> Result<Certificate, rcgen::Error>,
-) -> Result<Certificate, CaError> {
-    let Some(journal) = journal else {
-        return sign().map_err(|e| CaError::Sign(e.to_string()));
-    };
+    sign: impl FnOnce() -> Result<Certificate, E>,
+) -> Result<Certificate, E> {
+    let Some(journal) = journal else { return sign() };
     journal.intent(issuance)?;
     match sign() {
         Ok(certificate) => {
@@ -83,7 +80,7 @@ pub(crate) fn recorded(
         }
         Err(error) => {
             journal.failed(&issuance.serial, &error.to_string());
-            Err(CaError::Sign(error.to_string()))
+            Err(error)
         }
     }
 }

@@ -6,4 +6,5 @@ pub mod duplex;
 pub mod socket;
 pub mod stream;
 pub mod sys;
+pub mod ties;
 pub mod witness;

@@ -38,7 +38,6 @@ mod secrets;
 mod shared;
 mod stats;
 mod tcp;
-mod ties;
 mod tls;
 mod tunnel;
 mod upstream;

@@ -2,11 +2,11 @@
 //!
 //! Invariant: single-threaded; it knows no connection and no configuration, so that everything may know it.
 
+use crate::io::ties::Ties;
 use crate::log::Log;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::stats::{ListenerStats, WorkerStats};
-use crate::ties::Ties;
 use crate::tls::TlsCache;
 use carrick_proxy_core::model::Name;
 use carrick_proxy_core::model::listener::Listener;

@@ -6,8 +6,8 @@
 use crate::inspect::client_hello;
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Shown, Stream};
+use crate::io::ties::{End, Quarantined, Ties};
 use crate::secrets::Secrets;
-use crate::ties::{End, Quarantined, Ties};
 use carrick_pki::tls::{
     self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError,
     TlsOptions, VerifiedPeer,

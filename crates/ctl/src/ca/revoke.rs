@@ -39,7 +39,7 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["identity", "serial", "undo"])]
     pub list: bool,
     /// How long to wait until every proxy has it in force.
-    #[arg(long, default_value = "10s", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "10s", value_parser = crate::duration::parse, value_name = "DURATION")]
     pub wait: Duration,
     /// Output format.
     #[arg(short, long, value_enum, default_value = "short")]

@@ -35,7 +35,7 @@ pub struct Options {
 #[derive(Debug, Clone, Args)]
 pub struct Expiring {
     /// Ends within this time.
-    #[arg(long, default_value = "24h", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "24h", value_parser = crate::duration::parse, value_name = "DURATION")]
     within: Duration,
     /// Or has used at least this share of its life, in percent.
     #[arg(long, value_name = "PERCENT")]

@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "all")]
     engine: Engines,
     /// Life of every sidecar's certificate, of which half is used; 1m is what the document has.
-    #[arg(long, default_value = "4s", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "4s", value_parser = crate::duration::parse, value_name = "DURATION")]
     certificate_ttl: Duration,
     /// Rotations under load that every sidecar must have had; with 20 of one minute this takes the document's ten.
     #[arg(long, default_value_t = 15, value_name = "N")]

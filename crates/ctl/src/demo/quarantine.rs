@@ -25,10 +25,10 @@ pub struct Options {
     #[arg(long, default_value_t = 10, value_name = "N")]
     beside: usize,
     /// How long 99 of 100 may take from the order to their end.
-    #[arg(long, default_value = "5s", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "5s", value_parser = crate::duration::parse, value_name = "DURATION")]
     limit: Duration,
     /// How long to watch what Envoys do with open connections.
-    #[arg(long, default_value = "3s", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "3s", value_parser = crate::duration::parse, value_name = "DURATION")]
     watch: Duration,
 }
 

@@ -61,7 +61,9 @@ pub(super) fn sign(
     }
     let serial = journal::hex(&serial);
     let issuance = issuance(&serial, subject, journal::key_id(issuer.key()), not_before, not_after);
-    let certificate = journal::recorded(journal, &issuance, || params.signed_by(public_key, issuer))?;
+    let certificate = journal::recorded(journal, &issuance, || {
+        params.signed_by(public_key, issuer).map_err(|e| CaError::Sign(e.to_string()))
+    })?;
     Ok(Leaf { pem: certificate.pem(), not_after, serial })
 }
 

@@ -5,7 +5,7 @@
 
 use super::socket::Socket;
 use super::sys;
-use crate::ties::{End, Quarantined, Tie, Ties};
+use super::ties::{End, Quarantined, Tie, Ties};
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -4,7 +4,7 @@
 //! let in was compared with the newest list under the same lock that replaces the list, so that none slips between. One
 //! registry per worker; its lock is contended only by connections that were handed to another task.
 
-use crate::io::sys;
+use super::sys;
 use carrick_pki::Quarantine;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
