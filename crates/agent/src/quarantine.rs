@@ -129,7 +129,7 @@ fn lists(body: &Any) -> Result<TrustBundle, String> {
 mod tests {
     use super::*;
     use carrick_xds::Resource;
-    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::GenericSecret;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, GenericSecret};
 
     fn update(text: &str) -> Update {
         let source = DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..DataSource::default() };
@@ -154,5 +154,31 @@ mod tests {
         assert!(on_it());
         keeper.apply(update("carrick-quarantine 1\n")).unwrap();
         assert!(!on_it());
+    }
+
+    #[test]
+    fn lists_of_the_authority_count_in_the_meshs_roots_and_go_with_it() {
+        use carrick_pki::{Authority, CaOptions};
+        let folder = std::env::temp_dir().join(format!("carrick-lists-{}", std::process::id()));
+        let now = SystemTime::now();
+        let authority = Authority::load_or_create(&folder, CaOptions::default(), now).unwrap();
+        let store = SecretStore::new(folder.join("root-cert.pem"));
+        let mut keeper = Keeper(Arc::clone(&store));
+        let revocations = || store.subscribe().borrow().trust("ROOTCA").unwrap().revocations_pem();
+        assert_eq!(revocations(), "");
+        let pem = authority.revocation_list(&[("4a".to_owned(), now)], 1, now).unwrap().unwrap();
+        let context = CertificateValidationContext {
+            crl: Some(DataSource { specifier: Some(Specifier::InlineString(pem)), ..DataSource::default() }),
+            ..CertificateValidationContext::default()
+        };
+        let message = Secret { name: LISTS.to_owned(), r#type: Some(Type::ValidationContext(context)) };
+        let body = Any { type_url: TypeUrl::Secret.as_str().to_owned(), value: message.encode_to_vec() };
+        let upserts = vec![Resource::new(LISTS, body)];
+        keeper.apply(Update { type_url: TypeUrl::Secret, upserts, removed: Vec::new() }).unwrap();
+        assert!(revocations().starts_with("-----BEGIN X509 CRL-----"));
+        let gone = Update { type_url: TypeUrl::Secret, upserts: Vec::new(), removed: vec![LISTS.into()] };
+        keeper.apply(gone).unwrap();
+        assert_eq!(revocations(), "");
+        let _ = std::fs::remove_dir_all(folder);
     }
 }

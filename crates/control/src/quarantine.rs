@@ -51,8 +51,8 @@ struct Inner {
     /// Version of the ConfigMap that was read last.
     seen: u64,
     problem: Option<String>,
-    /// The authority's roots when lists were made of them.
-    roots: String,
+    /// The authority's roots, and its plugged-in lists, when these were published.
+    trust: String,
     listeners: BTreeMap<u64, Listener>,
     next: u64,
 }
@@ -157,13 +157,17 @@ impl Board {
     /// another.
     pub(crate) fn refresh(&self) {
         let mut inner = self.lock();
-        if inner.roots != self.authority.roots().to_pem() {
+        if inner.trust != self.trust() {
             self.publish(&mut inner);
         }
     }
 
+    fn trust(&self) -> String {
+        self.authority.roots().to_pem() + self.authority.set().crl().unwrap_or_default()
+    }
+
     fn publish(&self, inner: &mut Inner) {
-        inner.roots = self.authority.roots().to_pem();
+        inner.trust = self.trust();
         inner.generation = inner.generation.saturating_add(1);
         let (mut identities, mut serials) = (Vec::new(), Vec::new());
         for target in inner.entries.keys() {
@@ -179,7 +183,10 @@ impl Board {
             let resources = resources.into_iter().map(|resource| (TypeUrl::Secret, resource));
             ResourceSet::from_resources(generation, version.as_str(), resources)
         };
-        self.native.send_replace(set(vec![list.clone()]));
+        // What came with a plugged-in authority covers all of its signers, and is for every engine.
+        let plugged = self.authority.set().crl().map(|pem| context(quarantine::LISTS, pem.to_owned()));
+        let lists = plugged.clone().or(lists);
+        self.native.send_replace(set(std::iter::once(list.clone()).chain(plugged).collect()));
         self.envoy.send_replace(set(std::iter::once(list).chain(lists).collect()));
     }
 
@@ -352,5 +359,21 @@ mod tests {
         assert!(native.get(&TypeUrl::Secret, quarantine::RESOURCE).is_some());
         assert!(native.get(&TypeUrl::Secret, quarantine::LISTS).is_none(), "serials are enough");
         assert!(envoy.get(&TypeUrl::Secret, quarantine::LISTS).is_some());
+    }
+
+    #[test]
+    fn a_plugged_in_list_goes_to_every_engine() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let now = SystemTime::now();
+        let list = authority(folder.path()).revocation_list(&[("4a".to_owned(), now)], 1, now);
+        let list = list.expect("signs").expect("one root");
+        std::fs::write(folder.path().join("ca/ca-crl.pem"), &list).expect("written");
+        let board = Board::new(None, authority(folder.path()));
+        for sets in [&board.native, &board.envoy] {
+            assert!(sets.borrow().get(&TypeUrl::Secret, quarantine::LISTS).is_some());
+        }
+        let generation = board.page()["generation"].clone();
+        board.refresh();
+        assert_eq!(board.page()["generation"], generation, "nothing is different");
     }
 }
