@@ -9,7 +9,7 @@ use carrick_api::timestamp::Timestamp;
 use carrick_ledger::{Certificate, Ledger, State};
 use carrick_runtime::drain::Drain;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +34,12 @@ pub(crate) async fn count(ledger: Option<Arc<Ledger>>, board: Arc<Board>, metric
             continue;
         }
         let living = ledger.as_ref().map(|ledger| ledger.living()).unwrap_or_default();
-        let lives = newest(&living).into_iter().chain(board.lives().into_iter().map(|life| ("proxy", life)));
+        let begins: HashMap<&str, u64> = living.iter().map(|c| (c.serial.as_str(), begin(c))).collect();
+        let held = board
+            .lives()
+            .into_iter()
+            .map(|(serial, begin, end)| ("proxy", (begins.get(serial.as_str()).copied().unwrap_or(begin), end)));
+        let lives = newest(&living).into_iter().chain(held);
         let counts = shares(lives, seconds(SystemTime::now()));
         for holder in HOLDERS {
             for (_, used) in SHARES {
@@ -46,6 +51,11 @@ pub(crate) async fn count(ledger: Option<Arc<Ledger>>, board: Arc<Board>, metric
         metrics.quarantined.set(i64::try_from(entries).unwrap_or(i64::MAX));
         metrics.quarantine_behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
     }
+}
+
+/// When a life really began: certificates are dated back, short ones by more than they live.
+fn begin(certificate: &Certificate) -> u64 {
+    seconds(certificate.asked_at.max(certificate.not_before))
 }
 
 /// Who holds it, if not a proxy: those tell of theirs themselves.
@@ -62,7 +72,7 @@ fn newest(living: &[Certificate]) -> Vec<(&'static str, (u64, u64))> {
     let mut found: BTreeMap<(&'static str, &str, &[String]), (u64, u64)> = BTreeMap::new();
     for certificate in living.iter().filter(|c| c.state != State::Intended) {
         let Some(holder) = holder(certificate) else { continue };
-        let life = (seconds(certificate.not_before), seconds(certificate.not_after));
+        let life = (begin(certificate), seconds(certificate.not_after));
         let known = found.entry((holder, &certificate.subject, &certificate.names)).or_insert(life);
         *known = (*known).max(life);
     }

@@ -40,9 +40,9 @@ impl Listener {
         })
     }
 
-    /// Begin and end of the certificate it holds, in seconds since 1970; `None` where it has told none.
-    fn life(&self) -> Option<(u64, u64)> {
-        (self.not_after > 0).then_some((self.not_before, self.not_after))
+    /// Serial, begin and end of the certificate it holds, in seconds since 1970; `None` where it has told none.
+    fn life(&self) -> Option<(String, u64, u64)> {
+        (self.not_after > 0).then(|| (self.serial.clone(), self.not_before, self.not_after))
     }
 }
 
@@ -78,7 +78,7 @@ impl Board {
     }
 
     /// Lives of the certificates that proxies hold.
-    pub(crate) fn lives(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn lives(&self) -> Vec<(String, u64, u64)> {
         self.lock().listeners.values().filter_map(Listener::life).collect()
     }
 }

@@ -152,9 +152,8 @@ fn compare(known: &Known, now: SystemTime) -> Vec<Finding> {
                 findings.push(found(Level::Error, "holds a certificate that is not in the ledger"));
             }
         }
-        let age = now.duration_since(row.not_before).unwrap_or_default();
-        // Certificates are dated back by two minutes.
-        if row.state == "intended" && age > SIGNING + Duration::from_secs(120) {
+        let age = now.duration_since(row.signed).unwrap_or_default();
+        if row.state == "intended" && age > SIGNING {
             let message = format!("was to be signed and has no end: {names}");
             findings.push(finding(Level::Error, &row.serial, "ledger", message));
         }

@@ -22,6 +22,8 @@ pub(super) struct Row {
     pub(super) serial: String,
     pub(super) names: Vec<String>,
     pub(super) not_before: SystemTime,
+    /// When it was signed, which is later than `not_before`, since certificates are dated back; `not_before` where it is unknown.
+    pub(super) signed: SystemTime,
     pub(super) not_after: SystemTime,
     /// Who asked for it; empty where the ledger does not have it.
     pub(super) asked_by: String,
@@ -49,8 +51,8 @@ impl Row {
     /// Percent of its life.
     pub(super) fn used(&self, now: SystemTime) -> u64 {
         let seconds = |from: SystemTime, to: SystemTime| to.duration_since(from).unwrap_or_default().as_secs();
-        let whole = seconds(self.not_before, self.not_after).max(1);
-        seconds(self.not_before, now).saturating_mul(100) / whole
+        let whole = seconds(self.signed, self.not_after).max(1);
+        seconds(self.signed, now).saturating_mul(100) / whole
     }
 
     /// Whether somebody works with it as far as is known.
@@ -138,6 +140,7 @@ impl Known {
                 serial: text("serial"),
                 names,
                 not_before: time(&text("notBefore")),
+                signed: time(&text("askedAt")).max(time(&text("notBefore"))),
                 not_after: time(&text("notAfter")),
                 asked_by: text("askedBy"),
                 state: text("state"),
@@ -175,6 +178,7 @@ impl Known {
             serial: serial.to_owned(),
             names,
             not_before: from,
+            signed: from,
             not_after: to,
             asked_by: String::new(),
             state: String::new(),
