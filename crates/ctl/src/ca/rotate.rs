@@ -72,7 +72,7 @@ fn moment(text: &str) -> Result<u64, String> {
 }
 
 fn soak(text: &str) -> Result<Duration, String> {
-    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { crate::cli::duration(text) }
+    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { crate::duration::parse(text) }
 }
 
 impl Options {
