@@ -16,6 +16,19 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
+        Ok(Command::Join(config)) => {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return fail(&error.to_string()),
+            };
+            match runtime.block_on(carrick_agent::join(&config)) {
+                Ok(told) => {
+                    println!("{told}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => fail(&error.to_string()),
+            }
+        }
         Ok(Command::Proxy(config)) => {
             let logs = match telemetry::init(&config.log_level, config.log_json) {
                 Ok(logs) => logs,

@@ -14,6 +14,9 @@ use std::time::Duration;
 use carrick_base::TrustDomain;
 use carrick_pki::KeyAlgorithm;
 
+use crate::dns::DnsConfig;
+use crate::health::Probe;
+
 pub use options::help;
 pub(crate) use value::{duration, host_port, name};
 
@@ -38,6 +41,10 @@ pub struct AgentConfig {
     pub workload_api_socket: Option<PathBuf>,
     /// How it ends.
     pub drain: DrainConfig,
+    /// Where names of the mesh are answered; `None` where somebody else does.
+    pub dns: Option<DnsConfig>,
+    /// How the workload's health is found out; `None` where somebody else does.
+    pub probe: Option<Probe>,
     /// Ports of its own.
     pub ports: Ports,
     /// Log level, `info` or `warn,carrick_xds=debug`.
@@ -111,12 +118,33 @@ pub struct ControlPlane {
 pub struct IdentityConfig {
     /// Service account token, read anew for each request.
     pub token_file: PathBuf,
+    /// Where key and certificate are kept across restarts; `None` keeps them in memory.
+    pub folder: Option<PathBuf>,
     /// Life asked for; zero leaves it to the authority.
     pub ttl: Duration,
     /// Share of the life that is left when it is renewed.
     pub grace_ratio: f64,
     /// Random change of that share, up or down.
     pub grace_jitter: f64,
+    /// Kind of key.
+    pub algorithm: KeyAlgorithm,
+}
+
+/// How a machine joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinConfig {
+    /// The token, or the invitation it is in; a file, so that it is in no list of processes.
+    pub token_file: PathBuf,
+    /// `host:port` of the certificate service, where the invitation tells none.
+    pub server: Option<String>,
+    /// The name its certificate must have.
+    pub server_name: String,
+    /// The mesh roots, PEM.
+    pub root_file: Option<PathBuf>,
+    /// SHA-256 of one of them, 64 hexadecimal digits, instead of the file.
+    pub fingerprint: Option<String>,
+    /// Where key and certificate are kept.
+    pub folder: PathBuf,
     /// Kind of key.
     pub algorithm: KeyAlgorithm,
 }
@@ -171,6 +199,8 @@ pub enum Command {
     Proxy(Box<AgentConfig>),
     /// Keep certificates as files: which, this file says.
     Agent(Box<AgentConfig>, PathBuf),
+    /// Get a machine's first certificate by a join token, and end.
+    Join(Box<JoinConfig>),
     /// Print this text and end.
     Print(String),
 }

@@ -18,7 +18,7 @@ use carrick_proxy::Workload;
 use carrick_runtime::drain::Drain;
 use carrick_runtime::tasks::TaskSet;
 use carrick_xds::client::Connector;
-use carrick_xds::relay::{RelayEvent, RelayObserver, relay_service};
+use carrick_xds::relay::{Own, RelayEvent, RelayObserver, relay_service};
 use carrick_xds::server::{ListenOptions, serve_unix};
 use carrick_xds::{Node, TypeUrl};
 use http::Method;
@@ -50,6 +50,8 @@ pub struct Feed {
     pub connector: Connector,
     pub store: Arc<SecretStore>,
     pub metrics: Arc<AgentMetrics>,
+    /// What the agent says and hears on the same stream.
+    pub own: Own,
 }
 
 /// Envoy beside this workload.
@@ -69,7 +71,7 @@ impl EnvoyEngine {
         tasks: &mut TaskSet,
         drain: &Drain,
     ) -> io::Result<Arc<Self>> {
-        let Feed { node, connector, store, metrics } = feed;
+        let Feed { node, connector, store, metrics, own: spoken } = feed;
         let crate::config::EngineKind::Envoy { binary, log_level } = &config.engine else {
             return Err(io::Error::other("the engine is not Envoy"));
         };
@@ -79,7 +81,7 @@ impl EnvoyEngine {
         let own = workload(config, &node);
         let node = with_peer(node, &own);
         let counts = Counts::new(own);
-        let relay = relay_service(connector, None, observer(Arc::clone(&metrics)));
+        let relay = relay_service(connector, None, observer(Arc::clone(&metrics)), spoken);
         let options = ListenOptions { max_connections: 4096, max_streams: 4096, ..ListenOptions::default() };
         tasks.spawn("ads-relay", serve_unix(xds, Routes::new(relay), options.clone(), drain.clone()));
         let counter = Routes::new(counts.service());

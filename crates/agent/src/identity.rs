@@ -1,8 +1,9 @@
 //! The workload's certificate: obtained, and renewed before it ends.
 //!
-//! Invariant: each certificate has a new key, made here and never written to disk; the old one stays in force until the
-//! new one is there. What is done with it is decided by whoever reads the store.
+//! Invariant: each certificate has a new key, made here and never written to disk but into a machine's own folder; the old one
+//! stays in force until the new one is there. What is done with it is decided by whoever reads the store.
 
+mod folder;
 mod request;
 mod schedule;
 
@@ -19,8 +20,10 @@ use crate::config::AgentConfig;
 use crate::metrics::AgentMetrics;
 use crate::secrets::SecretStore;
 
+pub use folder::{Folder, FolderError};
+pub(crate) use request::{Authority, bearer, read_answer};
 pub use request::{FetchError, Requester};
-pub use schedule::renew_after;
+pub use schedule::{renew_after, renew_in};
 
 /// First and longest pause after a failure while there is no certificate yet: the workload waits.
 const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -34,6 +37,8 @@ pub struct IdentityKeeper {
     metrics: Arc<AgentMetrics>,
     ratio: f64,
     jitter: f64,
+    /// Of a machine.
+    folder: Option<Folder>,
 }
 
 impl IdentityKeeper {
@@ -47,6 +52,7 @@ impl IdentityKeeper {
             metrics,
             ratio: config.identity.grace_ratio,
             jitter: config.identity.grace_jitter,
+            folder: config.identity.folder.clone().map(Folder::new),
         }
     }
 
@@ -59,11 +65,20 @@ impl IdentityKeeper {
     }
 
     async fn keep(&self) {
+        let mut kept = self.kept();
         loop {
-            let identity = self.obtain().await;
+            let random = rand::random_range(-1.0..=1.0);
+            let kept = kept.take();
+            let life = kept.as_ref().map(|identity| (identity.not_before, identity.not_after));
+            let identity = match kept {
+                Some(identity) => identity,
+                None => self.obtain().await,
+            };
             let received = self.clock.now();
-            let wait =
-                renew_after(received, identity.not_after, self.ratio, self.jitter, rand::random_range(-1.0..=1.0));
+            let wait = match life {
+                Some(life) => renew_in(life, received, self.ratio, self.jitter, random),
+                None => renew_after(received, identity.not_after, self.ratio, self.jitter, random),
+            };
             info!(
                 serial = %identity.serial,
                 spiffe = identity.spiffe.as_ref().map_or("", |s| s.as_str()),
@@ -93,6 +108,37 @@ impl IdentityKeeper {
         }
     }
 
+    /// What a machine kept, if it is still good; it is in force then.
+    fn kept(&self) -> Option<Arc<Identity>> {
+        let folder = self.folder.as_ref()?;
+        let (identity, roots) = match folder.load() {
+            Ok(kept) => kept?,
+            Err(error) => {
+                error!(%error, "what this machine kept cannot be read");
+                return None;
+            }
+        };
+        if identity.not_after <= self.clock.now() {
+            return None;
+        }
+        let identity = Arc::new(identity);
+        self.metrics.certificate_until(identity.not_after);
+        self.store.set_identity(Arc::clone(&identity), roots);
+        Some(identity)
+    }
+
+    /// What to do about a machine's certificate that has ended; empty where there is nothing to say.
+    fn advice(&self) -> &'static str {
+        let ended = |folder: &Folder| folder.load().is_ok_and(|kept| kept.is_some());
+        match self.folder.as_ref() {
+            Some(folder) if ended(folder) => {
+                "; the certificate that this machine kept has ended: make a join token (carrick vm token create) and join again (carrick \
+                 vm join), it keeps its name"
+            }
+            _ => "",
+        }
+    }
+
     /// Asks until it is given.
     async fn obtain(&self) -> Arc<Identity> {
         let current = self.store.identity();
@@ -106,13 +152,21 @@ impl IdentityKeeper {
                     let identity = Arc::new(identity);
                     AgentMetrics::add(&self.metrics.certificates);
                     self.metrics.certificate_until(identity.not_after);
+                    if let Some(Err(error)) = self.folder.as_ref().map(|folder| folder.save(&identity, &roots)) {
+                        error!(%error, "the new certificate is not kept: it is in force until this process ends");
+                    }
                     self.store.set_identity(Arc::clone(&identity), roots);
                     return identity;
                 }
                 Err(reason) => {
                     AgentMetrics::add(&self.metrics.certificate_failures);
                     let ended = current.as_ref().is_some_and(|i| i.not_after <= self.clock.now());
-                    let text = reason.to_string();
+                    // Meanwhile somebody may have joined this machine anew.
+                    let live = current.as_ref().is_some_and(|i| i.not_after > self.clock.now());
+                    if let Some(identity) = Some(()).filter(|()| !live).and_then(|()| self.kept()) {
+                        return identity;
+                    }
+                    let text = format!("{reason}{}", if live { "" } else { self.advice() });
                     match (ended, text == told) {
                         (true, _) => error!(error = %text, "the certificate has ended and cannot be renewed"),
                         (false, false) => warn!(error = %text, "no certificate"),

@@ -1,13 +1,16 @@
 //! What runs beside a workload, or alone as a gateway: its identity, its secrets, its health, and the engine that carries its traffic.
 //!
 //! Invariants: the workload's key is made here and leaves only towards the engine of the same pod (memory, or a socket
-//! that only its user may open); without an identity the engine gets no secrets and refuses, it never falls back to
+//! that only its user may open) and, on a machine, a folder of its user's; without an identity the engine gets no secrets and refuses, it never falls back to
 //! plaintext; nothing that comes from the network makes it panic. It knows no Kubernetes and none of the control
 //! plane's code: the two meet in xDS and in the certificate service.
 
 pub mod config;
 pub mod delivery;
+pub mod dns;
+pub mod health;
 pub mod identity;
+pub mod join;
 pub mod metrics;
 pub mod node;
 pub mod secrets;
@@ -28,6 +31,7 @@ mod status;
 mod trust;
 pub mod workload_api;
 
-pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, Role};
+pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, JoinConfig, Role};
+pub use join::{JoinError, join};
 pub use run::{AgentError, Running, run, start};
 pub use sds::secret_service;

@@ -13,6 +13,8 @@ use carrick_proxy::{Engine, EngineOptions, Secret, Workload};
 use carrick_runtime::clock::SharedClock;
 use carrick_runtime::drain::Drain;
 use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, TlsProvider, Update};
+use carrick_xds::name_table::NameTable;
+use carrick_xds::relay::Own;
 use carrick_xds::{Node, TypeUrl};
 use rustls::pki_types::ServerName;
 use tracing::{debug, info, warn};
@@ -95,10 +97,10 @@ impl NativeEngine {
         }))
     }
 
-    /// Follows the control plane until drained.
-    pub async fn follow(self: Arc<Self>, connector: Connector, drain: Drain) {
-        let options = ClientOptions::new(connector, self.node.clone());
-        carrick_xds::client::run(options, Follower { native: self, last_reason: String::new() }, drain).await;
+    /// Follows the control plane until drained; `own` is what the agent says and hears on the same stream.
+    pub async fn follow(self: Arc<Self>, connector: Connector, own: Own, drain: Drain) {
+        let options = ClientOptions { health: own.health.clone(), ..ClientOptions::new(connector, self.node.clone()) };
+        carrick_xds::client::run(options, Follower { native: self, own, last_reason: String::new() }, drain).await;
     }
 
     /// Looks at what was taken over.
@@ -167,6 +169,7 @@ impl NativeEngine {
 /// Takes updates over; lives in the task of the client.
 struct Follower {
     native: Arc<NativeEngine>,
+    own: Own,
     last_reason: String,
 }
 
@@ -174,16 +177,27 @@ impl Handler for Follower {
     fn interests(&self) -> Vec<(TypeUrl, Interest)> {
         let interests = self.native.book(|book| book.config.interests());
         let secrets = interests.secrets.into_iter().filter(|name| !SecretStore::is_local(name)).collect();
-        vec![
+        let mut all = vec![
             (TypeUrl::Cluster, Interest::Wildcard),
             (TypeUrl::Endpoint, Interest::Names(interests.endpoints)),
             (TypeUrl::Listener, Interest::Wildcard),
             (TypeUrl::Route, Interest::Names(interests.routes)),
             (TypeUrl::Secret, Interest::Names(secrets)),
-        ]
+        ];
+        if self.own.names.is_some() {
+            all.push((NameTable::type_url(), Interest::Wildcard));
+        }
+        all
     }
 
     fn apply(&mut self, update: Update) -> Result<(), Nack> {
+        if update.type_url == NameTable::type_url() {
+            let table = update.upserts.iter().find_map(|resource| NameTable::read(&resource.body));
+            if let (Some(names), Some(table)) = (&self.own.names, table) {
+                names(table);
+            }
+            return Ok(());
+        }
         let result = self.native.apply(update);
         if let Err(nack) = &result {
             warn!(message = %nack.message, "configuration refused");

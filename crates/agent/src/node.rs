@@ -5,7 +5,7 @@
 
 use carrick_xds::NodeType;
 use carrick_xds::node::{NodeId, list, map, text};
-use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
 
@@ -54,6 +54,12 @@ pub fn node(config: &AgentConfig) -> Node {
     ] {
         fields.insert(key.to_owned(), value);
     }
+    if config.dns.is_some() {
+        // The table of names is wanted, and services by their automatic addresses.
+        for key in ["DNS_CAPTURE", "CARRICK_NAMES"] {
+            fields.insert(key.to_owned(), text("true"));
+        }
+    }
     if matches!(config.engine, EngineKind::Envoy { .. }) {
         // Its access logs are counted here.
         fields.insert("CARRICK_COUNTS".to_owned(), text("true"));
@@ -63,8 +69,16 @@ pub fn node(config: &AgentConfig) -> Node {
         id: id.to_string(),
         cluster: format!("{app}.{}", own.namespace),
         metadata: Some(Struct { fields }),
+        locality: own.labels.get("istio-locality").map(|text| locality(text)),
         ..Node::default()
     }
+}
+
+/// `region.zone.subzone`, as the label has it.
+fn locality(text: &str) -> Locality {
+    let mut parts = text.splitn(3, '.').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    Locality { region: next(), zone: next(), sub_zone: next() }
 }
 
 /// A value of the metadata by key, as text.

@@ -10,14 +10,17 @@ use carrick_runtime::clock::{SharedClock, SystemClock};
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::tasks::{Ended, TaskSet};
 use carrick_runtime::telemetry::LogHandle;
+use carrick_xds::relay::Own;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::info;
 
 use crate::admin;
 use crate::config::{AgentConfig, DrainConfig, EngineKind};
+use crate::dns::{self, Names};
 use crate::engine::EngineHandle;
 use crate::envoy::{EnvoyEngine, Feed};
+use crate::health;
 use crate::identity::IdentityKeeper;
 use crate::memory;
 use crate::metrics::AgentMetrics;
@@ -85,6 +88,18 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
 
     let following = quarantine::follow(node.clone(), connector.clone(), Arc::clone(&store), drain.clone());
     tasks.spawn("quarantine", following);
+    let mut own = Own::default();
+    if let Some(dns) = &config.dns {
+        let names = Names::new(&config.node.namespace);
+        let server = dns::Server::bind(dns, names.clone()).await.map_err(io("name server"))?;
+        tasks.spawn("names", server.run(drain.clone()));
+        own.names = Some(Arc::new(move |table| names.set(&table)));
+    }
+    if let Some(probe) = config.probe.clone() {
+        let (told, health) = watch::channel(None);
+        own.health = Some(health);
+        tasks.spawn("probes", health::run(probe, Arc::clone(&clock), told, drain.clone()));
+    }
 
     let mut admin_server = None;
     let engine = match &config.engine {
@@ -108,12 +123,12 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
                     () = until.graceful() => return,
                     _ = first => {}
                 }
-                following.follow(connector, until).await;
+                following.follow(connector, own, until).await;
             });
             EngineHandle::Native(native)
         }
         EngineKind::Envoy { .. } => {
-            let feed = Feed { node, connector, store: Arc::clone(&store), metrics: Arc::clone(&metrics) };
+            let feed = Feed { node, connector, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
             let envoy = EnvoyEngine::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("Envoy"))?;
             EngineHandle::Envoy(envoy)
         }

@@ -6,6 +6,7 @@
 mod error;
 
 pub mod annotations;
+pub mod host;
 pub mod netns;
 pub mod nft;
 pub mod original_dst;

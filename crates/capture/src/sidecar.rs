@@ -137,7 +137,7 @@ fn has_inbound(capture: &SidecarCapture) -> bool {
     capture.inbound != InboundPorts::Only(BTreeSet::new())
 }
 
-fn redirect_chain(text: &mut Text, name: &str, port: u16) {
+pub(crate) fn redirect_chain(text: &mut Text, name: &str, port: u16) {
     text.line(1, &format!("chain {name} {{"));
     text.line(2, &format!("meta l4proto tcp redirect to :{port}"));
     text.line(1, "}");
@@ -210,14 +210,14 @@ fn ranges(outbound: &OutboundRanges) -> Vec<String> {
     }
 }
 
-fn destination(range: &IpNet) -> String {
+pub(crate) fn destination(range: &IpNet) -> String {
     match range {
         IpNet::V4(net) => format!("ip daddr {}", net.trunc()),
         IpNet::V6(net) => format!("ip6 daddr {}", net.trunc()),
     }
 }
 
-fn port_set(ports: &BTreeSet<u16>) -> String {
+pub(crate) fn port_set(ports: &BTreeSet<u16>) -> String {
     let mut out = String::from("{ ");
     for (index, port) in ports.iter().enumerate() {
         let _ = write!(out, "{}{port}", if index == 0 { "" } else { ", " });
@@ -226,16 +226,16 @@ fn port_set(ports: &BTreeSet<u16>) -> String {
 }
 
 /// The growing transaction; it begins by making sure that the table can be deleted, and deleting it.
-struct Text {
-    out: String,
+pub(crate) struct Text {
+    pub(crate) out: String,
 }
 
 impl Text {
-    fn new(table: &str) -> Self {
+    pub(crate) fn new(table: &str) -> Self {
         Text { out: format!("table inet {table}\ndelete table inet {table}\n") }
     }
 
-    fn line(&mut self, depth: usize, line: &str) {
+    pub(crate) fn line(&mut self, depth: usize, line: &str) {
         for _ in 0..depth {
             self.out.push_str("  ");
         }

@@ -6,6 +6,7 @@
 use crate::caller::{Caller, Callers};
 use crate::connections::{Connection, Connections, Follower};
 use crate::deliveries::Deliveries;
+use crate::machines::Machines;
 use crate::metrics::ControlMetrics;
 use crate::quarantine::{self, Board};
 use crate::renderer::{Join, Renderer};
@@ -30,6 +31,8 @@ use tracing::info;
 
 /// The source behind the aggregated discovery service.
 pub(crate) struct Ads {
+    /// Registers machines; `None` where there is no API to do it in.
+    pub(crate) machines: Option<Arc<Machines>>,
     pub(crate) callers: Arc<Callers>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) renderer: Arc<Renderer>,
@@ -78,6 +81,10 @@ impl Ads {
             let none = || Status::unimplemented("files are not delivered on this port");
             return self.deliveries.as_ref().ok_or_else(none)?.open(&hello.node, &id.name, &caller);
         }
+        let machine = match self.machines.as_ref().filter(|_| !grpc) {
+            Some(machines) => machines.register(&id, &hello.node, &caller).await?.map(|key| (machines.clone(), key)),
+            None => None,
+        };
         let node = proxy_node(&id, &hello.node, &caller);
         let (sender, receiver) = watch::channel(ResourceSet::default());
         let text = |key: &str| metadata_text(&hello.node, key).unwrap_or_default().to_owned();
@@ -96,12 +103,16 @@ impl Ads {
             acks: VecDeque::new(),
         });
         // From here on the connection is in the table, and the follower takes it out again.
+        if let Some((machines, key)) = &machine {
+            machines.came(key, number);
+        }
         let follower = Follower {
             id: number,
             connections: self.connections.clone(),
             renderer: self.renderer.clone(),
             seen: self.seen.clone(),
             metrics: self.metrics.clone(),
+            machine,
         };
         self.metrics.connected.set(i64::try_from(self.connections.len()).unwrap_or(i64::MAX));
         info!(proxy = id.workload(), delta = hello.delta, "proxy connected");
@@ -163,6 +174,10 @@ fn proxy_node(id: &NodeId, node: &Node, caller: &Caller) -> ProxyNode {
         service_account: Arc::from(caller.service_account.as_str()),
         network: Arc::from(metadata_text(node, "NETWORK").unwrap_or_default()),
         dns_capture: metadata_text(node, "DNS_CAPTURE") == Some("true"),
+        // Beside our own proxies somebody else resolves, unless they say that they do it themselves; Istio's agents always do.
+        resolves: metadata_text(node, "DNS_CAPTURE") == Some("true")
+            && (metadata_text(node, "CARRICK_ENGINE").is_none()
+                || metadata_text(node, "CARRICK_NAMES") == Some("true")),
         interception: match metadata_text(node, "INTERCEPTION_MODE") {
             Some("TPROXY") => Interception::Tproxy,
             Some("NONE") => Interception::None,

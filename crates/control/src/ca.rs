@@ -4,15 +4,18 @@
 //! seen here.
 
 use crate::caller::Callers;
+use crate::machines::{Joined, Machines};
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
 use carrick_pki::ca::{Authority, CaError, Subject};
-use carrick_pki::ca_service::{CertificateService, IstioCertificateRequest, IstioCertificateResponse};
+use carrick_pki::ca_service::{CertificateService, IstioCertificateRequest, IstioCertificateResponse, PROFILE, ROOTS};
+use carrick_pki::join::JoinToken;
 use carrick_pki::journal::JournalError;
 use carrick_xds::server::{Bearer, Peer};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tonic::{Request, Response, Status};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Response, Status};
 use tracing::{debug, error, info};
 
 /// The service.
@@ -21,6 +24,8 @@ pub(crate) struct Certificates {
     pub(crate) authority: Arc<Authority>,
     pub(crate) metrics: ControlMetrics,
     pub(crate) quarantine: Arc<Board>,
+    /// Lets machines in by join tokens; `None` where there is no API to keep them in.
+    pub(crate) machines: Option<Arc<Machines>>,
 }
 
 #[tonic::async_trait]
@@ -32,11 +37,16 @@ impl CertificateService for Certificates {
         self.metrics.csrs.inc();
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let bearer = Bearer::of(request.metadata());
-        let caller = self.callers.prove(&peer, bearer.as_ref()).await.inspect_err(|status| {
+        let request = request.into_inner();
+        let proven = match bearer.as_ref().filter(|bearer| JoinToken::is_one(&bearer.0)) {
+            Some(token) => self.join(&token.0, &request.csr, &peer).await.map(|j| (j.caller, Some(j.profile))),
+            None => self.callers.prove(&peer, bearer.as_ref()).await.map(|caller| (caller, None)),
+        };
+        let (caller, profile) = proven.map_err(|status| {
             self.metrics.unauthenticated.inc();
             info!(address = ?peer.address, reason = status.message(), "signing request refused");
+            self.with_roots(status, bearer.is_none())
         })?;
-        let request = request.into_inner();
         if asks_for_another(&request) {
             self.metrics.csr_errors.inc();
             return Err(Status::permission_denied("certificates for other identities are not issued here"));
@@ -58,11 +68,32 @@ impl CertificateService for Certificates {
             .map_err(|e| self.refused(&e))?;
         self.metrics.issued.inc();
         debug!(?subject, serial = issued.serial, "certificate issued");
-        Ok(Response::new(IstioCertificateResponse { cert_chain: issued.into_wire() }))
+        let mut response = Response::new(IstioCertificateResponse { cert_chain: issued.into_wire() });
+        if let Some(profile) = profile {
+            let value = MetadataValue::from_bytes(profile.to_string().as_bytes());
+            response.metadata_mut().insert_bin(PROFILE, value);
+        }
+        Ok(response)
     }
 }
 
 impl Certificates {
+    async fn join(&self, token: &str, csr: &str, peer: &Peer) -> Result<Joined, Status> {
+        let machines =
+            self.machines.as_ref().ok_or_else(|| Status::unauthenticated("join tokens are not taken here"))?;
+        machines.join(token, csr, peer.address.map(|address| address.ip())).await
+    }
+
+    /// Who comes with nothing is told the mesh's roots, which are no secret: a machine that knows a root's fingerprint finds the root by it,
+    /// before it shows its token.
+    fn with_roots(&self, mut status: Status, bare: bool) -> Status {
+        if bare && status.code() == Code::Unauthenticated {
+            let roots = self.authority.roots().to_pem();
+            status.metadata_mut().insert_bin(ROOTS, MetadataValue::from_bytes(roots.as_bytes()));
+        }
+        status
+    }
+
     fn refused(&self, error: &CaError) -> Status {
         if let CaError::Journal(JournalError::Refused(reason)) = error {
             self.metrics.csr_errors.inc();

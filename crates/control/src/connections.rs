@@ -3,11 +3,13 @@
 //! Invariant: an entry lives exactly as long as its stream; times of acknowledgements are those at which the answer came.
 
 use crate::history::Published;
+use crate::machines::{EntryKey, Machines};
 use crate::metrics::{ByType, ControlMetrics};
 use crate::renderer::Renderer;
 use carrick_base::SpiffeId;
 use carrick_mesh::ProxyNode;
 use carrick_xds::ResourceSet;
+use carrick_xds::health::Health;
 use carrick_xds::server::{Observer, SessionStatus};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -141,9 +143,17 @@ pub(crate) struct Follower {
     pub(crate) renderer: Arc<Renderer>,
     pub(crate) seen: Arc<Seen>,
     pub(crate) metrics: ControlMetrics,
+    /// The WorkloadEntry that was made for it.
+    pub(crate) machine: Option<(Arc<Machines>, EntryKey)>,
 }
 
 impl Observer for Follower {
+    fn health(&mut self, health: Health) {
+        if let Some((machines, key)) = &self.machine {
+            machines.health(key, health);
+        }
+    }
+
     fn changed(&mut self, status: &SessionStatus) {
         let mut inner = self.connections.lock();
         let Some(connection) = inner.all.get_mut(&self.id) else { return };
@@ -196,6 +206,9 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.renderer.leave(self.id);
+        if let Some((machines, key)) = &self.machine {
+            machines.left(key, self.id);
+        }
         if let Some(connection) = self.connections.remove(self.id) {
             info!(proxy = connection.name(), "proxy disconnected");
         }

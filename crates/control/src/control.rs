@@ -12,6 +12,7 @@ use crate::debug::{self, Pages};
 use crate::deliveries::Deliveries;
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
+use crate::machines::{self, Machines, Place};
 use crate::mesh_settings::{MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
@@ -86,6 +87,8 @@ pub struct ControlOptions {
     pub debounce: Debounce,
     /// How keys of token issuers are fetched. The mesh's `caCertificates` are among the roots anyway.
     pub keys: KeyOptions,
+    /// How long a machine's WorkloadEntry stays after it was last connected.
+    pub machine_grace: Duration,
     /// Where metrics are registered.
     pub metrics: Metrics,
 }
@@ -114,6 +117,7 @@ impl ControlOptions {
             mesh_networks: MeshNetworks::default(),
             debounce: Debounce::default(),
             keys: KeyOptions::default(),
+            machine_grace: machines::GRACE,
             metrics: Metrics::new(),
         }
     }
@@ -262,7 +266,20 @@ impl Control {
 
         let deliveries = Deliveries::new(client.clone(), renderer.clone(), callers.clone());
         tasks.spawn("deliveries", deliveries.clone().run(drain.clone()));
+        let machines = client.clone().map(|client| {
+            let place = Place {
+                trust_domain: callers.trust_domain.clone(),
+                cluster: cluster_id.to_string(),
+                domain: options.mesh_config.domain_suffix.clone(),
+                root_namespace: options.mesh_config.root_namespace.clone(),
+            };
+            let (machines, cleaning) =
+                Machines::task(client, &options.name, place, options.machine_grace, drain.clone());
+            tasks.spawn("machines", cleaning);
+            machines
+        });
         let ads = Ads {
+            machines: machines.clone(),
             callers: callers.clone(),
             connections: connections.clone(),
             renderer: renderer.clone(),
@@ -274,6 +291,7 @@ impl Control {
         };
         if let Some(listener) = plain {
             let ads = Ads {
+                machines: None,
                 callers: callers.clone(),
                 connections: connections.clone(),
                 renderer: renderer.clone(),
@@ -294,7 +312,7 @@ impl Control {
             _idle: idle,
         };
         let certificates =
-            Certificates { callers, authority: options.authority, metrics, quarantine: quarantine.clone() };
+            Certificates { callers, authority: options.authority, metrics, quarantine: quarantine.clone(), machines };
         let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)))
             .add_service(CertificateServer::new(certificates))
             .add_service(TrustServer::new(trust))

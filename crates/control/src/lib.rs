@@ -16,6 +16,7 @@ mod fold;
 mod history;
 mod keys;
 mod ledger;
+pub mod machines;
 mod mesh_settings;
 mod metrics;
 mod names;

@@ -10,8 +10,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use carrick_api::EnvoyFilter;
 use carrick_base::Diagnostic;
 use carrick_envoy_filter::{Finding, Memo, Target};
+use carrick_mesh::view::HostName;
 use carrick_mesh::{EndpointInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
 use carrick_render::{Cache, Rendered, Resources};
+use carrick_xds::name_table::{NameInfo, NameTable};
 use carrick_xds::{Resource, ResourceSet, TypeMap, TypeUrl};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -286,7 +288,7 @@ impl Work {
                     true => (rendered, Vec::new()),
                     false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
                 };
-                (Some((shared.set(patched.0, current), patched.1)), now)
+                (Some((shared.set(patched.0, now.0.names.as_deref(), current), patched.1)), now)
             }));
             match outcome {
                 Ok((Some((set, findings)), now)) => {
@@ -355,6 +357,20 @@ fn effective(snapshot: &Snapshot, node: &ProxyNode) -> ProxyNode {
     node
 }
 
+/// Names as Istio's agents are told them.
+fn name_table(names: &BTreeMap<Arc<str>, HostName>) -> NameTable {
+    let info = |name: &HostName| {
+        let (shortname, namespace) = name.kubernetes.clone().unwrap_or_default();
+        NameInfo {
+            ips: name.addresses.iter().map(ToString::to_string).collect(),
+            registry: if name.kubernetes.is_some() { "Kubernetes" } else { "External" }.to_owned(),
+            shortname: shortname.to_string(),
+            namespace: namespace.to_string(),
+        }
+    };
+    NameTable { table: names.iter().map(|(host, name)| (host.to_string(), info(name))).collect() }
+}
+
 /// Turns rendered resources into those of a session, one conversion for each distinct one.
 #[derive(Default)]
 struct Shared {
@@ -370,7 +386,12 @@ struct Converted<A, B> {
 }
 
 impl Shared {
-    fn set(&mut self, rendered: Rendered, current: &Current) -> ResourceSet {
+    fn set(
+        &mut self,
+        rendered: Rendered,
+        names: Option<&BTreeMap<Arc<str>, HostName>>,
+        current: &Current,
+    ) -> ResourceSet {
         let types = [
             (TypeUrl::Cluster, rendered.clusters),
             (TypeUrl::Endpoint, rendered.endpoints),
@@ -378,7 +399,11 @@ impl Shared {
             (TypeUrl::Route, rendered.routes),
             (TypeUrl::Secret, rendered.secrets),
         ];
-        let types = types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
+        let mut types: BTreeMap<_, _> = types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
+        if let Some(names) = names {
+            let resource = name_table(names).resource();
+            types.insert(NameTable::type_url(), Arc::new([(resource.name.clone(), Arc::new(resource))].into()));
+        }
         ResourceSet::new(current.published.sequence, current.published.version.clone(), types)
     }
 

@@ -11,6 +11,7 @@ use crate::connections::Connections;
 use crate::ledger::{self, Key, Object};
 use crate::renderer::Renderer;
 use crate::seen::Seen;
+use crate::source::Kind;
 use crate::source::kube::api;
 use carrick_api::timestamp::Timestamp;
 use carrick_base::ObjectRef;
@@ -81,7 +82,15 @@ impl Statuses {
     async fn write(&self, written: &mut BTreeMap<Key, Vec<Condition>>) {
         let Some(due) = self.due(written) else { return };
         let writes = due.into_iter().map(|(key, object, wanted)| async move {
-            let done = self.patch(&key, status(&object, &wanted)).await;
+            let mut patch = status(&object, &wanted);
+            // Others write conditions of these too: what is not as it was seen is seen again first.
+            if key.0 == Kind::WorkloadEntry
+                && let Some(version) = self.seen.lock().versions.get(&key.0).and_then(|all| all.get(&key.1))
+                && let Some(fields) = patch.as_object_mut()
+            {
+                fields.insert("metadata".to_owned(), json!({ "resourceVersion": version.to_string() }));
+            }
+            let done = self.patch(&key, patch).await;
             (key, wanted, done)
         });
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);

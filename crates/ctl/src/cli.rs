@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     analyze, apply, bench, ca, certs, cluster, convert, demo, experimental, output::Format, process, proxy_config,
-    proxy_status, remote, up, validate, version, why,
+    proxy_status, remote, up, validate, version, vm, why, workload,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -43,6 +43,16 @@ struct Global {
     istio_namespace: String,
 }
 
+impl Global {
+    fn around(&self) -> vm::Around {
+        vm::Around {
+            kubeconfig: self.kubeconfig.clone(),
+            data_dir: self.data_dir.clone(),
+            root_namespace: self.istio_namespace.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the control plane and the embedded Kubernetes API, in the foreground.
@@ -51,6 +61,9 @@ enum Command {
     Run(Run),
     /// Run a command inside a pod of `carrick run`.
     Exec(Exec),
+    /// Machines that are no pods: tokens to join by, joining, and the sidecar on the machine's own network.
+    #[command(subcommand)]
+    Vm(vm::Command),
     /// Create or update the objects of manifest files (server-side apply).
     Apply(Apply),
     /// Judge manifests by the rules of admission, without a cluster.
@@ -449,6 +462,9 @@ enum Experimental {
     /// Which AuthorizationPolicies a proxy enforces.
     #[command(subcommand)]
     Authz(AuthzCheck),
+    /// Files and objects for machines that join.
+    #[command(subcommand)]
+    Workload(workload::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -590,6 +606,7 @@ impl Cli {
                 };
                 Ok(exit_code(carrick_pod::exec(options).await?))
             }
+            Command::Vm(command) => vm::run(command, &global.around()).await,
             Command::Apply(options) => {
                 let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
                 let client = cluster::client(&kubeconfig).await?;
@@ -747,6 +764,7 @@ async fn experimental_command(command: Experimental, global: &Global) -> Result<
         admin_port: named.proxy_admin_port,
     };
     let text = match command {
+        Experimental::Workload(command) => workload::run(command, &global.around()).await?,
         Experimental::Describe(Describe::Pod { named }) => {
             experimental::describe_pod(&client().await?, &of(named)).await?
         }
@@ -833,7 +851,7 @@ impl Run {
 }
 
 /// A program beside this one, else on the search path.
-fn beside(program: &str) -> Result<PathBuf> {
+pub(crate) fn beside(program: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let sibling = own.with_file_name(program);
     if sibling.exists() {
@@ -842,7 +860,7 @@ fn beside(program: &str) -> Result<PathBuf> {
     process::on_path(program).with_context(|| format!("{program} is neither beside {} nor on PATH", own.display()))
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not KEY=VALUE")),

@@ -26,7 +26,9 @@ pub mod table;
 pub mod up;
 pub mod validate;
 pub mod version;
+pub mod vm;
 pub mod why;
+pub mod workload;
 
 use std::{ffi::OsString, process::ExitCode};
 

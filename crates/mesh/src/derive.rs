@@ -5,6 +5,7 @@
 mod connections;
 mod egress;
 mod gateway;
+mod host_names;
 mod http;
 mod inbound;
 mod listeners;
@@ -115,12 +116,13 @@ impl Views {
         let snapshot = &self.snapshot;
         let labels = labels_of(snapshot, proxy);
         let scope = scope(snapshot, proxy, &labels);
+        let names = proxy.resolves.then(|| Arc::new(host_names::derive(snapshot, &scope)));
         let shared = shared(&mut self.scopes, snapshot, scope, &mut self.clusters);
         let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels, &shared.outbound.clusters));
         let keys = shared.keys.clone();
         let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
         let secrets = snapshot.secrets().of(&proxy.namespace, None, &shared.outbound.clusters);
-        View { inbound, outbound: shared.outbound.clone(), loads, gateway: None, secrets }
+        View { inbound, outbound: shared.outbound.clone(), loads, gateway: None, secrets, names }
     }
 
     /// The view of one gateway.
@@ -149,6 +151,7 @@ impl Views {
             loads,
             gateway: Some(Arc::new(derived.gateway)),
             secrets,
+            names: None,
         }
     }
 }

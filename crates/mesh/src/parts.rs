@@ -13,7 +13,7 @@ pub mod route;
 pub mod secret;
 pub use crate::model::telemetry;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 pub use cluster::{ClientSocket, Cluster, ClusterKind, Limits, MeshTls, UpstreamHttp, UserTls};
 pub use gateway::{Gateway, GatewayListener};
@@ -39,6 +39,17 @@ pub struct View {
     pub gateway: Option<Arc<Gateway>>,
     /// Secrets that its listeners and clusters name and that it may have, sorted by name.
     pub secrets: Arc<[Arc<SecretPart>]>,
+    /// What names stand for, where its agent resolves them; `None` where somebody else does.
+    pub names: Option<Arc<BTreeMap<Arc<str>, HostName>>>,
+}
+
+/// What a host name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostName {
+    /// Addresses; never empty.
+    pub addresses: Vec<IpAddr>,
+    /// Name and namespace of the Kubernetes service, if it is one.
+    pub kubernetes: Option<(Arc<str>, Arc<str>)>,
 }
 
 /// Settings of the mesh that every listener carries.

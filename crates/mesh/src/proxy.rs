@@ -113,6 +113,8 @@ pub struct ProxyNode {
     pub network: Arc<str>,
     /// Whether its pod resolves ServiceEntries' hosts by their automatic addresses.
     pub dns_capture: bool,
+    /// Whether its agent resolves names, and is to be told what they stand for.
+    pub resolves: bool,
     /// How packets are captured.
     pub interception: Interception,
     /// Files to use as a server instead of SDS.

@@ -15,6 +15,11 @@ pub const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/Cre
 /// The gRPC service name.
 pub const SERVICE: &str = "istio.v1.auth.IstioCertificateService";
 
+/// Metadata of a refusal for want of proof: the mesh's roots, PEM. They prove nothing by themselves.
+pub const ROOTS: &str = "carrick-roots-bin";
+/// Metadata of the answer to a join token: what the machine is told of its WorkloadGroup, JSON.
+pub const PROFILE: &str = "carrick-machine-bin";
+
 /// A request for a certificate.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IstioCertificateRequest {

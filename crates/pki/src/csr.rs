@@ -46,11 +46,19 @@ pub enum CsrError {
 /// No key could be made.
 pub fn new(algorithm: KeyAlgorithm) -> Result<(PrivateKey, String), CsrError> {
     let key = PrivateKey::generate(algorithm)?;
+    let text = of(&key)?;
+    Ok((key, text))
+}
+
+/// A PEM request for a key that is there already.
+///
+/// # Errors
+/// The key is of a kind that cannot sign requests.
+pub fn of(key: &PrivateKey) -> Result<String, CsrError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(&key.key_pair()?).map_err(|_| CsrError::Write)?;
-    let text = request.pem().map_err(|_| CsrError::Write)?;
-    Ok((key, text))
+    request.pem().map_err(|_| CsrError::Write)
 }
 
 /// A request whose sender has shown to hold the key.
@@ -90,6 +98,12 @@ impl CertificateRequest {
         let public_key =
             SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| CsrError::Key("an unknown curve or parameter"))?;
         Ok(Self { public_key })
+    }
+
+    /// SHA-256 of the key (SubjectPublicKeyInfo), hexadecimal: tells whether two requests are for the same key.
+    pub fn key_digest(&self) -> String {
+        use rcgen::PublicKeyData as _;
+        crate::join::fingerprint(&self.public_key.subject_public_key_info())
     }
 
     pub(crate) fn public_key(&self) -> &SubjectPublicKeyInfo {

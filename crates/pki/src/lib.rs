@@ -13,6 +13,7 @@ pub mod csr;
 mod der;
 pub mod identity;
 pub mod issue;
+pub mod join;
 pub mod journal;
 pub mod key;
 pub mod keystore;

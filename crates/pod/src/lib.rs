@@ -1,4 +1,5 @@
-//! Pods without Kubernetes: one process in a network namespace of its own, registered, captured and cleaned up after; and the host's part of it.
+//! Pods without Kubernetes: one process in a network namespace of its own, registered, captured and cleaned up after; the host's part of it;
+//! and the sidecar of a machine on the machine's own network.
 //!
 //! Invariant: everything created here carries this crate's prefixes and is found again and removed after a crash; nothing else on the machine
 //! is touched. It does not parse command lines, decide injection (`inject`) or packet rules (`capture`), and knows no policy.
@@ -14,6 +15,7 @@ mod error;
 mod exec;
 mod injection;
 mod inside;
+pub mod machine;
 #[cfg(test)]
 mod namespace_tests;
 mod network;

@@ -5,10 +5,10 @@
 
 mod attend;
 mod credentials;
-mod files;
+pub(crate) mod files;
 mod life;
 mod readiness;
-mod sidecar;
+pub(crate) mod sidecar;
 pub(crate) mod signals;
 mod status;
 mod volumes;
@@ -107,7 +107,7 @@ fn sidecar_plan(options: &RunOptions, template: &template::Template) -> Result<S
 }
 
 /// A program by its path, or by its name along `PATH`.
-fn find(program: &Path) -> Option<PathBuf> {
+pub(crate) fn find(program: &Path) -> Option<PathBuf> {
     let candidates: Vec<PathBuf> = if program.components().count() > 1 {
         vec![program.to_owned()]
     } else {

@@ -11,7 +11,7 @@ pub use connect::{ConnectError, Connector, TlsProvider, Token, open_channel};
 pub use runner::{ClientOptions, run};
 pub use session::{ClientSession, Received, ReceivedParts};
 
-pub(crate) use runner::{MAX_RESPONSE, describe};
+pub(crate) use runner::{MAX_RESPONSE, describe, told};
 
 use crate::{Resource, TypeUrl};
 use std::collections::BTreeSet;

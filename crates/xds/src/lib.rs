@@ -6,6 +6,8 @@
 
 pub mod client;
 pub mod delivery;
+pub mod health;
+pub mod name_table;
 pub mod node;
 pub mod relay;
 pub mod resource;

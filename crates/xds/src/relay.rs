@@ -1,7 +1,9 @@
 //! Passes a local Envoy's ADS stream on to the control plane, over the agent's mutual TLS.
 //!
-//! Invariant: messages are not changed, and the two halves end together, so that Envoy itself reconnects with the
-//! versions it holds. No state is kept here.
+//! Invariant: Envoy's messages are not changed, and the two halves end together, so that Envoy itself reconnects with the
+//! versions it holds. No state is kept here. What the agent says and hears on the same stream is `own`'s.
+
+mod own;
 
 use crate::client::{Connector, Token, open_channel};
 use carrick_runtime::backoff::Backoff;
@@ -19,6 +21,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
+
+pub use own::Own;
 
 /// First and longest pause between attempts to reach the control plane.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -42,6 +46,7 @@ pub struct Relay {
     connector: Connector,
     token: Option<Token>,
     observer: RelayObserver,
+    own: Own,
 }
 
 /// The aggregated discovery service that passes everything on through `connector`. Serve it with
@@ -50,8 +55,9 @@ pub fn relay_service(
     connector: Connector,
     token: Option<Token>,
     observer: RelayObserver,
+    own: Own,
 ) -> AggregatedDiscoveryServiceServer<Relay> {
-    AggregatedDiscoveryServiceServer::new(Relay { connector, token, observer })
+    AggregatedDiscoveryServiceServer::new(Relay { connector, token, observer, own })
         .max_decoding_message_size(crate::client::MAX_RESPONSE)
 }
 
@@ -83,8 +89,7 @@ impl Relay {
         status
     }
 
-    fn call<T>(&self, stream: Streaming<T>) -> Request<Passed<T>> {
-        let stream = Passed(stream);
+    fn call<S>(&self, stream: S) -> Request<S> {
         let mut request = Request::new(stream);
         if let Some(token) = self.token.as_ref().and_then(|token| token())
             && let Ok(value) = format!("Bearer {token}").parse()
@@ -116,7 +121,7 @@ impl AggregatedDiscoveryService for Relay {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         let mut upstream = self.upstream().await;
-        let call = self.call(request.into_inner());
+        let call = self.call(Passed(request.into_inner()));
         let responses = upstream.stream_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
         (self.observer)(RelayEvent::Connected);
         let observer = self.observer.clone();
@@ -135,12 +140,20 @@ impl AggregatedDiscoveryService for Relay {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let mut upstream = self.upstream().await;
-        let call = self.call(request.into_inner());
+        let (stream, share) = own::share(&self.own, Passed(request.into_inner()));
+        let call = self.call(stream);
         let responses = upstream.delta_aggregated_resources(call).await.map_err(|s| self.failed(s))?.into_inner();
         (self.observer)(RelayEvent::Connected);
         let observer = self.observer.clone();
         Ok(Response::new(
             responses
+                .filter_map(move |response| {
+                    let passed = match (response, &share) {
+                        (Ok(response), Some(share)) => share.take(response).map(Ok),
+                        (response, _) => Some(response),
+                    };
+                    std::future::ready(passed)
+                })
                 .inspect(move |response| match response {
                     Ok(response) => observer(RelayEvent::Response(response.type_url.clone())),
                     Err(status) => observer(RelayEvent::Failed(format!("{:?}: {}", status.code(), status.message()))),

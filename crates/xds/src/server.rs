@@ -16,6 +16,7 @@ pub use service::{AdsService, ads_service, sds_service};
 pub use sotw::SotwSession;
 pub use status::{Nack, SessionStatus, TypeStatus};
 
+use crate::health::Health;
 use crate::{Node, NodeId, ResourceSet, TypeUrl};
 use carrick_base::SpiffeId;
 use std::future::Future;
@@ -113,6 +114,9 @@ pub struct Opened {
 pub trait Observer: Send {
     /// Called after each request and each push with the state of the session.
     fn changed(&mut self, status: &SessionStatus);
+
+    /// Called when the peer tells of its workload's health.
+    fn health(&mut self, _: Health) {}
 }
 
 impl Observer for () {

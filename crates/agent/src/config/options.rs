@@ -12,9 +12,11 @@ use serde_json::Value;
 
 use super::value;
 use super::{
-    AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, NodeConfig, Ports, Role,
-    Surroundings,
+    AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, JoinConfig, NodeConfig,
+    Ports, Role, Surroundings,
 };
+use crate::dns::DnsConfig;
+use crate::health::Probe;
 
 struct Opt {
     flag: &'static str,
@@ -51,6 +53,9 @@ const OPTIONS: &[Opt] = options![
     "root-file" ["CA_ROOT_CA", "XDS_ROOT_CA"] "./var/run/secrets/istio/root-cert.pem" "roots of the mesh, PEM";
     "token-file" ["CARRICK_TOKEN_FILE"] "./var/run/secrets/tokens/istio-token" "service account token, audience istio-ca";
     "certificates" ["CARRICK_CERTIFICATES"] "./etc/carrick/certificates.yaml" "what `agent` keeps, YAML";
+    "identity-dir" ["CARRICK_IDENTITY_DIR"] "" "folder that keeps key and certificate across restarts, for machines; else they are in memory alone";
+    "dns-address" ["CARRICK_DNS"] "" "address on which names of the mesh are answered, for machines; else they are not";
+    "resolv-conf" ["CARRICK_RESOLV_CONF"] "/etc/resolv.conf" "who is asked for other names";
     "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
     "workload-api-socket" ["CARRICK_WORKLOAD_API_SOCKET"] "" "Unix socket of the SPIFFE Workload API for the pod's applications [none]";
     "secret-ttl" ["SECRET_TTL"] "0s" "life of a certificate to ask for; 0s leaves it to the authority";
@@ -72,7 +77,7 @@ const OPTIONS: &[Opt] = options![
     "log-json" ["CARRICK_LOG_JSON"] "false" "log as JSON";
 ];
 
-const COMMANDS: &str = "sidecar, gateway, agent, version or help";
+const COMMANDS: &str = "sidecar, gateway, agent, join, version or help";
 
 /// Longest path of a Unix socket (`sun_path`, with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
@@ -85,6 +90,8 @@ pub fn help() -> String {
          Usage: carrick-proxy sidecar [--FLAG VALUE]...\n\
          \x20      carrick-proxy gateway [--FLAG VALUE]...\n\
          \x20      carrick-proxy agent [--FLAG VALUE]...\n\
+         \x20      carrick-proxy join --token-file FILE --identity-dir DIR [--ca-address HOST:PORT]\n\
+         \x20                         --ca-fingerprint SHA256 | --root-file FILE\n\
          \x20      carrick-proxy version\n\nOptions (flag, environment, [default]):\n",
     );
     for option in OPTIONS {
@@ -116,6 +123,7 @@ pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> R
         Some("sidecar") => (Role::Sidecar, false),
         Some("gateway") => (Role::Gateway, false),
         Some("agent") => (Role::Sidecar, true),
+        Some("join") => return join(arguments),
         Some("version" | "--version" | "-V") => {
             return Ok(Command::Print(format!("carrick-proxy {}\n", env!("CARGO_PKG_VERSION"))));
         }
@@ -163,6 +171,69 @@ pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> R
             false => Command::Proxy(Box::new(config)),
         }),
         _ => Err(ConfigErrors(reader.errors)),
+    }
+}
+
+/// The flags of `join`; it reads no environment, so that a sidecar's does not leak into it.
+fn join<'a>(arguments: impl Iterator<Item = &'a String>) -> Result<Command, ConfigErrors> {
+    const FLAGS: [&str; 7] = [
+        "token-file",
+        "ca-address",
+        "control-plane-name",
+        "root-file",
+        "ca-fingerprint",
+        "identity-dir",
+        "key-algorithm",
+    ];
+    let (mut given, mut errors) = (BTreeMap::new(), Vec::new());
+    let mut arguments = arguments.peekable();
+    while let Some(argument) = arguments.next() {
+        let (flag, inline) = match argument.split_once('=') {
+            Some((flag, value)) => (flag, Some(value.to_owned())),
+            None => (argument.as_str(), None),
+        };
+        let Some(flag) = FLAGS.into_iter().find(|known| flag.strip_prefix("--") == Some(known)) else {
+            errors.push(format!("unknown argument {argument:?}"));
+            continue;
+        };
+        match inline.or_else(|| arguments.next().cloned()) {
+            Some(value) => drop(given.insert(flag, value)),
+            None => errors.push(format!("--{flag} needs a value")),
+        }
+    }
+    let mut path = |flag: &str| match given.get(flag) {
+        Some(value) => PathBuf::from(value),
+        None => {
+            errors.push(format!("--{flag} is missing"));
+            PathBuf::new()
+        }
+    };
+    let (token_file, folder) = (path("token-file"), path("identity-dir"));
+    let mut read = |flag: &str, default: &str, check: fn(&str) -> Result<String, String>| {
+        let text = given.get(flag).map_or(default, String::as_str);
+        if text.is_empty() {
+            return None;
+        }
+        check(text).map_err(|reason| errors.push(format!("--{flag}: {reason}"))).ok()
+    };
+    let server = read("ca-address", "", value::host_port);
+    let server_name = read("control-plane-name", "istiod.istio-system.svc", value::name);
+    let fingerprint = read("ca-fingerprint", "", |text| {
+        carrick_pki::join::read_fingerprint(text).ok_or_else(|| format!("{text:?} is no SHA-256 in hexadecimal"))
+    });
+    let algorithm = given.get("key-algorithm").map_or("ecdsa-p256", String::as_str).parse::<KeyAlgorithm>();
+    let algorithm = algorithm.map_err(|error| errors.push(format!("--key-algorithm: {error}"))).ok();
+    match (server_name, algorithm) {
+        (Some(server_name), Some(algorithm)) if errors.is_empty() => Ok(Command::Join(Box::new(JoinConfig {
+            token_file,
+            server,
+            server_name,
+            root_file: given.get("root-file").map(PathBuf::from),
+            fingerprint,
+            folder,
+            algorithm,
+        }))),
+        _ => Err(ConfigErrors(errors)),
     }
 }
 
@@ -326,11 +397,32 @@ impl<S: Surroundings> Reader<'_, S> {
         let algorithm = self.take("key-algorithm", |t| t.parse::<KeyAlgorithm>().map_err(|e| e.to_string()));
         Some(IdentityConfig {
             token_file: self.path("token-file"),
+            folder: Some(self.path("identity-dir")).filter(|path| !path.as_os_str().is_empty()),
             ttl: ttl?,
             grace_ratio: grace_ratio?,
             grace_jitter: grace_jitter?,
             algorithm: algorithm?,
         })
+    }
+
+    /// `None` is a mistake, `Some(None)` none.
+    fn dns(&mut self) -> Option<Option<DnsConfig>> {
+        if self.text("dns-address").0.is_empty() {
+            return Some(None);
+        }
+        let address = self.take("dns-address", |t| t.parse().map_err(|_| format!("{t:?} is no address and port")))?;
+        Some(Some(DnsConfig { address, resolv_conf: self.path("resolv-conf") }))
+    }
+
+    fn probe(&mut self) -> Option<Option<Probe>> {
+        let Some(probe) = self.proxy_config.get("readinessProbe").filter(|p| !p.is_null()) else { return Some(None) };
+        match serde_json::from_value(probe.clone()) {
+            Ok(probe) => Some(Some(probe)),
+            Err(error) => {
+                self.errors.push(format!("PROXY_CONFIG readinessProbe: {error}"));
+                None
+            }
+        }
     }
 
     fn drain(&mut self) -> Option<DrainConfig> {
@@ -360,6 +452,7 @@ impl<S: Surroundings> Reader<'_, S> {
         let control_plane = self.control_plane();
         let identity = self.identity();
         let drain = self.drain();
+        let (dns, probe) = (self.dns(), self.probe());
         let ports = self.ports();
         let log_json = self.take("log-json", value::boolean);
         let state_dir = self.path("state-dir");
@@ -382,6 +475,8 @@ impl<S: Surroundings> Reader<'_, S> {
             state_dir,
             workload_api_socket,
             drain: drain?,
+            dns: dns?,
+            probe: probe?,
             ports: ports?,
             log_level: self.text("log-level").0,
             log_json: log_json?,

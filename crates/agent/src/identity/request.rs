@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest};
+use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest, IstioCertificateResponse};
 use carrick_pki::csr::CsrError;
 use carrick_pki::identity::IdentityError;
 use carrick_pki::tls::{self, ServerAuth, TlsOptions};
@@ -130,43 +130,26 @@ impl Requester {
         token: Option<&str>,
         identity: Option<&Identity>,
     ) -> Result<Vec<String>, FetchError> {
-        let auth = ServerAuth::Dns { roots: self.store.roots() };
-        let config = tls::client_config(identity, auth, &["h2"], &TlsOptions::default()).map_err(|e| e.to_string());
-        let server_name = ServerName::try_from(self.server_name.clone())
-            .map_err(|_| FetchError::ServerName(self.server_name.clone()))?;
-        let connector =
-            Connector::Tls { address: self.address.clone(), server_name, config: Arc::new(move || config.clone()) };
-        let channel = open_channel(&connector).await?;
+        let authority = Authority {
+            address: &self.address,
+            server_name: &self.server_name,
+            auth: ServerAuth::Dns { roots: self.store.roots() },
+        };
+        let broken = |what: &str| FetchError::Token { path: self.token_file.clone(), reason: what.to_owned() };
         let message =
             IstioCertificateRequest { csr: csr.to_owned(), validity_duration: self.ttl_seconds, metadata: None };
         let mut request = tonic::Request::new(message);
-        let broken = |what: &str| FetchError::Token { path: self.token_file.clone(), reason: what.to_owned() };
         if let Some(token) = token {
-            let mut value: tonic::metadata::AsciiMetadataValue =
-                format!("Bearer {token}").parse().map_err(|_| broken("not a token"))?;
-            value.set_sensitive(true);
-            request.metadata_mut().insert("authorization", value);
+            request.metadata_mut().insert("authorization", bearer(token).ok_or_else(|| broken("not a token"))?);
         }
         if let Ok(value) = self.cluster.parse() {
             request.metadata_mut().insert("clusterid", value);
         }
-        let mut client = CertificateClient::new(channel);
-        match tokio::time::timeout(TIMEOUT, client.create_certificate(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner().cert_chain),
-            Ok(Err(status)) => Err(FetchError::Refused(Box::new(status))),
-            Err(_) => Err(FetchError::Timeout),
-        }
+        Ok(authority.ask(request, identity).await?.into_inner().cert_chain)
     }
 
-    fn accept(&self, mut chain: Vec<String>, key: PrivateKey) -> Result<(Identity, TrustBundle), FetchError> {
-        let roots = match chain.pop() {
-            Some(roots) if !chain.is_empty() => TrustBundle::from_pem(roots.as_bytes())?,
-            _ => return Err(FetchError::Answer("no certificate in it".to_owned())),
-        };
-        let identity = Identity::new(
-            carrick_pki::pem::certificates(chain.concat().as_bytes()).map_err(IdentityError::from)?,
-            key,
-        )?;
+    fn accept(&self, chain: Vec<String>, key: PrivateKey) -> Result<(Identity, TrustBundle), FetchError> {
+        let (identity, roots) = read_answer(chain, key)?;
         let named = identity.spiffe.as_ref().and_then(|s| Some((s.namespace()?, s.service_account()?)));
         if named != Some((self.namespace.as_str(), self.service_account.as_str())) {
             let name = identity.spiffe.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
@@ -177,4 +160,53 @@ impl Requester {
         }
         Ok((identity, roots))
     }
+}
+
+/// A certificate authority, and how it is proven.
+pub(crate) struct Authority<'a> {
+    /// `host:port`.
+    pub(crate) address: &'a str,
+    /// The name in its certificate.
+    pub(crate) server_name: &'a str,
+    /// How it is verified.
+    pub(crate) auth: ServerAuth,
+}
+
+impl Authority<'_> {
+    /// Asks once, with this certificate.
+    pub(crate) async fn ask(
+        &self,
+        request: tonic::Request<IstioCertificateRequest>,
+        identity: Option<&Identity>,
+    ) -> Result<tonic::Response<IstioCertificateResponse>, FetchError> {
+        let config = tls::client_config(identity, self.auth.clone(), &["h2"], &TlsOptions::default());
+        let config = config.map_err(|e| e.to_string());
+        let server_name = ServerName::try_from(self.server_name.to_owned())
+            .map_err(|_| FetchError::ServerName(self.server_name.to_owned()))?;
+        let connector =
+            Connector::Tls { address: self.address.to_owned(), server_name, config: Arc::new(move || config.clone()) };
+        let mut client = CertificateClient::new(open_channel(&connector).await?);
+        match tokio::time::timeout(TIMEOUT, client.create_certificate(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(status)) => Err(FetchError::Refused(Box::new(status))),
+            Err(_) => Err(FetchError::Timeout),
+        }
+    }
+}
+
+/// The header of a token; `None` for what cannot be in a header.
+pub(crate) fn bearer(token: &str) -> Option<tonic::metadata::AsciiMetadataValue> {
+    let mut value: tonic::metadata::AsciiMetadataValue = format!("Bearer {token}").parse().ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// A chain that came for our key, and the roots with it.
+pub(crate) fn read_answer(mut chain: Vec<String>, key: PrivateKey) -> Result<(Identity, TrustBundle), FetchError> {
+    let roots = match chain.pop() {
+        Some(roots) if !chain.is_empty() => TrustBundle::from_pem(roots.as_bytes())?,
+        _ => return Err(FetchError::Answer("no certificate in it".to_owned())),
+    };
+    let chain = carrick_pki::pem::certificates(chain.concat().as_bytes()).map_err(IdentityError::from)?;
+    Ok((Identity::new(chain, key)?, roots))
 }

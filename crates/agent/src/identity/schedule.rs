@@ -24,6 +24,14 @@ pub fn renew_after(received: SystemTime, not_after: SystemTime, ratio: f64, jitt
     life.mul_f64(1.0 - left).max(MIN.min(life)).max(if life.is_zero() { MIN } else { Duration::ZERO })
 }
 
+/// The same for a certificate that was obtained earlier, as far as it tells: how long to wait from `now`, so that `ratio ± jitter` of its
+/// whole life is left. However often an agent is started again, that moment stays where it is.
+pub fn renew_in(life: (SystemTime, SystemTime), now: SystemTime, ratio: f64, jitter: f64, random: f64) -> Duration {
+    let (from, until) = life;
+    let due = from.checked_add(renew_after(from, until, ratio, jitter, random)).unwrap_or(until);
+    due.duration_since(now).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +65,15 @@ mod tests {
         assert_eq!(after(10, 1.0), Duration::from_secs(1));
         assert_eq!(after(10, 0.0), Duration::from_secs(10));
         assert_eq!(after(1, 0.5), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_restart_moves_nothing() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let hour = |n: u64| Duration::from_secs(n * 3600);
+        let life = (start, start + hour(24));
+        let left = |passed| renew_in(life, start + passed, 0.5, 0.0, 0.0);
+        assert_eq!((left(hour(1)), left(hour(11))), (hour(11), hour(1)));
+        assert_eq!((left(hour(12)), left(hour(30))), (Duration::ZERO, Duration::ZERO), "overdue: at once");
     }
 }

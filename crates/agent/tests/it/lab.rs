@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use carrick_agent::config::{AgentConfig, ControlPlane, DrainConfig, EngineKind, IdentityConfig, NodeConfig, Ports};
 use carrick_base::{SpiffeId, TrustDomain};
 use carrick_pki::ca_service::{
-    CertificateServer, CertificateService, IstioCertificateRequest, IstioCertificateResponse,
+    CertificateServer, CertificateService, IstioCertificateRequest, IstioCertificateResponse, ROOTS,
 };
+use carrick_pki::join::JoinToken;
 use carrick_pki::tls::{self, ClientAuth, PeerPolicy, TlsOptions, VerifiedPeer};
 use carrick_pki::{Authority, CaOptions, Identity, KeyAlgorithm, Subject};
 use carrick_runtime::drain::{self, DrainTrigger};
@@ -90,12 +91,17 @@ impl CertificateService for CaServer {
         };
         self.0.asked.lock().unwrap().push(proof.clone());
         let trusted = match &proof {
-            Proof::Token(token) => *self.0.accepts_tokens.lock().unwrap() && token == TOKEN,
+            Proof::Token(token) => {
+                *self.0.accepts_tokens.lock().unwrap() && (token == TOKEN || JoinToken::is_one(token))
+            }
             Proof::Certificate(_) => true,
             Proof::Nothing => false,
         };
         if !trusted {
-            return Err(Status::unauthenticated("who are you?"));
+            let mut status = Status::unauthenticated("who are you?");
+            let roots = self.0.authority.roots().to_pem();
+            status.metadata_mut().insert_bin(ROOTS, tonic::metadata::MetadataValue::from_bytes(roots.as_bytes()));
+            return Err(status);
         }
         let request = request.into_inner();
         let ttl = u64::try_from(request.validity_duration).ok().map(Duration::from_secs);
@@ -228,6 +234,7 @@ impl Plane {
             },
             identity: IdentityConfig {
                 token_file: path("token"),
+                folder: None,
                 ttl: Duration::from_secs(3600),
                 grace_ratio: 0.5,
                 grace_jitter: 0.01,
@@ -236,6 +243,8 @@ impl Plane {
             state_dir: path("state"),
             workload_api_socket: None,
             drain: DrainConfig { duration: Duration::from_secs(5), minimum: Duration::ZERO, exit_on_zero: true },
+            dns: None,
+            probe: None,
             ports: Ports { bind: Ipv4Addr::LOCALHOST.into(), admin, status: 0, health: 0, prometheus: 0 },
             log_level: "info".into(),
             log_json: false,

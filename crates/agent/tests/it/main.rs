@@ -4,6 +4,7 @@ mod consumers;
 mod delivery;
 mod envoy;
 mod identity;
+mod join;
 mod lab;
 mod native;
 mod sds;

@@ -40,11 +40,12 @@ pub struct WorkloadEntryCondition {
 }
 
 impl WorkloadEntry {
-    /// Whether a health check says that the workload is not to be used. Without the annotation nobody checks.
+    /// Whether the workload is not to be used: its health is checked, and it was not found healthy. A new one is not used before its first
+    /// check has passed. Without the annotation nobody checks.
     pub fn is_unhealthy(&self) -> bool {
         let checked = self.metadata.annotations.get("proxy.istio.io/health-checks-enabled");
-        let failing = self.status.conditions.iter().any(|c| c.type_ == "Healthy" && c.status == "False");
-        failing && checked.is_some_and(|v| v == "true")
+        let healthy = self.status.conditions.iter().any(|c| c.type_ == "Healthy" && c.status == "True");
+        !healthy && checked.is_some_and(|v| v == "true")
     }
 }
 

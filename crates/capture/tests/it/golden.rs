@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use carrick_capture::host::{self, HostCapture, Owners};
 use carrick_capture::netns::NetNs;
 use carrick_capture::nft::{self, Table};
 use carrick_capture::services::{self, Protocol, ServicePort, ServiceTable};
+use carrick_capture::sidecar::InboundPorts;
 use carrick_capture::{annotations, sidecar};
 
 fn directory() -> PathBuf {
@@ -59,6 +61,30 @@ fn sidecar_rules() {
         kernel_takes(&name, Table { family: "inet", name: sidecar::TABLE }, &text);
     }
     assert!(seen >= 5, "only {seen} golden inputs found");
+}
+
+#[test]
+fn machine_rules() {
+    let ids = |list: &[u32]| list.iter().copied().collect::<BTreeSet<u32>>();
+    let some = HostCapture {
+        owners: Owners::Only { users: ids(&[1000, 1001]), groups: ids(&[500]) },
+        inbound: InboundPorts::Only([8080, 8082].into()),
+        exclude_outbound_ranges: vec!["10.9.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
+        exclude_outbound_ports: [25].into(),
+        name_servers: ["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()].into(),
+        ..HostCapture::default()
+    };
+    let all = HostCapture {
+        owners: Owners::AllBut(BTreeSet::new()),
+        inbound: InboundPorts::All,
+        name_servers: ["127.0.0.53".parse().unwrap()].into(),
+        ..HostCapture::default()
+    };
+    for (name, capture) in [("host", HostCapture::default()), ("host-some", some), ("host-all", all)] {
+        let text = host::ruleset(&capture);
+        compare(name, &text);
+        kernel_takes(name, Table { family: "inet", name: host::TABLE }, &text);
+    }
 }
 
 #[test]

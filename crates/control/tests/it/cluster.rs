@@ -15,13 +15,13 @@ use serde_json::json;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-async fn client(server: &ApiServer) -> kube::Client {
+pub async fn client(server: &ApiServer) -> kube::Client {
     let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).expect("kubeconfig");
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("config");
     kube::Client::try_from(config).expect("client")
 }
 
-fn object<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+pub fn object<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).expect("an object")
 }
 

@@ -148,7 +148,7 @@ async fn envoy_runs_what_it_is_given_and_follows_changes() {
     let identity = world.identity("shop", "web");
     let secrets = Arc::new(Secrets::new(&identity, &world.authority.roots().to_pem()));
     let (trigger, drain) = drain::channel();
-    let relay = relay_service(world.connector(Some(identity)), None, Arc::new(|_| {}));
+    let relay = relay_service(world.connector(Some(identity)), None, Arc::new(|_| {}), Default::default());
     let bind = |name: &str| UnixListener::bind(dir.path().join(name)).expect("bind");
     tokio::spawn(serve_unix(bind("xds.sock"), Routes::new(relay), ListenOptions::default(), drain.clone()));
     tokio::spawn(serve_unix(bind("sds.sock"), Routes::new(sds_service(secrets)), ListenOptions::default(), drain));

@@ -11,6 +11,8 @@ use carrick_pki::tls::{ServerAuth, TlsOptions, client_config};
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::metrics::Metrics;
 use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Update, run};
+use carrick_xds::health::Health;
+use carrick_xds::name_table::NameTable;
 use carrick_xds::node::text;
 use carrick_xds::{Any, Node, NodeId, TypeUrl};
 use http_body_util::{BodyExt, Empty};
@@ -100,6 +102,7 @@ impl World {
             mesh_networks: Default::default(),
             debounce: Default::default(),
             keys: Default::default(),
+            machine_grace: Duration::from_secs(10),
             metrics: Metrics::new(),
         };
         let control = Control::start(options).await.expect("starts");
@@ -256,7 +259,8 @@ pub struct Got {
     pub refuse: BTreeSet<String>,
 }
 
-struct Taker(watch::Sender<()>, Arc<Mutex<Got>>);
+/// Who is told, what is got, and whether names of the mesh are wanted.
+struct Taker(watch::Sender<()>, Arc<Mutex<Got>>, bool);
 
 impl Handler for Taker {
     fn interests(&self) -> Vec<(TypeUrl, Interest)> {
@@ -268,11 +272,15 @@ impl Handler for Taker {
             .filter(|name| name.starts_with("outbound|"))
             .map(|name| Arc::from(name.as_str()))
             .collect();
-        vec![
+        let mut all = vec![
             (TypeUrl::Cluster, Interest::Wildcard),
             (TypeUrl::Endpoint, Interest::Names(names)),
             (TypeUrl::Listener, Interest::Wildcard),
-        ]
+        ];
+        if self.2 {
+            all.push((NameTable::type_url(), Interest::Wildcard));
+        }
+        all
     }
 
     fn apply(&mut self, update: Update) -> Result<(), Nack> {
@@ -311,15 +319,28 @@ impl Proxy {
     }
 
     pub fn refusing(connector: Connector, node: Node, token: Option<&str>, refuse: &[&str]) -> Self {
+        Self::telling(connector, node, token, refuse, None)
+    }
+
+    /// With the health of its workload, as an agent tells it; it wants to know the mesh's names, too.
+    pub fn telling(
+        connector: Connector,
+        node: Node,
+        token: Option<&str>,
+        refuse: &[&str],
+        health: Option<watch::Receiver<Option<Health>>>,
+    ) -> Self {
         let (sender, changed) = watch::channel(());
         let got =
             Arc::new(Mutex::new(Got { refuse: refuse.iter().map(|s| s.to_string()).collect(), ..Default::default() }));
         let (trigger, drain) = drain::channel();
         let mut options = ClientOptions::new(connector, node);
         options.backoff = (Duration::from_millis(10), Duration::from_millis(100));
+        let names = health.is_some();
+        options.health = health;
         let token = token.map(str::to_owned);
         options.token = token.map(|token| -> carrick_xds::client::Token { Arc::new(move || Some(token.clone())) });
-        let taker = Taker(sender, got.clone());
+        let taker = Taker(sender, got.clone(), names);
         let task = tokio::spawn(async move { drop(run(options, taker, drain).await) });
         Self { changed, got, trigger, task }
     }

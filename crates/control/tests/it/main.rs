@@ -6,6 +6,7 @@ mod cluster;
 mod deliveries;
 mod envoy;
 mod fixture;
+mod machines;
 mod pushes;
 mod quarantine;
 mod remote;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout},
+    process::{Child, ChildStdin, ChildStdout, Command},
     sync::Mutex,
 };
 
@@ -98,12 +98,22 @@ impl Curl {
     /// When it cannot be entered.
     pub fn enter(mesh: &Mesh, namespace: &str, pod: &str) -> Result<Self> {
         let program = std::env::current_exe()?.display().to_string();
-        let mut command = mesh.carrick(&["exec", pod, "-n", namespace, "--", &program, "demo", "curls"]);
+        Self::of(
+            mesh.carrick(&["exec", pod, "-n", namespace, "--", &program, "demo", "curls"]),
+            &format!("{namespace}/{pod}"),
+        )
+    }
+
+    /// By a command that runs `carrick demo curls` somewhere.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn of(mut command: Command, place: &str) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
-        let mut child = command.spawn().context("carrick exec")?;
+        let mut child = command.spawn().with_context(|| format!("curl in {place}"))?;
         let stdin = child.stdin.take().context("no standard input")?;
         let lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
-        Ok(Self { pod: format!("{namespace}/{pod}"), channel: Mutex::new(Channel { _child: child, stdin, lines }) })
+        Ok(Self { pod: place.to_owned(), channel: Mutex::new(Channel { _child: child, stdin, lines }) })
     }
 
     /// Runs curl with these arguments (URL included).

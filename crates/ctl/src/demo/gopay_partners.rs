@@ -8,6 +8,7 @@ mod ingress;
 mod machine;
 mod partner_ca;
 mod rotation;
+mod vm;
 
 use std::{
     path::{Path, PathBuf},
@@ -115,6 +116,7 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
             Ok(format!("{partner}; {}", pay.rotation().await?))
         })
         .await;
+        rows.check("9 a machine joins by a token, is called and calls", async || pay.vm().await).await;
         rows.check("10 an EnvoyFilter, run or refused in words", async || pay.envoy_filter().await).await;
         pay.stage.close().await?;
     }
@@ -155,7 +157,8 @@ impl Pay {
             ("ca.crl", self.read("crl.pem")?),
         ];
         self.stage.mesh.apply(&secret("istio-system", "gopay-api", "Opaque", &data)).await?;
-        self.stage.start(&pod("gopay", PAYMENTS, PAYMENTS, server, serve_command(PAYMENTS, &[])))?;
+        let payments = serve_command(PAYMENTS, &["--port", "8082"]);
+        self.stage.start(&pod("gopay", PAYMENTS, PAYMENTS, server, payments))?;
         let files = ["client.pem", "client-key.pem", "ca.pem", "other-ca.pem"];
         let data: Vec<_> = files.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<_>>()?;
         self.stage.mesh.apply(&secret("gopay", "partner-certs", "Opaque", &data)).await?;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use carrick_pod::Engine;
 
 use super::{
+    call::Call,
     curl::{Answer, Curl},
     mesh::{Mesh, PodSpec, Setup},
     wire::{Capture, Payloads},
@@ -123,6 +124,15 @@ impl Stage {
     pub async fn together(&self, from: &str, many: &[Vec<String>]) -> Result<Vec<Answer>> {
         let (_, curl) = self.pods.get(from).with_context(|| format!("no pod {from}"))?;
         curl.together(many).await
+    }
+
+    /// A call that curl cannot make, in a pod.
+    ///
+    /// # Errors
+    /// When it cannot be made there.
+    pub async fn call(&self, from: &str, call: &Call) -> Result<Answer> {
+        let (_, curl) = self.pods.get(from).with_context(|| format!("no pod {from}"))?;
+        curl.call(call).await
     }
 
     /// curl in a pod, until what comes back is as wanted.

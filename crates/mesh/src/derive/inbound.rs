@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_api::{Protocol, protocol::Class};
-use carrick_base::{Hostname, Labels};
+use carrick_base::{Hostname, Labels, NamespacedName};
 
 use super::listener_settings;
 use crate::{
@@ -168,14 +168,27 @@ pub(super) fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Label
 
 /// The workload's ports behind a service port: a number, the pod's port of that name, or what endpoints say.
 pub(super) fn targets(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Port) -> Vec<u16> {
+    let entry = snapshot
+        .endpoints()
+        .workload(&NamespacedName { namespace: proxy.namespace.clone(), name: proxy.name.clone() })
+        .is_none();
     let name = match &port.target {
-        Target::Number(number) if !service.selector.is_empty() => return vec![*number],
+        // A WorkloadEntry may say that the port is another one there.
+        Target::Number(number) if !service.selector.is_empty() => {
+            let own = if entry { own_ports(snapshot, proxy, service, port) } else { Vec::new() };
+            return if own.is_empty() { vec![*number] } else { own };
+        }
         Target::Number(_) => None,
         Target::Name(name) => Some(name),
     };
     if let Some(number) = name.and_then(|n| snapshot.workload_of(proxy)?.ports.get(n)) {
         return vec![*number];
     }
+    own_ports(snapshot, proxy, service, port)
+}
+
+/// The workload's ports behind a service port, as its endpoints have them.
+fn own_ports(snapshot: &Snapshot, proxy: &ProxyNode, service: &Service, port: &Port) -> Vec<u16> {
     let endpoints = snapshot.endpoints().of(&service.id, &port.slot).iter();
     let mut own: Vec<u16> = endpoints.filter(|e| is_own(proxy, e)).map(|e| e.address.port()).collect();
     own.sort_unstable();

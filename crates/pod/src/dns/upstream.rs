@@ -46,7 +46,8 @@ impl Upstream {
     }
 }
 
-fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
+/// Servers of a resolver configuration.
+pub(crate) fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == "nameserver").then_some(())?;

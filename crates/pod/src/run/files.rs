@@ -143,12 +143,12 @@ fn is_file_name(text: &str) -> bool {
 }
 
 /// Labels or annotations as the downward API writes them.
-fn downward(map: &std::collections::BTreeMap<String, String>) -> String {
+pub(crate) fn downward(map: &std::collections::BTreeMap<String, String>) -> String {
     map.iter().map(|(key, value)| format!("{key}={}\n", serde_json::Value::from(value.as_str()))).collect()
 }
 
 /// As [`write_atomic`], but the file belongs to `owner` from the moment that it can be seen under its name.
-fn write_owned(path: &Path, content: &[u8], mode: u32, owner: u32) -> io::Result<()> {
+pub(crate) fn write_owned(path: &Path, content: &[u8], mode: u32, owner: u32) -> io::Result<()> {
     if owner == 0 {
         return write_atomic(path, content, mode);
     }

@@ -29,7 +29,7 @@ use crate::dns::table::{self, TableFile};
 use crate::dns::upstream::Upstream;
 use crate::network::Netlink;
 use crate::object::{self, ContainerView, Observed};
-use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, host_name, run_dir};
+use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, PROXY_ID, host_name, run_dir};
 use crate::sandbox::Sandbox;
 use crate::state::{self, PodFolder};
 use crate::sweep::{delete_object, dismantle};
@@ -231,6 +231,7 @@ impl Life {
         let gateway = plan.options.gateway;
         let sidecar = Sidecar {
             role: if gateway { "gateway" } else { "sidecar" },
+            user: PROXY_ID,
             env: super::attend::sidecar_env(plan, &paths, &self.folder.state),
             program: paths.program,
             folder: paths.folder,

@@ -1,4 +1,4 @@
-//! The sidecar's process: started inside the pod as user 1337, watched, started again when it ends.
+//! The sidecar's process: started inside the pod (or on the machine) as the proxy's user, watched, started again when it ends.
 //!
 //! Invariant: the app is reported as reachable only while the sidecar says that it is ready; a dead sidecar means no traffic, never
 //! uncaptured traffic.
@@ -22,7 +22,6 @@ use super::readiness::http_status;
 use super::signals;
 use super::status::now;
 use crate::object::ContainerView;
-use crate::options::PROXY_ID;
 use crate::{PodError, child};
 
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
@@ -40,6 +39,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub(crate) struct Sidecar {
     /// `sidecar` or `gateway`.
     pub(crate) role: &'static str,
+    /// User and group it runs as.
+    pub(crate) user: u32,
     pub(crate) program: PathBuf,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) folder: PathBuf,
@@ -52,11 +53,11 @@ impl Sidecar {
         let log =
             OpenOptions::new().create(true).append(true).mode(0o640).open(&self.log).map_err(PodError::io(doing()))?;
         // Envoy opens its standard output anew (an access log to /dev/stdout), as the user that it is.
-        std::os::unix::fs::fchown(&log, Some(PROXY_ID), Some(PROXY_ID)).map_err(PodError::io(doing()))?;
+        std::os::unix::fs::fchown(&log, Some(self.user), Some(self.user)).map_err(PodError::io(doing()))?;
         let error = log.try_clone().map_err(PodError::io(doing()))?;
         let mut command = Command::new(&self.program);
         command.arg(self.role).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.uid(PROXY_ID).gid(PROXY_ID).current_dir(&self.folder);
+        command.uid(self.user).gid(self.user).current_dir(&self.folder);
         command.stdin(Stdio::null()).stdout(log).stderr(error);
         child::as_sidecar(&mut command);
         command.spawn().map_err(PodError::io(format!("start the sidecar ({})", self.program.display())))

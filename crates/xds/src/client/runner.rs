@@ -4,13 +4,14 @@
 
 use super::{ClientSession, Connector, Handler, Token, open_channel};
 use crate::Node;
+use crate::health::Health;
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::drain::Drain;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::debug;
 
@@ -32,12 +33,15 @@ pub struct ClientOptions {
     pub backoff: (Duration, Duration),
     /// Notified when the handler's interests may have changed without an update.
     pub wake: Option<Arc<Notify>>,
+    /// The workload's health, told on each stream and whenever it changes; `None` in it is not known yet.
+    pub health: Option<watch::Receiver<Option<Health>>>,
 }
 
 impl ClientOptions {
     /// Options with the usual pauses (100 ms to 5 s, with jitter).
     pub fn new(connector: Connector, node: Node) -> Self {
-        Self { connector, node, token: None, backoff: (Duration::from_millis(100), Duration::from_secs(5)), wake: None }
+        let backoff = (Duration::from_millis(100), Duration::from_secs(5));
+        Self { connector, node, token: None, backoff, wake: None, health: None }
     }
 }
 
@@ -89,6 +93,10 @@ async fn connected<H: Handler>(
         Err(status) => return describe_status(&status),
     };
     handler.connected();
+    let mut health = options.health.clone();
+    if let Some(health) = &mut health {
+        health.mark_changed();
+    }
     loop {
         let response = tokio::select! {
             response = responses.message() => match response {
@@ -98,6 +106,12 @@ async fn connected<H: Handler>(
             },
             () = woken(options.wake.as_deref()) => {
                 if !send_all(&requests, session.on_interests(handler.interests())).await {
+                    return "the request stream was closed".to_owned();
+                }
+                continue;
+            }
+            health = told(health.as_mut()) => {
+                if !send_all(&requests, vec![health.request()]).await {
                     return "the request stream was closed".to_owned();
                 }
                 continue;
@@ -135,6 +149,18 @@ async fn woken(wake: Option<&Notify>) {
         Some(wake) => wake.notified().await,
         None => std::future::pending().await,
     }
+}
+
+/// The next health to tell; cancel safe.
+pub(crate) async fn told(health: Option<&mut watch::Receiver<Option<Health>>>) -> Health {
+    if let Some(health) = health {
+        while health.changed().await.is_ok() {
+            if let Some(known) = health.borrow_and_update().clone() {
+                return known;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 fn describe_status(status: &tonic::Status) -> String {

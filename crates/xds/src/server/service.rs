@@ -4,6 +4,7 @@
 //! read only when all earlier responses have been taken, which bounds what a slow peer can make us hold.
 
 use super::{Bearer, DeltaSession, Hello, Observer, Peer, ProtocolError, SessionStatus, SotwSession, Source};
+use crate::health::Health;
 use crate::{Node, NodeId, ResourceSet};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -93,6 +94,8 @@ trait Session: Send + Sized + 'static {
     const DELTA: bool;
     fn start(seed: u64) -> Self;
     fn node(request: &Self::Request) -> Option<&Node>;
+    /// What it tells of the workload's health, if that is what it is for.
+    fn health(request: &Self::Request) -> Option<Health>;
     fn request(&mut self, request: &Self::Request) -> Result<Vec<Self::Response>, ProtocolError>;
     fn push(&mut self, set: ResourceSet) -> Vec<Self::Response>;
     /// Responses that the peer has not answered.
@@ -112,6 +115,9 @@ impl Session for DeltaSession {
     }
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
+    }
+    fn health(request: &DeltaDiscoveryRequest) -> Option<Health> {
+        Health::of_delta(request)
     }
     fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
         self.on_request(request)
@@ -140,6 +146,9 @@ impl Session for SotwSession {
     }
     fn node(request: &DiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
+    }
+    fn health(request: &DiscoveryRequest) -> Option<Health> {
+        Health::of_sotw(request)
     }
     fn request(&mut self, request: &DiscoveryRequest) -> Result<Vec<DiscoveryResponse>, ProtocolError> {
         self.on_request(request)
@@ -173,6 +182,10 @@ struct Running<K: Session> {
 
 impl<K: Session> Running<K> {
     fn took_request(&mut self, request: &K::Request) -> Result<(), Status> {
+        if let Some(health) = K::health(request) {
+            self.observer.health(health);
+            return Ok(());
+        }
         let responses = self.session.request(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.took(responses);
         Ok(())

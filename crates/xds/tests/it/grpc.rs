@@ -4,7 +4,7 @@ use crate::{resource, set};
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_xds::TypeUrl::{self, Cluster, Endpoint, Listener};
 use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Update, run};
-use carrick_xds::relay::{RelayEvent, relay_service};
+use carrick_xds::relay::{Own, RelayEvent, relay_service};
 use carrick_xds::server::{
     Hello, ListenOptions, Observer, Opened, SessionStatus, Source, ads_service, sds_service, serve_plain, serve_unix,
 };
@@ -258,7 +258,8 @@ async fn a_relay_passes_everything_on() {
     let upstream = Connector::Plain { address: address.to_string() };
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
-    let service = relay_service(upstream, None, Arc::new(move |event| seen.lock().expect("events").push(event)));
+    let observer = Arc::new(move |event| seen.lock().expect("events").push(event));
+    let service = relay_service(upstream, None, observer, Own::default());
     let socket = dir.path().join("relay.sock");
     let listener = tokio::net::UnixListener::bind(&socket).expect("bind");
     let (trigger, drain) = drain::channel();
