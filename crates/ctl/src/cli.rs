@@ -9,8 +9,10 @@ use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::D
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    analyze, apply, bench, ca, certs, cluster, convert, demo, experimental, output::Format, process, proxy_config,
-    proxy_status, remote, up, validate, version, vm, why, workload,
+    analyze, apply, bench, ca, certs, cluster, convert, demo, experimental,
+    flags::{beside, key_value},
+    output::Format,
+    process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -847,23 +849,6 @@ impl Run {
             options.cluster_id = cluster_id;
         }
         Ok(options)
-    }
-}
-
-/// A program beside this one, else on the search path.
-pub(crate) fn beside(program: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let sibling = own.with_file_name(program);
-    if sibling.exists() {
-        return Ok(sibling);
-    }
-    process::on_path(program).with_context(|| format!("{program} is neither beside {} nor on PATH", own.display()))
-}
-
-pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("{text:?} is not KEY=VALUE")),
     }
 }
 

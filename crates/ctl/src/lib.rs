@@ -16,6 +16,7 @@ pub mod convert;
 pub mod demo;
 pub mod duration;
 pub mod experimental;
+pub mod flags;
 pub mod manifests;
 pub mod output;
 pub mod process;

@@ -57,7 +57,7 @@ impl Place {
     fn program(&self) -> Result<PathBuf> {
         match &self.proxy_binary {
             Some(path) => Ok(path.clone()),
-            None => crate::cli::beside("carrick-proxy"),
+            None => crate::flags::beside("carrick-proxy"),
         }
     }
 

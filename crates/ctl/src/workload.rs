@@ -60,10 +60,10 @@ pub struct Create {
     #[arg(short, long, value_name = "NS")]
     namespace: String,
     /// Labels of its machines.
-    #[arg(short, long, value_delimiter = ',', value_parser = crate::cli::key_value, value_name = "K=V")]
+    #[arg(short, long, value_delimiter = ',', value_parser = crate::flags::key_value, value_name = "K=V")]
     labels: Vec<(String, String)>,
     /// Annotations of its machines.
-    #[arg(short, long, value_delimiter = ',', value_parser = crate::cli::key_value, value_name = "K=V")]
+    #[arg(short, long, value_delimiter = ',', value_parser = crate::flags::key_value, value_name = "K=V")]
     annotations: Vec<(String, String)>,
     /// Ports of its machines.
     #[arg(short, long, value_delimiter = ',', value_parser = port, value_name = "NAME=PORT")]

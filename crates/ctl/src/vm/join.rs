@@ -56,7 +56,7 @@ pub struct Options {
     #[arg(long, value_name = "PLACE")]
     locality: Option<String>,
     /// Labels, over the WorkloadGroup's.
-    #[arg(short, long, value_delimiter = ',', value_parser = crate::cli::key_value, value_name = "K=V")]
+    #[arg(short, long, value_delimiter = ',', value_parser = crate::flags::key_value, value_name = "K=V")]
     labels: Vec<(String, String)>,
     /// The sidecar's data plane: native or envoy.
     #[arg(long, value_name = "ENGINE")]
@@ -89,7 +89,7 @@ pub struct Options {
     #[arg(long, value_parser = user, value_name = "USER")]
     proxy_user: Option<u32>,
     /// Environment of the sidecar, e.g. SECRET_TTL=1h.
-    #[arg(long, value_parser = crate::cli::key_value, value_name = "K=V")]
+    #[arg(long, value_parser = crate::flags::key_value, value_name = "K=V")]
     sidecar_env: Vec<(String, String)>,
     /// Join and end; `carrick vm run` runs the sidecar.
     #[arg(long, conflicts_with = "systemd")]

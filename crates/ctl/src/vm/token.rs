@@ -46,7 +46,7 @@ pub struct Create {
     #[arg(short, long, default_value = "default", value_name = "NS")]
     namespace: String,
     /// How long the token may be used.
-    #[arg(long, default_value = "1h", value_parser = crate::cli::duration, value_name = "DURATION")]
+    #[arg(long, default_value = "1h", value_parser = crate::duration::parse, value_name = "DURATION")]
     ttl: Duration,
     /// Where the machine reaches the control plane; written into the token.
     #[arg(long, value_name = "HOST:15012")]
