@@ -25,6 +25,7 @@ mod quarantine;
 mod read;
 mod remote;
 mod renderer;
+mod roots;
 pub mod rotation;
 mod seen;
 mod server_cert;

@@ -15,7 +15,6 @@ mod trust;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use carrick_pki::trust_service::Order;
 use tokio::sync::watch;
 
 pub(crate) use driver::{Around, Driver};
@@ -34,13 +33,6 @@ pub struct RotationOptions {
     pub roots: watch::Sender<RootText>,
     /// The socket on which commands come. Who may open it may rotate.
     pub socket: PathBuf,
-}
-
-/// What is in force, for those who follow: a number that grows with every change, and what proxies are told.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Published {
-    pub(crate) epoch: u64,
-    pub(crate) order: Order,
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::rotation::Published;
+use crate::roots::Published;
 
 /// Why there is no server certificate.
 #[derive(Debug, thiserror::Error)]

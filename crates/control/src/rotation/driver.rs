@@ -23,10 +23,11 @@ use super::command::{self, Command};
 use super::plugged::{Found, Plugged};
 use super::population::Known;
 use super::slots::{Ended, Slots, SlotsError, folder_source};
-use super::{Population, Published, RootText, RotationOptions, show};
+use super::{Population, RootText, RotationOptions, show};
 use crate::connections::Connections;
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
+use crate::roots::Published;
 use crate::server_cert::ServerCert;
 
 /// How often is looked while something is to be done.

@@ -15,8 +15,9 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
-use super::{Population, Published};
+use super::Population;
 use crate::caller::Callers;
+use crate::roots::Published;
 
 /// The service.
 pub(crate) struct Trust {
