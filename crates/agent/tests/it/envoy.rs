@@ -141,7 +141,7 @@ async fn envoy_lives_with_the_agent() {
     // Configuration by the relay with the pod's identity, certificate by SDS.
     let (serial, body) = mesh_request(&plane, port).await.unwrap();
     assert_eq!(body, "one");
-    assert_eq!(plane.xds.peers.lock().unwrap().as_slice(), [Some(workload())]);
+    assert!(plane.xds.streams_are_of(&workload()));
     assert!(http(prometheus, "GET", "/stats/prometheus").await.unwrap().1.contains("envoy_server_live"));
     let merged = http(status, "GET", "/stats/prometheus").await.unwrap().1;
     assert!(merged.contains("envoy_server_live") && merged.contains("istio_agent_cert_expiry_seconds"), "{merged}");

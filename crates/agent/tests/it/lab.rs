@@ -122,6 +122,14 @@ pub struct Xds {
     pub status: Arc<Mutex<SessionStatus>>,
 }
 
+impl Xds {
+    /// Whether there were streams, and all of them were opened with this identity.
+    pub fn streams_are_of(&self, id: &SpiffeId) -> bool {
+        let peers = self.peers.lock().unwrap();
+        !peers.is_empty() && peers.iter().all(|peer| peer.as_ref() == Some(id))
+    }
+}
+
 struct Watcher(Arc<Mutex<SessionStatus>>);
 
 impl Observer for Watcher {

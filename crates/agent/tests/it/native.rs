@@ -24,7 +24,7 @@ async fn follows_the_control_plane() {
     let running = start(config, Arc::new(clock), None).await.unwrap();
     let [status, health, _] = running.addresses();
     until("an answer over mutual TLS", async || mesh_request(&plane, port).await.is_ok_and(|(_, b)| b == "one")).await;
-    assert_eq!(plane.xds.peers.lock().unwrap().as_slice(), [Some(workload())]);
+    assert!(plane.xds.streams_are_of(&workload()));
 
     // There is no 15001 here, so it is not ready and says so.
     let (code, text) = http(health, "GET", "/healthz/ready").await.unwrap();

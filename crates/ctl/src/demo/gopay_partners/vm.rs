@@ -26,6 +26,8 @@ use crate::demo::{
 const MANIFESTS: &str = include_str!("../../../../../examples/gopay-partners/machine.yaml");
 /// How long a step on the machine may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long a call may fail after the machine's power went.
+const SETTLE: Duration = Duration::from_secs(2);
 const ENTRIES: &str = "/apis/networking.istio.io/v1/namespaces/gopay/workloadentries";
 /// The machine's user whose connections are nobody's business.
 const STRANGER: &str = "65534";
@@ -271,12 +273,15 @@ impl Pay {
         let capture = Capture::start(vm.link.here, vm.link.there)?;
         let answer = self.stage.expect(PAYMENTS, &["http://ledger.gopay:8080/mark"], Want::Status(200)).await?;
         known(&answer, "ledger", ["sa/ledger", "sa/default"]).context("payments → ledger")?;
-        let answer = self.stage.call(PAYMENTS, &unary("http://ledger.gopay:8082")?).await?;
-        ensure!(
-            answer.exit == 0 && answer.body.contains("ledger"),
-            "gRPC payments → ledger: {answer} {:?}",
-            answer.headers
-        );
+        let (start, call) = (Instant::now(), unary("http://ledger.gopay:8082")?);
+        loop {
+            let answer = self.stage.call(PAYMENTS, &call).await?;
+            if answer.exit == 0 && answer.body.contains("ledger") {
+                break;
+            }
+            // After a machine has lost its power, as long as for REST.
+            ensure!(start.elapsed() < SETTLE, "gRPC payments → ledger: {answer} {:?}", answer.headers);
+        }
 
         let program = own_command(&["demo", "curls"]);
         let inside = Curl::of(vm.command(&program)?, "the machine")?;
