@@ -192,7 +192,9 @@ impl Envoy {
 pub fn version() -> String {
     let output = Command::new(binary()).arg("--version").output();
     let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    text.split('/').find(|part| part.contains('.') && !part.contains(' ')).unwrap_or("unknown").to_owned()
+    // `envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`, after the program's path.
+    let version = text.rsplit_once("version:").map(|(_, version)| version.to_owned()).unwrap_or_default();
+    version.split('/').nth(1).unwrap_or("unknown").to_owned()
 }
 
 fn binary() -> PathBuf {

@@ -253,7 +253,7 @@ async fn attempts(
             reselections: retry.as_ref().map_or(0, RetryState::reselections),
             hash,
             overrides: &plan.overrides,
-            auto_sni: auto_sni(state, &head),
+            auto_sni: auto_sni(state, &head, || rewritten_host(plan, &head, "")),
         };
         let Some(chosen) = choose::choose(&worker.local, &plan.live.config, state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();
@@ -664,13 +664,22 @@ fn original_dst_header(state: &ClusterState, headers: &HeaderMap) -> Option<Sock
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-pub(super) fn auto_sni(state: &ClusterState, head: &Head) -> Option<Arc<str>> {
+/// The name that TLS upstream is to have: the host that the request is sent with, as far as that is known before an endpoint is chosen.
+pub(super) fn auto_sni(
+    state: &ClusterState,
+    head: &Head,
+    rewritten: impl FnOnce() -> Option<HeaderValue>,
+) -> Option<Arc<str>> {
     if !state.cluster.auto_sni {
         return None;
     }
+    let host;
     let text = match &state.cluster.auto_sni_header {
-        Some(name) => head.parts.headers.get(name).and_then(|v| v.to_str().ok()),
-        None => head.authority.to_str().ok(),
-    }?;
-    Some(Arc::from(carrick_proxy_core::routing::without_port(text)))
+        Some(name) => head.parts.headers.get(name)?,
+        None => {
+            host = rewritten();
+            host.as_ref().unwrap_or(&head.authority)
+        }
+    };
+    Some(Arc::from(carrick_proxy_core::routing::without_port(text.to_str().ok()?)))
 }

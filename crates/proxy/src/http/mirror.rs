@@ -69,7 +69,7 @@ impl Copied<'_> {
             self.mirror.request.apply(&mut headers, &Facts { request: Some(head.view()), ..Facts::default() });
         }
         let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2);
-        let sni = auto_sni(&state, head);
+        let sni = auto_sni(&state, head, || None);
         let body = self.pieces.map_or(RequestBody::Empty, RequestBody::Tapped);
         let path = head.parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let request = request(&head.parts.method, headers, &host, head.scheme, path, h2, body, plan.conn.h2);
