@@ -83,8 +83,13 @@ impl Book {
         let at = time(record.time);
         let add = |n: &mut u64| *n = n.saturating_add(1);
         match &record.entry {
-            Entry::Intent { serial, subject, names, issuer, not_before, not_after, asked_by } => {
-                add(&mut self.totals.intents);
+            Entry::Intent { serial, subject, names, issuer, not_before, not_after, asked_by: by }
+            | Entry::Imported { serial, subject, names, issuer, not_before, not_after, from: by } => {
+                let (state, total) = match &record.entry {
+                    Entry::Imported { .. } => (State::Imported, &mut self.totals.imported),
+                    _ => (State::Intended, &mut self.totals.intents),
+                };
+                add(total);
                 let certificate = Certificate {
                     serial: serial.clone(),
                     subject: subject.clone(),
@@ -92,9 +97,9 @@ impl Book {
                     issuer: issuer.clone(),
                     not_before: time(*not_before),
                     not_after: time(*not_after),
-                    asked_by: asked_by.clone(),
+                    asked_by: by.clone(),
                     asked_at: at,
-                    state: State::Intended,
+                    state,
                     sha256: String::new(),
                 };
                 self.certificates.insert(serial.clone(), certificate);
@@ -109,22 +114,6 @@ impl Book {
             Entry::Failed { serial, .. } => {
                 add(&mut self.totals.failed);
                 self.certificates.remove(serial);
-            }
-            Entry::Imported { serial, subject, names, issuer, not_before, not_after, from } => {
-                add(&mut self.totals.imported);
-                let certificate = Certificate {
-                    serial: serial.clone(),
-                    subject: subject.clone(),
-                    names: names.clone(),
-                    issuer: issuer.clone(),
-                    not_before: time(*not_before),
-                    not_after: time(*not_after),
-                    asked_by: from.clone(),
-                    asked_at: at,
-                    state: State::Imported,
-                    sha256: String::new(),
-                };
-                self.certificates.insert(serial.clone(), certificate);
             }
             Entry::Revoked { target, reason, by } => {
                 add(&mut self.totals.revoked);
