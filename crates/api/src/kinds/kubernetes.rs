@@ -4,14 +4,20 @@
 
 use std::sync::OnceLock;
 
+use k8s_openapi::api::admissionregistration::v1 as admission;
+use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::autoscaling::v2 as autoscaling;
 use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::api::policy::v1 as policy;
 use k8s_openapi::api::rbac::v1 as rbac;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use serde_json::Value;
 
 use super::columns::{self, Column};
@@ -19,6 +25,7 @@ use super::{Kind, Shape, print};
 use crate::schema::{Converted, definitions_of};
 use crate::timestamp::Timestamp;
 
+const ADMISSION: &str = "admissionregistration.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
@@ -98,6 +105,80 @@ pub(super) fn kinds() -> Vec<Kind> {
             categories: all,
             subresources: &["status"],
             ..kind("", "Service", "services", definitions_of::<core::Service>, (columns::SERVICE, print::service))
+        },
+        // What an installation is made of, besides the core's kinds. Nothing here runs a Deployment's containers.
+        Kind {
+            namespaced: false,
+            ..kind(
+                ADMISSION,
+                "MutatingWebhookConfiguration",
+                "mutatingwebhookconfigurations",
+                definitions_of::<admission::MutatingWebhookConfiguration>,
+                name_age,
+            )
+        },
+        Kind {
+            namespaced: false,
+            ..kind(
+                ADMISSION,
+                "ValidatingWebhookConfiguration",
+                "validatingwebhookconfigurations",
+                definitions_of::<admission::ValidatingWebhookConfiguration>,
+                name_age,
+            )
+        },
+        Kind {
+            short_names: &["crd", "crds"],
+            namespaced: false,
+            subresources: &["status"],
+            ..kind(
+                "apiextensions.k8s.io",
+                "CustomResourceDefinition",
+                "customresourcedefinitions",
+                definitions_of::<extensions::CustomResourceDefinition>,
+                created,
+            )
+        },
+        Kind {
+            short_names: &["deploy"],
+            categories: all,
+            subresources: &["status"],
+            ..kind("apps", "Deployment", "deployments", definitions_of::<apps::Deployment>, name_age)
+        },
+        Kind {
+            versions: &["v2"],
+            short_names: &["hpa"],
+            categories: all,
+            subresources: &["status"],
+            ..kind(
+                "autoscaling",
+                "HorizontalPodAutoscaler",
+                "horizontalpodautoscalers",
+                definitions_of::<autoscaling::HorizontalPodAutoscaler>,
+                name_age,
+            )
+        },
+        Kind {
+            short_names: &["netpol"],
+            singular: "networkpolicy",
+            ..kind(
+                "networking.k8s.io",
+                "NetworkPolicy",
+                "networkpolicies",
+                definitions_of::<networking::NetworkPolicy>,
+                name_age,
+            )
+        },
+        Kind {
+            short_names: &["pdb"],
+            subresources: &["status"],
+            ..kind(
+                "policy",
+                "PodDisruptionBudget",
+                "poddisruptionbudgets",
+                definitions_of::<policy::PodDisruptionBudget>,
+                name_age,
+            )
         },
         review(
             AUTHENTICATION,
