@@ -9,6 +9,7 @@
 pub mod cert_manager;
 pub mod convert;
 pub mod core;
+pub mod crd;
 pub mod gateway_api;
 pub mod istio;
 pub mod kinds;
