@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("mesh", 2),
     ("analyze", 2),
     ("certs", 2),
+    ("chart", 2),
     ("proxy-core", 2),
     ("inject", 2),
     ("envoy-json", 2),
@@ -36,7 +37,7 @@ const LAYERS: &[(&str, u8)] = &[
 
 /// Crates that decide and never do.
 const PURE: &[&str] =
-    &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "certs", "envoy-filter", "explain"];
+    &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "certs", "chart", "envoy-filter", "explain"];
 
 /// What a pure crate may not depend on.
 const IMPURE: &[&str] =
@@ -44,8 +45,20 @@ const IMPURE: &[&str] =
 
 /// Crates that run beside workloads must never link the control plane, nor the other way round.
 const DATA: &[&str] = &["proxy-core", "proxy", "agent"];
-const CONTROL: &[&str] =
-    &["mesh", "render", "api", "analyze", "certs", "explain", "apiserver", "control", "issuing", "ledger", "ctl"];
+const CONTROL: &[&str] = &[
+    "mesh",
+    "render",
+    "api",
+    "analyze",
+    "certs",
+    "chart",
+    "explain",
+    "apiserver",
+    "control",
+    "issuing",
+    "ledger",
+    "ctl",
+];
 
 /// Findings about every crate's dependencies.
 ///

@@ -19,6 +19,9 @@ pub const GROUPS: [&str; 4] = ["extensions.istio.io", "networking.istio.io", "se
 /// The group of Istio's first authentication API, which Istio no longer has.
 pub const LEGACY_GROUP: &str = "authentication.istio.io";
 
+/// Kinds that mean nothing without a spec.
+const NEED_SPEC: [&str; 5] = ["ServiceEntry", "TrafficExtension", "WasmPlugin", "WorkloadEntry", "WorkloadGroup"];
+
 /// References do not nest deeper; a circle would.
 const DEEPEST: usize = 32;
 
@@ -113,7 +116,11 @@ fn schema(kind: &Kind) -> Value {
             properties.insert(name.to_owned(), written);
         }
     }
-    json!({ "type": "object", "properties": properties })
+    let mut written = json!({ "type": "object", "properties": properties });
+    if NEED_SPEC.contains(&kind.kind) {
+        written["required"] = json!(["spec"]);
+    }
+    written
 }
 
 struct Writer<'a> {
