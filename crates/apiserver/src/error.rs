@@ -139,6 +139,16 @@ pub enum ApiError {
     /// 503: the server is going away or its storage refuses. Retry.
     #[error("{0}")]
     Unavailable(String),
+    /// A refusal in the words of somebody else: an admission webhook.
+    #[error("{message}")]
+    Told {
+        /// HTTP status.
+        code: u16,
+        /// The whole message.
+        message: String,
+        /// The whole `Status`.
+        status: Box<Value>,
+    },
     /// 500: our fault.
     #[error("Internal error occurred: {0}")]
     Internal(String),
@@ -199,6 +209,7 @@ impl ApiError {
             Self::TooManyRequests(_) => 429,
             Self::Timeout { .. } => 504,
             Self::Unavailable(_) => 503,
+            Self::Told { code, .. } => *code,
             Self::Internal(_) => 500,
         }
     }
@@ -221,12 +232,16 @@ impl ApiError {
             Self::TooManyRequests(_) => "TooManyRequests",
             Self::Timeout { .. } => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
+            Self::Told { .. } => "Unknown",
             Self::Internal(_) => "InternalError",
         }
     }
 
     /// The `v1 Status` object.
     pub fn to_status(&self) -> Value {
+        if let Self::Told { status, .. } = self {
+            return (**status).clone();
+        }
         let (subject, causes, retry) = match self {
             Self::NotFound(s) | Self::AlreadyExists(s) | Self::Conflict { subject: s, .. } => {
                 (Some(s), Vec::new(), None)

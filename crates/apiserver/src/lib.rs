@@ -11,7 +11,7 @@
 //! which removes the object. A placed pod gets its grace period; its runner deletes it with grace 0.
 //!
 //! Map: `rest` (HTTP) → `auth` (who) → `authorize`/`rbac` (may they) → `admission`/`controllers` (is it good) →
-//! `store` (Kubernetes object semantics) → `storage` (durable revisions).
+//! `webhooks` (what others say) → `store` (Kubernetes object semantics) → `storage` (durable revisions).
 
 pub mod admission;
 mod auth;
@@ -26,6 +26,7 @@ mod serve;
 mod server;
 pub mod storage;
 pub mod store;
+mod webhooks;
 
 pub use admission::{AdmitContext, Operation};
 pub use authorize::{Attributes, Authorizer, Decision, Rule, User};

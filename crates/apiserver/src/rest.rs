@@ -31,6 +31,7 @@ use crate::controllers::Admission;
 use crate::error::{ApiError, ApiResult, Subject};
 use crate::metrics::{self, Metrics};
 use crate::store::Store;
+use crate::webhooks::Webhooks;
 use bytes::Bytes;
 use carrick_runtime::drain::Drain;
 use http::header::{ACCEPT, USER_AGENT};
@@ -58,6 +59,8 @@ pub struct Api {
     pub authorizer: Arc<dyn Authorizer>,
     /// Rules of what is good.
     pub admission: Admission,
+    /// Whoever else is asked.
+    pub webhooks: Webhooks,
     /// Service-account tokens.
     pub tokens: Tokens,
     /// Counters.
@@ -82,6 +85,7 @@ impl Api {
             store,
             authorizer,
             admission,
+            webhooks: Webhooks::default(),
             tokens,
             metrics: Metrics::default(),
             drain,

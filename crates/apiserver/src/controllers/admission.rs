@@ -6,6 +6,7 @@
 mod pod;
 mod service;
 mod small;
+mod webhook;
 
 use carrick_api::validate;
 use carrick_base::Severity;
@@ -62,6 +63,8 @@ impl Admission {
             "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
                 small::binding(&self.rbac, object, context)?;
             }
+            crate::webhooks::MUTATING => webhook::admit(object, context, true)?,
+            crate::webhooks::VALIDATING => webhook::admit(object, context, false)?,
             _ => {}
         }
         istio_rules(object, context)

@@ -1,6 +1,6 @@
 //! The verbs on objects: get, list, watch, create, update, patch, delete.
 //!
-//! Invariant: every write goes decode → field validation → admission → store, and again from the object as it is now
+//! Invariant: every write goes decode → field validation → admission → webhooks → store, and again from the object as it is now
 //! when somebody else was faster. Status and the rest of an object are written apart where the kind says so.
 //! What it leaves to others: who may (before), durability (`store`), per-kind rules (`controllers::Admission`).
 
@@ -19,7 +19,10 @@ use crate::authorize::User;
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult, Cause};
 use crate::storage::Page;
-use crate::store::{DeleteOptions, Deleted, Intent, WriteOptions, decode_record, name_of, namespace_of};
+use crate::store::{
+    DeleteOptions, Deleted, Intent, WriteOptions, Written, decode_record, name_of, namespace_of, resource_version_of,
+};
+use crate::webhooks;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -27,6 +30,8 @@ use std::time::Duration;
 
 /// Objects of a collection deleted at the same time.
 const TOGETHER: usize = 128;
+/// How often a write is shown to webhooks again because somebody else was faster.
+const HOOKED_ATTEMPTS: usize = 5;
 
 /// One request for objects, authorized.
 pub struct Call<'a> {
@@ -305,9 +310,10 @@ impl Call<'_> {
         {
             map.shift_remove("status");
         }
-        let warnings = self.admit(&mut object, Operation::Create, None)?;
+        let mut warnings = self.admit(&mut object, Operation::Create, None)?;
         let nothing = json!({});
         apply::track(&self.resource, &self.path, self.manager(), &nothing, &mut object, self.api.store.now());
+        let object = self.hooked(Operation::Create, object, None, &mut warnings).await?;
         let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
         Ok((created, warnings))
     }
@@ -355,21 +361,130 @@ impl Call<'_> {
         }
     }
 
+    /// What webhooks are told of this request.
+    fn review(&self, operation: Operation, dry_run: bool) -> webhooks::Request<'_> {
+        let kind = match operation {
+            Operation::Create => "CreateOptions",
+            Operation::Delete => "DeleteOptions",
+            Operation::Update if self.content_type.contains("patch") => "PatchOptions",
+            Operation::Update => "UpdateOptions",
+        };
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if let Some(map) = options.as_object_mut() {
+            for field in ["fieldManager", "fieldValidation"] {
+                if let Some(value) = self.query.get(field) {
+                    map.insert(field.into(), json!(value));
+                }
+            }
+            if dry_run {
+                map.insert("dryRun".into(), json!(["All"]));
+            }
+        }
+        webhooks::Request {
+            store: &self.api.store,
+            resource: &self.resource,
+            version: &self.path.version,
+            subresource: &self.path.subresource,
+            namespace: &self.path.namespace,
+            name: &self.path.name,
+            operation,
+            user: &self.user,
+            dry_run,
+            options,
+        }
+    }
+
+    /// Shows a write to the webhooks; what they make of the object is checked as if the client had sent it.
+    async fn hooked(
+        &self,
+        operation: Operation,
+        object: Value,
+        old: Option<&Value>,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<Value> {
+        let request = self.review(operation, self.query.dry_run()?);
+        let hooks = &self.api.webhooks;
+        if !hooks.any(&request) {
+            return Ok(object);
+        }
+        let (shown, changed) = hooks.mutate(&request, Some(object), old, warnings).await?;
+        let mut object = shown.unwrap_or_default();
+        if changed {
+            if namespace_of(&object) != self.path.namespace {
+                return Err(ApiError::Internal("a webhook moved the object to another namespace".into()));
+            }
+            let findings = decode::inspect(&self.resource, &self.path.version, &mut object, &[]);
+            decode::refuse_wrong(&self.resource, &self.path.version, &object, findings.wrong)?;
+            warnings.extend(self.admit(&mut object, operation, old)?);
+        }
+        hooks.validate(&request, Some(&object), old, warnings).await?;
+        Ok(object)
+    }
+
+    /// Shows a deletion to the webhooks.
+    async fn hooked_delete(&self, old: &Value, dry_run: bool, warnings: &mut Vec<String>) -> ApiResult<()> {
+        let mut request = self.review(Operation::Delete, dry_run);
+        let hooks = &self.api.webhooks;
+        if !hooks.any(&request) {
+            return Ok(());
+        }
+        request.name = name_of(old);
+        request.namespace = namespace_of(old);
+        hooks.mutate(&request, None, Some(old), warnings).await?;
+        hooks.validate(&request, None, Some(old), warnings).await
+    }
+
+    /// Reads, changes and stores, again when somebody else was faster; `change` may run several times.
+    async fn write(
+        &self,
+        mut change: impl FnMut(Option<&Value>, &mut Vec<String>) -> ApiResult<Value>,
+    ) -> ApiResult<(Written, Vec<String>)> {
+        let (store, options) = (&self.api.store, self.options()?);
+        let (namespace, name) = (self.path.namespace.as_str(), self.path.name.as_str());
+        let mut warnings = Vec::new();
+        if !self.api.webhooks.any(&self.review(Operation::Update, options.dry_run)) {
+            let change = |old: Option<&Value>| {
+                warnings.clear();
+                change(old, &mut warnings).map(Intent::Put)
+            };
+            let written = store.modify(self.id(), namespace, name, options, change).await?;
+            return Ok((written, warnings));
+        }
+        // Webhooks take their time, so what they saw is stored only if it is still about the same object.
+        for _ in 0..HOOKED_ATTEMPTS {
+            warnings.clear();
+            let old = store.get(self.id(), namespace, name);
+            let object = change(old.as_ref(), &mut warnings)?;
+            let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+            let object = self.hooked(operation, object, old.as_ref(), &mut warnings).await?;
+            let seen = old.as_ref().and_then(resource_version_of);
+            let mut moved = false;
+            let put = |now: Option<&Value>| {
+                moved = now.and_then(resource_version_of) != seen;
+                if moved { Err(ApiError::modified(self.id(), name)) } else { Ok(Intent::Put(object.clone())) }
+            };
+            match store.modify(self.id(), namespace, name, options, put).await {
+                Err(_) if moved => {}
+                written => return written.map(|w| (w, warnings)),
+            }
+        }
+        Err(ApiError::modified(self.id(), name))
+    }
+
     /// PUT of an object.
     pub async fn update(&self, body: &Bytes) -> ApiResult<Answer> {
-        let (sent, mut warnings) = self.body(body)?;
+        let (sent, told) = self.body(body)?;
         let name = &self.path.name;
         let manager = self.manager();
-        let mut more = Vec::new();
-        let change = |old: Option<&Value>| {
+        let change = |old: Option<&Value>, warnings: &mut Vec<String>| {
             let old = old.ok_or_else(|| ApiError::not_found(self.id(), name))?;
             let mut new = self.compose(old, sent.clone())?;
-            more = self.admit(&mut new, Operation::Update, Some(old))?;
+            warnings.extend(told.iter().cloned());
+            warnings.extend(self.admit(&mut new, Operation::Update, Some(old))?);
             apply::track(&self.resource, &self.path, manager, old, &mut new, self.api.store.now());
-            Ok(Intent::Put(new))
+            Ok(new)
         };
-        let written = self.api.store.modify(self.id(), &self.path.namespace, name, self.options()?, change).await?;
-        warnings.append(&mut more);
+        let (written, warnings) = self.write(change).await?;
         self.show(200, written.object, &warnings)
     }
 
@@ -378,15 +493,13 @@ impl Call<'_> {
         let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
         let patch = Patch::parse(&self.resource, &self.content_type, body)?;
         let name = &self.path.name;
-        let mut warnings = Vec::new();
-        let change = |old: Option<&Value>| {
-            warnings.clear();
+        let change = |old: Option<&Value>, warnings: &mut Vec<String>| {
             let mut new = match (&patch, old) {
                 (Patch::Apply(config, duplicates), old) => {
                     let mut config = config.clone();
                     self.fit(&mut config)?;
                     let version = &self.path.version;
-                    warnings = decode::check(&self.resource, version, &mut config, duplicates, strictness)?;
+                    *warnings = decode::check(&self.resource, version, &mut config, duplicates, strictness)?;
                     let options = apply::Options {
                         manager: self.query.get("fieldManager"),
                         force: self.query.flag("force"),
@@ -395,7 +508,7 @@ impl Call<'_> {
                     apply::apply(&self.resource, &self.path, old, config, &options)?
                 }
                 (_, None) => return Err(ApiError::not_found(self.id(), name)),
-                (patch, Some(old)) => self.patched(patch, old, strictness, &mut warnings)?,
+                (patch, Some(old)) => self.patched(patch, old, strictness, warnings)?,
             };
             let Some(old) = old else {
                 self.api.store.check_namespace(&self.resource, &self.path.namespace, name)?;
@@ -405,16 +518,16 @@ impl Call<'_> {
                     map.shift_remove("status");
                 }
                 warnings.extend(self.admit(&mut new, Operation::Create, None)?);
-                return Ok(Intent::Put(new));
+                return Ok(new);
             };
             let mut new = self.compose(old, new)?;
             warnings.extend(self.admit(&mut new, Operation::Update, Some(old))?);
             if !matches!(patch, Patch::Apply(..)) {
                 apply::track(&self.resource, &self.path, self.manager(), old, &mut new, self.api.store.now());
             }
-            Ok(Intent::Put(new))
+            Ok(new)
         };
-        let written = self.api.store.modify(self.id(), &self.path.namespace, name, self.options()?, change).await?;
+        let (written, warnings) = self.write(change).await?;
         self.show(if written.created { 201 } else { 200 }, written.object, &warnings)
     }
 
@@ -452,23 +565,27 @@ impl Call<'_> {
     pub async fn delete(&self, body: &Bytes) -> ApiResult<Answer> {
         let options = self.delete_options(body)?;
         let store = &self.api.store;
+        let mut warnings = Vec::new();
         if let Some(mut object) = store.get(self.id(), &self.path.namespace, &self.path.name) {
             let old = object.clone();
             self.admit(&mut object, Operation::Delete, Some(&old))?;
+            self.hooked_delete(&old, options.dry_run, &mut warnings).await?;
         }
         match store.delete(self.id(), &self.path.namespace, &self.path.name, &options).await? {
-            Deleted::Pending(object) => self.show(200, object, &[]),
+            Deleted::Pending(object) => self.show(200, object, &warnings),
             Deleted::Gone(object) => {
                 let details = json!({
                     "name": self.path.name, "group": self.resource.group, "kind": self.resource.plural,
                     "uid": object.pointer("/metadata/uid"),
                 });
-                Ok(respond::json(
+                let mut answer = respond::json(
                     200,
                     &json!({
                         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
                     }),
-                ))
+                );
+                respond::warn(&mut answer, &warnings);
+                Ok(answer)
             }
         }
     }
@@ -481,6 +598,7 @@ impl Call<'_> {
         let one = async |mut object: Value| {
             let old = object.clone();
             self.admit(&mut object, Operation::Delete, Some(&old))?;
+            self.hooked_delete(&old, options.dry_run, &mut Vec::new()).await?;
             match self.api.store.delete(self.id(), namespace_of(&old), name_of(&old), &options).await {
                 Ok(Deleted::Gone(object) | Deleted::Pending(object)) => Ok(Some(object)),
                 Err(ApiError::NotFound(_)) => Ok(None),

@@ -8,3 +8,4 @@ mod crash;
 mod hostile;
 mod http;
 mod kubectl;
+mod webhooks;
