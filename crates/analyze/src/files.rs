@@ -16,26 +16,28 @@ pub struct FileProblem {
     pub message: String,
     /// Whether the text cannot be read at all; else it is only no Kubernetes object.
     pub syntax: bool,
+    /// Whether it says one of `apiVersion` and `kind`, and so means to be an object.
+    pub half: bool,
 }
 
 /// Reads a file's objects. Objects without a namespace get `namespace`, unless their kind has none.
 pub fn read_file(file: &str, text: &str, namespace: &str) -> (Vec<Object>, Vec<FileProblem>) {
     let (mut objects, mut problems) = (Vec::new(), Vec::new());
     for (start, document) in documents(text) {
-        let problem = |line, message, syntax| FileProblem { file: file.to_owned(), line, message, syntax };
+        let problem = |line, message, syntax, half| FileProblem { file: file.to_owned(), line, message, syntax, half };
         match parse::documents(document.as_bytes()) {
             Ok(values) => {
                 for value in values {
                     flatten(value, &mut |result| match result {
                         Ok(value) => objects.push(placed(value, file, start, &document, namespace)),
-                        Err(message) => problems.push(problem(start, message, false)),
+                        Err((message, half)) => problems.push(problem(start, message, false, half)),
                     });
                 }
             }
             Err(ParseError::Syntax { line, message, .. }) => {
-                problems.push(problem(start + line.saturating_sub(1), message, true));
+                problems.push(problem(start + line.saturating_sub(1), message, true, false));
             }
-            Err(error) => problems.push(problem(start, error.to_string(), true)),
+            Err(error) => problems.push(problem(start, error.to_string(), true, false)),
         }
     }
     (objects, problems)
@@ -60,12 +62,13 @@ fn documents(text: &str) -> Vec<(u64, String)> {
     filled.map(|(start, lines)| (start, lines.join("\n") + "\n")).collect()
 }
 
-fn flatten(value: Value, sink: &mut dyn FnMut(Result<Value, String>)) {
+/// The error of what is no object has whether it means to be one.
+fn flatten(value: Value, sink: &mut dyn FnMut(Result<Value, (String, bool)>)) {
     let word = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (version, kind) = (word("apiVersion"), word("kind"));
     if version.is_empty() || kind.is_empty() {
         let missing = if version.is_empty() { "apiVersion" } else { "kind" };
-        sink(Err(format!("Object '{missing}' is missing")));
+        sink(Err((format!("Object '{missing}' is missing"), version.is_empty() != kind.is_empty())));
         return;
     }
     if kind != "List" && !(kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)) {

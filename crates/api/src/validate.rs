@@ -5,6 +5,7 @@
 
 mod attachment;
 mod authorization_policy;
+mod cel;
 mod cert_manager;
 mod connection_pool;
 mod destination_rule;
@@ -90,6 +91,37 @@ pub fn object(value: &Value) -> Vec<Diagnostic> {
         (crate::cert_manager::GROUP, kind) => cert_manager::check(kind, &root, found),
         ("", "ConfigMap") => mesh_config::config_map(value, found),
         _ => {}
+    }
+    findings.list
+}
+
+/// Judges what an object of any kind says of itself: its name, its namespace, its labels. A Kubernetes API does so where
+/// it stores objects; this is for manifests that meet none.
+pub fn metadata(value: &Value) -> Vec<Diagnostic> {
+    let mut findings = Findings::of(value);
+    let metadata = Node::root(value).field("metadata");
+    let name = metadata.field("name");
+    let subdomain = |text: &str| text.len() <= 253 && text.split('.').all(names::is_dns_label);
+    if name.text().is_empty() {
+        if metadata.field("generateName").text().is_empty() {
+            findings.error(&name.path, "Required value: name or generateName is required");
+        }
+    } else if !subdomain(name.text()) {
+        findings.error(
+            &name.path,
+            format!("Invalid value: {:?}: lower case letters, digits, '-' and '.' make a name, with a letter or a digit at both ends", name.text()),
+        );
+    }
+    let namespace = metadata.field("namespace");
+    if !namespace.text().is_empty() && !names::is_dns_label(namespace.text()) {
+        findings.error(&namespace.path, format!("Invalid value: {:?} is no name of a namespace", namespace.text()));
+    }
+    for (key, label) in metadata.field("labels").entries() {
+        if !is_label_key(key) {
+            findings.error(&label.path, format!("Invalid value: invalid label key {key:?}"));
+        } else if !is_label_value(label.text()) {
+            findings.error(&label.path, format!("Invalid value: invalid label value {:?}", label.text()));
+        }
     }
     findings.list
 }

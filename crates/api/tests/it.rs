@@ -41,7 +41,7 @@ fn schema_of(object: &Value) -> &'static Schema {
 /// Objects by their schema: every problem, in full.
 #[test]
 fn schemas_find_what_they_should() {
-    for file in ["schema_istio.yaml", "schema_kubernetes.yaml"] {
+    for file in ["schema_istio.yaml", "schema_kubernetes.yaml", "schema_objects.yaml"] {
         for case in cases(file) {
             let found: Vec<String> =
                 schema_of(&case["object"]).check(&case["object"]).iter().map(ToString::to_string).collect();
@@ -55,7 +55,7 @@ fn schemas_find_what_they_should() {
     }
 }
 
-const RULES: [&str; 20] = [
+const RULES: [&str; 21] = [
     "rules_any.yaml",
     "rules_authorization_policy.yaml",
     "rules_cert_manager.yaml",
@@ -65,6 +65,7 @@ const RULES: [&str; 20] = [
     "rules_gateway_api.yaml",
     "rules_legacy.yaml",
     "rules_mesh_config.yaml",
+    "rules_objects.yaml",
     "rules_peer_authentication.yaml",
     "rules_proxy_config.yaml",
     "rules_request_authentication.yaml",

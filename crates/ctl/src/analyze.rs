@@ -132,8 +132,11 @@ pub async fn run(options: Options) -> Result<u8> {
         eprintln!("Error(s) adding files: {problem}");
     }
     let mut messages = analyze(&objects, &options.analyzers);
-    Filter { namespace: namespace.clone(), suppressions }.apply(&objects, &mut messages);
-    let target = if options.all_namespaces { "all namespaces".to_owned() } else { format!("namespace: {namespace}") };
+    // Who names files and no namespace wants to hear of all that is in the files.
+    let everywhere = options.all_namespaces || (options.namespace.is_none() && !options.use_kube);
+    let shown = if everywhere { String::new() } else { namespace.clone() };
+    Filter { namespace: shown, suppressions }.apply(&objects, &mut messages);
+    let target = if everywhere { "all namespaces".to_owned() } else { format!("namespace: {namespace}") };
     if options.verbose {
         eprintln!("Analyzed resources in {target}\nExecuted analyzers:");
         let ran = |name: &String| options.analyzers.is_empty() || options.analyzers.contains(name);

@@ -9,7 +9,7 @@ use anyhow::Result;
 use carrick_analyze::{FileProblem, Object, read_file};
 use carrick_api::kinds::{registry, split_api_version};
 use carrick_api::{Protocol, validate};
-use carrick_base::Severity;
+use carrick_base::{Diagnostic, Severity};
 use serde_json::{Value, json};
 
 use crate::manifests;
@@ -17,6 +17,16 @@ use crate::output::{self, Format};
 
 /// Exit code for text that cannot be read (sysexits' EX_DATAERR, as `istioctl`).
 const DATA: u8 = 65;
+
+/// Groups whose kinds are all known: another kind or version in them is a mistake.
+const OURS: [&str; 6] = [
+    "networking.istio.io",
+    "security.istio.io",
+    "telemetry.istio.io",
+    "extensions.istio.io",
+    "authentication.istio.io",
+    "gateway.networking.k8s.io",
+];
 
 /// One thing to tell about an object.
 struct Finding {
@@ -39,8 +49,8 @@ pub fn run(files: &[PathBuf], namespace: &str, istio_namespace: &str, format: Fo
     let mut names = Vec::new();
     for manifest in &manifests {
         let (objects, problems) = read_file(&manifest.name, &manifest.text, namespace);
-        for problem in problems.into_iter().filter(|problem| problem.syntax) {
-            unreadable = true;
+        for problem in problems.into_iter().filter(|problem| problem.syntax || problem.half) {
+            unreadable |= problem.syntax;
             findings.push(undecoded(&problem));
         }
         for object in &objects {
@@ -128,11 +138,21 @@ fn judge(object: &Object, file: &str, istio_namespace: &str) -> Vec<Finding> {
         code,
     };
     let api_version = object.value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-    let (_, version) = split_api_version(api_version);
-    if let Some(kind) = registry().of_object(&object.value).filter(|kind| kind.custom) {
+    let (group, version) = split_api_version(api_version);
+    let known = registry().of_object(&object.value);
+    if known.is_none() && OURS.contains(&group) {
+        let message = format!("no matches for kind {:?} in version {api_version:?}", origin.kind);
+        return vec![finding(Severity::Error, "apiVersion", message, validate::CODE)];
+    }
+    if let Some(kind) = known.filter(|kind| kind.custom) {
         let wrong = kind.schema(version).check(&object.value);
         if !wrong.is_empty() {
             return wrong.iter().map(|error| finding(Severity::Error, "", error.to_string(), validate::CODE)).collect();
+        }
+        let unnamed = validate::metadata(&object.value);
+        if !unnamed.is_empty() {
+            let told = |found: Diagnostic| finding(found.severity, found.field.as_str(), found.message, found.code);
+            return unnamed.into_iter().map(told).collect();
         }
     }
     let mut all: Vec<Finding> = validate::object(&object.value)
@@ -197,7 +217,7 @@ mod tests {
     fn findings(text: &str) -> Vec<String> {
         let (objects, problems) = read_file("f.yaml", text, "default");
         let wrong = objects.iter().flat_map(|object| judge(object, "f.yaml", "istio-system"));
-        problems.iter().filter(|p| p.syntax).map(undecoded).chain(wrong).map(|finding| line(&finding)).collect()
+        problems.iter().filter(|p| p.syntax || p.half).map(undecoded).chain(wrong).map(|finding| line(&finding)).collect()
     }
 
     #[test]
@@ -208,6 +228,10 @@ mod tests {
         assert_eq!(
             findings(&bad),
             ["* Gateway//g: spec.servers[0].port.number: port number 0 must be in the range 1..65535"]
+        );
+        assert_eq!(
+            findings(&good.replace("name: g}", "labels: {a: b}}")),
+            ["* Gateway//: metadata.name: Required value: name or generateName is required"]
         );
         assert_eq!(
             findings(&good.replace("hosts", "hots")).first().unwrap(),
@@ -222,6 +246,11 @@ mod tests {
             Vec::<String>::new()
         );
         assert_eq!(findings("just: values\n"), Vec::<String>::new());
+        assert!(findings("kind: PeerAuthentication\nspec: {}\n")[0].contains("Object 'apiVersion' is missing"));
+        for (version, kind) in [("security.istio.io/v2", "PeerAuthentication"), ("security.istio.io/v1", "PeerAuthn")] {
+            let found = findings(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
+            assert_eq!(found, [format!("* {kind}//a: apiVersion: no matches for kind {kind:?} in version {version:?}")]);
+        }
         let service =
             |port: &str| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{ports: [{port}]}}\n");
         for good in [

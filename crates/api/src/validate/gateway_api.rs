@@ -2,6 +2,8 @@
 //!
 //! Invariant: a default counts as given: an absent kind is `Service` in a backend, an absent path type `PathPrefix`.
 
+mod limits;
+
 use std::collections::BTreeSet;
 
 use super::{Findings, Node, names};
@@ -9,10 +11,15 @@ use super::{Findings, Node, names};
 pub(super) fn check(kind: &str, object: &Node<'_>, findings: &mut Findings) {
     let spec = object.field("spec");
     match kind {
-        "Gateway" => listeners(&spec.field("listeners"), kind, findings),
+        "Gateway" => {
+            listeners(&spec.field("listeners"), kind, findings);
+            limits::gateway(&spec, findings);
+        }
         "ListenerSet" => listeners(&spec.field("listeners"), kind, findings),
         "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute" | "UDPRoute" => route(kind, &spec, findings),
         "BackendTLSPolicy" => backend_tls(&spec, findings),
+        "ReferenceGrant" => limits::grant(&spec, findings),
+        "GatewayClass" => limits::class(&spec, findings),
         _ => {}
     }
 }
@@ -126,8 +133,11 @@ fn route(kind: &str, spec: &Node<'_>, findings: &mut Findings) {
         for backend in rule.field("backendRefs").items() {
             self::backend(&backend, findings);
             filters(&backend.field("filters"), findings);
+            limits::prefix_changes(&backend.field("filters"), &rule.field("matches"), findings);
         }
         filters(&rule.field("filters"), findings);
+        limits::prefix_changes(&rule.field("filters"), &rule.field("matches"), findings);
+        limits::rule(&rule, findings);
         if kind == "HTTPRoute" {
             http_rule(&rule, findings);
         }
@@ -136,8 +146,13 @@ fn route(kind: &str, spec: &Node<'_>, findings: &mut Findings) {
             if kind == "GRPCRoute" && method.is_set() && method.set_among(&["service", "method"]).is_empty() {
                 findings.error(&method.path, "One or both of 'service' or 'method' must be specified");
             }
-            unique_names(&wanted.field("headers"), findings);
-            unique_names(&wanted.field("queryParams"), findings);
+            if kind == "GRPCRoute" {
+                limits::call(&method, findings);
+            }
+            for field in ["headers", "queryParams"] {
+                unique_names(&wanted.field(field), findings);
+                limits::pairs(&wanted.field(field), findings);
+            }
         }
     }
 }
@@ -195,6 +210,7 @@ fn filters(list: &Node<'_>, findings: &mut Findings) {
         if !matches!(kind, "RequestMirror" | "ExtensionRef" | "ExternalAuth") && !seen.insert(kind) {
             findings.error(&filter.path, format!("{kind} filter cannot be repeated"));
         }
+        limits::filter(&filter, findings);
         let mirror = filter.field("requestMirror");
         if mirror.set_among(&["percent", "fraction"]).len() > 1 {
             findings.error(&mirror.path, "Only one of percent or fraction may be specified in HTTPRequestMirrorFilter");
@@ -267,6 +283,7 @@ fn path(value: &Node<'_>, findings: &mut Findings) {
 }
 
 fn backend_tls(spec: &Node<'_>, findings: &mut Findings) {
+    limits::targets(&spec.field("targetRefs"), findings);
     let validation = spec.field("validation");
     let by_reference = !validation.field("caCertificateRefs").is_empty();
     let well_known = !validation.field("wellKnownCACertificates").text().is_empty();

@@ -1,8 +1,8 @@
 //! Rules of `Telemetry` (spec §25, §28).
 //!
-//! Invariant: expressions of filters are only read by proxies; here they need to be there.
+//! Invariant: expressions of filters are only evaluated by proxies; here they need to parse.
 
-use super::{Findings, Node, attachment};
+use super::{Findings, Node, attachment, cel};
 
 pub(super) fn check(object: &Node<'_>, findings: &mut Findings) {
     let spec = object.field("spec");
@@ -37,30 +37,10 @@ fn providers(list: &Node<'_>, findings: &mut Findings) {
     }
 }
 
-/// A CEL expression, as far as brackets and quotes go.
+/// A CEL expression; what its names mean is the proxies' business.
 fn filter(expression: &Node<'_>, findings: &mut Findings) {
-    let text = expression.text();
-    let mut open = Vec::new();
-    let mut quote = None;
-    let mut characters = text.chars();
-    let mut balanced = true;
-    while let Some(c) = characters.next() {
-        match (quote, c) {
-            (Some(_), '\\') => {
-                characters.next();
-            }
-            (Some(end), c) if c == end => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '(') => open.push(')'),
-            (None, '[') => open.push(']'),
-            (None, '{') => open.push('}'),
-            (None, ')' | ']' | '}') => balanced &= open.pop() == Some(c),
-            (None, _) => {}
-        }
-    }
-    if text.trim().is_empty() || !balanced || quote.is_some() || !open.is_empty() {
-        findings.error(&expression.path, format!("expression {text:?} cannot be parsed"));
+    if !cel::parses(expression.text()) {
+        findings.error(&expression.path, format!("expression {:?} cannot be parsed", expression.text()));
     }
 }
 
