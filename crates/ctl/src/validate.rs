@@ -217,7 +217,13 @@ mod tests {
     fn findings(text: &str) -> Vec<String> {
         let (objects, problems) = read_file("f.yaml", text, "default");
         let wrong = objects.iter().flat_map(|object| judge(object, "f.yaml", "istio-system"));
-        problems.iter().filter(|p| p.syntax || p.half).map(undecoded).chain(wrong).map(|finding| line(&finding)).collect()
+        problems
+            .iter()
+            .filter(|p| p.syntax || p.half)
+            .map(undecoded)
+            .chain(wrong)
+            .map(|finding| line(&finding))
+            .collect()
     }
 
     #[test]
@@ -249,7 +255,10 @@ mod tests {
         assert!(findings("kind: PeerAuthentication\nspec: {}\n")[0].contains("Object 'apiVersion' is missing"));
         for (version, kind) in [("security.istio.io/v2", "PeerAuthentication"), ("security.istio.io/v1", "PeerAuthn")] {
             let found = findings(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
-            assert_eq!(found, [format!("* {kind}//a: apiVersion: no matches for kind {kind:?} in version {version:?}")]);
+            assert_eq!(
+                found,
+                [format!("* {kind}//a: apiVersion: no matches for kind {kind:?} in version {version:?}")]
+            );
         }
         let service =
             |port: &str| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{ports: [{port}]}}\n");

@@ -181,8 +181,21 @@ mod tests {
             assert!(parses(good), "{good}");
         }
         for bad in [
-            "", " ", "a b c", "response.code >= (400", "response.code >=", "a ? b", "a..b", "'open", "a = b", "[1, ,]",
-            "in", "{1}", "a)", "@a", "a.1b!",
+            "",
+            " ",
+            "a b c",
+            "response.code >= (400",
+            "response.code >=",
+            "a ? b",
+            "a..b",
+            "'open",
+            "a = b",
+            "[1, ,]",
+            "in",
+            "{1}",
+            "a)",
+            "@a",
+            "a.1b!",
         ] {
             assert!(!parses(bad), "{bad}");
         }

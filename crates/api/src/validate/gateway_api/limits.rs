@@ -107,7 +107,8 @@ pub(super) fn class(spec: &Node<'_>, findings: &mut Findings) {
     let name = spec.field("controllerName");
     let good = name.text().split_once('/').is_some_and(|(domain, path)| is_subdomain(domain) && !path.is_empty());
     if name.is_set() && !good {
-        findings.error(&name.path, format!("{:?} is not a domain and a path, such as example.net/gateways", name.text()));
+        findings
+            .error(&name.path, format!("{:?} is not a domain and a path, such as example.net/gateways", name.text()));
     }
 }
 
@@ -121,7 +122,10 @@ pub(super) fn targets(list: &Node<'_>, findings: &mut Findings) {
     for target in list.items() {
         let part = |field: &str| target.field(field).text();
         if !seen.insert((part("group"), part("kind"), part("name"), part("sectionName"))) {
-            findings.error(&target.path, "sectionName must be unique when targetRefs includes 2 or more references to the same target");
+            findings.error(
+                &target.path,
+                "sectionName must be unique when targetRefs includes 2 or more references to the same target",
+            );
         }
     }
 }
@@ -245,8 +249,7 @@ pub(super) fn filter(filter: &Node<'_>, findings: &mut Findings) {
 
 fn cors(cors: &Node<'_>, findings: &mut Findings) {
     range(&cors.field("maxAge"), 1, i32::MAX.into(), findings);
-    let lists =
-        [("allowOrigins", "AllowOrigins"), ("allowMethods", "AllowMethods"), ("allowHeaders", "AllowHeaders")];
+    let lists = [("allowOrigins", "AllowOrigins"), ("allowMethods", "AllowMethods"), ("allowHeaders", "AllowHeaders")];
     for (field, what) in lists {
         let list = cors.field(field);
         at_most(&list, if field == "allowMethods" { 9 } else { 64 }, findings);
@@ -256,7 +259,8 @@ fn cors(cors: &Node<'_>, findings: &mut Findings) {
     }
     for origin in cors.field("allowOrigins").items() {
         let text = origin.text();
-        let good = text == "*" || text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && !host.is_empty());
+        let good =
+            text == "*" || text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && !host.is_empty());
         if !good || text.contains([' ', ',']) {
             findings.error(&origin.path, format!("{text:?} is not an origin, such as https://*.example.com"));
         }
