@@ -23,7 +23,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::{
     Answer, Call, Question, QuestionError, Side, Speaks,
     place::{self, From},
-    proxy::Proxy,
+    proxy::{Proxies, Proxy},
 };
 
 /// A port a caller could have. Which one it is decides nothing.
@@ -41,10 +41,20 @@ const HOPS: usize = 4;
 /// # Errors
 /// When caller or destination are unknown, or a configuration would be refused.
 pub fn why(snapshot: &Snapshot, question: &Question) -> Result<Answer, QuestionError> {
+    why_of(&Proxies::new(snapshot), question)
+}
+
+/// Answers one of several questions about the same objects.
+///
+/// # Errors
+/// As [`why`].
+pub fn why_of(proxies: &Proxies<'_>, question: &Question) -> Result<Answer, QuestionError> {
+    let snapshot = proxies.snapshot;
     let from = place::caller(snapshot, &question.from)?;
     let call = Travelling::of(question)?;
     let mut journey = Journey {
         snapshot,
+        proxies,
         now: question.now,
         answer: Answer { allowed: false, end: String::new(), steps: Vec::new() },
         hops: 0,
@@ -147,6 +157,7 @@ impl Arrived {
 
 struct Journey<'a> {
     snapshot: &'a Snapshot,
+    proxies: &'a Proxies<'a>,
     now: u64,
     answer: Answer,
     hops: usize,
@@ -165,7 +176,7 @@ impl Journey<'_> {
         arrived: &Arrived,
         call: &Travelling,
     ) -> Result<Answer, QuestionError> {
-        let proxy = Proxy::of(self.snapshot, workload, ProxyKind::Sidecar)?;
+        let proxy = self.proxies.of(workload, ProxyKind::Sidecar)?;
         let captured_at = Some(self.snapshot.settings().outbound_port);
         let caller = Caller { now: self.now, ..Caller::default() };
         let verdict = arrived.opened(call, |opening| {
@@ -190,7 +201,7 @@ impl Journey<'_> {
         if self.hops > HOPS {
             return Ok(self.answer.refused(format!("it goes in circles: {HOPS} gateways were passed")));
         }
-        let proxy = Proxy::of(self.snapshot, workload, ProxyKind::Router)?;
+        let proxy = self.proxies.of(workload, ProxyKind::Router)?;
         let uris = self.names(from, arrived);
         let caller = Caller { uris: &uris, now: self.now, ..Caller::default() };
         let verdict = arrived.opened(call, |opening| {
@@ -267,7 +278,7 @@ impl Journey<'_> {
         let decided = snapshot.peer_auth().effective(&workload.name.namespace, &workload.labels);
         let port = decided.port(address.port());
         self.step(Side::Server, "mutual TLS", port.mode.as_str().to_owned(), source(&port.from));
-        let proxy = Proxy::of(snapshot, workload, ProxyKind::Sidecar)?;
+        let proxy = self.proxies.of(workload, ProxyKind::Sidecar)?;
         let uris = self.names(from, arrived);
         let caller = Caller { uris: &uris, now: self.now, ..Caller::default() };
         let captured_at = Some(snapshot.settings().inbound_port);
@@ -286,6 +297,10 @@ impl Journey<'_> {
             self.step(Side::Server, "cluster", cluster.to_string(), None);
         }
         if let Some(end) = refusal(&verdict, Side::Server) {
+            return Ok(self.answer.refused(end));
+        }
+        if arrived.is_mesh() && verdict.tls.is_none() {
+            let end = "the caller speaks mutual TLS of the mesh, and the server's sidecar hands it on unopened";
             return Ok(self.answer.refused(end));
         }
         if verdict.tls.as_ref().is_some_and(|tls| tls.client_certificate) && !arrived.is_mesh() {

@@ -10,8 +10,9 @@ mod place;
 mod proxy;
 
 pub use answer::{Answer, Side, Step};
-pub use journey::why;
+pub use journey::{why, why_of};
 pub use place::{Caller, Target};
+pub use proxy::Proxies;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]

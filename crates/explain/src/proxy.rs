@@ -2,7 +2,7 @@
 //!
 //! Invariant: the runtime configuration is what a native proxy would run; a resource it refuses makes the question unanswerable, loudly.
 
-use std::sync::Arc;
+use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
 use carrick_mesh::{ProxyKind, ProxyNode, Snapshot, model::Workload, view::Views};
 use carrick_proxy_core::{ConfigStore, RuntimeConfig, nack_text, store::type_url};
@@ -20,9 +20,33 @@ pub(crate) struct Proxy {
     rendered: Rendered,
 }
 
-impl Proxy {
+/// The proxies that questions about the same objects meet, each made once.
+pub struct Proxies<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    made: RefCell<BTreeMap<Key, Result<Rc<Proxy>, QuestionError>>>,
+}
+
+/// Namespace, name, addresses, and whether it is a gateway.
+type Key = (Box<str>, Box<str>, Vec<IpAddr>, bool);
+
+impl<'a> Proxies<'a> {
+    /// None made yet.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot) -> Self {
+        Self { snapshot, made: RefCell::default() }
+    }
+
     /// The sidecar of a workload, or the gateway that it is.
-    pub(crate) fn of(snapshot: &Snapshot, workload: &Workload, kind: ProxyKind) -> Result<Self, QuestionError> {
+    pub(crate) fn of(&self, workload: &Workload, kind: ProxyKind) -> Result<Rc<Proxy>, QuestionError> {
+        let (namespace, name) = (&*workload.name.namespace, &*workload.name.name);
+        let key = (namespace.into(), name.into(), workload.ips.to_vec(), kind == ProxyKind::Router);
+        let make = || Proxy::of(self.snapshot, workload, kind).map(Rc::new);
+        self.made.borrow_mut().entry(key).or_insert_with(make).clone()
+    }
+}
+
+impl Proxy {
+    fn of(snapshot: &Snapshot, workload: &Workload, kind: ProxyKind) -> Result<Self, QuestionError> {
         let node = ProxyNode {
             id: format!("sidecar~{}", workload.name).into(),
             kind,

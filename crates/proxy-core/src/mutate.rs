@@ -1,7 +1,7 @@
 //! Header mutations and filter state of a matched route.
 //!
 //! Invariant: weighted cluster, route, virtual host, table, in this order (so that the table has the last word), or the reverse with
-//! `most_specific_header_mutations_wins`; within a level removals come first. Values that are no legal header value are dropped.
+//! `most_specific_header_mutations_wins`; within a level removals come first, then what replaces, then what is added. Values that are no legal header value are dropped.
 
 use http::header::{HeaderMap, HeaderValue};
 
@@ -12,11 +12,13 @@ use crate::model::headers::{AppendAction, HeaderOps};
 use crate::model::route::{PerFilter, Route, RouteTable, VirtualHost, WeightedCluster};
 
 impl HeaderOps {
-    /// Applies this level.
+    /// Applies this level: what is removed goes first, then what replaces, then what is added, each in its order. As in Envoy all values
+    /// and conditions are looked at before the first of them changes anything.
     pub fn apply(&self, headers: &mut HeaderMap, values: &dyn Values) {
         for name in &self.remove {
             headers.remove(name);
         }
+        let mut made = Vec::with_capacity(self.add.len());
         for add in &self.add {
             let text = add.value.text(values);
             if text.is_empty() && !add.keep_empty {
@@ -25,15 +27,17 @@ impl HeaderOps {
             let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) else { continue };
             let present = headers.contains_key(&add.name);
             match add.action {
-                AppendAction::AppendOrAdd => {
-                    headers.append(add.name.clone(), value);
-                }
                 AppendAction::AddIfAbsent if present => {}
                 AppendAction::OverwriteIfExists if !present => {}
-                AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
-                    headers.insert(add.name.clone(), value);
-                }
+                AppendAction::AppendOrAdd | AppendAction::AddIfAbsent => made.push((false, &add.name, value)),
+                AppendAction::Overwrite | AppendAction::OverwriteIfExists => made.push((true, &add.name, value)),
             }
+        }
+        for (_, name, value) in made.iter().filter(|(replaces, ..)| *replaces) {
+            headers.insert(*name, value.clone());
+        }
+        for (_, name, value) in made.into_iter().filter(|(replaces, ..)| !replaces) {
+            headers.append(name, value);
         }
     }
 }

@@ -41,6 +41,7 @@ pub mod details {
     pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
     pub const NO_HEALTHY: &str = "no_healthy_upstream";
     pub const BAD_PATH: &str = "path_normalization_failed";
+    pub const NOMINATED: &str = "http1.connection_header_rejected";
     pub const UPGRADE_FAILED: &str = "upgrade_failed";
     pub const RESPONSE_TIMEOUT: &str = "response_timeout";
     pub const PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";

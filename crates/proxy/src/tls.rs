@@ -130,7 +130,7 @@ pub struct ClientTls {
 pub struct TlsCache {
     secrets: watch::Receiver<Arc<Secrets>>,
     servers: RefCell<HashMap<usize, ServerEntry>>,
-    clients: RefCell<HashMap<(usize, UpstreamOverrides, &'static str), ClientEntry>>,
+    clients: RefCell<HashMap<(usize, UpstreamOverrides, &'static str, bool), ClientEntry>>,
 }
 
 impl TlsCache {
@@ -205,7 +205,7 @@ impl TlsCache {
     }
 
     /// The configuration of a cluster's socket, with what a request's filter state overrides. `protocol` is offered by ALPN where nothing
-    /// else is, unless it is empty: what will be spoken, as Envoy does.
+    /// else is, unless it is empty: what will be spoken, as Envoy does. `says_name`: the server is told a name.
     ///
     /// # Errors
     /// A secret is not there, or something inline cannot be used.
@@ -215,9 +215,10 @@ impl TlsCache {
         tls: &UpstreamTls,
         overrides: &UpstreamOverrides,
         protocol: &'static str,
+        says_name: bool,
     ) -> Result<ClientTls, Refused> {
         let named = self.named(&tls.certificate, tls.validation.as_ref())?;
-        let key = (Arc::as_ptr(socket) as usize, overrides.clone(), protocol);
+        let key = (Arc::as_ptr(socket) as usize, overrides.clone(), protocol, says_name);
         let mut clients = self.clients.borrow_mut();
         if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
             return Ok(ClientTls { config: Arc::clone(&e.config), own: e.own.clone(), verified: e.verified });
@@ -225,13 +226,14 @@ impl TlsCache {
         let own: Vec<CertificateSource> = tls.certificate.iter().cloned().collect();
         let identity = identities(&own, &named)?.into_iter().next();
         identity.iter().try_for_each(|own| usable(own, &named.quarantine))?;
+        let by_name = tls.auto_sni_san_validation && says_name || tls.auto_san_of_requests && !protocol.is_empty();
         let auth = match &tls.validation {
             Some(v) if v.accept_untrusted => ServerAuth::None,
             Some(v) => {
                 let mut policy = policy(v, &named, overrides.sans.as_deref())?;
                 if is_mesh(v) {
                     ServerAuth::Spiffe(policy)
-                } else if tls.auto_sni_san_validation && overrides.sans.is_none() {
+                } else if by_name && overrides.sans.is_none() {
                     // The name that was asked for takes the place of the names in the configuration.
                     policy.names = None;
                     ServerAuth::Named(policy)

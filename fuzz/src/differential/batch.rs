@@ -15,7 +15,7 @@ use super::engines::{Envoy, Native, Placed, Refused};
 use super::keys::Keys;
 use super::moved::{Moved, moved};
 use super::prepare::{Prepared, prepare};
-use super::simulator::{Foreseen, foresee};
+use super::simulator::{Foreseen, Seer, foresee};
 
 /// Questions under way at once.
 const AT_ONCE: usize = 24;
@@ -74,10 +74,11 @@ pub async fn run(cases: &[Case], round: usize, keys: &Arc<Keys>) -> Result<Vec<R
             .iter()
             .map(|d| format!("{} {}: {}: {}", d.code, d.object.name, d.field.as_str(), d.message))
             .collect();
+        let seer = Seer::new(prepared);
         for (index, ask) in case.asks.iter().enumerate() {
             let tokens = Arc::new(signed(ask, keys));
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-            let foreseen = foresee(prepared, ask, &tokens, keys, now);
+            let foreseen = foresee(&seer, ask, &tokens, keys, now);
             one.seen.push(Seen { native: Outcome::Silence, envoy: Outcome::Silence, foreseen });
             for (engine, all) in [(0, &ours), (1, &theirs)] {
                 let Some(network) = all.get(slot).map(|p| p.network.clone()) else { continue };

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use carrick_base::NamespacedName;
-use carrick_explain::{Call, Caller, Question, Speaks, Target};
+use carrick_explain::{Call, Caller, Proxies, Question, Speaks, Target};
 use carrick_proxy_core::request::RequestHead;
 use carrick_proxy_core::simulate::{self, Connection, End, Opening};
 use carrick_proxy_core::{ConfigStore, RuntimeConfig, nack_text, store::type_url};
@@ -50,8 +50,24 @@ impl Foreseen {
     }
 }
 
+/// What is made once for all requests of a case: the proxies, as they would run.
+pub struct Seer<'a> {
+    case: &'a Prepared,
+    proxies: Proxies<'a>,
+    doors: Vec<(Part, Option<Arc<RuntimeConfig>>)>,
+}
+
+impl<'a> Seer<'a> {
+    /// For a case.
+    pub fn new(case: &'a Prepared) -> Self {
+        let doors = case.rendered.iter().filter(|(part, _)| *part != Part::Client);
+        let doors = doors.map(|(part, rendered)| (*part, runtime(rendered).ok())).collect();
+        Self { case, proxies: Proxies::new(&case.snapshot), doors }
+    }
+}
+
 /// Foresees.
-pub fn foresee(case: &Prepared, ask: &Ask, tokens: &[String], keys: &Keys, now: u64) -> Foreseen {
+pub fn foresee(case: &Seer<'_>, ask: &Ask, tokens: &[String], keys: &Keys, now: u64) -> Foreseen {
     let request = match &ask.says {
         Says::Http(request) => Some(request),
         Says::Bytes(_) => None,
@@ -66,7 +82,7 @@ pub fn foresee(case: &Prepared, ask: &Ask, tokens: &[String], keys: &Keys, now: 
 }
 
 /// A call as `carrick why` answers it.
-fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[String], now: u64) -> Foreseen {
+fn explained(case: &Seer<'_>, ask: &Ask, request: Option<&Request>, tokens: &[String], now: u64) -> Foreseen {
     let from = match ask.from {
         world::CLIENT => Caller::Pod(NamespacedName::new("web", "client")),
         last => match world::at(last).parse() {
@@ -84,7 +100,7 @@ fn explained(case: &Prepared, ask: &Ask, request: Option<&Request>, tokens: &[St
         }
     }
     let to = Target { host: world::at(ask.to.0), port: ask.to.1 };
-    let answer = match carrick_explain::why(&case.snapshot, &Question { from, to, call, now }) {
+    let answer = match carrick_explain::why_of(&case.proxies, &Question { from, to, call, now }) {
         Ok(answer) => answer,
         Err(error) => return Foreseen::Fails(error.to_string()),
     };
@@ -116,7 +132,7 @@ fn last_part(address: SocketAddr) -> Option<u8> {
 
 /// A caller with TLS of its own before a server's sidecar, or anybody before a gateway.
 fn at_the_door(
-    case: &Prepared,
+    case: &Seer<'_>,
     ask: &Ask,
     request: Option<&Request>,
     headers: HeaderMap,
@@ -125,7 +141,7 @@ fn at_the_door(
     now: u64,
 ) -> Foreseen {
     let part = if ask.to.0 == world::GATEWAY { Part::Gateway } else { Part::Server };
-    let Some(runtime) = case.rendered.iter().find(|(p, _)| *p == part).and_then(|(_, r)| runtime(r).ok()) else {
+    let Some(runtime) = case.doors.iter().find(|(p, _)| *p == part).and_then(|(_, runtime)| runtime.as_ref()) else {
         return Foreseen::Unknown("refused resources".to_owned());
     };
     let alpn: Vec<&str> = ask.tls.iter().flat_map(|t| &t.alpn).map(String::as_str).collect();
@@ -139,7 +155,7 @@ fn at_the_door(
     else {
         return Foreseen::Unknown("no addresses".to_owned());
     };
-    let captured_at = (part == Part::Server).then(|| case.snapshot.settings().inbound_port);
+    let captured_at = (part == Part::Server).then(|| case.case.snapshot.settings().inbound_port);
     let connection = Connection { destination, source, opening, captured_at };
     let identity = ask.tls.as_ref().and_then(|t| t.identity.as_deref());
     let uris: Vec<String> = identity.and_then(|name| keys.identity(name)).map(|i| keys::uris(i)).unwrap_or_default();
@@ -149,9 +165,9 @@ fn at_the_door(
     let head =
         request.map(|r| RequestHead { method: &r.method, path: &path, authority: &host, scheme, headers: &headers });
     let caller = simulate::Caller { uris: &uris, now, ..simulate::Caller::default() };
-    let verdict = simulate::inbound_from(&runtime, &connection, &caller, head.as_ref(), 0);
+    let verdict = simulate::inbound_from(runtime, &connection, &caller, head.as_ref(), 0);
     if let Some(tls) = &verdict.tls {
-        let aliases = &case.snapshot.settings().trust_domain_aliases;
+        let aliases = &case.case.snapshot.settings().trust_domain_aliases;
         let trusted = |name: &str| match (tls.trust.as_deref(), name) {
             (None, _) => true,
             (Some("ROOTCA"), "foreign") => {

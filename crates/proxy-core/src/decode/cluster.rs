@@ -157,7 +157,7 @@ fn transport(value: &pb::Cluster, auto_san: bool) -> Result<Transport, Bad> {
                 Err(Bad::new("auto_san_validation needs a validation context"))
             }
             TransportSocket::Tls(own) if auto_san => {
-                Ok(Arc::new(TransportSocket::Tls(UpstreamTls { auto_sni_san_validation: true, ..own.clone() })))
+                Ok(Arc::new(TransportSocket::Tls(UpstreamTls { auto_san_of_requests: true, ..own.clone() })))
             }
             _ => Ok(socket),
         }

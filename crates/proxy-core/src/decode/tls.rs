@@ -140,6 +140,7 @@ pub fn upstream(context: &pb::UpstreamTlsContext) -> Result<UpstreamTls, Bad> {
         sni: (!context.sni.is_empty()).then(|| context.sni.as_str().into()),
         auto_host_sni: context.auto_host_sni,
         auto_sni_san_validation: context.auto_sni_san_validation,
+        auto_san_of_requests: false,
         certificate: only_one(parts.certificates)?,
         validation: parts.validation,
         alpn: parts.alpn,

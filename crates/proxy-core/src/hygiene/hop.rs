@@ -1,6 +1,6 @@
 //! Hop-by-hop headers (RFC 9110 §7.6.1) and headers that only this proxy may write.
 //!
-//! Invariant: after [`strip_request`] nothing that speaks of the downstream connection goes upstream, except an upgrade that the route allows.
+//! Invariant: after [`drop_nominated`] and [`strip_request`] nothing that speaks of the downstream connection goes upstream, except an upgrade that the route allows.
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 
@@ -83,6 +83,48 @@ fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     headers.get_all(CONNECTION).into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
 }
 
+/// Tokens of `connection` at most.
+const MOST_NOMINATED: usize = 9;
+/// A nominated `te` is shorter.
+const TE_LIMIT: usize = 256;
+
+/// Takes away what `connection` nominates, before policies and routes look at the request, so that they see what goes on. Nothing is
+/// taken from a request for another protocol: there the neighbour sees all of it, too.
+///
+/// # Errors
+/// The client nominates what tells where it comes from, or too much.
+pub fn drop_nominated(headers: &mut HeaderMap) -> Result<(), Nominated> {
+    if !headers.contains_key(CONNECTION) || requested_upgrade(headers).is_some_and(|kind| kind != "h2c") {
+        return Ok(());
+    }
+    let nominated: Vec<String> = tokens(headers).filter(|t| !t.is_empty()).map(str::to_ascii_lowercase).collect();
+    if nominated.len() > MOST_NOMINATED {
+        return Err(Nominated);
+    }
+    for name in nominated {
+        match &*name {
+            "close" | "keep-alive" | "upgrade" | "http2-settings" | "connection" => {}
+            "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => return Err(Nominated),
+            name if name.starts_with(':') => return Err(Nominated),
+            // How long a request is cannot be taken back.
+            "content-length" | "transfer-encoding" => {}
+            // What is left of it is decided when it goes on.
+            "te" => {
+                if headers.get(TE).is_some_and(|v| v.len() >= TE_LIMIT) {
+                    return Err(Nominated);
+                }
+            }
+            name => drop(headers.remove(name)),
+        }
+    }
+    Ok(())
+}
+
+/// `connection` nominates what it must not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("headers nominated in connection are refused")]
+pub struct Nominated;
+
 /// Removes what is per hop. With `keep_upgrade` (an allowed upgrade) `connection: upgrade` and `upgrade` stay.
 /// `te` survives only as `te: trailers`, which gRPC needs.
 pub fn strip_request(headers: &mut HeaderMap, keep_upgrade: bool) {
@@ -98,24 +140,18 @@ pub fn strip_request(headers: &mut HeaderMap, keep_upgrade: bool) {
 
 /// Removes what is per hop from a response. With `keep_upgrade` (status 101 of an allowed upgrade) `connection` and `upgrade` stay.
 pub fn strip_response(headers: &mut HeaderMap, keep_upgrade: bool) {
+    let nominated: Vec<HeaderName> =
+        tokens(headers).filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok()).collect();
+    // Framing is ours to decide.
+    let fixed = [UPGRADE, http::header::CONTENT_LENGTH];
+    for name in nominated.into_iter().filter(|name| !fixed.contains(name)) {
+        headers.remove(name);
+    }
     strip(headers, keep_upgrade);
 }
 
 fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
-    if headers.contains_key(CONNECTION) {
-        let nominated: Vec<HeaderName> =
-            tokens(headers).filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok()).collect();
-        for name in nominated {
-            // Framing and addressing are ours to decide; a client cannot nominate them away.
-            let fixed = [UPGRADE, TE, http::header::HOST, http::header::CONTENT_LENGTH, http::header::AUTHORIZATION]
-                .contains(&name)
-                || name.as_str().starts_with("x-forwarded-");
-            if !fixed {
-                headers.remove(&name);
-            }
-        }
-        headers.remove(CONNECTION);
-    }
+    headers.remove(CONNECTION);
     if keep_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {
@@ -163,5 +199,42 @@ pub fn append_via(hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
         && let Ok(value) = HeaderValue::from_str(&hcm.via)
     {
         headers.append(VIA, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().unwrap());
+        HeaderMap::from_iter(lines.iter().map(line))
+    }
+
+    /// What is left after Envoy 1.40's answers to the same requests.
+    #[test]
+    fn nominated_headers_go_before_anybody_looks() {
+        for (lines, left) in [
+            (&[("connection", "x-a, Close"), ("x-a", "1"), ("x-b", "2")][..], Some("connection x-b")),
+            (&[("connection", "authorization"), ("authorization", "x")], Some("connection")),
+            (&[("connection", "host"), ("host", "a")], Some("connection")),
+            (&[("connection", "te"), ("te", "trailers, deflate")], Some("connection te")),
+            (&[("connection", "content-length"), ("content-length", "1")], Some("connection content-length")),
+            (&[("connection", "upgrade, x-a"), ("upgrade", "foo"), ("x-a", "1")], Some("connection upgrade x-a")),
+            (&[("connection", "upgrade, x-a"), ("x-a", "1")], Some("connection")),
+            (&[("connection", "x-forwarded-for")], None),
+            (&[("connection", "x-forwarded-host")], None),
+            (&[("connection", "X-Forwarded-Proto")], None),
+            (&[("connection", ":path")], None),
+            (&[("connection", "a,b,c,d,e,f,g,h,i")], Some("connection")),
+            (&[("connection", "a,b,c,d,e,f,g,h,i,j")], None),
+        ] {
+            let mut headers = headers(lines);
+            let outcome = drop_nominated(&mut headers);
+            let names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(outcome.ok().map(|()| names.join(" ")).as_deref(), left, "{lines:?}");
+        }
+        let mut long = headers(&[("connection", "te"), ("te", &"a".repeat(256))]);
+        assert_eq!(drop_nominated(&mut long), Err(Nominated));
     }
 }

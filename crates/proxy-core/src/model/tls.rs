@@ -35,6 +35,8 @@ pub struct UpstreamTls {
     pub auto_host_sni: bool,
     /// The certificate must be good for the SNI sent.
     pub auto_sni_san_validation: bool,
+    /// The same for the name of each request, by the cluster's HTTP options: bytes that are no requests are not checked so.
+    pub auto_san_of_requests: bool,
     /// Our certificate, if one is to be presented.
     pub certificate: Option<CertificateSource>,
     /// How to check the server; `None` = not at all.

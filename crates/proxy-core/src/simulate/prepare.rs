@@ -63,6 +63,9 @@ pub(super) fn prepare(
         return Err(400);
     }
     reject::head(manager, version, request.method, target, Some(authority), &headers).map_err(status)?;
+    if !h2 {
+        hop::drop_nominated(&mut headers).map_err(|_| 400_u16)?;
+    }
     hop::join_repeated(&mut headers);
     let port = connection.destination.port();
     let cleaned = reject::clean_authority(manager, authority, port);

@@ -306,7 +306,7 @@ fn automatic_name_checks_reach_the_handshake() {
     store.clusters(&[with(true)]).unwrap();
     let runtime = store.runtime();
     let TransportSocket::Tls(tls) = runtime.clusters["c"].transport.default.as_ref() else { panic!("TLS") };
-    assert!(tls.auto_sni_san_validation);
+    assert!(tls.auto_san_of_requests);
     assert_eq!(
         one(Store::default().clusters(&[with(false)])),
         "c: transport_socket: auto_san_validation needs a validation context"

@@ -342,6 +342,18 @@ fn mutations_go_from_route_to_table_unless_reversed() {
     assert_eq!(mutated(true)["x-level"], "route");
 }
 
+#[test]
+fn what_replaces_goes_before_what_adds() {
+    let mut one = route(prefix("/"), "r");
+    one.request_headers_to_add = vec![add("x-a", "first", 0), add("x-a", "set", 2), add("x-a", "last", 0)];
+    let table = build(table("t", vec![virtual_host("v", &["*"], vec![one])]));
+    let virtual_host = &table.virtual_hosts[0];
+    let levels = Levels { table: &table, virtual_host, route: &virtual_host.routes[0], weighted: None };
+    let mut headers = Request::get("h/p").with("x-a", "old").headers;
+    levels.mutate_request(&mut headers, &Facts::default());
+    assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["set", "first", "last"]);
+}
+
 fn typed(name: &str, config: envoy_types::pb::google::protobuf::Any) -> core::TypedExtensionConfig {
     core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) }
 }

@@ -7,7 +7,7 @@ use super::reply::Failure;
 use crate::names::details;
 use carrick_proxy_core::hygiene::address::{self, Arrival};
 use carrick_proxy_core::hygiene::reject::{self, Version};
-use carrick_proxy_core::hygiene::{hop, path};
+use carrick_proxy_core::hygiene::{LocalReply, hop, path};
 use carrick_proxy_core::model::hcm::HttpConnectionManager;
 use carrick_proxy_core::model::route::{Route, RouteAction, RouteTable, Target, VirtualHost, WeightedCluster};
 use carrick_proxy_core::mutate::Levels;
@@ -80,6 +80,10 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
         http::Version::HTTP_2 => Version::Http2,
         _ => Version::Http11,
     };
+    if !conn.h2 {
+        let refused = |_| Failure::Refused(LocalReply::Status(400, details::NOMINATED));
+        hop::drop_nominated(&mut parts.headers).map_err(refused)?;
+    }
     // Absolute-form and :authority go before Host (RFC 9112 §3.2.2).
     let authority = match parts.uri.authority() {
         Some(a) => HeaderValue::from_str(a.as_str()).ok(),
@@ -134,7 +138,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
 }
 
 pub(super) fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
-    let bad = || Failure::Refused(carrick_proxy_core::hygiene::LocalReply::Status(400, details::BAD_PATH));
+    let bad = || Failure::Refused(LocalReply::Status(400, details::BAD_PATH));
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.path_and_query = Some(PathAndQuery::try_from(new).map_err(|_| bad())?);
     parts.uri = Uri::from_parts(uri).map_err(|_| bad())?;

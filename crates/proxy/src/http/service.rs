@@ -13,7 +13,7 @@ use super::reply::{self, Failure};
 use super::{trace, upgrade};
 use crate::names::details;
 use carrick_proxy_core::facts::Facts;
-use carrick_proxy_core::hygiene::hop;
+use carrick_proxy_core::hygiene::{LocalReply, hop};
 use carrick_proxy_core::model::filter::{FilterStateSet, HttpFilter, UpstreamOverrides};
 use carrick_proxy_core::model::format::{Operator, Part, Plain};
 use carrick_proxy_core::model::hcm::{HttpConnectionManager, Upgrade};
@@ -145,7 +145,11 @@ async fn handle(
     if http_body::Body::is_end_stream(&body) {
         exchange.received.ended.set(Some(exchange.started));
     }
-    let mut head = prepare(conn, hcm, parts).map_err(here)?;
+    let mut head = prepare(conn, hcm, parts).map_err(|failure| {
+        // Envoy's codec says so, which knows no gRPC.
+        exchange.is_grpc &= !matches!(&failure, Failure::Refused(LocalReply::Status(_, details::NOMINATED)));
+        here(failure)
+    })?;
     let live = conn.worker.live();
     let table = live.config.route_table(&hcm.routes).map(Arc::clone);
     let internal_only = table.as_ref().map_or(&[][..], |t| &t.internal_only_headers);

@@ -127,7 +127,6 @@ async fn steps(
     match &**transport {
         TransportSocket::Raw | TransportSocket::ProxyProtocol { .. } => Ok(Kind::Plain(socket).into()),
         TransportSocket::Tls(settings) => {
-            let config = local.tls.client(transport, settings, &to.overrides, protocol)?;
             let name = to
                 .overrides
                 .sni
@@ -138,6 +137,8 @@ async fn steps(
                 .and_then(|n| ServerName::try_from(n.to_string()).ok())
                 // rustls sends no SNI for an address.
                 .unwrap_or(ServerName::IpAddress(to.address.ip().into()));
+            let says_name = matches!(name, ServerName::DnsName(_));
+            let config = local.tls.client(transport, settings, &to.overrides, protocol, says_name)?;
             match tls::connect(config, name, socket, &local.ties).await {
                 Ok(stream) => {
                     stats.ssl_handshake.inc();

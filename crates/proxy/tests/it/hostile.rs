@@ -218,6 +218,23 @@ fn resident() -> usize {
     text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// Bodies that begin and do not go on, whole and in chunks: the stream's idle time ends them, with Envoy's status.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_are_ended() {
+    let (app, _) = echo_app().await;
+    let at = free_port();
+    let mut manager = hcm(all_to("app"));
+    manager.stream_idle_timeout = Some(Duration::from_millis(300));
+    let kind = carrick_proxy_core::model::listener::ChainKind::Http(Box::new(manager));
+    let plain = listener("plain", at, Direction::Unspecified, vec![chain("c", kind)]);
+    let _running = start(config(vec![plain], vec![(cluster("app"), Some(endpoints(&[app])))]), Default::default());
+    for body in ["Content-Length: 5\r\n\r\nx", "Transfer-Encoding: chunked\r\n\r\n5\r\nx"] {
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{body}").into_bytes();
+        assert_eq!(outcome(at, request).await, ("504".to_owned(), true), "{body:?}");
+    }
+    assert_eq!(get(at, "/").await.0, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_heads_and_giant_hellos_go_and_nothing_hangs() {
     let (app, _) = echo_app().await;

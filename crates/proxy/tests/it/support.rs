@@ -426,6 +426,7 @@ pub fn client_tls(account: &str, alpn: &[&str]) -> TransportSocket {
         sni: Some("outbound_.80_._.app.test.svc.cluster.local".into()),
         auto_host_sni: false,
         auto_sni_san_validation: false,
+        auto_san_of_requests: false,
         certificate: Some(CertificateSource::Secret("default".into())),
         validation: Some(Validation::of(
             "ROOTCA",
