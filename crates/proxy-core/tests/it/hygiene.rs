@@ -146,10 +146,11 @@ fn nothing_of_the_hop_goes_on() {
         ("te", "gzip, trailers"),
         ("x-kept", "1"),
     ]);
+    hop::drop_nominated(&mut map).unwrap();
     hop::strip_request(&mut map, false);
     let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
     left.sort_unstable();
-    assert_eq!(left, ["authorization", "te", "x-kept"]);
+    assert_eq!(left, ["te", "x-kept"]);
     assert_eq!(map["te"], "trailers");
     let mut upgrade = headers(&[("connection", "Upgrade"), ("upgrade", "WebSocket")]);
     assert_eq!(hop::requested_upgrade(&upgrade).as_deref(), Some("websocket"));
