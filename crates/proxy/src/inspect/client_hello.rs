@@ -13,6 +13,8 @@ const EXT_SERVER_NAME: u16 = 0;
 const EXT_ALPN: u16 = 16;
 /// Largest record that a peer may send (RFC 8446 §5.1), with what old stacks add.
 const MAX_RECORD: usize = 16 * 1024 + 2048;
+/// Largest record before anything is encrypted (RFC 8446 §5.1).
+const MAX_PLAIN: usize = 16 * 1024;
 
 /// Longest ClientHello: what Envoy's TLS library reads. Real ones, with keys of post-quantum groups, take two to three thousand bytes.
 const MAX_HELLO: usize = 16 * 1024;
@@ -21,15 +23,20 @@ const MAX_HELLO: usize = 16 * 1024;
 pub const HEADS: usize = 11;
 
 /// The alert for a ClientHello that the TLS library would take and must not: one that names SSL 3.0 or older as its version (RFC 8446
-/// D.5), or is longer than [`MAX_HELLO`]. What is no ClientHello, or is cut into records shorter than these bytes, is the library's.
+/// D.5), is longer than [`MAX_HELLO`], or comes in a record longer than [`MAX_PLAIN`]. What is no ClientHello, or is cut into records shorter than these bytes, is the library's.
 pub fn refusal(begin: &[u8]) -> Option<u8> {
     const PROTOCOL_VERSION: u8 = 70;
+    const RECORD_OVERFLOW: u8 = 22;
     const ILLEGAL_PARAMETER: u8 = 47;
     let [RECORD_HANDSHAKE, 3, _, a, b, HANDSHAKE_CLIENT_HELLO, size @ .., major, minor] = begin.get(..HEADS)? else {
         return None;
     };
-    if u16::from_be_bytes([*a, *b]) < 6 {
+    let record = usize::from(u16::from_be_bytes([*a, *b]));
+    if record < 6 {
         return None;
+    }
+    if record > MAX_PLAIN {
+        return Some(RECORD_OVERFLOW);
     }
     let size = size.iter().fold(0usize, |n, b| (n << 8) | usize::from(*b));
     if (*major, *minor) <= (3, 0) { Some(PROTOCOL_VERSION) } else { (size > MAX_HELLO).then_some(ILLEGAL_PARAMETER) }
@@ -75,6 +82,9 @@ fn handshake_message(seen: &[u8]) -> Result<Cow<'_, [u8]>, Verdict<ClientHello>>
         let length = usize::from(length);
         if length == 0 || length > MAX_RECORD {
             return Err(Verdict::No);
+        }
+        if length > MAX_PLAIN {
+            return Err(Verdict::TooLarge);
         }
         let complete = rest.0.len() >= length;
         let part = rest.0.get(..length).unwrap_or(rest.0);
@@ -275,6 +285,7 @@ mod tests {
         assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\xff\xff\xff"), Verdict::TooLarge);
         assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\x00\x40\x01"), Verdict::TooLarge);
         assert_eq!(parse(b"\x16\x03\x01\x40\x00\x01\x00\x40\x00"), Verdict::NeedMore);
+        assert_eq!(parse(b"\x16\x03\x01\x40\x01\x01\x00\x01\x00"), Verdict::TooLarge);
     }
 
     proptest! {
@@ -304,6 +315,8 @@ mod tests {
             assert_eq!(hello(version, [0, 0x40, 0]), None, "{version:?}");
         }
         assert_eq!(hello([3, 3], [0, 0x40, 1]), Some(47));
+        // A record of one byte too many.
+        assert_eq!(super::refusal(&[22, 3, 1, 0x40, 1, 1, 0, 1, 0, 3, 3]), Some(22));
         assert_eq!(super::refusal(b"GET / HTTP/1.1"), None);
         assert_eq!(super::refusal(&[22, 3, 1]), None);
     }

@@ -96,6 +96,12 @@ fn conditions(value: &Value, out: &mut Vec<String>) {
 #[serde(deny_unknown_fields)]
 pub struct Request {
     url: String,
+    /// Manifests that are applied before it, while the case's own are there.
+    #[serde(default)]
+    apply: String,
+    /// The objects of these.
+    #[serde(skip)]
+    pub objects: Vec<Value>,
     /// The pod that asks; the pair's client when there is none.
     #[serde(default)]
     pub from: Option<String>,
@@ -225,11 +231,12 @@ impl std::fmt::Display for Request {
 /// When it is not in the format.
 pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
     let text = names.put(text);
-    let written: Written = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+    let mut written: Written = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
     ensure!(!written.about.trim().is_empty(), "{name}: about is empty");
     let some = !written.requests.is_empty() || written.refused.is_some() || !written.told.is_empty();
     ensure!(some, "{name}: neither requests nor told nor refused: it could not fail");
-    for request in &written.requests {
+    for request in &mut written.requests {
+        request.objects = objects(name, "apply", &request.apply)?;
         let e = &request.expect;
         let curls = request.method.is_some() || request.body.is_some() || !request.args.is_empty();
         let kinds = [curls, request.websocket.is_some(), request.grpc.is_some()].iter().filter(|is| **is).count();
@@ -239,8 +246,7 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
         let lines = !e.line.is_empty() || !e.no_line.is_empty();
         ensure!(!nothing || e.seen.is_some() || counted || lines, "{name}: {request} expects nothing");
     }
-    let objects = carrick_api::parse::objects(written.manifests.as_bytes())
-        .map_err(|error| anyhow::anyhow!("{name}: manifests: {error}"))?;
+    let objects = objects(name, "manifests", &written.manifests)?;
     let pairs = written.pairs.iter().map(|pair| pair.parse().map_err(|e: String| anyhow::anyhow!("{name}: {e}")));
     Ok(Case {
         objects,
@@ -250,6 +256,10 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
         gateway: written.gateway,
         pairs: pairs.collect::<Result<_>>()?,
     })
+}
+
+fn objects(name: &str, field: &str, text: &str) -> Result<Vec<Value>> {
+    carrick_api::parse::objects(text.as_bytes()).map_err(|error| anyhow::anyhow!("{name}: {field}: {error}"))
 }
 
 /// The case files of the places, by name (`area/case`) and text.

@@ -22,6 +22,8 @@ const NAMESPACE: &str = "lab";
 const PARTNER_NAMES: [&str; 4] = ["partner.example.com", "partner", "partner.lab", "partner.lab.svc.cluster.local"];
 /// How long Envoy may take from the acknowledgement to running it.
 const WARM_LIMIT: Duration = Duration::from_secs(3);
+/// Requests at once at most to use up connections.
+const MOST_FLUSHED: usize = 24;
 
 /// The data planes of client and server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,12 +344,34 @@ impl Lab {
         Ok(text.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum())
     }
 
-    /// Uses up pooled connections of before: what was drained ends with its next answer.
+    /// Uses up pooled connections of before: what was drained ends with its next answer. An idle connection hears nothing of it, so each
+    /// that an Envoy of the server's has open gets a request at the same time as the others.
     pub async fn flush(&self, pair: Pair) {
-        let args = ["-m", "2", &format!("http://{}:8080/", Names::of(pair).server)].map(str::to_owned);
-        for _ in 0..2 {
-            let _ = self.curl(pair, None, &[args.to_vec()]).await;
+        let server = Names::of(pair).server;
+        let mut open = 0;
+        for pod in self.envoys.iter().filter(|pod| pod.strip_prefix(&server).is_some_and(|rest| rest.starts_with('-')))
+        {
+            open += self.inbound(pod).await.unwrap_or(0);
         }
+        let url = format!("http://{server}:8080/{}", if open > 2 { "delay/50" } else { "" });
+        let args = ["-m", "2", &url].map(str::to_owned).to_vec();
+        if open > 2 {
+            // The two servers do not share them evenly.
+            let many = open.saturating_mul(2).min(MOST_FLUSHED);
+            let _ = self.curl(pair, None, &vec![args; many]).await;
+        } else {
+            for _ in 0..2 {
+                let _ = self.curl(pair, None, std::slice::from_ref(&args)).await;
+            }
+        }
+    }
+
+    /// Connections to an Envoy's workload.
+    async fn inbound(&self, pod: &str) -> Result<usize> {
+        let path = "/stats?filter=^listener.0.0.0.0_15006.downstream_cx_active";
+        let answer = carrick_pod::http_get_in_pod(self.mesh.data_dir(), NAMESPACE, pod, 15000, path).await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        Ok(text.lines().filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<usize>().ok()).sum())
     }
 
     /// curl in a pod of the lab, the pair's client when none is named; several at the same time.
