@@ -25,7 +25,8 @@ pub(crate) use request::{Authority, bearer, read_answer};
 pub use request::{FetchError, Requester};
 pub use schedule::{renew_after, renew_in};
 
-/// First and longest pause after a failure while there is no certificate yet: the workload waits.
+/// First and longest pause after a failure while there is no certificate, or none that is good any more: the workload waits, and so do all
+/// others, whom an authority that comes back has to serve at once.
 const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Keeps the store's identity valid.
@@ -146,6 +147,7 @@ impl IdentityKeeper {
         let (first, longest) = current.as_ref().map_or(FIRST, |identity| schedule::pauses(left(identity)));
         let mut backoff = Backoff::new(first, longest);
         let mut told = String::new();
+        let mut over = false;
         loop {
             match self.requester.obtain(current.as_deref()).await {
                 Ok((identity, roots)) => {
@@ -161,6 +163,9 @@ impl IdentityKeeper {
                 Err(reason) => {
                     AgentMetrics::add(&self.metrics.certificate_failures);
                     let ended = current.as_ref().is_some_and(|i| i.not_after <= self.clock.now());
+                    if ended && !std::mem::replace(&mut over, true) {
+                        backoff = Backoff::new(FIRST.0, FIRST.1);
+                    }
                     // Meanwhile somebody may have joined this machine anew.
                     let live = current.as_ref().is_some_and(|i| i.not_after > self.clock.now());
                     if let Some(identity) = Some(()).filter(|()| !live).and_then(|()| self.kept()) {

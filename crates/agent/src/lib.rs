@@ -20,6 +20,7 @@ mod counts;
 mod engine;
 mod envoy;
 mod http_client;
+mod kept;
 mod memory;
 mod names;
 mod native;

@@ -20,6 +20,7 @@ use rustls::pki_types::ServerName;
 use tracing::{debug, info, warn};
 
 use crate::config::{AgentConfig, DrainConfig};
+use crate::kept::Keeper;
 use crate::metrics::AgentMetrics;
 use crate::node::metadata_text;
 use crate::readiness::Readiness;
@@ -98,9 +99,21 @@ impl NativeEngine {
     }
 
     /// Follows the control plane until drained; `own` is what the agent says and hears on the same stream.
-    pub async fn follow(self: Arc<Self>, connector: Connector, own: Own, drain: Drain) {
-        let options = ClientOptions { health: own.health.clone(), ..ClientOptions::new(connector, self.node.clone()) };
-        carrick_xds::client::run(options, Follower { native: self, own, last_reason: String::new() }, drain).await;
+    /// What was kept is in force first, until the control plane tells what is different now.
+    pub async fn follow(self: Arc<Self>, connector: Connector, own: Own, kept: Option<Arc<Keeper>>, drain: Drain) {
+        let mut options =
+            ClientOptions { health: own.health.clone(), ..ClientOptions::new(connector, self.node.clone()) };
+        let mut follower = Follower { native: self, own, kept: None, last_reason: String::new() };
+        for update in kept.iter().flat_map(|kept| kept.updates()) {
+            let held: Vec<_> =
+                update.upserts.iter().map(|r| (update.type_url.clone(), r.name.clone(), r.version.clone())).collect();
+            // What is refused now is asked for again.
+            if follower.apply(update).is_ok() {
+                options.held.extend(held);
+            }
+        }
+        follower.kept = kept;
+        carrick_xds::client::run(options, follower, drain).await;
     }
 
     /// Looks at what was taken over.
@@ -170,6 +183,7 @@ impl NativeEngine {
 struct Follower {
     native: Arc<NativeEngine>,
     own: Own,
+    kept: Option<Arc<Keeper>>,
     last_reason: String,
 }
 
@@ -191,16 +205,15 @@ impl Handler for Follower {
     }
 
     fn apply(&mut self, update: Update) -> Result<(), Nack> {
-        if update.type_url == NameTable::type_url() {
-            let table = update.upserts.iter().find_map(|resource| NameTable::read(&resource.body));
-            if let (Some(names), Some(table)) = (&self.own.names, table) {
-                names(table);
+        let copy = self.kept.as_ref().map(|_| update.clone());
+        let result = self.take(update);
+        if let (Some(kept), Some(update), Ok(())) = (&self.kept, &copy, &result) {
+            kept.take(update);
+            for (type_url, interest) in self.interests() {
+                if let Interest::Names(names) = interest {
+                    kept.retain(&type_url, |name| names.contains(name));
+                }
             }
-            return Ok(());
-        }
-        let result = self.native.apply(update);
-        if let Err(nack) = &result {
-            warn!(message = %nack.message, "configuration refused");
         }
         result
     }
@@ -218,6 +231,23 @@ impl Handler for Follower {
             warn!(reason, "no connection to the control plane; the last configuration stays in force");
             reason.clone_into(&mut self.last_reason);
         }
+    }
+}
+
+impl Follower {
+    fn take(&mut self, update: Update) -> Result<(), Nack> {
+        if update.type_url == NameTable::type_url() {
+            let table = update.upserts.iter().find_map(|resource| NameTable::read(&resource.body));
+            if let (Some(names), Some(table)) = (&self.own.names, table) {
+                names(table);
+            }
+            return Ok(());
+        }
+        let result = self.native.apply(update);
+        if let Err(nack) = &result {
+            warn!(message = %nack.message, "configuration refused");
+        }
+        result
     }
 }
 

@@ -19,14 +19,22 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, sec
 use prost::Message as _;
 use tracing::{debug, info, warn};
 
+use crate::kept::Keeper as Kept;
 use crate::names::DEFAULT_SECRET;
 use crate::secrets::SecretStore;
 
 /// What the control plane knows such a stream by.
 const GENERATOR: &str = "carrick-trust";
 
-/// Follows until drained.
-pub async fn follow(node: Node, connector: Connector, store: Arc<SecretStore>, drain: Drain) {
+/// Puts what was kept in force. What cannot be read is told in the log; it was read before it was kept.
+pub fn restore(store: &Arc<SecretStore>, kept: &Kept) {
+    for update in kept.updates() {
+        let _ = Keeper(Arc::clone(store), None).apply(update);
+    }
+}
+
+/// Follows until drained; what is taken over is kept as well.
+pub async fn follow(node: Node, connector: Connector, store: Arc<SecretStore>, kept: Option<Arc<Kept>>, drain: Drain) {
     let mut secrets = store.subscribe();
     loop {
         let identity = {
@@ -42,7 +50,7 @@ pub async fn follow(node: Node, connector: Connector, store: Arc<SecretStore>, d
         };
         let Some(identity) = identity else { continue };
         let options = ClientOptions::new(connector.clone(), with(&node, &identity));
-        let stream = carrick_xds::client::run(options, Keeper(Arc::clone(&store)), drain.clone());
+        let stream = carrick_xds::client::run(options, Keeper(Arc::clone(&store), kept.clone()), drain.clone());
         let renewed = secrets.wait_for(|s| s.identity(DEFAULT_SECRET).is_some_and(|i| i.serial != identity.serial));
         tokio::select! {
             _ = stream => return,
@@ -64,7 +72,7 @@ fn with(node: &Node, identity: &Identity) -> Node {
     node
 }
 
-struct Keeper(Arc<SecretStore>);
+struct Keeper(Arc<SecretStore>, Option<Arc<Kept>>);
 
 impl Handler for Keeper {
     fn interests(&self) -> Vec<(TypeUrl, Interest)> {
@@ -72,6 +80,20 @@ impl Handler for Keeper {
     }
 
     fn apply(&mut self, update: Update) -> Result<(), Nack> {
+        let copy = self.1.as_ref().map(|_| update.clone());
+        let result = self.take(update);
+        if let (Some(kept), Some(mut update), Ok(())) = (&self.1, copy, &result) {
+            // A list that is not there any more stays in force, so it stays here too.
+            update.removed.retain(|name| **name == *LISTS);
+            kept.take(&update);
+            kept.write();
+        }
+        result
+    }
+}
+
+impl Keeper {
+    fn take(&self, update: Update) -> Result<(), Nack> {
         let mut complaints = Vec::new();
         for resource in update.upserts {
             let taken = match &*resource.name {
@@ -143,7 +165,7 @@ mod tests {
     fn a_garbled_list_is_refused_and_a_missing_one_changes_nothing() {
         const EVIL: &str = "spiffe://cluster.local/ns/a/sa/evil";
         let store = SecretStore::new("/nonexistent".into());
-        let mut keeper = Keeper(Arc::clone(&store));
+        let mut keeper = Keeper(Arc::clone(&store), None);
         let on_it = || store.subscribe().borrow().quarantine.finds([EVIL], "1").is_some();
         keeper.apply(update(&format!("carrick-quarantine 1\nidentity {EVIL}\n"))).unwrap();
         assert!(on_it());
@@ -157,13 +179,28 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_comes_back_alone_still_refuses() {
+        const EVIL: &str = "spiffe://cluster.local/ns/a/sa/evil";
+        let path = std::env::temp_dir().join(format!("carrick-bans-{}", std::process::id()));
+        let kept = || Kept::quarantine(crate::identity::Folder::new(&path));
+        let mut keeper = Keeper(SecretStore::new("/nonexistent".into()), Some(kept()));
+        keeper.apply(update(&format!("carrick-quarantine 1\nidentity {EVIL}\n"))).unwrap();
+        let gone = Update { type_url: TypeUrl::Secret, upserts: Vec::new(), removed: vec![RESOURCE.into()] };
+        keeper.apply(gone).unwrap();
+        let store = SecretStore::new("/nonexistent".into());
+        restore(&store, &kept());
+        assert!(store.subscribe().borrow().quarantine.finds([EVIL], "1").is_some());
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
     fn lists_of_the_authority_count_in_the_meshs_roots_and_go_with_it() {
         use carrick_pki::{Authority, CaOptions};
         let folder = std::env::temp_dir().join(format!("carrick-lists-{}", std::process::id()));
         let now = SystemTime::now();
         let authority = Authority::load_or_create(&folder, CaOptions::default(), now).unwrap();
         let store = SecretStore::new(folder.join("root-cert.pem"));
-        let mut keeper = Keeper(Arc::clone(&store));
+        let mut keeper = Keeper(Arc::clone(&store), None);
         let revocations = || store.subscribe().borrow().trust("ROOTCA").unwrap().revocations_pem();
         assert_eq!(revocations(), "");
         let pem = authority.revocation_list(&[("4a".to_owned(), now)], 1, now).unwrap().unwrap();

@@ -10,6 +10,7 @@ use carrick_runtime::clock::{SharedClock, SystemClock};
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_runtime::tasks::{Ended, TaskSet};
 use carrick_runtime::telemetry::LogHandle;
+use carrick_xds::name_table::NameTable;
 use carrick_xds::relay::Own;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -21,7 +22,8 @@ use crate::dns::{self, Names};
 use crate::engine::EngineHandle;
 use crate::envoy::{EnvoyEngine, Feed};
 use crate::health;
-use crate::identity::IdentityKeeper;
+use crate::identity::{Folder, IdentityKeeper};
+use crate::kept::Keeper;
 use crate::memory;
 use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
@@ -86,7 +88,17 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
     let node = node::node(&config);
     let connector = native::connector(&config, &store).map_err(AgentError::Config)?;
 
-    let following = quarantine::follow(node.clone(), connector.clone(), Arc::clone(&store), drain.clone());
+    let folder = config.identity.folder.clone().map(Folder::new);
+    let kept = folder.clone().map(Keeper::configuration);
+    if let Some(kept) = &kept {
+        tasks.spawn("kept", Arc::clone(kept).run(drain.clone()));
+    }
+    let bans = folder.map(Keeper::quarantine);
+    if let Some(bans) = &bans {
+        // Before there is anything that it could forbid.
+        quarantine::restore(&store, bans);
+    }
+    let following = quarantine::follow(node.clone(), connector.clone(), Arc::clone(&store), bans, drain.clone());
     tasks.spawn("quarantine", following);
     let mut own = Own::default();
     if let Some(dns) = &config.dns {
@@ -123,11 +135,20 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
                     () = until.graceful() => return,
                     _ = first => {}
                 }
-                following.follow(connector, own, until).await;
+                following.follow(connector, own, kept, until).await;
             });
             EngineHandle::Native(native)
         }
         EngineKind::Envoy { .. } => {
+            if let Some(kept) = kept {
+                // Its names are the agent's affair, and nobody but the control plane tells them.
+                if let Some(names) = &own.names {
+                    let tables = kept.updates().into_iter().filter(|update| update.type_url == NameTable::type_url());
+                    let tables = tables.flat_map(|update| update.upserts);
+                    tables.filter_map(|resource| NameTable::read(&resource.body)).for_each(|table| names(table));
+                }
+                own.kept = Some(kept);
+            }
             let feed = Feed { node, connector, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
             let envoy = EnvoyEngine::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("Envoy"))?;
             EngineHandle::Envoy(envoy)

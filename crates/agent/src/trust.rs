@@ -16,9 +16,10 @@ use carrick_xds::client::{Connector, open_channel};
 use futures_util::stream;
 use tokio::sync::watch;
 use tonic::Code;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::{AgentConfig, EngineKind};
+use crate::identity::Folder;
 use crate::names::DEFAULT_SECRET;
 use crate::native::connector_to;
 use crate::secrets::SecretStore;
@@ -44,6 +45,8 @@ pub struct TrustFollower {
     engine: &'static str,
     store: Arc<SecretStore>,
     clock: SharedClock,
+    /// Of a machine.
+    folder: Option<Folder>,
 }
 
 /// A renewal that is to come.
@@ -61,6 +64,7 @@ impl TrustFollower {
             engine: if matches!(config.engine, EngineKind::Native) { "native" } else { "envoy" },
             store: Arc::clone(store),
             clock,
+            folder: config.identity.folder.clone().map(Folder::new),
         })
     }
 
@@ -146,6 +150,10 @@ impl TrustFollower {
         let roots = TrustBundle::from_pem(order.roots.as_bytes()).map_err(|e| format!("its roots: {e}"))?;
         if self.store.roots().roots() != roots.roots() {
             info!(roots = ?roots, "the authority publishes other roots");
+            // With the next certificate would be too late for a machine that is switched off before.
+            if let Some(Err(error)) = self.folder.as_ref().map(|folder| folder.save_roots(&roots)) {
+                error!(%error, "the mesh's new roots are not kept");
+            }
         }
         self.store.follow_roots(Some(roots.clone()));
         let Some(identity) = self.store.identity() else { return Ok(None) };

@@ -25,7 +25,7 @@ use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tracing::info;
 
@@ -41,6 +41,8 @@ pub(crate) struct Ads {
     pub(crate) quarantine: Arc<Board>,
     /// Serves agents that keep files; nobody on a port without proof.
     pub(crate) deliveries: Option<Arc<Deliveries>>,
+    /// Pushes wait for these.
+    pub(crate) turns: Arc<Semaphore>,
     /// Served in the clear on loopback, to gRPC libraries alone: they say themselves who they are, and get nothing secret.
     pub(crate) unproven: bool,
 }
@@ -118,7 +120,7 @@ impl Ads {
         info!(proxy = id.workload(), delta = hello.delta, "proxy connected");
         let target = target(&hello.node, &id);
         self.renderer.join(Join { id: number, node, target, grpc, sets: sender });
-        Ok(Opened { sets: receiver, observer: Box::new(follower) })
+        Ok(Opened { sets: receiver, observer: Box::new(follower), turns: Some(self.turns.clone()) })
     }
 }
 

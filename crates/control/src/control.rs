@@ -279,7 +279,9 @@ impl Control {
             tasks.spawn("machines", cleaning);
             machines
         });
+        let turns = carrick_xds::server::turns();
         let ads = Ads {
+            turns: turns.clone(),
             machines: machines.clone(),
             callers: callers.clone(),
             connections: connections.clone(),
@@ -292,6 +294,7 @@ impl Control {
         };
         if let Some(listener) = plain {
             let ads = Ads {
+                turns,
                 machines: None,
                 callers: callers.clone(),
                 connections: connections.clone(),

@@ -148,7 +148,7 @@ impl Deliveries {
         inner.agents.insert(id, agent);
         drop(inner);
         self.wake.notify_one();
-        Ok(Opened { sets: receiver, observer: Box::new(Leaving { id, deliveries: self.clone() }) })
+        Ok(Opened { sets: receiver, observer: Box::new(Leaving { id, deliveries: self.clone() }), turns: None })
     }
 
     /// Runs until drained.

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod delivery;
 pub mod health;
+pub mod kept;
 pub mod name_table;
 pub mod node;
 pub mod relay;

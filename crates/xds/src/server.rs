@@ -12,6 +12,7 @@ mod status;
 
 pub use delta::DeltaSession;
 pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix, serve_unix_where};
+pub(crate) use service::drive_delta;
 pub use service::{AdsService, ads_service, sds_service};
 pub use sotw::SotwSession;
 pub use status::{Nack, SessionStatus, TypeStatus};
@@ -21,7 +22,8 @@ use crate::{Node, NodeId, ResourceSet, TypeUrl};
 use carrick_base::SpiffeId;
 use std::future::Future;
 use std::net::SocketAddr;
-use tokio::sync::watch;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 
 /// Who is at the other end of a connection. Put into a request's extensions by [`serve_tls`], never read from the wire.
 #[derive(Debug, Clone, Default)]
@@ -108,6 +110,14 @@ pub struct Opened {
     pub sets: watch::Receiver<ResourceSet>,
     /// Is told what the proxy has acknowledged; dropped when the stream ends.
     pub observer: Box<dyn Observer>,
+    /// A push waits for one of these turns, and takes what is newest when it gets one. `None` for what cannot wait.
+    pub turns: Option<Arc<Semaphore>>,
+}
+
+/// Turns for half of this machine's processors: a push for everybody must not keep those busy who answer, or certificates come too late.
+pub fn turns() -> Arc<Semaphore> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Arc::new(Semaphore::new((processors / 2).max(1)))
 }
 
 /// Follows one stream.

@@ -92,6 +92,30 @@ impl Folder {
         Ok(key)
     }
 
+    /// Keeps the roots that the authority tells by itself.
+    ///
+    /// # Errors
+    /// See [`FolderError`].
+    pub fn save_roots(&self, roots: &TrustBundle) -> Result<(), FolderError> {
+        self.write(ROOTS, roots.to_pem().as_bytes())
+    }
+
+    /// Keeps something else under a name of its own.
+    ///
+    /// # Errors
+    /// See [`FolderError`].
+    pub fn keep(&self, name: &'static str, bytes: &[u8]) -> Result<(), FolderError> {
+        self.write(name, bytes)
+    }
+
+    /// What was kept under that name.
+    ///
+    /// # Errors
+    /// See [`FolderError`].
+    pub fn kept(&self, name: &'static str) -> Result<Option<Vec<u8>>, FolderError> {
+        self.read(name)
+    }
+
     fn read(&self, name: &'static str) -> Result<Option<Vec<u8>>, FolderError> {
         match std::fs::read(self.path.join(name)) {
             Ok(text) => Ok(Some(text)),

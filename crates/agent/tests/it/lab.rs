@@ -141,7 +141,7 @@ impl Observer for Watcher {
 impl Source for Xds {
     async fn open(&self, hello: Hello) -> Result<Opened, Status> {
         self.peers.lock().unwrap().push(hello.peer.identity);
-        Ok(Opened { sets: self.sets.subscribe(), observer: Box::new(Watcher(Arc::clone(&self.status))) })
+        Ok(Opened { sets: self.sets.subscribe(), observer: Box::new(Watcher(Arc::clone(&self.status))), turns: None })
     }
 }
 

@@ -67,7 +67,7 @@ impl Board {
         let number = inner.next;
         inner.listeners.insert(number, listener);
         let sets = if native { self.native.subscribe() } else { self.envoy.subscribe() };
-        Opened { sets, observer: Box::new(Follower { board: self.clone(), number }) }
+        Opened { sets, observer: Box::new(Follower { board: self.clone(), number }), turns: None }
     }
 
     /// Entries, and proxies that do not have the newest list.

@@ -58,7 +58,7 @@ impl Secrets {
 
 impl Source for Secrets {
     async fn open(&self, _: Hello) -> Result<Opened, tonic::Status> {
-        Ok(Opened { sets: self.0.subscribe(), observer: Box::new(()) })
+        Ok(Opened { sets: self.0.subscribe(), observer: Box::new(()), turns: None })
     }
 }
 

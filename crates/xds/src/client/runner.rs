@@ -3,8 +3,8 @@
 //! Invariant: the handler is called from one task only, and keeps what it accepted while there is no connection.
 
 use super::{ClientSession, Connector, Handler, Token, open_channel};
-use crate::Node;
 use crate::health::Health;
+use crate::{Node, TypeUrl};
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::drain::Drain;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
@@ -35,19 +35,22 @@ pub struct ClientOptions {
     pub wake: Option<Arc<Notify>>,
     /// The workload's health, told on each stream and whenever it changes; `None` in it is not known yet.
     pub health: Option<watch::Receiver<Option<Health>>>,
+    /// What the handler holds from before: type, name and version.
+    pub held: Vec<(TypeUrl, Arc<str>, Arc<str>)>,
 }
 
 impl ClientOptions {
     /// Options with the usual pauses (100 ms to 5 s, with jitter).
     pub fn new(connector: Connector, node: Node) -> Self {
         let backoff = (Duration::from_millis(100), Duration::from_secs(5));
-        Self { connector, node, token: None, backoff, wake: None, health: None }
+        Self { connector, node, token: None, backoff, wake: None, health: None, held: Vec::new() }
     }
 }
 
 /// Runs until drained. Gives the handler back.
 pub async fn run<H: Handler>(options: ClientOptions, mut handler: H, drain: Drain) -> H {
     let mut session = ClientSession::new(options.node.clone());
+    session.hold(options.held.iter().cloned());
     let (first, longest) = options.backoff;
     let mut backoff = Backoff::new(first, longest);
     loop {

@@ -48,6 +48,13 @@ impl ClientSession {
         Self { node, types: BTreeMap::new(), node_sent: false }
     }
 
+    /// Holds these from before: they are told with the first request, and so are not sent again.
+    pub fn hold(&mut self, held: impl IntoIterator<Item = (TypeUrl, Arc<str>, Arc<str>)>) {
+        for (type_url, name, version) in held {
+            self.types.entry(type_url).or_default().held.insert(name, version);
+        }
+    }
+
     /// How many resources of a type are held.
     pub fn held(&self, type_url: &TypeUrl) -> usize {
         self.types.get(type_url).map_or(0, |wanted| wanted.held.len())

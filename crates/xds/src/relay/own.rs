@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 
+use super::Keep;
 use crate::client::told;
 use crate::health::Health;
 use crate::name_table::{self, NameTable};
@@ -25,6 +26,8 @@ pub struct Own {
     pub names: Option<Arc<dyn Fn(NameTable) + Send + Sync>>,
     /// The workload's health, told on each stream and whenever it changes.
     pub health: Option<watch::Receiver<Option<Health>>>,
+    /// Keeps what passes; `None` where nobody has to come back without a control plane.
+    pub kept: Option<Arc<dyn Keep>>,
 }
 
 impl Own {
@@ -163,7 +166,11 @@ mod tests {
         let got = Arc::new(Mutex::new(Vec::new()));
         let (told, health) = watch::channel(Some(Health::Healthy));
         let sink = got.clone();
-        let own = Own { names: Some(Arc::new(move |table| sink.lock().unwrap().push(table))), health: Some(health) };
+        let own = Own {
+            names: Some(Arc::new(move |table| sink.lock().unwrap().push(table))),
+            health: Some(health),
+            kept: None,
+        };
         let (envoy, requests) = mpsc::channel(4);
         let (mut out, share) = share(&own, tokio_stream::wrappers::ReceiverStream::new(requests));
         let share = share.unwrap();

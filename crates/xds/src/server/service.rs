@@ -19,7 +19,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -174,6 +174,7 @@ struct Running<K: Session> {
     requests: Streaming<K::Request>,
     sets: watch::Receiver<ResourceSet>,
     observer: Box<dyn Observer>,
+    turns: Option<Arc<Semaphore>>,
     /// Responses not yet taken by the connection.
     ready: VecDeque<K::Response>,
     /// What is unanswered, and until when it is waited for.
@@ -242,7 +243,15 @@ impl<K: Session> Running<K> {
                     None => return Ok(None),
                 },
                 changed = self.sets.changed() => match changed {
-                    Ok(()) => self.took_set(),
+                    Ok(()) => {
+                        // Waiting here and not among the tasks that can run: there, who asks for a certificate would be behind all of them.
+                        let turn = match self.turns.clone() {
+                            Some(turns) => turns.acquire_owned().await.ok(),
+                            None => None,
+                        };
+                        self.took_set();
+                        drop(turn);
+                    }
                     Err(_) => return Err(Status::unavailable("the control plane is shutting down")),
                 },
             }
@@ -262,6 +271,14 @@ enum State<S, K: Session> {
     New(Box<New<S, K>>),
     Running(Box<Running<K>>),
     Ended,
+}
+
+/// The response stream of one call of the delta variant.
+pub(crate) fn drive_delta<S: Source>(
+    source: Arc<S>,
+    request: Request<Streaming<DeltaDiscoveryRequest>>,
+) -> BoxStream<'static, Result<DeltaDiscoveryResponse, Status>> {
+    drive::<S, DeltaSession>(source, request)
 }
 
 /// The response stream of one call. The status of a refused stream comes as its only item, so that a client need not
@@ -309,6 +326,7 @@ async fn open<S: Source, K: Session>(new: New<S, K>) -> Result<Option<Running<K>
         requests,
         sets: opened.sets,
         observer: opened.observer,
+        turns: opened.turns,
         ready: VecDeque::new(),
         waiting: BTreeMap::new(),
     };

@@ -4,17 +4,18 @@ use crate::{resource, set};
 use carrick_runtime::drain::{self, DrainTrigger};
 use carrick_xds::TypeUrl::{self, Cluster, Endpoint, Listener};
 use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Update, run};
-use carrick_xds::relay::{Own, RelayEvent, relay_service};
+use carrick_xds::relay::{Keep, Own, RelayEvent, relay_service};
 use carrick_xds::server::{
     Hello, ListenOptions, Observer, Opened, SessionStatus, Source, ads_service, sds_service, serve_plain, serve_unix,
 };
 use carrick_xds::{Node, ResourceSet};
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 /// A source with the same resources for everybody.
@@ -22,6 +23,7 @@ pub struct FixedSource {
     sets: watch::Sender<ResourceSet>,
     status: watch::Sender<SessionStatus>,
     refuse: bool,
+    turns: Option<Arc<Semaphore>>,
 }
 
 struct Follow(Arc<FixedSource>);
@@ -38,12 +40,13 @@ impl FixedSource {
             sets: watch::channel(set).0,
             status: watch::channel(SessionStatus::default()).0,
             refuse: false,
+            turns: None,
         })
     }
 
     fn refusing() -> Arc<Self> {
         let (sets, status) = (watch::channel(ResourceSet::default()).0, watch::channel(SessionStatus::default()).0);
-        Arc::new(Self { sets, status, refuse: true })
+        Arc::new(Self { sets, status, refuse: true, turns: None })
     }
 
     pub fn set(&self, set: ResourceSet) {
@@ -79,7 +82,11 @@ impl Source for Fixed {
         if self.0.refuse {
             return Err(Status::permission_denied(format!("not you, {}", hello.node.id)));
         }
-        Ok(Opened { sets: self.0.sets.subscribe(), observer: Box::new(Follow(self.0.clone())) })
+        Ok(Opened {
+            sets: self.0.sets.subscribe(),
+            observer: Box::new(Follow(self.0.clone())),
+            turns: self.0.turns.clone(),
+        })
     }
 }
 
@@ -289,6 +296,72 @@ async fn a_relay_passes_everything_on() {
     client.stop().await;
     trigger.drain(Duration::from_secs(2)).await;
     relay.await.expect("the relay does not panic");
+}
+
+/// What passes, counted, and what is told instead.
+struct Memory(Mutex<usize>, ResourceSet);
+
+impl Keep for Memory {
+    fn passed(&self, _: &DeltaDiscoveryResponse) {
+        *self.0.lock().expect("count") += 1;
+    }
+    fn asked(&self, _: &DeltaDiscoveryRequest) {}
+    fn set(&self) -> Option<ResourceSet> {
+        Some(self.1.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_relay_tells_what_was_kept_until_the_control_plane_is_there() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let kept = Arc::new(Memory(Mutex::new(0), set(1, &[(Cluster, "a", 1), (Endpoint, "a", 1), (Listener, "l", 1)])));
+    let own = Own { kept: Some(kept.clone()), ..Own::default() };
+    let service = relay_service(Connector::Plain { address: address.to_string() }, None, Arc::new(|_| {}), own);
+    let socket = dir.path().join("relay.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("bind");
+    let (trigger, drain) = drain::channel();
+    let relay =
+        tokio::spawn(serve_unix(listener, tonic::service::Routes::new(service), ListenOptions::default(), drain));
+    let mut client = Client::start(Connector::Unix(socket));
+    client.until("what was kept", |s| holds(s, Endpoint, "a", 1) && holds(s, Listener, "l", 1)).await;
+    assert_eq!(*kept.0.lock().expect("count"), 0, "what is told instead does not pass");
+    // Of three resources one has changed meanwhile and one is gone.
+    let source = FixedSource::new(set(7, &[(Cluster, "a", 1), (Endpoint, "a", 2)]));
+    let served = Served::tcp(address, source.clone()).await;
+    client.until("the news", |s| holds(s, Endpoint, "a", 2) && !holds(s, Listener, "l", 1)).await;
+    source.acknowledged(7).await;
+    assert!(*kept.0.lock().expect("count") > 0);
+    client.stop().await;
+    served.stop().await;
+    trigger.drain(Duration::from_secs(2)).await;
+    relay.await.expect("the relay does not panic");
+}
+
+#[tokio::test]
+async fn a_push_waits_for_its_turn_and_then_takes_the_newest() {
+    let turns = Arc::new(Semaphore::new(0));
+    let first = set(1, &[(Cluster, "a", 1)]);
+    let source = Arc::new(FixedSource {
+        sets: watch::channel(first).0,
+        status: watch::channel(SessionStatus::default()).0,
+        refuse: false,
+        turns: Some(turns.clone()),
+    });
+    let served = Served::tcp(([127, 0, 0, 1], 0).into(), source.clone()).await;
+    let mut client = Client::start(Connector::Plain { address: served.address.expect("tcp").to_string() });
+    client.until("the first, which waits for nobody", |s| holds(s, Cluster, "a", 1)).await;
+    source.acknowledged(1).await;
+    source.set(set(2, &[(Cluster, "a", 2)]));
+    tokio::time::timeout(Duration::from_millis(100), source.acknowledged(2)).await.expect_err("it is not its turn");
+    source.set(set(3, &[(Cluster, "a", 3)]));
+    turns.add_permits(1);
+    client.until("the newest", |s| holds(s, Cluster, "a", 3)).await;
+    source.acknowledged(3).await;
+    client.stop().await;
+    served.stop().await;
 }
 
 #[tokio::test]
