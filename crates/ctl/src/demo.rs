@@ -3,12 +3,14 @@
 //! Invariant: a row passes only on what real traffic did (an exit code, a status, bytes on the wire); nothing
 //! here is told by our own logs. The scenarios live in files of their own; `mesh` is what they drive.
 
+mod authority;
 pub mod banknext;
 pub mod call;
 mod cases;
 pub mod certificates;
 pub mod curl;
 pub mod engines;
+pub mod frozen;
 pub mod gopay_partners;
 pub mod grpc;
 mod held;
@@ -18,13 +20,16 @@ pub mod issuer;
 pub mod link;
 pub mod load;
 pub mod mesh;
+pub mod observer;
 mod ocsp;
 pub mod product_stock;
 mod quarantine;
+mod renewals;
 pub mod rows;
 pub mod serve;
 pub mod stage;
 mod streams;
+pub mod vm;
 pub mod websocket;
 pub mod wire;
 
@@ -48,6 +53,10 @@ pub enum Command {
     GopayPartners(gopay_partners::Options),
     /// An identity is revoked while it holds connections.
     Quarantine(quarantine::Options),
+    /// Certificates that live for a minute in hundreds of sidecars, under load.
+    Renewals(renewals::Options),
+    /// Roots, issuers and the control plane itself change and go away under load.
+    Authority(authority::Options),
     /// Every case file, with every pair of data planes.
     Cases(cases::Options),
     /// An HTTP service for examples: answers with its name, may call others first.
@@ -82,6 +91,8 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::IntuitGateway(options) => intuit_gateway::run(&options, data_dir).await,
         Command::GopayPartners(options) => gopay_partners::run(&options, data_dir).await,
         Command::Quarantine(options) => quarantine::run(&options, data_dir).await,
+        Command::Renewals(options) => renewals::run(&options, data_dir).await,
+        Command::Authority(options) => authority::run(&options, data_dir).await,
         Command::Streams(options) => streams::run(options).await,
         Command::Cases(options) => cases::run(&options, data_dir).await,
         Command::Curls => tokio::task::spawn_blocking(curl::serve).await?,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: reads only; a process that ends between two reads counts with what it had.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::{
@@ -54,26 +54,44 @@ pub fn pin(pid: u32, cpu: usize) -> Result<()> {
 /// # Errors
 /// When the process table cannot be read.
 pub fn sidecars_of(pod: &str) -> Result<Vec<u32>> {
-    let wanted = format!("POD_NAME={pod}");
-    let mut agents = Vec::new();
+    Ok(sidecars(|name| name == pod)?.remove(pod).unwrap_or_default())
+}
+
+/// The same for all pods that are wanted, by name, in one walk over the process table.
+///
+/// # Errors
+/// When the process table cannot be read.
+pub fn sidecars(wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u32>>> {
+    let mut found: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    let mut agents = BTreeMap::new();
     let mut envoys = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        match program.file_name().and_then(|n| n.to_str()) {
+        match program(pid).as_deref() {
             Some("carrick-proxy") => {
                 let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                if environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes()) {
-                    agents.push(pid);
+                let names = environment.split(|b| *b == 0).filter_map(|entry| entry.strip_prefix(b"POD_NAME="));
+                for name in names.filter_map(|name| std::str::from_utf8(name).ok()).filter(|name| wanted(name)) {
+                    agents.insert(pid, name.to_owned());
+                    found.entry(name.to_owned()).or_default().push(pid);
                 }
             }
             Some("envoy") => envoys.push(pid),
             _ => {}
         }
     }
-    envoys.retain(|pid| parent(*pid).is_some_and(|parent| agents.contains(&parent)));
-    agents.extend(envoys);
-    Ok(agents)
+    for pid in envoys {
+        if let Some(pod) = parent(pid).and_then(|parent| agents.get(&parent)) {
+            found.entry(pod.clone()).or_default().push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// The name of the file that a process runs.
+pub fn program(pid: u32) -> Option<String> {
+    let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 /// The parent's process id: the fourth field of `stat`, after the name in parentheses.

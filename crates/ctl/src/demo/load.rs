@@ -4,6 +4,7 @@
 //! below 400. Latency is counted from the time a request was due.
 
 use std::{
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +23,10 @@ use super::mesh::Mesh;
 
 /// Most requests under way at once; one more fails at once instead of waiting.
 const MAX_IN_FLIGHT: usize = 2_000;
+/// Failures that are told in words.
+const TOLD: usize = 5;
+/// Between two reports into a file.
+const TELL: Duration = Duration::from_secs(1);
 
 /// What to send, how fast, how long.
 #[derive(Debug, Clone, Args)]
@@ -41,6 +46,9 @@ pub struct Options {
     /// End as soon as standard input is closed.
     #[arg(long)]
     until_stdin_closes: bool,
+    /// Tell in this file, once a second, what was counted so far.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// Runs the load and prints one JSON line; 0 only when nothing failed.
@@ -54,19 +62,8 @@ pub async fn run(options: Options) -> Result<u8> {
     let gap = Duration::from_secs(1) / options.rate;
     let start = Instant::now();
     let mut running = JoinSet::new();
-    let mut failures: Vec<String> = Vec::new();
-    let mut failed = 0_u64;
-    let mut latencies = Vec::new();
-    let mut take = |result: Result<Duration>| match result {
-        Ok(latency) => latencies.push(latency),
-        Err(error) => {
-            failed += 1;
-            if failures.len() < 5 {
-                failures.push(format!("{error:#}"));
-            }
-        }
-    };
-    let mut sent = 0_u64;
+    let mut tally = Tally::default();
+    let mut told = start;
     let mut ended = std::pin::pin!(stdin_closed(options.until_stdin_closes));
     for ((n, uri), method) in (0..total).zip(options.urls.iter().cycle()).zip(options.methods.iter().cycle()) {
         let due = start + gap * u32::try_from(n).unwrap_or(u32::MAX);
@@ -74,7 +71,7 @@ pub async fn run(options: Options) -> Result<u8> {
             () = tokio::time::sleep_until(due.into()) => {}
             () = &mut ended => break,
         }
-        sent += 1;
+        tally.sent += 1;
         match slots.clone().try_acquire_owned() {
             Ok(slot) => {
                 let (client, method, uri) = (client.clone(), method.clone(), uri.clone());
@@ -84,26 +81,63 @@ pub async fn run(options: Options) -> Result<u8> {
                     result
                 });
             }
-            Err(_) => take(Err(anyhow::anyhow!("{MAX_IN_FLIGHT} requests already under way"))),
+            Err(_) => tally.take(start, Err(anyhow::anyhow!("{MAX_IN_FLIGHT} requests already under way"))),
         }
         while let Some(done) = running.try_join_next() {
-            take(done.context("request task").flatten());
+            tally.take(start, done.context("request task").flatten());
+        }
+        if let Some(path) = options.report.as_deref().filter(|_| told.elapsed() >= TELL) {
+            told = Instant::now();
+            tell(path, &tally.line(start))?;
         }
     }
     while let Some(done) = running.join_next().await {
-        take(done.context("request task").flatten());
+        tally.take(start, done.context("request task").flatten());
     }
-    latencies.sort();
-    let quantile = |q: f64| {
-        let at = ((latencies.len() as f64) * q) as usize;
-        latencies.get(at.min(latencies.len().saturating_sub(1))).map_or(0, Duration::as_micros)
-    };
-    let line = json!({
-        "requests": sent, "failed": failed, "failures": failures, "seconds": start.elapsed().as_secs_f64(),
-        "p50_us": quantile(0.5), "p99_us": quantile(0.99), "max_us": quantile(1.0),
-    });
-    println!("{line}");
-    Ok(u8::from(failed > 0))
+    println!("{}", tally.line(start));
+    Ok(u8::from(tally.failed > 0))
+}
+
+/// What was counted.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: u64,
+    failed: u64,
+    failures: Vec<String>,
+    latencies: Vec<Duration>,
+}
+
+impl Tally {
+    fn take(&mut self, start: Instant, result: Result<Duration>) {
+        match result {
+            Ok(latency) => self.latencies.push(latency),
+            Err(error) => {
+                self.failed += 1;
+                if self.failures.len() < TOLD {
+                    self.failures.push(format!("after {:.1} s: {error:#}", start.elapsed().as_secs_f64()));
+                }
+            }
+        }
+    }
+
+    fn line(&mut self, start: Instant) -> Value {
+        self.latencies.sort();
+        let quantile = |q: f64| {
+            let at = ((self.latencies.len() as f64) * q) as usize;
+            self.latencies.get(at.min(self.latencies.len().saturating_sub(1))).map_or(0, Duration::as_micros)
+        };
+        json!({
+            "requests": self.sent, "failed": self.failed, "failures": self.failures, "seconds": start.elapsed().as_secs_f64(),
+            "p50_us": quantile(0.5), "p99_us": quantile(0.99), "max_us": quantile(1.0),
+        })
+    }
+}
+
+/// Replaces the file as a whole; who reads it sees one report or the next.
+fn tell(path: &Path, line: &Value) -> Result<()> {
+    let half = path.with_extension("half");
+    std::fs::write(&half, line.to_string()).with_context(|| half.display().to_string())?;
+    std::fs::rename(&half, path).with_context(|| path.display().to_string())
 }
 
 /// Returns when standard input ends; never, when nobody wants to know.
@@ -137,9 +171,35 @@ where
     Ok(due.elapsed())
 }
 
+/// What is sent from inside a pod until told to end.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan<'a> {
+    /// Requests a second.
+    pub rate: &'a str,
+    /// URLs, called in turn.
+    pub urls: &'a [String],
+    /// Methods, used in turn.
+    pub methods: &'a [&'a str],
+    /// Where it is told meanwhile what was counted so far.
+    pub report: Option<&'a Path>,
+}
+
 /// Constant load from inside a pod until told to end.
 pub struct Running {
     child: tokio::process::Child,
+}
+
+/// How a load went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counted {
+    /// Requests sent; none of them failed.
+    pub requests: u64,
+    /// In how many seconds.
+    pub seconds: f64,
+    /// 99 of 100 took no longer, in microseconds.
+    pub p99: u64,
+    /// None took longer, in microseconds.
+    pub longest: u64,
 }
 
 impl Running {
@@ -163,28 +223,45 @@ impl Running {
         urls: &[String],
         methods: &[&str],
     ) -> Result<Self> {
-        let program = std::env::current_exe()?.display().to_string();
-        let mut args = vec!["exec", pod, "-n", namespace, "--", program.as_str(), "demo", "load"];
-        args.extend(["--rate", rate, "--seconds", "3600", "--until-stdin-closes"]);
-        for url in urls {
-            args.extend(["--url", url]);
-        }
-        for method in methods {
-            args.extend(["--method", method]);
-        }
-        let mut command = mesh.carrick(&args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let child = command.spawn().context("carrick exec")?;
+        let running = Self::begin(mesh, namespace, pod, Plan { rate, urls, methods, report: None })?;
         // Let the load settle, so that the first switch already meets a constant rate.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        Ok(Self { child })
+        Ok(running)
+    }
+
+    /// Starts it in a pod.
+    ///
+    /// # Errors
+    /// When the pod cannot be entered.
+    pub fn begin(mesh: &Mesh, namespace: &str, pod: &str, plan: Plan<'_>) -> Result<Self> {
+        let words = words(plan)?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Self::spawn(mesh.carrick(&[&["exec", pod, "-n", namespace, "--"], &words[..]].concat()))
+    }
+
+    /// Starts it by a command that ends with [`words`].
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn spawn(mut command: tokio::process::Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        Ok(Self { child: command.spawn().context("a load")? })
     }
 
     /// Ends the load; the text names rate and worst latency.
     ///
     /// # Errors
     /// When any request failed.
-    pub async fn finish(mut self) -> Result<String> {
+    pub async fn finish(self) -> Result<String> {
+        let Counted { requests, seconds, p99, .. } = self.counted().await?;
+        Ok(format!("{requests} requests at {:.0}/s, 0 failed, p99 {p99} µs", requests as f64 / seconds))
+    }
+
+    /// Ends the load.
+    ///
+    /// # Errors
+    /// When any request failed.
+    pub async fn counted(mut self) -> Result<Counted> {
         tokio::time::sleep(Duration::from_millis(500)).await;
         if let Some(mut stdin) = self.child.stdin.take() {
             stdin.shutdown().await?;
@@ -193,9 +270,30 @@ impl Running {
         let line: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("the load gave no report: {}", String::from_utf8_lossy(&output.stderr)))?;
         let (requests, failed) = (line["requests"].as_u64().unwrap_or(0), line["failed"].as_u64().unwrap_or(1));
-        let rate = requests as f64 / line["seconds"].as_f64().unwrap_or(f64::INFINITY);
         ensure!(failed == 0, "{failed} of {requests} requests failed: {}", line["failures"]);
         ensure!(requests > 0, "no request was sent");
-        Ok(format!("{requests} requests at {rate:.0}/s, 0 failed, p99 {} µs", line["p99_us"]))
+        let number = |key: &str| line[key].as_u64().unwrap_or_default();
+        let seconds = line["seconds"].as_f64().unwrap_or(f64::INFINITY);
+        Ok(Counted { requests, seconds, p99: number("p99_us"), longest: number("max_us") })
     }
+}
+
+/// This very program as a load.
+///
+/// # Errors
+/// It cannot be told where this program lies.
+pub fn words(plan: Plan<'_>) -> Result<Vec<String>> {
+    let program = std::env::current_exe()?.display().to_string();
+    let mut words = vec![program, "demo".into(), "load".into(), "--rate".into(), plan.rate.into()];
+    words.extend(["--seconds", "3600", "--until-stdin-closes"].map(str::to_owned));
+    for url in plan.urls {
+        words.extend(["--url".to_owned(), url.clone()]);
+    }
+    for method in plan.methods {
+        words.extend(["--method".to_owned(), (*method).to_owned()]);
+    }
+    if let Some(report) = plan.report {
+        words.extend(["--report".to_owned(), report.display().to_string()]);
+    }
+    Ok(words)
 }

@@ -4,6 +4,7 @@
 //! (the same binary), so a scenario shows the product and not its insides.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -18,6 +19,8 @@ use tokio::process::{Child, Command};
 
 use crate::process;
 
+/// Its API's port.
+const API_PORT: u16 = 6443;
 /// How long the control plane may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a pod may take to become ready, on a machine busy with others.
@@ -120,26 +123,13 @@ impl Mesh {
     pub async fn start_with(dir: &Path, setup: Setup) -> Result<Self> {
         let program = std::env::current_exe().context("cannot tell where this program lies")?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let api_port = 6443;
-        for port in [api_port, 15012, 15014].into_iter().filter(|_| setup.namespace.is_none()) {
+        for port in [API_PORT, 15012, 15014].into_iter().filter(|_| setup.namespace.is_none()) {
             std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
                 format!("port {port} is taken: is another `carrick up` running? The demo brings its own")
             })?;
         }
-        let up = spawn_up(&program, dir, api_port, &setup)?;
-        let kubeconfig = dir.join("kubeconfig");
-        let start = Instant::now();
-        let client = loop {
-            ensure!(start.elapsed() < START_LIMIT, "carrick up does not answer:\n{}", tail(&dir.join("up.log")));
-            if kubeconfig.exists() {
-                let client = setup.client(&kubeconfig, api_port).await?;
-                let ready = setup.page("/ready").await.is_ok_and(|(status, _)| status == 200);
-                if ready && client.apiserver_version().await.is_ok() {
-                    break client;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let up = spawn_up(&program, dir, API_PORT, &setup)?;
+        let client = answers(dir, &setup).await?;
         Ok(Self { program, dir: dir.to_owned(), setup, client, up, pods: Vec::new() })
     }
 
@@ -300,13 +290,42 @@ impl Mesh {
     /// # Errors
     /// When the process table cannot be read, or no sidecar is running.
     pub fn sidecars(&self) -> Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for (_, name, _) in &self.pods {
-            found.extend(process::sidecars_of(name)?);
-        }
+        let mut found: Vec<u32> = self.sidecars_by_pod()?.into_values().flatten().collect();
         found.sort_unstable();
         ensure!(!found.is_empty(), "no sidecar of this mesh is running");
         Ok(found)
+    }
+
+    /// The same, by the pod's name.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    pub fn sidecars_by_pod(&self) -> Result<BTreeMap<String, Vec<u32>>> {
+        let names: BTreeSet<&str> = self.pods.iter().map(|(_, name, _)| name.as_str()).collect();
+        process::sidecars(|name| names.contains(name))
+    }
+
+    /// The control plane's process id, while it runs.
+    pub fn control_plane(&self) -> Option<u32> {
+        self.up.id()
+    }
+
+    /// Ends the control plane as a machine does that loses its power: nothing of it gets another instruction.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub async fn kill_control_plane(&mut self) -> Result<()> {
+        self.up.kill().await.context("carrick up")
+    }
+
+    /// Starts it again on its folder, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Mesh::start`].
+    pub async fn start_control_plane(&mut self) -> Result<()> {
+        self.up = spawn_up(&self.program, &self.dir, API_PORT, &self.setup)?;
+        self.client = answers(&self.dir, &self.setup).await?;
+        Ok(())
     }
 
     /// Ends every pod, then the control plane.
@@ -328,6 +347,23 @@ impl Mesh {
             self.up.kill().await?;
         }
         Ok(())
+    }
+}
+
+/// A client of a control plane that was just started, as soon as it answers.
+async fn answers(dir: &Path, setup: &Setup) -> Result<Client> {
+    let kubeconfig = dir.join("kubeconfig");
+    let start = Instant::now();
+    loop {
+        ensure!(start.elapsed() < START_LIMIT, "carrick up does not answer:\n{}", tail(&dir.join("up.log")));
+        if kubeconfig.exists() {
+            let client = setup.client(&kubeconfig, API_PORT).await?;
+            let ready = setup.page("/ready").await.is_ok_and(|(status, _)| status == 200);
+            if ready && client.apiserver_version().await.is_ok() {
+                return Ok(client);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -7,17 +7,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::{sys::signal, unistd::Pid};
 use serde_json::Value;
 
 use super::{INGRESS_POD, ORDERS, PARTNER, PAYMENTS, Pay};
-use crate::{
-    demo::{
-        certificates,
-        load::Running,
-        stage::{Want, secret},
-    },
-    process,
+use crate::demo::{
+    certificates,
+    frozen::Frozen,
+    load::Running,
+    stage::{Want, secret},
 };
 
 const MANIFESTS: &str = include_str!("../../../../../examples/gopay-partners/rotation.yaml");
@@ -33,37 +30,6 @@ const LIMIT: &str = "60s";
 const ANSWERS: Duration = Duration::from_secs(20);
 /// How long the rotation is seen to stand still.
 const STILL: Duration = Duration::from_secs(2);
-
-/// Stopped processes; they go on when this is dropped.
-struct Frozen(Vec<u32>);
-
-impl Frozen {
-    fn sidecar_of(pod: &str) -> Result<Self> {
-        let all = process::sidecars_of(pod)?;
-        let is_envoy = |pid: &u32| {
-            std::fs::read_link(format!("/proc/{pid}/exe"))
-                .is_ok_and(|path| path.file_name().is_some_and(|n| n == "envoy"))
-        };
-        // Of Envoy and its agent only the one that carries traffic: what the agent says has to be about that.
-        let envoy: Vec<u32> = all.iter().copied().filter(is_envoy).collect();
-        let frozen = Self(if envoy.is_empty() { all } else { envoy });
-        ensure!(!frozen.0.is_empty(), "{pod} has no sidecar");
-        frozen.send(signal::Signal::SIGSTOP);
-        Ok(frozen)
-    }
-
-    fn send(&self, signal: signal::Signal) {
-        for pid in self.0.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
-            let _ = signal::kill(Pid::from_raw(pid), signal);
-        }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.send(signal::Signal::SIGCONT);
-    }
-}
 
 impl Pay {
     pub(super) async fn rotation(&mut self) -> Result<String> {
