@@ -42,6 +42,8 @@ e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed 
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 	for name in product-stock hipster intuit-gateway gopay-partners; do $(TARGET)/debug/carrick demo $$name --engine all || exit 1; done
 	$(TARGET)/debug/carrick demo quarantine
+	$(TARGET)/debug/carrick demo renewals --sidecars 12 --envoys 2 --certificate-ttl 10s --time 25s --look 1s --tell 10s --rate 60
+	$(TARGET)/debug/carrick demo authority --certificate-ttl 30s --grace-ratio 0.7 --rate 5
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
 
