@@ -149,7 +149,8 @@ impl IdentityKeeper {
         let mut told = String::new();
         let mut over = false;
         loop {
-            match self.requester.obtain(current.as_deref()).await {
+            let limit = schedule::patience(current.as_ref().map(left).unwrap_or_default());
+            match self.requester.obtain(current.as_deref(), limit).await {
                 Ok((identity, roots)) => {
                     let identity = Arc::new(identity);
                     AgentMetrics::add(&self.metrics.certificates);

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest, IstioCertificateResponse};
 use carrick_pki::csr::CsrError;
@@ -20,7 +21,7 @@ use crate::config::AgentConfig;
 use crate::secrets::SecretStore;
 
 /// How long the authority may think.
-const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no certificate. A retry is always safe.
 #[derive(Debug, thiserror::Error)]
@@ -95,21 +96,28 @@ impl Requester {
         }
     }
 
-    /// Asks once: with the token, and where that is refused with the certificate that is still valid.
+    /// Asks once: with the token, and where that is refused or cannot be looked at now with the certificate that is still valid. Each of the two
+    /// takes no longer than `limit`.
     ///
     /// # Errors
     /// See [`FetchError`].
-    pub async fn obtain(&self, current: Option<&Identity>) -> Result<(Identity, TrustBundle), FetchError> {
+    pub async fn obtain(
+        &self,
+        current: Option<&Identity>,
+        limit: Duration,
+    ) -> Result<(Identity, TrustBundle), FetchError> {
         self.store.reload();
         let (key, request) = csr::new(self.algorithm)?;
         let chain = match (self.token(), current) {
-            (Ok(token), current) => match (self.ask(&request, Some(&token), None).await, current) {
-                (Err(FetchError::Refused(status)), Some(current)) if status.code() == Code::Unauthenticated => {
-                    self.ask(&request, None, Some(current)).await?
+            (Ok(token), current) => match (within(limit, self.ask(&request, Some(&token), None)).await, current) {
+                (Err(FetchError::Refused(status)), Some(current))
+                    if matches!(status.code(), Code::Unauthenticated | Code::Unavailable) =>
+                {
+                    within(limit, self.ask(&request, None, Some(current))).await?
                 }
                 (result, _) => result?,
             },
-            (Err(_), Some(current)) => self.ask(&request, None, Some(current)).await?,
+            (Err(_), Some(current)) => within(limit, self.ask(&request, None, Some(current))).await?,
             (Err(error), None) => return Err(error),
         };
         self.accept(chain, key)
@@ -160,6 +168,10 @@ impl Requester {
         }
         Ok((identity, roots))
     }
+}
+
+async fn within<T>(limit: Duration, asking: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
+    tokio::time::timeout(limit, asking).await.unwrap_or(Err(FetchError::Timeout))
 }
 
 /// A certificate authority, and how it is proven.

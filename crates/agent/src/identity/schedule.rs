@@ -7,6 +7,9 @@ use std::time::{Duration, SystemTime};
 /// The shortest wait, so that a certificate that ends at once does not become a busy loop.
 const MIN: Duration = Duration::from_secs(1);
 
+/// The longest time for one try.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// The longest sleep at a stretch while waiting to renew: a machine that was suspended, or whose clock was set, finds out this late.
 pub(super) const STEP: Duration = Duration::from_secs(60);
 
@@ -14,6 +17,12 @@ pub(super) const STEP: Duration = Duration::from_secs(60);
 pub(super) fn pauses(left: Duration) -> (Duration, Duration) {
     let longest = (left / 20).clamp(Duration::from_millis(50), Duration::from_secs(60));
     (Duration::from_secs(1).min(longest), longest)
+}
+
+/// How long one try may take to renew a certificate that has `left` to live: several fit in, whatever the authority does. One that has ended,
+/// or none, has no hurry.
+pub(super) fn patience(left: Duration) -> Duration {
+    if left.is_zero() { LIMIT } else { (left / 6).clamp(MIN, LIMIT) }
 }
 
 /// How long to wait after `received` with a certificate that ends at `not_after`: until `ratio ± jitter` of its life is
@@ -54,6 +63,12 @@ mod tests {
         }
         assert_eq!(pauses(Duration::from_secs(43_200)), (Duration::from_secs(1), Duration::from_secs(60)));
         assert_eq!(pauses(Duration::ZERO).0, Duration::from_millis(50), "no busy loop");
+    }
+
+    #[test]
+    fn an_authority_that_hangs_leaves_time_for_others() {
+        let of = |left| patience(Duration::from_secs(left)).as_secs();
+        assert_eq!((of(0), of(3), of(30), of(43_200)), (20, 1, 5, 20));
     }
 
     #[test]
