@@ -99,7 +99,7 @@ impl Fleet {
 
     /// Some of the native ones call, and each Envoy.
     fn calls(n: usize, native: usize) -> bool {
-        n >= native || n % MEMBERS_PER_CALLER == 0
+        n >= native || n.is_multiple_of(MEMBERS_PER_CALLER)
     }
 
     async fn start(&mut self, options: &Options) -> Result<String> {
@@ -143,8 +143,9 @@ impl Fleet {
     /// Those who call.
     fn callers(&self, options: &Options) -> Vec<String> {
         let native = usize::from(options.sidecars);
-        let calling =
-            |(n, member): (usize, &Target)| (n >= native || n % MEMBERS_PER_CALLER == 0).then(|| member.name.clone());
+        let calling = |(n, member): (usize, &Target)| {
+            (n >= native || n.is_multiple_of(MEMBERS_PER_CALLER)).then(|| member.name.clone())
+        };
         self.members.iter().enumerate().filter_map(calling).collect()
     }
 

@@ -93,7 +93,7 @@ impl Population {
             }
         }
         for to in [NATIVE, ENVOY] {
-            self.from_machine(&format!("http://{to}.shop:8080/")).await?;
+            self.machine_calls(&format!("http://{to}.shop:8080/")).await?;
         }
         Ok(())
     }

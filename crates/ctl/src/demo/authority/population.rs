@@ -113,7 +113,7 @@ impl Population {
         for (from, urls) in self.ways(Ways::All) {
             for url in urls {
                 match from.as_str() {
-                    MACHINE => self.from_machine(&url).await?,
+                    MACHINE => self.machine_calls(&url).await?,
                     pod => drop(self.stage.expect(pod, &[&url], Want::Status(200)).await?),
                 }
             }
@@ -142,7 +142,7 @@ impl Population {
     }
 
     /// One call by the machine, until it is answered.
-    pub(super) async fn from_machine(&self, url: &str) -> Result<()> {
+    pub(super) async fn machine_calls(&self, url: &str) -> Result<()> {
         let start = Instant::now();
         loop {
             let words = ["curl", "-s", "-o", "/dev/null", "-m", "5", "-w", "%{http_code}", url].map(str::to_owned);
