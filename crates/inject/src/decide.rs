@@ -13,7 +13,7 @@ const NAMESPACE_INJECTION: &str = "istio-injection";
 const REVISION: &str = "istio.io/rev";
 
 /// Namespaces that no webhook of Istio ever injects into.
-const IGNORED_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+pub const IGNORED_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
 /// The name of the revision that `istio-injection: enabled` means.
 pub const DEFAULT_REVISION: &str = "default";
@@ -140,6 +140,14 @@ pub fn decide(config: &Config, pod: &PodFacts<'_>) -> Decision {
         Ok(why) => Decision { inject: true, revision: Some(revision), why },
         Err(why) => no(why),
     }
+}
+
+/// The injector's own check alone, for whoever is asked to inject this very pod.
+///
+/// # Errors
+/// The rule that says no.
+pub fn required(config: &Config, pod: &PodFacts<'_>) -> Result<Why, Why> {
+    server_side(config, pod, Why::NamespaceEnabled)
 }
 
 /// The webhooks: which revision is asked to inject, by namespace and pod labels.
