@@ -6,6 +6,8 @@
 mod error;
 
 pub mod annotations;
+pub mod arguments;
+pub mod check;
 pub mod host;
 pub mod netns;
 pub mod nft;

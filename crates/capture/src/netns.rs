@@ -168,6 +168,20 @@ impl NetNs {
     }
 }
 
+/// Runs `work` inside a namespace that has no name of ours but a file (`/proc/PID/ns/net`, a bind mount), on a thread of its own.
+///
+/// # Errors
+/// It is gone, or a thread cannot be made.
+pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, CaptureError> {
+    let doing = || format!("enter network namespace {}", path.display());
+    let file = File::open(path).map_err(CaptureError::io(doing()))?;
+    on_thread(move || {
+        setns(file, CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    })
+    .map_err(CaptureError::io(doing()))
+}
+
 /// Makes `/run/netns` a shared mount, as `ip netns` does, so that a name removed here is removed in every mount namespace too.
 fn share_directory() -> Result<(), CaptureError> {
     std::fs::DirBuilder::new()
