@@ -3,6 +3,7 @@
 //! Invariant: an [`AgentConfig`] is usable as it is; whoever holds one reads no environment. The table of options is in
 //! `options`, and is the only place that knows their names.
 
+mod istio;
 mod options;
 mod value;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use carrick_base::TrustDomain;
 use carrick_pki::KeyAlgorithm;
 
+use crate::app_probes::AppProbes;
 use crate::dns::DnsConfig;
 use crate::health::Probe;
 
@@ -45,6 +47,10 @@ pub struct AgentConfig {
     pub dns: Option<DnsConfig>,
     /// How the workload's health is found out; `None` where somebody else does.
     pub probe: Option<Probe>,
+    /// Probes of the application that Kubernetes asks here.
+    pub app_probes: AppProbes,
+    /// Where the application's metrics are, as injection wrote it down: JSON with `scrape`, `path`, `port`.
+    pub app_metrics: Option<serde_json::Value>,
     /// Ports of its own.
     pub ports: Ports,
     /// Log level, `info` or `warn,carrick_xds=debug`.
@@ -201,8 +207,33 @@ pub enum Command {
     Agent(Box<AgentConfig>, PathBuf),
     /// Get a machine's first certificate by a join token, and end.
     Join(Box<JoinConfig>),
+    /// Do one of the small things that an injected pod's containers ask for, and end.
+    Tool(Tool),
     /// Print this text and end.
     Print(String),
+}
+
+/// The small things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// Wait until the proxy is ready: its port, its path, and how long at most.
+    Wait {
+        /// Port of the status page.
+        port: u16,
+        /// Its path.
+        path: String,
+        /// How long at most.
+        limit: Duration,
+    },
+    /// Ask the agent of this pod for something.
+    Ask {
+        /// Port of the agent.
+        port: u16,
+        /// HTTP method.
+        method: String,
+        /// Path, with its slash.
+        path: String,
+    },
 }
 
 /// Everything that is wrong with flags, environment and files.

@@ -2,9 +2,11 @@
 //!
 //! Invariants: the workload's key is made here and leaves only towards the engine of the same pod (memory, or a socket
 //! that only its user may open) and, on a machine, a folder of its user's; without an identity the engine gets no secrets and refuses, it never falls back to
-//! plaintext; nothing that comes from the network makes it panic. It knows no Kubernetes and none of the control
-//! plane's code: the two meet in xDS and in the certificate service.
+//! plaintext; nothing that comes from the network makes it panic. It knows none of the control
+//! plane's code: the two meet in xDS and in the certificate service. Of Kubernetes it knows one question, which the CNI plugin asks.
 
+pub mod app_probes;
+pub mod cni;
 pub mod config;
 pub mod delivery;
 pub mod dns;
@@ -13,6 +15,7 @@ pub mod identity;
 pub mod join;
 pub mod metrics;
 pub mod node;
+pub mod rules;
 pub mod secrets;
 
 mod admin;
@@ -29,6 +32,7 @@ mod readiness;
 mod run;
 mod sds;
 mod status;
+pub mod tool;
 mod trust;
 pub mod workload_api;
 

@@ -155,11 +155,15 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
         }
     };
 
-    let application = crate::status::application(&config.node.annotations, &config.ports);
+    let application = match &config.app_metrics {
+        Some(told) => crate::status::injected_application(told, &config.ports),
+        None => crate::status::application(&config.node.annotations, &config.ports),
+    };
     let status = Status {
         engine: engine.clone(),
         metrics: Arc::clone(&metrics),
         clock: Arc::clone(&clock),
+        app_probes: config.app_probes.clone(),
         quit: quit.clone(),
         application,
     };

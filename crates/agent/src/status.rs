@@ -13,6 +13,7 @@ use carrick_runtime::clock::SharedClock;
 use http::{Method, StatusCode};
 use tokio::sync::Notify;
 
+use crate::app_probes::AppProbes;
 use crate::config::Ports;
 use crate::engine::EngineHandle;
 use crate::http_client;
@@ -29,6 +30,8 @@ pub struct Status {
     pub clock: SharedClock,
     /// Where the application shows its own metrics, if it does.
     pub application: Option<(SocketAddr, String)>,
+    /// Probes of the application.
+    pub app_probes: AppProbes,
     /// Asks the agent to end.
     pub quit: Arc<Notify>,
 }
@@ -46,6 +49,19 @@ pub fn application(annotations: &BTreeMap<String, String>, own: &Ports) -> Optio
     }
     let path = get("path").filter(|p| p.starts_with('/')).unwrap_or("/metrics");
     Some(((Ipv4Addr::LOCALHOST, port).into(), path.to_owned()))
+}
+
+/// The same, as injection wrote it down before it pointed the annotations at us; `scrape` has only to be not false, as at injection.
+pub fn injected_application(told: &serde_json::Value, own: &Ports) -> Option<(SocketAddr, String)> {
+    let text = |field: &str| told.get(field).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
+    let mut annotations =
+        BTreeMap::from([("prometheus.io/scrape".to_owned(), text("scrape").unwrap_or("true").to_owned())]);
+    for field in ["port", "path"] {
+        if let Some(value) = text(field) {
+            annotations.insert(format!("prometheus.io/{field}"), value.to_owned());
+        }
+    }
+    application(&annotations, own)
 }
 
 /// The three servers, bound.
@@ -94,6 +110,7 @@ impl Status {
     fn router(&self) -> Router {
         let mut router = Router::new();
         self.ready(&mut router);
+        self.app_probes.serve(&mut router);
         for path in ["/stats/prometheus", "/metrics"] {
             let shown = self.clone();
             router.get(path, move |_| {
@@ -172,5 +189,8 @@ mod tests {
         assert_eq!(shown(&[("scrape", "true"), ("port", "9"), ("path", "/m")]).as_deref(), Some("127.0.0.1:9/m"));
         assert_eq!(shown(&[("scrape", "true"), ("port", "15020")]), None);
         assert_eq!(shown(&[("scrape", "true"), ("port", "x")]), None);
+        let told = serde_json::json!({"scrape": "", "path": "/m", "port": "9"});
+        let found = injected_application(&told, &ports).map(|(address, path)| format!("{address}{path}"));
+        assert_eq!(found.as_deref(), Some("127.0.0.1:9/m"));
     }
 }

@@ -10,11 +10,13 @@ use carrick_base::TrustDomain;
 use carrick_pki::KeyAlgorithm;
 use serde_json::Value;
 
+use super::istio;
 use super::value;
 use super::{
     AgentConfig, Command, ConfigErrors, ControlPlane, DrainConfig, EngineKind, IdentityConfig, JoinConfig, NodeConfig,
     Ports, Role, Surroundings,
 };
+use crate::app_probes::{self, AppProbes};
 use crate::dns::DnsConfig;
 use crate::health::Probe;
 
@@ -118,7 +120,13 @@ struct Reader<'a, S> {
 }
 
 pub(super) fn parse(arguments: &[String], surroundings: &impl Surroundings) -> Result<Command, ConfigErrors> {
-    let mut arguments = arguments.iter();
+    let translated = match istio::translate(arguments, &surroundings.environment()) {
+        Some(Ok(istio::Meant::Tool(tool))) => return Ok(Command::Tool(tool)),
+        Some(Ok(istio::Meant::Proxy(arguments))) => Some(arguments),
+        Some(Err(errors)) => return Err(ConfigErrors(errors)),
+        None => None,
+    };
+    let mut arguments = translated.as_deref().unwrap_or(arguments).iter();
     let (role, files) = match arguments.next().map(String::as_str) {
         Some("sidecar") => (Role::Sidecar, false),
         Some("gateway") => (Role::Gateway, false),
@@ -425,6 +433,27 @@ impl<S: Surroundings> Reader<'_, S> {
         }
     }
 
+    fn app_probes(&mut self, node: Option<&NodeConfig>) -> Option<AppProbes> {
+        let text = self.env.get(app_probes::VARIABLE).cloned().unwrap_or_default();
+        let localhost = self.env.get(app_probes::LOCALHOST).is_some_and(|value| value == "true");
+        let pod = node.and_then(|node| node.ips.first().copied());
+        let read = AppProbes::read(&text, pod, localhost);
+        read.map_err(|reason| self.errors.push(format!("{}: {reason}", app_probes::VARIABLE))).ok()
+    }
+
+    /// `None` is a mistake, `Some(None)` none.
+    fn app_metrics(&mut self) -> Option<Option<Value>> {
+        const VARIABLE: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
+        let Some(text) = self.env.get(VARIABLE).filter(|text| !text.is_empty()) else { return Some(None) };
+        match serde_json::from_str(text) {
+            Ok(told) => Some(Some(told)),
+            Err(error) => {
+                self.errors.push(format!("{VARIABLE}: {error}"));
+                None
+            }
+        }
+    }
+
     fn drain(&mut self) -> Option<DrainConfig> {
         let duration = self.take("drain-duration", value::duration);
         let minimum = self.take("minimum-drain-duration", value::duration);
@@ -454,6 +483,8 @@ impl<S: Surroundings> Reader<'_, S> {
         let drain = self.drain();
         let (dns, probe) = (self.dns(), self.probe());
         let ports = self.ports();
+        let app_probes = self.app_probes(node.as_ref());
+        let app_metrics = self.app_metrics();
         let log_json = self.take("log-json", value::boolean);
         let state_dir = self.path("state-dir");
         if state_dir.join("SDS").as_os_str().len() > MAX_SOCKET_PATH {
@@ -477,6 +508,8 @@ impl<S: Surroundings> Reader<'_, S> {
             drain: drain?,
             dns: dns?,
             probe: probe?,
+            app_probes: app_probes?,
+            app_metrics: app_metrics?,
             ports: ports?,
             log_level: self.text("log-level").0,
             log_json: log_json?,

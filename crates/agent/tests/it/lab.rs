@@ -253,6 +253,8 @@ impl Plane {
             drain: DrainConfig { duration: Duration::from_secs(5), minimum: Duration::ZERO, exit_on_zero: true },
             dns: None,
             probe: None,
+            app_probes: Default::default(),
+            app_metrics: None,
             ports: Ports { bind: Ipv4Addr::LOCALHOST.into(), admin, status: 0, health: 0, prometheus: 0 },
             log_level: "info".into(),
             log_json: false,
