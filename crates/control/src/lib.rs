@@ -14,6 +14,7 @@ mod debug;
 mod deliveries;
 mod fold;
 mod history;
+pub mod injector;
 mod keys;
 mod ledger;
 pub mod machines;

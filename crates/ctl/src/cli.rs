@@ -11,8 +11,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::{
     analyze, apply, bench, ca, certs, cluster, convert, demo, experimental,
     flags::{beside, key_value},
+    inject,
     output::Format,
-    process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
+    precheck, process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -68,6 +69,8 @@ enum Command {
     Vm(vm::Command),
     /// Create or update the objects of manifest files (server-side apply).
     Apply(Apply),
+    /// Print manifests with a sidecar in every pod template, as the webhook would inject it.
+    KubeInject(Box<inject::Options>),
     /// Judge manifests by the rules of admission, without a cluster.
     #[command(visible_alias = "v")]
     Validate(Validate),
@@ -467,6 +470,36 @@ enum Experimental {
     /// Files and objects for machines that join.
     #[command(subcommand)]
     Workload(workload::Command),
+    /// Which webhook injects a pod, and why the others do not.
+    CheckInject {
+        /// The pod: POD[.NAMESPACE], or deploy/NAME.
+        #[arg(value_name = "[TYPE/]NAME[.NS]")]
+        target: Option<String>,
+        /// Labels of a pod that there is not yet: KEY=VALUE,…
+        #[arg(short, long, conflicts_with = "target", value_name = "LABELS")]
+        labels: Option<String>,
+        /// Namespace of a name that has none.
+        #[arg(short, long, default_value = "default", value_name = "NS")]
+        namespace: String,
+    },
+    /// What an installation or an upgrade would stumble over.
+    Precheck {
+        /// Leave out what concerns the control plane's own installation.
+        #[arg(long, alias = "skipControlplane")]
+        skip_controlplane: bool,
+        /// Output format.
+        #[arg(short, long, value_enum, default_value = "short")]
+        output: Format,
+    },
+    /// Injectors of the cluster.
+    #[command(subcommand)]
+    Injector(Injector),
+}
+
+#[derive(Debug, Subcommand)]
+enum Injector {
+    /// Namespaces with their revision, and webhooks with their namespaces.
+    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -614,6 +647,9 @@ impl Cli {
                 let client = cluster::client(&kubeconfig).await?;
                 apply::run(&client, &options.filename, &options.namespace, options.dry_run).await
             }
+            Command::KubeInject(options) => {
+                inject::run(&options, global.kubeconfig.as_deref(), &global.data_dir, &global.istio_namespace).await
+            }
             Command::Validate(options) => {
                 validate::run(&options.filename, &options.namespace, &global.istio_namespace, options.output)
             }
@@ -662,6 +698,11 @@ impl Cli {
                 let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
                 let client = cluster::client(&kubeconfig).await?;
                 why::run(&options.question, &client, options.debug_port, options.output).await
+            }
+            Command::Experimental(Experimental::Precheck { skip_controlplane, output }) => {
+                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
+                let client = cluster::client(&kubeconfig).await?;
+                precheck::run(&client, &global.istio_namespace, skip_controlplane, output).await
             }
             Command::Experimental(command) => experimental_command(command, &global).await.map(|()| 0),
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
@@ -767,6 +808,12 @@ async fn experimental_command(command: Experimental, global: &Global) -> Result<
     };
     let text = match command {
         Experimental::Workload(command) => workload::run(command, &global.around()).await?,
+        Experimental::CheckInject { target, labels, namespace } => {
+            inject::check::run(&client().await?, target.as_deref(), labels.as_deref(), &namespace).await?
+        }
+        // It has an exit code of its own and is dispatched before.
+        Experimental::Precheck { .. } => String::new(),
+        Experimental::Injector(Injector::List) => inject::list::run(&client().await?, &global.istio_namespace).await?,
         Experimental::Describe(Describe::Pod { named }) => {
             experimental::describe_pod(&client().await?, &of(named)).await?
         }
