@@ -40,7 +40,7 @@ fn places(object: &Value) -> Option<(&'static str, &'static str)> {
         ("batch", "CronJob") => Some(("/spec/jobTemplate/metadata", "/spec/jobTemplate/spec/template/spec")),
         ("apps" | "extensions", "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet")
         | ("batch", "Job")
-        | ("", "ReplicationController")
+        | ("", "ReplicationController" | "DeploymentConfig")
         | ("apps.openshift.io", "DeploymentConfig") => Some(("/spec/template/metadata", "/spec/template/spec")),
         _ => None,
     }

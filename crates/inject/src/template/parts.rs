@@ -68,6 +68,9 @@ pub(crate) fn resources(context: &Context<'_>) -> Value {
             quantity::canonical_values(values);
         }
     }
+    if let Some(lists) = installed.as_object_mut() {
+        lists.retain(|_, values| values.as_object().is_none_or(|values| !values.is_empty()));
+    }
     installed
 }
 
