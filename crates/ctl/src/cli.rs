@@ -13,7 +13,7 @@ use crate::{
     flags::{beside, key_value},
     inject,
     output::Format,
-    precheck, process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
+    process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
 };
 
 /// A service mesh that takes Istio's manifests: identity and mutual TLS for every service, on one machine or many.
@@ -482,15 +482,6 @@ enum Experimental {
         #[arg(short, long, default_value = "default", value_name = "NS")]
         namespace: String,
     },
-    /// What an installation or an upgrade would stumble over.
-    Precheck {
-        /// Leave out what concerns the control plane's own installation.
-        #[arg(long, alias = "skipControlplane")]
-        skip_controlplane: bool,
-        /// Output format.
-        #[arg(short, long, value_enum, default_value = "short")]
-        output: Format,
-    },
     /// Injectors of the cluster.
     #[command(subcommand)]
     Injector(Injector),
@@ -699,11 +690,6 @@ impl Cli {
                 let client = cluster::client(&kubeconfig).await?;
                 why::run(&options.question, &client, options.debug_port, options.output).await
             }
-            Command::Experimental(Experimental::Precheck { skip_controlplane, output }) => {
-                let kubeconfig = cluster::kubeconfig(global.kubeconfig.as_deref(), &global.data_dir)?;
-                let client = cluster::client(&kubeconfig).await?;
-                precheck::run(&client, &global.istio_namespace, skip_controlplane, output).await
-            }
             Command::Experimental(command) => experimental_command(command, &global).await.map(|()| 0),
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
@@ -811,8 +797,6 @@ async fn experimental_command(command: Experimental, global: &Global) -> Result<
         Experimental::CheckInject { target, labels, namespace } => {
             inject::check::run(&client().await?, target.as_deref(), labels.as_deref(), &namespace).await?
         }
-        // It has an exit code of its own and is dispatched before.
-        Experimental::Precheck { .. } => String::new(),
         Experimental::Injector(Injector::List) => inject::list::run(&client().await?, &global.istio_namespace).await?,
         Experimental::Describe(Describe::Pod { named }) => {
             experimental::describe_pod(&client().await?, &of(named)).await?

@@ -20,7 +20,6 @@ pub mod flags;
 pub mod inject;
 pub mod manifests;
 pub mod output;
-pub mod precheck;
 pub mod process;
 pub mod proxy_config;
 pub mod proxy_status;
