@@ -206,7 +206,7 @@ pub fn split_api_version(api_version: &str) -> (&str, &str) {
 }
 
 /// Kubernetes' order of versions: stable before beta before alpha, newer before older.
-fn version_rank(version: &str) -> (u8, std::cmp::Reverse<u32>, std::cmp::Reverse<u32>) {
+pub fn version_rank(version: &str) -> (u8, std::cmp::Reverse<u32>, std::cmp::Reverse<u32>) {
     use std::cmp::Reverse;
     let rest = version.strip_prefix('v').unwrap_or(version);
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

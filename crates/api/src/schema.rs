@@ -9,6 +9,7 @@ mod dsl;
 mod kubernetes;
 mod merge_keys;
 mod openapi;
+mod structural;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,6 +78,8 @@ pub struct ObjectType {
     /// Whether a missing required field is an error of the schema. Not so for Kubernetes' own kinds, whose defaulting runs
     /// between decoding and validation.
     pub enforce_required: bool,
+    /// Whether fields that are not named here are kept, whatever they hold.
+    pub open: bool,
 }
 
 /// One field of an object.

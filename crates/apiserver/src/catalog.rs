@@ -1,14 +1,18 @@
 //! Every served resource, as the server needs it: names, versions, scope, subresources, columns, schema.
 //!
 //! Invariant: a resource is found by `plural.group` or by its URL parts, and a stored object is always in the first
-//! (storage) version. The content comes from `carrick-api`'s registry; nothing per kind is written here.
+//! (storage) version. The content comes from `carrick-api`'s registry and, for kinds that users define, from their
+//! CustomResourceDefinitions; nothing per kind is written here.
 //! What it leaves to others: what objects mean.
 
+use crate::custom::Definition;
 use carrick_api::kinds::{Kind, Registry};
+use carrick_api::schema::Schema;
 use carrick_api::timestamp::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::watch;
 
 /// One served resource.
 #[derive(Clone)]
@@ -38,7 +42,16 @@ pub struct Resource {
     /// Subresources without the resource's name.
     pub subresources: Vec<String>,
     /// Columns, cells and schema.
-    pub shape: &'static Kind,
+    pub shape: Shape,
+}
+
+/// Where a resource's content comes from.
+#[derive(Clone)]
+pub enum Shape {
+    /// Built in.
+    Kind(&'static Kind),
+    /// Somebody's CustomResourceDefinition.
+    Custom(Arc<Definition>),
 }
 
 impl Resource {
@@ -58,13 +71,68 @@ impl Resource {
             has_status: kind.has_status(),
             stored: kind.stored,
             subresources: owned(kind.subresources),
-            shape: kind,
+            shape: Shape::Kind(kind),
+        }
+    }
+
+    /// The schema at a version.
+    pub fn schema(&self, version: &str) -> &Schema {
+        match &self.shape {
+            Shape::Kind(kind) => kind.schema(version),
+            Shape::Custom(definition) => definition.schema(version),
+        }
+    }
+
+    /// Whether the kind is one that Kubernetes defines by a CRD, built in here or not.
+    pub fn is_custom(&self) -> bool {
+        match &self.shape {
+            Shape::Kind(kind) => kind.custom,
+            Shape::Custom(_) => true,
+        }
+    }
+
+    /// The definition, for kinds that are not built in.
+    pub fn definition(&self) -> Option<&Definition> {
+        match &self.shape {
+            Shape::Kind(_) => None,
+            Shape::Custom(definition) => Some(definition),
+        }
+    }
+
+    /// The columns of a table, as `columnDefinitions`.
+    pub fn columns(&self, version: &str) -> Vec<Value> {
+        match &self.shape {
+            Shape::Kind(kind) => kind
+                .columns
+                .iter()
+                .map(|c| {
+                    json!({
+                        "name": c.name, "type": c.type_, "format": c.format,
+                        "description": c.description, "priority": c.priority,
+                    })
+                })
+                .collect(),
+            Shape::Custom(definition) => definition.columns(version),
         }
     }
 
     /// The cells of an object's table row.
-    pub fn cells(&self, object: &Value, now: std::time::SystemTime) -> Vec<Value> {
-        self.shape.cells(object, Timestamp::from_system(now))
+    pub fn cells(&self, version: &str, object: &Value, now: std::time::SystemTime) -> Vec<Value> {
+        let now = Timestamp::from_system(now);
+        match &self.shape {
+            Shape::Kind(kind) => kind.cells(object, now),
+            Shape::Custom(definition) => definition.cells(version, object, now),
+        }
+    }
+
+    /// The OpenAPI components of a version, and the name of the resource's own.
+    pub fn components(&self, version: &str) -> (String, Map<String, Value>) {
+        let schema = self.schema(version);
+        let mut components = schema.openapi_components();
+        if let Shape::Custom(definition) = &self.shape {
+            components.insert(schema.root_name().to_owned(), definition.component(version));
+        }
+        (schema.root_name().to_owned(), components)
     }
 
     /// Name of the list kind.
@@ -83,15 +151,41 @@ impl Resource {
 
     /// Verbs every stored resource has.
     pub fn verbs(&self) -> &'static [&'static str] {
-        self.shape.verbs()
+        match &self.shape {
+            Shape::Kind(kind) => kind.verbs(),
+            Shape::Custom(_) => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+        }
     }
 }
 
-/// All resources.
-#[derive(Clone, Default)]
+/// The resources at one moment.
+#[derive(Default)]
+struct Served {
+    by_id: BTreeMap<String, Arc<Resource>>,
+    order: Vec<Arc<Resource>>,
+    built_in: usize,
+}
+
+impl Served {
+    fn of(built_in: &[Arc<Resource>], custom: impl Iterator<Item = Arc<Resource>>) -> Self {
+        let mut order = built_in.to_vec();
+        let mut by_id: BTreeMap<_, _> = order.iter().map(|r| (r.id.to_string(), r.clone())).collect();
+        for resource in custom {
+            // What is built in stays as it is: a CRD of it is kept, but changes nothing.
+            if let std::collections::btree_map::Entry::Vacant(free) = by_id.entry(resource.id.to_string()) {
+                free.insert(resource.clone());
+                order.push(resource);
+            }
+        }
+        Self { by_id, order, built_in: built_in.len() }
+    }
+}
+
+/// All resources. Clones share them.
+#[derive(Clone)]
 pub struct Catalog {
-    by_id: Arc<BTreeMap<String, Arc<Resource>>>,
-    order: Arc<Vec<Arc<Resource>>>,
+    served: Arc<RwLock<Arc<Served>>>,
+    changes: watch::Sender<u64>,
 }
 
 impl Catalog {
@@ -103,30 +197,67 @@ impl Catalog {
     /// A catalog of `resources`, in the order they are to be listed.
     pub fn new(resources: Vec<Resource>) -> Self {
         let order: Vec<Arc<Resource>> = resources.into_iter().map(Arc::new).collect();
-        let by_id = order.iter().map(|r| (r.id.to_string(), r.clone())).collect();
-        Self { by_id: Arc::new(by_id), order: Arc::new(order) }
+        let served = Served::of(&order, std::iter::empty());
+        Self { served: Arc::new(RwLock::new(Arc::new(served))), changes: watch::Sender::new(0) }
+    }
+
+    fn served(&self) -> Arc<Served> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves exactly these kinds beside those that are built in.
+    pub fn set_custom(&self, resources: Vec<Resource>) {
+        let now = self.served();
+        let built_in = now.order.get(..now.built_in).unwrap_or_default();
+        let next = Served::of(built_in, resources.into_iter().map(Arc::new));
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Whether a kind comes with the server.
+    pub fn is_built_in(&self, id: &str) -> bool {
+        self.get(id).is_some_and(|r| matches!(r.shape, Shape::Kind(_)))
+    }
+
+    /// Counts changes of what is served.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// By `plural.group`.
-    pub fn get(&self, id: &str) -> Option<&Arc<Resource>> {
-        self.by_id.get(id)
+    pub fn get(&self, id: &str) -> Option<Arc<Resource>> {
+        self.served().by_id.get(id).cloned()
     }
 
     /// By URL parts; the version must be served.
-    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        let found =
-            if group.is_empty() { self.by_id.get(plural) } else { self.by_id.get(&format!("{plural}.{group}")) };
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+        let found = if group.is_empty() { self.get(plural) } else { self.get(&format!("{plural}.{group}")) };
         found.filter(|r| r.versions.iter().any(|v| v == version))
     }
 
     /// All, in listing order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.order.iter()
+    pub fn iter(&self) -> std::vec::IntoIter<Arc<Resource>> {
+        self.served().order.clone().into_iter()
     }
 
     /// Groups with their versions, preferred first, in listing order; core is the empty group.
     pub fn groups(&self) -> Vec<(String, Vec<String>)> {
-        let owned = |versions: Vec<&str>| versions.into_iter().map(str::to_owned).collect();
-        carrick_api::kinds::registry().groups().into_iter().map(|(g, v)| (g.to_owned(), owned(v))).collect()
+        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+        for resource in self.iter() {
+            let index = groups.iter().position(|(g, _)| *g == resource.group).unwrap_or_else(|| {
+                groups.push((resource.group.clone(), Vec::new()));
+                groups.len().saturating_sub(1)
+            });
+            let Some((_, versions)) = groups.get_mut(index) else { continue };
+            for version in &resource.versions {
+                if !versions.contains(version) {
+                    versions.push(version.clone());
+                }
+            }
+        }
+        for (_, versions) in &mut groups {
+            versions.sort_by_key(|v| carrick_api::kinds::version_rank(v));
+        }
+        groups
     }
 }

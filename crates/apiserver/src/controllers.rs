@@ -11,6 +11,7 @@
 pub mod addresses;
 mod admission;
 mod bootstrap;
+mod definitions;
 mod endpoint_slices;
 mod follow;
 mod garbage;
@@ -33,6 +34,7 @@ pub type RootPem = Option<Arc<str>>;
 pub fn start(store: &Store, root: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
     tasks.spawn("namespaces", namespaces::run(store.clone(), root));
     tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
+    tasks.spawn("definitions", definitions::run(store.clone()));
     tasks.spawn("garbage", garbage::run(store.clone()));
 }
 

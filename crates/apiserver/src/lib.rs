@@ -18,6 +18,7 @@ mod auth;
 pub mod authorize;
 pub mod catalog;
 pub mod controllers;
+mod custom;
 pub mod error;
 mod metrics;
 pub mod rbac;

@@ -159,11 +159,11 @@ impl Api {
         let resource = self.store.catalog().find(&path.group, &path.version, &path.resource);
         let verb = request::verb(&head.method, &path, &query)?;
         audit.verb = verb;
-        if let Some(resource) = resource {
+        if let Some(resource) = &resource {
             audit.resource = resource.id.to_string();
         }
         self.authorize(&user, &path.attributes(verb))?;
-        let resource = resource.ok_or(ApiError::NoSuchPath)?.clone();
+        let resource = resource.ok_or(ApiError::NoSuchPath)?;
         check_scope(&resource, &path, verb)?;
         let call = Call {
             api: self,
@@ -275,7 +275,12 @@ impl Api {
             "/metrics" => Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text())),
             "/openid/v1/jwks" => Ok(respond::json(200, &self.tokens.key_set())),
             "/.well-known/openid-configuration" => Ok(respond::json(200, &Tokens::discovery())),
-            "" => Ok(respond::json(200, &serde_json::json!({"paths": ["/api", "/apis", "/openapi/v3", "/version"]}))),
+            "" => Ok(respond::json(200, &serde_json::json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}))),
+            "/openapi/v2" => {
+                let (api, accept) = (self.clone(), header(headers, ACCEPT).to_owned());
+                let answer = tokio::task::spawn_blocking(move || api.openapi.second(api.store.catalog(), &accept)).await;
+                answer.map_err(|e| ApiError::Internal(e.to_string()))
+            }
             _ if path == "/openapi/v3" || path.starts_with("/openapi/v3/") => {
                 let (api, path) = (self.clone(), path.to_owned());
                 // The first call builds every document.
@@ -298,7 +303,7 @@ pub fn parse_anything(bytes: &[u8]) {
     let documents = [decode::json(bytes), decode::yaml(bytes)];
     drop(protobuf::decode(bytes));
     let catalog = crate::catalog::Catalog::of(carrick_api::kinds::registry());
-    let Some(pods) = catalog.get("pods") else { return };
+    let Some(pods) = &catalog.get("pods") else { return };
     let base =
         serde_json::json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"containers": [{"name": "c"}]}});
     for kind in ["json-patch+json", "merge-patch+json", "strategic-merge-patch+json"] {

@@ -108,7 +108,7 @@ impl Store {
         &self.engine
     }
 
-    fn resource(&self, resource: &str) -> ApiResult<&Arc<Resource>> {
+    fn resource(&self, resource: &str) -> ApiResult<Arc<Resource>> {
         self.catalog.get(resource).ok_or(ApiError::NoSuchPath)
     }
 
@@ -155,7 +155,7 @@ impl Store {
     /// # Errors
     /// As `create`.
     pub async fn create_with(&self, resource: &str, mut object: Value, options: WriteOptions) -> ApiResult<Value> {
-        let kind = self.resource(resource)?.clone();
+        let kind = self.resource(resource)?;
         let generated = metadata::needs_name(&object);
         for attempt in 0..WRITE_ATTEMPTS {
             metadata::prepare_create(&kind, &mut object, self.now())?;
@@ -213,7 +213,7 @@ impl Store {
         options: WriteOptions,
         mut change: impl FnMut(Option<&Value>) -> ApiResult<Intent>,
     ) -> ApiResult<Written> {
-        let kind = self.resource(resource)?.clone();
+        let kind = self.resource(resource)?;
         let key = Key::new(resource, namespace, name);
         let mut turn = None;
         for attempt in 0..WRITE_ATTEMPTS {

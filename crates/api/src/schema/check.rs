@@ -118,6 +118,7 @@ impl Checker {
             (Type::Object(object), Value::Object(map)) => {
                 for (key, child) in map {
                     self.below(Step::Field(key), |this| match at.field(key) {
+                        None if object.open => {}
                         None => this.report(Reason::Unknown),
                         Some(_) if child.is_null() => {}
                         Some(place) => this.value(place, child),
@@ -319,11 +320,11 @@ fn prune(at: Cursor<'_>, value: &mut Value, path: &mut String, removed: &mut Vec
                     if let Some(place) = at.field(key) {
                         prune(place, child, path, removed);
                     }
-                } else {
+                } else if !object.open {
                     removed.push(path.clone());
                 }
                 path.truncate(length);
-                known
+                known || object.open
             });
         }
         (Type::Map { .. }, Value::Object(map)) => {

@@ -92,7 +92,13 @@ fn parse(text: &str) -> (Definitions, Vec<String>) {
             let name: Arc<str> = format!("{PREFIX}{}", name.trim()).into();
             current = Some((
                 name,
-                ObjectType { description, fields: BTreeMap::new(), required: Vec::new(), enforce_required: true },
+                ObjectType {
+                    description,
+                    fields: BTreeMap::new(),
+                    required: Vec::new(),
+                    enforce_required: true,
+                    open: false,
+                },
             ));
         } else if let Some((name, values)) = line.strip_prefix("enum ").and_then(|rest| rest.split_once('=')) {
             let name: Arc<str> = format!("{PREFIX}{}", name.trim()).into();

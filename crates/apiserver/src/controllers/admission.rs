@@ -63,6 +63,11 @@ impl Admission {
             "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
                 small::binding(&self.rbac, object, context)?;
             }
+            crate::custom::RESOURCE => {
+                crate::custom::check::complete(object);
+                let causes = crate::custom::check::causes(object, context.old);
+                check(object, context, causes)?;
+            }
             crate::webhooks::MUTATING => webhook::admit(object, context, true)?,
             crate::webhooks::VALIDATING => webhook::admit(object, context, false)?,
             _ => {}

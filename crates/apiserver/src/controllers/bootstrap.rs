@@ -23,6 +23,7 @@ pub async fn bootstrap(store: &Store) -> ApiResult<()> {
     for (resource, object) in crate::rbac::default_objects() {
         create(store, resource, object).await?;
     }
+    super::definitions::serve(store);
     Ok(())
 }
 

@@ -24,9 +24,20 @@ type Place = (String, String, String);
 
 /// Runs until the store is closed.
 pub async fn run(store: Store) {
-    let mut collector = Collector { store, owners_of: HashMap::new(), owned_by: HashMap::new() };
-    if let Err(error) = collector.run().await {
-        debug!(%error, "garbage loop ended");
+    let mut served = store.catalog().changes();
+    loop {
+        served.mark_unchanged();
+        let mut collector = Collector { store: store.clone(), owners_of: HashMap::new(), owned_by: HashMap::new() };
+        tokio::select! {
+            ended = collector.run() => {
+                if let Err(error) = ended {
+                    debug!(%error, "garbage loop ended");
+                }
+                return;
+            }
+            // Other kinds are served now: all of them are looked at anew.
+            Ok(()) = served.changed() => {}
+        }
     }
 }
 

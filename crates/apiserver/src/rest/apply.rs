@@ -99,7 +99,7 @@ fn store_entries(object: &mut Value, mut entries: Vec<Entry>) {
 }
 
 fn cursor<'a>(resource: &'a Resource, path: &ResourcePath) -> Cursor<'a> {
-    resource.shape.schema(&path.version).cursor()
+    resource.schema(&path.version).cursor()
 }
 
 /// What `object` sets, without the fields nobody owns; only status for the status subresource, never status otherwise.

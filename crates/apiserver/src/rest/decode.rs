@@ -215,7 +215,7 @@ pub struct Findings {
 
 /// Compares with the schema and drops what it does not know.
 pub fn inspect(resource: &Resource, version: &str, object: &mut Value, duplicates: &[String]) -> Findings {
-    let schema = resource.shape.schema(version);
+    let schema = resource.schema(version);
     let mut findings = Findings { strict: Vec::new(), wrong: Vec::new() };
     findings.strict.extend(duplicates.iter().take(FINDINGS).map(|path| format!("duplicate field {path:?}")));
     let mut unknown = false;
@@ -266,7 +266,7 @@ pub fn refuse_wrong(resource: &Resource, version: &str, object: &Value, wrong: V
     if wrong.is_empty() {
         return Ok(());
     }
-    if resource.shape.custom {
+    if resource.is_custom() {
         return Err(ApiError::invalid(&resource.group, &resource.kind, crate::store::name_of(object), wrong));
     }
     let told: Vec<String> = wrong.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();

@@ -83,7 +83,7 @@ fn group(name: &str, versions: &[String]) -> Value {
     json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
 }
 
-fn members<'a>(catalog: &'a Catalog, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
+fn members<'a>(catalog: &Catalog, group: &'a str, version: &'a str) -> impl Iterator<Item = Arc<Resource>> {
     catalog.iter().filter(move |r| r.group == group && r.versions.iter().any(|v| v == version))
 }
 
@@ -115,7 +115,7 @@ fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Answer> {
         }
         list.push(entry);
         for name in &resource.subresources {
-            let (kind, verbs) = subresource(resource, version, name);
+            let (kind, verbs) = subresource(&resource, version, name);
             let mut entry = json!({
                 "name": format!("{}/{name}", resource.plural), "singularName": "",
                 "namespaced": resource.namespaced, "kind": kind.get("kind"), "verbs": verbs,
@@ -140,7 +140,7 @@ fn discovered_group(catalog: &Catalog, group: &str, versions: &[String]) -> Valu
     let versions: Vec<Value> = versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = members(catalog, group, version).map(|r| discovered(r, version)).collect();
+            let resources: Vec<Value> = members(catalog, group, version).map(|r| discovered(&r, version)).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();

@@ -288,7 +288,18 @@ impl Call<'_> {
             old,
             dry_run: self.query.dry_run()?,
         };
-        self.api.admission.admit(object, operation, &context)
+        let definition = self.resource.definition().filter(|_| operation != Operation::Delete);
+        if let Some(definition) = definition {
+            definition.default(&self.path.version, object);
+        }
+        let warnings = self.api.admission.admit(object, operation, &context)?;
+        if let Some(definition) = definition {
+            let causes = definition.check(&self.path.version, object, old);
+            if !causes.is_empty() {
+                return Err(ApiError::invalid(&self.resource.group, &self.resource.kind, name_of(object), causes));
+            }
+        }
+        Ok(warnings)
     }
 
     fn options(&self) -> ApiResult<WriteOptions> {

@@ -1,8 +1,11 @@
-//! `/openapi/v3`: the schemas, and paths enough for kubectl to see what the server can do.
+//! `/openapi/v3` and `/openapi/v2`: the schemas, and paths enough for kubectl to see what the server can do.
 //!
-//! Invariant: documents are made once from the catalog and never change while the server runs, so their hash may be
-//! cached for ever by clients. Strategic merge patch is not advertised: clients then use what they have compiled in.
+//! Invariant: documents are made from the catalog and only change with it; a document's hash names its content, so that
+//! clients may keep it for ever. Strategic merge patch is not advertised: clients then use what they have compiled in.
 //! What it leaves to others: the component schemas (`carrick-api`).
+
+mod gnostic;
+mod second;
 
 use super::respond::{self, Answer};
 use crate::catalog::{Catalog, Resource};
@@ -10,45 +13,89 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, ETAG, HeaderValue};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Documents by `api/v1` or `apis/group/version`.
+/// Documents by `api/v1` or `apis/group/version`, with their hashes.
+type Documents = BTreeMap<String, (String, Bytes)>;
+
+/// What has been made so far.
 #[derive(Default)]
 pub struct OpenApi {
-    documents: OnceLock<BTreeMap<String, (String, Bytes)>>,
+    /// Of groups that nobody defines kinds in.
+    built_in: OnceLock<Documents>,
+    /// Of the other groups, at a state of the catalog.
+    custom: Mutex<Option<(u64, Arc<Documents>)>>,
+    /// Version 2 at a state of the catalog: as JSON and as protobuf.
+    second: Mutex<Option<(u64, Bytes, Bytes)>>,
+}
+
+fn documents(catalog: &Catalog, wanted: impl Fn(&str) -> bool) -> Documents {
+    let mut documents = BTreeMap::new();
+    for (group, versions) in catalog.groups().into_iter().filter(|(group, _)| wanted(group)) {
+        for version in versions {
+            let bytes = Bytes::from(respond::line(&document(catalog, &group, &version)));
+            let hash = Sha256::digest(&bytes).iter().take(16).map(|b| format!("{b:02X}")).collect();
+            documents.insert(root_path(&group, &version), (hash, bytes));
+        }
+    }
+    documents
 }
 
 impl OpenApi {
-    fn documents(&self, catalog: &Catalog) -> &BTreeMap<String, (String, Bytes)> {
-        self.documents.get_or_init(|| {
-            let mut documents = BTreeMap::new();
-            for (group, versions) in catalog.groups() {
-                for version in versions {
-                    let bytes = Bytes::from(respond::line(&document(catalog, &group, &version)));
-                    let hash = Sha256::digest(&bytes).iter().take(16).map(|b| format!("{b:02X}")).collect();
-                    documents.insert(root_path(&group, &version), (hash, bytes));
-                }
+    fn built_in(&self, catalog: &Catalog) -> &Documents {
+        let groups: BTreeSet<&str> = carrick_api::kinds::registry().iter().map(|k| k.group).collect();
+        self.built_in.get_or_init(|| documents(catalog, |group| groups.contains(group)))
+    }
+
+    fn custom(&self, catalog: &Catalog) -> Arc<Documents> {
+        let now = *catalog.changes().borrow();
+        let mut made = self.custom.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some((at, documents)) if *at == now => documents.clone(),
+            _ => {
+                let groups: BTreeSet<String> =
+                    catalog.iter().filter(|r| r.definition().is_some()).map(|r| r.group.clone()).collect();
+                let fresh = Arc::new(documents(catalog, |group| groups.contains(group)));
+                *made = Some((now, fresh.clone()));
+                fresh
             }
-            documents
-        })
+        }
+    }
+
+    /// Answers `/openapi/v2`, in protobuf where that is asked for: clients older than version 3 know nothing else.
+    pub fn second(&self, catalog: &Catalog, accept: &str) -> Answer {
+        let now = *catalog.changes().borrow();
+        let mut made = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.as_ref().is_none_or(|(at, ..)| *at != now) {
+            let document = second::document(catalog);
+            *made = Some((now, respond::line(&document).into(), gnostic::encode(&document).into()));
+        }
+        let (json, protobuf) = made.as_ref().map(|(_, j, p)| (j.clone(), p.clone())).unwrap_or_default();
+        if accept.contains("proto-openapi") || accept.contains("protobuf") {
+            // Clients parse this as a media type, in which their own name for it would be an error.
+            respond::raw(200, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", protobuf)
+        } else {
+            respond::raw(200, "application/json", json)
+        }
     }
 
     /// Answers `/openapi/v3…`; `None` for what is not there. Building all documents takes a while the first time, so
     /// call it where blocking is allowed.
     pub fn answer(&self, catalog: &Catalog, path: &str) -> Option<Answer> {
         let rest = path.strip_prefix("/openapi/v3")?;
-        let documents = self.documents(catalog);
+        let (built_in, custom) = (self.built_in(catalog), self.custom(catalog));
         if rest.is_empty() {
-            let paths: Map<String, Value> = documents
-                .iter()
+            let all = built_in.iter().filter(|(name, _)| !custom.contains_key(*name)).chain(custom.iter());
+            let paths: Map<String, Value> = all
                 .map(|(name, (hash, _))| {
                     (name.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}")}))
                 })
                 .collect();
             return Some(respond::json(200, &json!({"paths": paths})));
         }
-        let (hash, bytes) = documents.get(rest.trim_start_matches('/'))?;
+        let name = rest.trim_start_matches('/');
+        let (hash, bytes) = custom.get(name).or_else(|| built_in.get(name))?;
         let mut answer = respond::raw(200, "application/json", bytes.clone());
         let headers = answer.headers_mut();
         if let Ok(tag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
@@ -67,18 +114,19 @@ fn document(catalog: &Catalog, group: &str, version: &str) -> Value {
     let mut paths = Map::new();
     let mut components = Map::new();
     for resource in catalog.iter().filter(|r| r.group == group && r.versions.iter().any(|v| v == version)) {
-        let schema = resource.shape.schema(version);
-        for (name, mut component) in schema.openapi_components() {
-            if name == schema.root_name()
+        let (root, all) = resource.components(version);
+        for (name, mut component) in all {
+            if name == root
                 && let Some(map) = component.as_object_mut()
             {
-                map.insert("x-kubernetes-group-version-kind".into(), json!([kind(resource, version)]));
+                map.insert("x-kubernetes-group-version-kind".into(), json!([kind(&resource, version)]));
                 components.insert(name, component);
             } else {
                 components.entry(name).or_insert(component);
             }
         }
-        add_paths(&mut paths, resource, version, &schema.openapi_reference());
+        let reference = json!({"$ref": format!("#/components/schemas/{root}")});
+        add_paths(&mut paths, &resource, version, &reference);
     }
     json!({
         "openapi": "3.0.0",

@@ -36,7 +36,7 @@ impl Patch {
     pub fn parse(resource: &Resource, content_type: &str, body: &[u8]) -> ApiResult<Self> {
         let accepted = || {
             let all = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
-            let more = if resource.shape.custom { "" } else { ", application/strategic-merge-patch+json" };
+            let more = if resource.is_custom() { "" } else { ", application/strategic-merge-patch+json" };
             ApiError::UnsupportedMediaType(format!("{all}{more}"))
         };
         match content_type {
@@ -51,7 +51,7 @@ impl Patch {
                 Ok(Self::Json(patch))
             }
             "application/merge-patch+json" => Ok(Self::Merge(map(decode::json(body)?.value)?)),
-            "application/strategic-merge-patch+json" if !resource.shape.custom => {
+            "application/strategic-merge-patch+json" if !resource.is_custom() => {
                 Ok(Self::Strategic(map(decode::json(body)?.value)?))
             }
             "application/apply-patch+yaml" => {
@@ -72,7 +72,7 @@ impl Patch {
         match self {
             Self::Json(patch) => run_json(resource, patch, &mut new)?,
             Self::Merge(patch) => merge(&mut new, patch),
-            Self::Strategic(patch) => strategic(&mut new, patch, Some(resource.shape.schema(version).cursor()))?,
+            Self::Strategic(patch) => strategic(&mut new, patch, Some(resource.schema(version).cursor()))?,
             Self::Apply(..) => {}
         }
         if !new.is_object() {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn json_patches_are_bounded() {
         let pods = crate::catalog::Catalog::of(carrick_api::kinds::registry());
-        let pods = pods.get("pods").unwrap();
+        let pods = &pods.get("pods").unwrap();
         let parse = |text: &str| Patch::parse(pods, "application/json-patch+json", text.as_bytes());
         let mut text =
             String::from("[{\"op\":\"add\",\"path\":\"/x\",\"value\":\"0123456789012345678901234567890123456789\"}");

@@ -123,22 +123,11 @@ impl Shape<'_> {
     }
 
     fn table(&self, meta: Value, objects: Vec<Value>, columns: bool) -> Value {
-        let definitions: Vec<Value> = self
-            .resource
-            .shape
-            .columns
-            .iter()
-            .map(|c| {
-                json!({
-                    "name": c.name, "type": c.type_, "format": c.format,
-                    "description": c.description, "priority": c.priority,
-                })
-            })
-            .collect();
+        let definitions = self.resource.columns(self.version);
         let rows: Vec<Value> = objects
             .into_iter()
             .map(|object| {
-                let cells = self.resource.cells(&object, self.now);
+                let cells = self.resource.cells(self.version, &object, self.now);
                 let shown = match self.include {
                     Some("None") => Value::Null,
                     Some("Object") => self.versioned(object),

@@ -73,7 +73,7 @@ pub(super) async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> ApiResult<Deleted> {
-    let kind = store.resource(resource)?.clone();
+    let kind = store.resource(resource)?;
     let key = Key::new(resource, namespace, name);
     for _ in 0..super::WRITE_ATTEMPTS {
         let record = store.engine.get(&key).ok_or_else(|| ApiError::not_found(resource, name))?;

@@ -122,14 +122,26 @@ fn check_labels(meta: &Map<String, Value>) -> Vec<Cause> {
     labels.chain(annotations).flatten().collect()
 }
 
-/// Kinds without a desired state (ConfigMap, Event) have no generation.
-fn has_generation(kind: &Resource, object: &Value) -> bool {
-    kind.group.contains('.') && object.get("spec").is_some() || kind.has_status && object.get("spec").is_some()
+/// Kubernetes' own kinds that say which form of their desired state they are at; of the others none does.
+const WITH_GENERATION: [&str; 8] = [
+    "pods",
+    "deployments.apps",
+    "customresourcedefinitions.apiextensions.k8s.io",
+    "mutatingwebhookconfigurations.admissionregistration.k8s.io",
+    "validatingwebhookconfigurations.admissionregistration.k8s.io",
+    "networkpolicies.networking.k8s.io",
+    "poddisruptionbudgets.policy",
+    "replicasets.apps",
+];
+
+/// Kinds without a desired state (ConfigMap, Event) have no generation; custom ones always do.
+fn has_generation(kind: &Resource) -> bool {
+    kind.is_custom() || WITH_GENERATION.contains(&kind.id.as_ref())
 }
 
 /// Fills and checks the metadata of a new object.
 pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDateTime) -> ApiResult<()> {
-    let generation = has_generation(kind, object);
+    let generation = has_generation(kind);
     if let Some(map) = object.as_object_mut() {
         map.insert("apiVersion".into(), json!(kind.storage_api_version()));
         map.insert("kind".into(), json!(kind.kind));
@@ -181,10 +193,11 @@ fn tidy(meta: &mut Map<String, Value>) {
     });
 }
 
-/// Everything outside metadata and status.
-fn desired_differs(old: &Value, new: &Value) -> bool {
+/// Everything outside metadata and, where it is written apart, status.
+fn desired_differs(kind: &Resource, old: &Value, new: &Value) -> bool {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
-    let outside = |key: &str| !matches!(key, "metadata" | "status" | "apiVersion" | "kind");
+    let status = kind.has_status || !kind.is_custom();
+    let outside = |key: &str| !(matches!(key, "metadata" | "apiVersion" | "kind") || status && key == "status");
     old.iter().filter(|(k, _)| outside(k)).any(|(k, v)| new.get(k) != Some(v))
         || new.keys().any(|k| outside(k) && !old.contains_key(k))
 }
@@ -198,8 +211,8 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
         map.insert("apiVersion".into(), json!(kind.storage_api_version()));
         map.insert("kind".into(), json!(kind.kind));
     }
-    let changed = desired_differs(old, &wanted);
-    let generation = has_generation(kind, &wanted);
+    let changed = desired_differs(kind, old, &wanted);
+    let generation = has_generation(kind);
     let deleting = old_meta.contains_key("deletionTimestamp");
     let meta = metadata(&mut wanted)?;
     let given_uid = meta.get("uid").and_then(Value::as_str).unwrap_or("");

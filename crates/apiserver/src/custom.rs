@@ -1,0 +1,215 @@
+//! Kinds that users define: a CustomResourceDefinition as the server acts on it.
+//!
+//! Invariant: made from a definition that passed admission; immutable, replaced as a whole when the definition changes.
+//! A value is defaulted, then its structure, bounds and rules are checked, in Kubernetes' words.
+//! What it leaves to others: definitions' own rules (`check`), when they come into force (`controllers::definitions`).
+
+pub mod check;
+mod columns;
+mod defaults;
+mod values;
+
+use crate::catalog::{Resource, Shape};
+use crate::error::Cause;
+use carrick_api::schema::Schema;
+use carrick_api::timestamp::Timestamp;
+use columns::Column;
+use kube_cel::{CompiledSchema, RootContext, Validator, compile_schema};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use values::Patterns;
+
+/// The resource of definitions.
+pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+/// What a definition says of its versions.
+pub struct Definition {
+    versions: Vec<Version>,
+    group: String,
+    kind: String,
+}
+
+struct Version {
+    name: String,
+    /// `openAPIV3Schema`.
+    text: Value,
+    schema: Schema,
+    patterns: Patterns,
+    rules: Option<CompiledSchema>,
+    columns: Vec<Column>,
+}
+
+/// A definition as a resource; `None` when it serves nothing.
+pub fn read(object: &Value) -> Option<Resource> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let texts = |pointer: &str| {
+        let list = object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        list.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (group, kind, plural) = (text("/spec/group"), text("/spec/names/kind"), text("/spec/names/plural"));
+    let is = |version: &Value, field: &str| version.get(field) == Some(&Value::Bool(true));
+    let all = object.pointer("/spec/versions").and_then(Value::as_array)?;
+    let mut served: Vec<&Value> = all.iter().filter(|v| is(v, "served")).collect();
+    served.sort_by_key(|v| !is(v, "storage"));
+    let first = *served.first()?;
+    let has = |subresource: &str| first.pointer(&format!("/subresources/{subresource}")).is_some();
+    let versions: Vec<Version> = served.iter().filter_map(|v| Version::read(v, &group, &kind)).collect();
+    let names: Vec<String> = versions.iter().map(|v| v.name.clone()).collect();
+    if plural.is_empty() || names.is_empty() {
+        return None;
+    }
+    let subresources = ["status"].into_iter().filter(|s| has(s)).map(str::to_owned).collect();
+    Some(Resource {
+        id: format!("{plural}.{group}").into(),
+        group: group.clone(),
+        versions: names,
+        kind: kind.clone(),
+        singular: text("/spec/names/singular"),
+        short_names: texts("/spec/names/shortNames"),
+        categories: texts("/spec/names/categories"),
+        namespaced: text("/spec/scope") == "Namespaced",
+        has_status: has("status"),
+        stored: true,
+        subresources,
+        plural,
+        shape: Shape::Custom(Arc::new(Definition { versions, group, kind })),
+    })
+}
+
+impl Version {
+    fn read(version: &Value, group: &str, kind: &str) -> Option<Self> {
+        let name = version.get("name").and_then(Value::as_str)?;
+        let text = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({}));
+        let reversed: Vec<&str> = group.rsplit('.').collect();
+        let root = format!("{}.{name}.{kind}", reversed.join("."));
+        Some(Self {
+            schema: Schema::of_structural(&root, &text),
+            patterns: Patterns::of(&text),
+            rules: has_rules(&text).then(|| compile_schema(&text)),
+            columns: columns::read(version),
+            name: name.to_owned(),
+            text,
+        })
+    }
+}
+
+fn has_rules(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.iter().any(|(key, value)| key == "x-kubernetes-validations" || has_rules(value)),
+        Value::Array(list) => list.iter().any(has_rules),
+        _ => false,
+    }
+}
+
+impl Definition {
+    fn version(&self, name: &str) -> Option<&Version> {
+        self.versions.iter().find(|v| v.name == name).or_else(|| self.versions.first())
+    }
+
+    /// The structure at a version.
+    pub fn schema(&self, version: &str) -> &Schema {
+        static NOTHING: std::sync::LazyLock<Schema> =
+            std::sync::LazyLock::new(|| Schema::of_structural("", &json!({})));
+        self.version(version).map_or(&NOTHING, |v| &v.schema)
+    }
+
+    /// Columns as `columnDefinitions`.
+    pub fn columns(&self, version: &str) -> Vec<Value> {
+        self.version(version).map(|v| columns::definitions(&v.columns)).unwrap_or_default()
+    }
+
+    /// Cells of a row.
+    pub fn cells(&self, version: &str, object: &Value, now: Timestamp) -> Vec<Value> {
+        self.version(version).map(|v| columns::cells(&v.columns, object, now)).unwrap_or_default()
+    }
+
+    /// The schema as an OpenAPI component.
+    pub fn component(&self, version: &str) -> Value {
+        let mut text = self.version(version).map_or_else(|| json!({}), |v| v.text.clone());
+        if let Some(map) = text.as_object_mut() {
+            let properties = map.entry("properties").or_insert_with(|| json!({}));
+            if let Some(properties) = properties.as_object_mut() {
+                let own = [
+                    (
+                        "apiVersion",
+                        json!({"type": "string", "description": "Group and version of this form of the object."}),
+                    ),
+                    ("kind", json!({"type": "string", "description": "Kind of the object."})),
+                    (
+                        "metadata",
+                        json!({"description": "Standard object's metadata.", "allOf": [
+                            {"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"},
+                        ]}),
+                    ),
+                ];
+                for (name, schema) in own {
+                    properties.insert(name.into(), schema);
+                }
+            }
+        }
+        text
+    }
+
+    /// Fills in what the schema has defaults for.
+    pub fn default(&self, version: &str, object: &mut Value) {
+        if let Some(version) = self.version(version) {
+            defaults::apply(&version.text, object, 0);
+        }
+    }
+
+    /// What is wrong with a value beyond its structure. What an update does not touch is not held against it.
+    pub fn check(&self, version: &str, object: &Value, old: Option<&Value>) -> Vec<Cause> {
+        let Some(version) = self.version(version) else { return Vec::new() };
+        let mut causes = values::check(&version.text, &version.patterns, object);
+        let is_new = |path: &str| match old {
+            None => true,
+            Some(old) => {
+                let pointer = values::pointer(path);
+                // Whole objects and lists are new whenever anything in them is.
+                old.pointer(&pointer) != object.pointer(&pointer)
+            }
+        };
+        causes.retain(|cause| is_new(&cause.field));
+        // Rules are asked only about values that are otherwise in order.
+        if causes.is_empty()
+            && let Some(rules) = &version.rules
+        {
+            causes = self.broken_rules(version, rules, object, old);
+            causes.retain(|cause| is_new(&cause.field));
+        }
+        causes
+    }
+
+    fn broken_rules(
+        &self,
+        version: &Version,
+        rules: &CompiledSchema,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Vec<Cause> {
+        let root = RootContext {
+            api_version: format!("{}/{}", self.group, version.name),
+            api_group: self.group.clone(),
+            kind: self.kind.clone(),
+        };
+        let outcome = Validator::new().validate_compiled_with_context(rules, object, old, Some(&root));
+        let Err(errors) = outcome else { return Vec::new() };
+        let one = |error: kube_cel::ValidationError| {
+            let value = object.pointer(&values::pointer(&error.field_path)).unwrap_or(&Value::Null);
+            let shown = format!("{:?}", values::type_name(value));
+            let (reason, message) = match error.reason.as_deref() {
+                Some("FieldValueRequired") => ("FieldValueRequired", format!("Required value: {}", error.message)),
+                Some("FieldValueForbidden") => ("FieldValueForbidden", format!("Forbidden: {}", error.message)),
+                Some("FieldValueDuplicate") => ("FieldValueDuplicate", format!("Duplicate value: {shown}")),
+                _ => ("FieldValueInvalid", format!("Invalid value: {shown}: {}", error.message)),
+            };
+            Cause { reason, message, field: error.field_path }
+        };
+        errors.into_vec().into_iter().map(one).collect()
+    }
+}
+
+/// A map's text field.
+fn text<'a>(map: &'a Map<String, Value>, field: &str) -> &'a str {
+    map.get(field).and_then(Value::as_str).unwrap_or_default()
+}

@@ -1,0 +1,278 @@
+//! Definitions at admission: what is filled in, and what makes one unacceptable.
+//!
+//! Invariant: a definition that passes can be acted on: one storage version, structural schemas, rules and patterns that
+//! compile. A change that would lose stored objects is refused.
+
+use super::text;
+use crate::error::Cause;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+
+const DEEPEST: usize = 64;
+const APPROVED: &str = "api-approved.kubernetes.io";
+
+fn is_label(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    let inner = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+    bytes.len() <= 63 && edge(bytes.first()) && edge(bytes.last()) && inner
+}
+
+/// Fills in what a definition leaves open.
+pub fn complete(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) {
+        let kind = text(names, "kind").to_owned();
+        for (field, value) in [("singular", kind.to_ascii_lowercase()), ("listKind", format!("{kind}List"))] {
+            if text(names, field).is_empty() && !kind.is_empty() {
+                names.insert(field.into(), json!(value));
+            }
+        }
+    }
+    let conversion = spec.entry("conversion").or_insert_with(|| json!({}));
+    if let Some(conversion) = conversion.as_object_mut()
+        && text(conversion, "strategy").is_empty()
+    {
+        conversion.insert("strategy".into(), json!("None"));
+    }
+}
+
+/// Everything that is wrong with a definition.
+pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let empty = Map::new();
+    let spec = object.get("spec").and_then(Value::as_object).unwrap_or(&empty);
+    let names = spec.get("names").and_then(Value::as_object).unwrap_or(&empty);
+    let (group, plural) = (text(spec, "group"), text(names, "plural"));
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    if name != format!("{plural}.{group}") {
+        let why = "must be spec.names.plural+\".\"+spec.group";
+        causes.push(Cause::invalid("metadata.name", &json!(name), why));
+    }
+    if group.is_empty() {
+        causes.push(Cause::required("spec.group", ""));
+    } else if !group.contains('.') || !group.split('.').all(is_label) {
+        causes.push(Cause::invalid("spec.group", &json!(group), "should be a domain with at least one dot"));
+    }
+    let guarded = ["k8s.io", "kubernetes.io"].iter().any(|g| group == *g || group.ends_with(&format!(".{g}")));
+    let approved = object.pointer("/metadata/annotations").and_then(|a| a.get(APPROVED)).is_some();
+    if guarded && !approved {
+        let why = "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111";
+        causes.push(Cause::required(format!("metadata.annotations[{APPROVED}]"), why));
+    }
+    match text(spec, "scope") {
+        "Namespaced" | "Cluster" => {}
+        "" => causes.push(Cause::required("spec.scope", "")),
+        other => causes.push(unsupported("spec.scope", other, "\"Cluster\", \"Namespaced\"")),
+    }
+    names_causes(names, &mut causes);
+    match spec.get("conversion").and_then(|c| c.get("strategy")).and_then(Value::as_str) {
+        None | Some("None") => {}
+        Some("Webhook") => {
+            let why =
+                "conversion by webhooks is not served by the embedded API; versions with the same fields need none";
+            causes.push(Cause::forbidden("spec.conversion.strategy", why));
+        }
+        Some(other) => causes.push(unsupported("spec.conversion.strategy", other, "\"None\", \"Webhook\"")),
+    }
+    if spec.get("preserveUnknownFields") == Some(&Value::Bool(true)) {
+        let why = "must be false";
+        causes.push(Cause::invalid("spec.preserveUnknownFields", &json!(true), why));
+    }
+    versions(spec, &mut causes);
+    if let Some(old) = old {
+        for field in ["group", "scope"] {
+            let was = old.pointer(&format!("/spec/{field}"));
+            if was != spec.get(field) {
+                let value = spec.get(field).cloned().unwrap_or_default();
+                causes.push(Cause::invalid(format!("spec.{field}"), &value, "field is immutable"));
+            }
+        }
+        lost_versions(object, old, &mut causes);
+    }
+    causes
+}
+
+fn unsupported(field: &str, value: &str, supported: &str) -> Cause {
+    let message = format!("Unsupported value: {value:?}: supported values: {supported}");
+    Cause { reason: "FieldValueNotSupported", message, field: field.into() }
+}
+
+fn names_causes(names: &Map<String, Value>, causes: &mut Vec<Cause>) {
+    for field in ["plural", "singular", "kind", "listKind"] {
+        let value = text(names, field);
+        if value.is_empty() {
+            causes.push(Cause::required(format!("spec.names.{field}"), ""));
+        } else if !is_label(&value.to_ascii_lowercase()) || (field.len() > 4 && field != "listKind" && !is_label(value))
+        {
+            let why = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
+            causes.push(Cause::invalid(format!("spec.names.{field}"), &json!(value), why));
+        }
+    }
+}
+
+fn versions(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
+    let versions = spec.get("versions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if versions.is_empty() {
+        causes.push(Cause::required("spec.versions", "must have at least one version"));
+    }
+    let stored = versions.iter().filter(|v| v.get("storage") == Some(&Value::Bool(true))).count();
+    if stored != 1 && !versions.is_empty() {
+        let why = "must have exactly one version marked as storage version";
+        causes.push(Cause::invalid("spec.versions", &json!(versions), why));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, version) in versions.iter().enumerate() {
+        let at = format!("spec.versions[{index}]");
+        let name = version.get("name").and_then(Value::as_str).unwrap_or_default();
+        if !is_label(name) {
+            causes.push(Cause::invalid(format!("{at}.name"), &json!(name), "must be a DNS-1035 label"));
+        }
+        if !seen.insert(name) {
+            let why = "must contain unique version names";
+            causes.push(Cause::invalid(format!("{at}.name"), &json!(name), why));
+        }
+        let at = format!("{at}.schema.openAPIV3Schema");
+        match version.pointer("/schema/openAPIV3Schema") {
+            None => causes.push(Cause::required(at, "schemas are required")),
+            Some(schema) => {
+                if schema.get("type").and_then(Value::as_str) != Some("object") {
+                    let value = schema.get("type").cloned().unwrap_or_else(|| json!(""));
+                    causes.push(Cause::invalid(format!("{at}.type"), &value, "must be object at the root"));
+                }
+                structural(schema, &at, true, 0, causes);
+            }
+        }
+    }
+}
+
+/// A schema says of every value what it is, and once only.
+fn structural(schema: &Value, at: &str, typed: bool, depth: usize, causes: &mut Vec<Cause>) {
+    if causes.len() >= 32 {
+        return;
+    }
+    let Some(map) = schema.as_object() else { return };
+    if depth > DEEPEST {
+        causes.push(Cause::forbidden(at, "the schema is too deep"));
+        return;
+    }
+    let deeper = depth.saturating_add(1);
+    let flag = |field: &str| map.get(field) == Some(&Value::Bool(true));
+    let free = flag("x-kubernetes-int-or-string") || flag("x-kubernetes-preserve-unknown-fields");
+    if typed && !free && text(map, "type").is_empty() {
+        causes.push(Cause::required(format!("{at}.type"), "must not be empty for specified object fields"));
+    }
+    for field in ["$ref", "definitions", "dependencies", "deprecated", "patternProperties", "id", "uniqueItems"] {
+        if map.get(field).is_some_and(|v| *v != Value::Bool(false)) {
+            causes.push(Cause::forbidden(format!("{at}.{field}"), format!("{field} is not supported")));
+        }
+    }
+    if let Some(pattern) = map.get("pattern").and_then(Value::as_str)
+        && let Err(error) = regex::Regex::new(pattern)
+    {
+        let why = format!("must be a valid regular expression, but isn't: {error}");
+        causes.push(Cause::invalid(format!("{at}.pattern"), &json!(pattern), why));
+    }
+    if let Some(rules) = map.get("x-kubernetes-validations").and_then(Value::as_array) {
+        for (index, rule) in rules.iter().enumerate() {
+            let expression = rule.get("rule").and_then(Value::as_str).unwrap_or_default();
+            let field = format!("{at}.x-kubernetes-validations[{index}].rule");
+            if expression.trim().is_empty() {
+                causes.push(Cause::required(field, "rule is not specified"));
+            } else if let Err(why) = crate::webhooks::check_condition(expression) {
+                causes.push(Cause::invalid(field, &json!(expression), format!("compilation failed: {why}")));
+            }
+        }
+    }
+    match (map.get("properties"), map.get("additionalProperties")) {
+        (Some(Value::Object(properties)), Some(Value::Object(_))) if !properties.is_empty() => {
+            causes.push(Cause::forbidden(
+                format!("{at}.additionalProperties"),
+                "must not be used together with properties",
+            ));
+        }
+        (properties, additional) => {
+            for (name, schema) in properties.and_then(Value::as_object).into_iter().flatten() {
+                // The server knows what metadata is.
+                let typed = depth > 0 || !matches!(name.as_str(), "metadata");
+                structural(schema, &format!("{at}.properties[{name}]"), typed, deeper, causes);
+            }
+            if let Some(schema) = additional.filter(|a| a.is_object()) {
+                structural(schema, &format!("{at}.additionalProperties"), true, deeper, causes);
+            }
+        }
+    }
+    match map.get("items") {
+        Some(items) if items.is_object() => structural(items, &format!("{at}.items"), true, deeper, causes),
+        None if text(map, "type") == "array" => {
+            causes.push(Cause::required(format!("{at}.items"), "must be specified"));
+        }
+        _ => {}
+    }
+    if text(map, "x-kubernetes-list-type") == "map"
+        && map.get("x-kubernetes-list-map-keys").and_then(Value::as_array).is_none_or(Vec::is_empty)
+    {
+        let field = format!("{at}.x-kubernetes-list-map-keys");
+        causes.push(Cause::required(field, "must not be empty if x-kubernetes-list-type is map"));
+    }
+}
+
+/// A version that objects may still be stored in stays.
+fn lost_versions(object: &Value, old: &Value, causes: &mut Vec<Cause>) {
+    let versions = object.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
+    let names: BTreeSet<&str> = versions.filter_map(|v| v.get("name").and_then(Value::as_str)).collect();
+    let stored = old.pointer("/status/storedVersions").and_then(Value::as_array).into_iter().flatten();
+    for (index, version) in stored.filter_map(Value::as_str).enumerate() {
+        if !names.contains(version) {
+            let why = "missing from spec.versions; v1 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in it and removes it from status.storedVersions";
+            let why = why.replacen("v1", version, 1);
+            causes.push(Cause::invalid(format!("status.storedVersions[{index}]"), &json!(version), why));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(change: impl FnOnce(&mut Value)) -> Value {
+        let mut object = json!({
+            "metadata": {"name": "things.example.com"},
+            "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                    "type": "object", "properties": {"spec": {"type": "object", "properties": {}}},
+                }}}]},
+        });
+        change(&mut object);
+        complete(&mut object);
+        object
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let fields = |change: fn(&mut Value)| {
+            causes(&definition(change), None).into_iter().map(|c| c.field).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(fields(|_| ()), "");
+        assert_eq!(fields(|d| d["metadata"]["name"] = json!("x")), "metadata.name");
+        assert_eq!(fields(|d| d["spec"]["scope"] = json!("Everywhere")), "spec.scope");
+        assert_eq!(fields(|d| d["spec"]["versions"][0]["storage"] = json!(false)), "spec.versions");
+        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.strategy");
+        let schema = "spec.versions[0].schema.openAPIV3Schema";
+        let at = |field: &str| format!("{schema}.{field}");
+        assert_eq!(
+            fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({})),
+            at("properties[spec].type")
+        );
+        assert_eq!(
+            fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] =
+                json!({"type": "string", "pattern": "("})),
+            at("properties[spec].pattern")
+        );
+        assert_eq!(
+            fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
+                json!([{"rule": "self.x ("}])),
+            at("x-kubernetes-validations[0].rule")
+        );
+    }
+}
