@@ -75,6 +75,43 @@ impl Resource {
         }
     }
 
+    /// What a CustomResourceDefinition serves; `None` when that is nothing.
+    pub fn defined(object: &Value) -> Option<Self> {
+        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let texts = |pointer: &str| {
+            let list = object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+            list.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (group, kind, plural) = (text("/spec/group"), text("/spec/names/kind"), text("/spec/names/plural"));
+        let is = |version: &Value, field: &str| version.get(field) == Some(&Value::Bool(true));
+        let all = object.pointer("/spec/versions").and_then(Value::as_array)?;
+        let mut served: Vec<&Value> = all.iter().filter(|v| is(v, "served")).collect();
+        served.sort_by_key(|v| !is(v, "storage"));
+        let first = *served.first()?;
+        let has = |subresource: &str| first.pointer(&format!("/subresources/{subresource}")).is_some();
+        let definition = Definition::read(&served, &group, &kind);
+        let names = definition.versions();
+        if plural.is_empty() || names.is_empty() {
+            return None;
+        }
+        let subresources = ["status"].into_iter().filter(|s| has(s)).map(str::to_owned).collect();
+        Some(Self {
+            id: format!("{plural}.{group}").into(),
+            group,
+            versions: names,
+            kind,
+            singular: text("/spec/names/singular"),
+            short_names: texts("/spec/names/shortNames"),
+            categories: texts("/spec/names/categories"),
+            namespaced: text("/spec/scope") == "Namespaced",
+            has_status: has("status"),
+            stored: true,
+            subresources,
+            plural,
+            shape: Shape::Custom(Arc::new(definition)),
+        })
+    }
+
     /// The schema at a version.
     pub fn schema(&self, version: &str) -> &Schema {
         match &self.shape {

@@ -9,14 +9,13 @@ mod columns;
 mod defaults;
 mod values;
 
-use crate::catalog::{Resource, Shape};
 use crate::error::Cause;
 use carrick_api::schema::Schema;
 use carrick_api::timestamp::Timestamp;
 use columns::Column;
+use kube_cel::cel::Program;
 use kube_cel::{CompiledSchema, RootContext, Validator, compile_schema};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
 use values::Patterns;
 
 /// The resource of definitions.
@@ -39,41 +38,12 @@ struct Version {
     columns: Vec<Column>,
 }
 
-/// A definition as a resource; `None` when it serves nothing.
-pub fn read(object: &Value) -> Option<Resource> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let texts = |pointer: &str| {
-        let list = object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
-        list.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let (group, kind, plural) = (text("/spec/group"), text("/spec/names/kind"), text("/spec/names/plural"));
-    let is = |version: &Value, field: &str| version.get(field) == Some(&Value::Bool(true));
-    let all = object.pointer("/spec/versions").and_then(Value::as_array)?;
-    let mut served: Vec<&Value> = all.iter().filter(|v| is(v, "served")).collect();
-    served.sort_by_key(|v| !is(v, "storage"));
-    let first = *served.first()?;
-    let has = |subresource: &str| first.pointer(&format!("/subresources/{subresource}")).is_some();
-    let versions: Vec<Version> = served.iter().filter_map(|v| Version::read(v, &group, &kind)).collect();
-    let names: Vec<String> = versions.iter().map(|v| v.name.clone()).collect();
-    if plural.is_empty() || names.is_empty() {
-        return None;
-    }
-    let subresources = ["status"].into_iter().filter(|s| has(s)).map(str::to_owned).collect();
-    Some(Resource {
-        id: format!("{plural}.{group}").into(),
-        group: group.clone(),
-        versions: names,
-        kind: kind.clone(),
-        singular: text("/spec/names/singular"),
-        short_names: texts("/spec/names/shortNames"),
-        categories: texts("/spec/names/categories"),
-        namespaced: text("/spec/scope") == "Namespaced",
-        has_status: has("status"),
-        stored: true,
-        subresources,
-        plural,
-        shape: Shape::Custom(Arc::new(Definition { versions, group, kind })),
-    })
+/// Whether a CEL expression can be used.
+///
+/// # Errors
+/// Why not.
+pub fn compile(expression: &str) -> Result<(), String> {
+    Program::compile(expression).map(drop).map_err(|e| e.to_string())
 }
 
 impl Version {
@@ -102,6 +72,17 @@ fn has_rules(schema: &Value) -> bool {
 }
 
 impl Definition {
+    /// The `served` versions of a definition, the one that is stored first.
+    pub fn read(served: &[&Value], group: &str, kind: &str) -> Self {
+        let versions = served.iter().filter_map(|v| Version::read(v, group, kind)).collect();
+        Self { versions, group: group.to_owned(), kind: kind.to_owned() }
+    }
+
+    /// Names of the versions, the one that is stored first.
+    pub fn versions(&self) -> Vec<String> {
+        self.versions.iter().map(|v| v.name.clone()).collect()
+    }
+
     fn version(&self, name: &str) -> Option<&Version> {
         self.versions.iter().find(|v| v.name == name).or_else(|| self.versions.first())
     }

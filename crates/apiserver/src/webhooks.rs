@@ -19,8 +19,6 @@ use call::Caller;
 use review::Verdict;
 use serde_json::{Value, json};
 
-pub use conditions::compile as check_condition;
-
 /// The configurations whose hooks may change objects.
 pub const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
 /// The configurations whose hooks only say yes or no.

@@ -72,7 +72,11 @@ impl Admission {
             crate::webhooks::VALIDATING => webhook::admit(object, context, false)?,
             _ => {}
         }
-        istio_rules(object, context)
+        let mut warnings = istio_rules(object, context)?;
+        if operation == Operation::Create {
+            warnings.extend(pod::nothing_runs_it(object, context.resource));
+        }
+        Ok(warnings)
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use super::follow::Follower;
+use crate::catalog::Resource;
 use crate::custom;
 use crate::error::{ApiError, ApiResult};
 use crate::store::{DeleteOptions, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
@@ -20,7 +21,7 @@ const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
 /// Serves what the stored definitions say. Called before the first request, and whenever one changes.
 pub fn serve(store: &Store) {
     let definitions = store.list(custom::RESOURCE, None).items;
-    store.catalog().set_custom(definitions.iter().filter_map(custom::read).collect());
+    store.catalog().set_custom(definitions.iter().filter_map(Resource::defined).collect());
 }
 
 /// Runs until the store is closed.
@@ -53,7 +54,7 @@ pub async fn run(store: Store) {
 /// Brings every definition's status up to date; true when one waits for its objects to go.
 async fn round(store: &Store) -> ApiResult<bool> {
     let definitions = store.list(custom::RESOURCE, None).items;
-    store.catalog().set_custom(definitions.iter().filter_map(custom::read).collect());
+    store.catalog().set_custom(definitions.iter().filter_map(Resource::defined).collect());
     let mut waiting = false;
     for definition in &definitions {
         if definition.pointer("/metadata/deletionTimestamp").is_some() {

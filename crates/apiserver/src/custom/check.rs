@@ -179,7 +179,7 @@ fn structural(schema: &Value, at: &str, typed: bool, depth: usize, causes: &mut 
             let field = format!("{at}.x-kubernetes-validations[{index}].rule");
             if expression.trim().is_empty() {
                 causes.push(Cause::required(field, "rule is not specified"));
-            } else if let Err(why) = crate::webhooks::check_condition(expression) {
+            } else if let Err(why) = super::compile(expression) {
                 causes.push(Cause::invalid(field, &json!(expression), format!("compilation failed: {why}")));
             }
         }

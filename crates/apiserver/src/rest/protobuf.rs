@@ -78,6 +78,17 @@ BoundObject: 1 kind s; 2 apiVersion s; 3 name s; 4 uid s
 CertificateSigningRequest: 1 metadata ObjectMeta; 2 spec SigningSpec; 3 status SigningStatus
 SigningSpec: 1 request B; 2 username s; 3 uid s; 4 groups []s; 5 usages []s; 6 extra <ExtraValue>; 7 signerName s; 8 expirationSeconds i?
 SigningStatus: 1 conditions []SigningCondition; 2 certificate B
+Deployment: 1 metadata ObjectMeta; 2 spec DeploymentSpec; 3 status DeploymentStatus
+DeploymentSpec: 1 replicas i?; 2 selector LabelSelector; 3 template PodTemplate; 4 strategy DeploymentStrategy; 5 minReadySeconds i; 6 revisionHistoryLimit i?; 7 paused b; 9 progressDeadlineSeconds i?
+DeploymentStrategy: 1 type s; 2 rollingUpdate RollingUpdate
+RollingUpdate: 1 maxUnavailable N; 2 maxSurge N
+DeploymentStatus: 1 observedGeneration i; 2 replicas i
+PodTemplate: 1 metadata ObjectMeta; 2 spec PodSpec
+PodSpec: 2 containers []Container; 3 restartPolicy s; 4 terminationGracePeriodSeconds i?; 6 dnsPolicy s; 7 nodeSelector <s>; 8 serviceAccountName s; 9 serviceAccount s; 14 securityContext Nothing; 19 schedulerName s
+Container: 1 name s; 2 image s; 3 command []s; 4 args []s; 5 workingDir s; 6 ports []ContainerPort; 7 env []Variable; 8 resources Nothing; 13 terminationMessagePath s; 14 imagePullPolicy s; 20 terminationMessagePolicy s
+ContainerPort: 1 name s; 2 hostPort i; 3 containerPort i; 4 protocol s; 5 hostIP s
+Variable: 1 name s; 2 value s
+Nothing: 536870911 nothing s
 SigningCondition: 1 type s; 2 reason s; 3 message s; 4 lastUpdateTime T; 5 lastTransitionTime T; 6 status s
 ";
 
@@ -103,6 +114,19 @@ const KINDS: &[&str] = &[
     "TokenReview",
     "TokenRequest",
     "CertificateSigningRequest",
+    "Deployment",
+];
+
+/// Messages that are not here as a whole: one with more in it must come as JSON, so that nothing is lost.
+const PARTIAL: [&str; 8] = [
+    "Deployment",
+    "DeploymentSpec",
+    "DeploymentStrategy",
+    "PodTemplate",
+    "PodSpec",
+    "Container",
+    "Variable",
+    "Nothing",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +209,10 @@ pub fn decode(body: &[u8]) -> ApiResult<Value> {
         .or_else(|| messages().get_key_value(kind.as_str()))
         .filter(|_| KINDS.contains(&kind.as_str()))
         .ok_or_else(|| ApiError::UnsupportedMediaType("application/json, application/yaml".into()))?;
-    let mut map = message(name, raw, 0).ok_or_else(bad)?;
+    let mut map = message(name, raw, 0).ok_or_else(|| match PARTIAL.contains(name) {
+        true => ApiError::UnsupportedMediaType("application/json, application/yaml".into()),
+        false => bad(),
+    })?;
     map.shift_insert(0, "kind".into(), json!(kind));
     map.shift_insert(1, "apiVersion".into(), json!(api_version));
     Ok(Value::Object(map))
@@ -253,7 +280,12 @@ fn message(name: &str, bytes: &[u8], depth: usize) -> Option<Map<String, Value>>
     let mut map = Map::new();
     for part in parts(bytes) {
         let (number, wire) = part?;
-        let Some(field) = fields.get(&number) else { continue };
+        let Some(field) = fields.get(&number) else {
+            if PARTIAL.contains(&name) {
+                return None;
+            }
+            continue;
+        };
         if field.map {
             let Wire::Bytes(entry) = wire else { return None };
             let (key, value) = entry_of(field.scalar, entry, depth)?;

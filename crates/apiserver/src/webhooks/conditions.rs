@@ -8,14 +8,6 @@ use kube_cel::KubeCelExt;
 use kube_cel::cel::{Context, Program, Value as CelValue};
 use serde_json::Value;
 
-/// Whether an expression can be used.
-///
-/// # Errors
-/// Why not.
-pub fn compile(expression: &str) -> Result<(), String> {
-    Program::compile(expression).map(drop).map_err(|e| e.to_string())
-}
-
 /// Whether all conditions hold.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// `CARRICK_KUBECTL`, or `kubectl` in `PATH`.
-fn kubectl() -> PathBuf {
+pub fn kubectl() -> PathBuf {
     if let Some(path) = std::env::var_os("CARRICK_KUBECTL") {
         return path.into();
     }

@@ -5,7 +5,9 @@
 mod bench;
 mod checker;
 mod crash;
+mod helm;
 mod hostile;
 mod http;
 mod kubectl;
+mod transcript;
 mod webhooks;

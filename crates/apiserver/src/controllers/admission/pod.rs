@@ -19,6 +19,37 @@ pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitCon
     check(object, context, problems(object))
 }
 
+/// Nothing here starts containers: whoever asks for some is told so, and what to do instead.
+pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<String> {
+    let name = name_of(object).to_owned();
+    match resource {
+        "pods" => {
+            let placed = object.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|n| !n.is_empty());
+            if placed {
+                return None;
+            }
+            let how = format!(
+                "there is no container runtime here, so nothing runs this pod: run its process with `carrick run -f FILE --as pod/{name} -- COMMAND`"
+            );
+            let condition = json!({
+                "type": "PodScheduled", "status": "False", "reason": "NoContainerRuntime", "message": how,
+                "lastProbeTime": null, "lastTransitionTime": null,
+            });
+            let status = section(object, "status")?;
+            let list = status.entry("conditions").or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut().filter(|l| l.is_empty()) {
+                list.push(condition);
+            }
+            Some(how)
+        }
+        "deployments.apps" => Some(
+            "there is no container runtime here, so no pods are made of this Deployment: run each process with `carrick run -f FILE --as deployment/NAME -- COMMAND`"
+                .into(),
+        ),
+        _ => None,
+    }
+}
+
 fn fill_in(object: &mut Value) {
     let Some(spec) = section(object, "spec") else { return };
     default(spec, "restartPolicy", "Always");

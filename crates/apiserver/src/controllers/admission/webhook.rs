@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use super::{check, default, section, text};
 use crate::admission::AdmitContext;
+use crate::custom::compile;
 use crate::error::{ApiResult, Cause};
-use crate::webhooks::check_condition;
 
 pub(super) fn admit(object: &mut Value, context: &AdmitContext<'_>, mutating: bool) -> ApiResult<()> {
     let mut causes = Vec::new();
@@ -97,7 +97,7 @@ fn hook_causes(hook: &Value, at: &str, mutating: bool, causes: &mut Vec<Cause>) 
     client(map.get("clientConfig").unwrap_or(&Value::Null), &format!("{at}.clientConfig"), causes);
     for (index, condition) in map.get("matchConditions").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let expression = condition.get("expression").and_then(Value::as_str).unwrap_or_default();
-        if let Err(why) = check_condition(expression) {
+        if let Err(why) = compile(expression) {
             let field = format!("{at}.matchConditions[{index}].expression");
             causes.push(Cause::invalid(field, &json!(expression), format!("compilation failed: {why}")));
         }

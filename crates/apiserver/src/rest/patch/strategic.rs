@@ -124,6 +124,7 @@ fn merge_list(list: &mut Vec<Value>, patch: &[Value], at: Option<Cursor<'_>>) ->
         }
         Some(ListMerge::Map(keys)) if !keys.is_empty() => {
             let key: &str = keys.first().map_or("", |k| k);
+            let before: Vec<Value> = list.iter().filter_map(|v| v.get(key).cloned()).collect();
             for item in patch {
                 let id = item.get(key).ok_or_else(|| wrong(&format!("an item has no {key:?}")))?;
                 if is_delete(item) {
@@ -134,10 +135,31 @@ fn merge_list(list: &mut Vec<Value>, patch: &[Value], at: Option<Cursor<'_>>) ->
                     list.push(fresh(item, items)?);
                 }
             }
+            place_patched(list, patch, &before, key);
         }
         _ => *list = patch.iter().filter(|v| !is_delete(v)).map(|v| fresh(v, items)).collect::<ApiResult<_>>()?,
     }
     Ok(())
+}
+
+/// Without a wish for an order, what was patched goes in the patch's order among what was not, new items before those
+/// that they meet; as Kubernetes does it.
+fn place_patched(list: &mut Vec<Value>, patch: &[Value], before: &[Value], key: &str) {
+    let in_patch = |item: &Value| {
+        let id = item.get(key);
+        patch.iter().position(|p| id.is_some() && p.get(key) == id)
+    };
+    let was_at = |item: &Value| before.iter().position(|id| Some(id) == item.get(key));
+    let (mut patched, others): (Vec<Value>, Vec<Value>) =
+        std::mem::take(list).into_iter().partition(|item| in_patch(item).is_some());
+    patched.sort_by_key(|item| in_patch(item));
+    let (mut patched, mut others) = (patched.into_iter().peekable(), others.into_iter().peekable());
+    while let (Some(left), Some(right)) = (patched.peek(), others.peek()) {
+        let left_first = was_at(left).is_none_or(|l| was_at(right).is_none_or(|r| l < r));
+        list.extend(if left_first { patched.next() } else { others.next() });
+    }
+    list.extend(patched);
+    list.extend(others);
 }
 
 /// Items named in `order` come in that order; the others keep their place behind them.
