@@ -79,7 +79,11 @@ fn subject<'a>(
         source: connection.source,
         direct: connection.source,
         server_name,
-        peer: chain.tls.as_ref().map(|_| Peer { uris: caller.uris, ..Peer::default() }),
+        // Who is not asked for a certificate shows none.
+        peer: chain.tls.as_ref().map(|tls| {
+            let uris = if tls.validation.is_some() { caller.uris } else { &[] };
+            Peer { uris, ..Peer::default() }
+        }),
         metadata,
         route_metadata: None,
         filter_state: &[],
