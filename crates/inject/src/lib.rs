@@ -6,6 +6,7 @@
 pub mod admission;
 mod annotations;
 mod decide;
+mod lists;
 pub mod manifest;
 mod metadata;
 mod overlay;

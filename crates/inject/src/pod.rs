@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::lists::{find, first, last, list_mut, names, position, proxy_mut};
 use crate::owner::Owner;
 use crate::settings::Settings;
 use crate::template::{self, Context};
@@ -409,27 +410,6 @@ fn order(spec: &mut Value, hold: bool) {
     }
 }
 
-fn take(spec: &mut Value, list: &str, name: &str) -> Option<Value> {
-    let at = position(Some(spec), list, name)?;
-    Some(spec.get_mut(list)?.as_array_mut()?.remove(at))
-}
-
-fn first(spec: &mut Value, list: &str, name: &str) {
-    if let Some(container) = take(spec, list, name)
-        && let Some(all) = list_mut(spec, list)
-    {
-        all.insert(0, container);
-    }
-}
-
-fn last(spec: &mut Value, list: &str, name: &str) {
-    if let Some(container) = take(spec, list, name)
-        && let Some(all) = list_mut(spec, list)
-    {
-        all.push(container);
-    }
-}
-
 /// What was injected, for the next injection and for people.
 fn status(added: &Value, revision: &str) -> String {
     let list = |list: &str| -> Value {
@@ -445,37 +425,6 @@ fn status(added: &Value, revision: &str) -> String {
         "revision": revision,
     })
     .to_string()
-}
-
-fn names(spec: Option<&Value>, list: &str) -> Vec<String> {
-    let items = spec.and_then(|spec| spec.get(list)).and_then(Value::as_array).into_iter().flatten();
-    items.filter_map(|item| item.get("name")?.as_str()).map(str::to_owned).collect()
-}
-
-fn position(spec: Option<&Value>, list: &str, name: &str) -> Option<usize> {
-    spec?.get(list)?.as_array()?.iter().position(|item| item.get("name").and_then(Value::as_str) == Some(name))
-}
-
-fn find<'a>(spec: Option<&'a Value>, list: &str, name: &str) -> Option<&'a Value> {
-    spec?.get(list)?.as_array()?.iter().find(|item| item.get("name").and_then(Value::as_str) == Some(name))
-}
-
-/// The proxy's container, wherever it is.
-pub(crate) fn proxy_mut(spec: &mut Value) -> Option<&mut Value> {
-    let list = ["containers", "initContainers"]
-        .into_iter()
-        .find(|list| position(Some(spec), list, CONTAINER_NAME).is_some())?;
-    let at = position(Some(spec), list, CONTAINER_NAME)?;
-    spec.get_mut(list)?.as_array_mut()?.get_mut(at)
-}
-
-/// A list of an object, made where there is none.
-pub(crate) fn list_mut<'a>(object: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
-    let place = object.as_object_mut()?.entry(list).or_insert_with(|| json!([]));
-    if place.is_null() {
-        *place = json!([]);
-    }
-    place.as_array_mut()
 }
 
 fn set_annotation(pod: &mut Value, name: &str, value: String) {

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{CONTAINER_NAME, written};
+use crate::{CONTAINER_NAME, lists, written};
 
 /// The variable in which the agent is told.
 pub(crate) const VARIABLE: &str = "ISTIO_KUBE_APP_PROBERS";
@@ -124,8 +124,8 @@ fn redirect(probe: &mut Map<String, Value>, path: &str, port: i64, of_health: bo
 
 /// Adds the variable to the proxy's container; what an earlier injection told there stays.
 fn tell(spec: &mut Value, mut told: Map<String, Value>, injected_before: bool) {
-    let Some(proxy) = crate::pod::proxy_mut(spec) else { return };
-    let Some(env) = crate::pod::list_mut(proxy, "env") else { return };
+    let Some(proxy) = lists::proxy_mut(spec) else { return };
+    let Some(env) = lists::list_mut(proxy, "env") else { return };
     let before = env.iter_mut().find(|entry| injected_before && entry.get("name") == Some(&VARIABLE.into()));
     if let Some(entry) = before {
         let text = entry.get("value").and_then(Value::as_str).unwrap_or_default();
