@@ -247,19 +247,7 @@ pub fn grpc_question(
     request: &RequestHead<'_>,
     context: &Context<'_>,
 ) -> Bytes {
-    use pb::attribute_context::{HttpRequest, Peer, Request, TlsSession};
-    let peer = |address: SocketAddr, principal: &str, certificate: &str| Peer {
-        address: Some(core::Address {
-            address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-                address: address.ip().to_canonical().to_string(),
-                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(address.port()))),
-                ..Default::default()
-            })),
-        }),
-        principal: principal.to_owned(),
-        certificate: certificate.to_owned(),
-        ..Default::default()
-    };
+    use pb::attribute_context::{HttpRequest, Request};
     let body = context.body.filter(|_| filter.body.is_some());
     let raw = filter.body.is_some_and(|b| b.raw);
     let mut headers = sent_headers(filter, request);
@@ -280,27 +268,50 @@ pub fn grpc_question(
         raw_body: body.filter(|_| raw).map(|b| b.to_vec()).unwrap_or_default(),
         ..Default::default()
     };
+    let attributes = pb::AttributeContext {
+        request: Some(Request {
+            time: Some(wkt::Timestamp { seconds: context.time.0, nanos: context.time.1 }),
+            http: Some(http),
+        }),
+        context_extensions: here.map(|h| h.context.clone().into_iter().collect()).unwrap_or_default(),
+        ..connection(filter, context)
+    };
+    frame(&pb::CheckRequest { attributes: Some(attributes) })
+}
+
+/// The question over gRPC about a connection of which nothing was read: who is connected with whom, and no request.
+#[must_use]
+pub fn connection_question(filter: &ExtAuthz, context: &Context<'_>) -> Bytes {
+    frame(&pb::CheckRequest { attributes: Some(connection(filter, context)) })
+}
+
+fn connection(filter: &ExtAuthz, context: &Context<'_>) -> pb::AttributeContext {
+    use pb::attribute_context::{Peer, TlsSession};
+    let peer = |address: SocketAddr, principal: &str, certificate: &str| Peer {
+        address: Some(core::Address {
+            address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                address: address.ip().to_canonical().to_string(),
+                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(address.port()))),
+                ..Default::default()
+            })),
+        }),
+        principal: principal.to_owned(),
+        certificate: certificate.to_owned(),
+        ..Default::default()
+    };
     let named = filter.metadata_namespaces.iter().filter_map(|n| Some((n.to_string(), context.metadata.0.get(n)?)));
     let metadata = core::Metadata {
         filter_metadata: named.map(|(name, object)| (name, structure(object))).collect(),
         ..Default::default()
     };
-    let question = pb::CheckRequest {
-        attributes: Some(pb::AttributeContext {
-            source: Some(peer(context.remote, context.principal, context.certificate)),
-            destination: Some(peer(context.local, context.own_principal, "")),
-            request: Some(Request {
-                time: Some(wkt::Timestamp { seconds: context.time.0, nanos: context.time.1 }),
-                http: Some(http),
-            }),
-            context_extensions: here.map(|h| h.context.clone().into_iter().collect()).unwrap_or_default(),
-            metadata_context: Some(metadata),
-            tls_session: (filter.tls_session && !context.server_name.is_empty())
-                .then(|| TlsSession { sni: context.server_name.to_owned() }),
-            ..Default::default()
-        }),
-    };
-    frame(&question)
+    pb::AttributeContext {
+        source: Some(peer(context.remote, context.principal, context.certificate)),
+        destination: Some(peer(context.local, context.own_principal, "")),
+        metadata_context: Some(metadata),
+        tls_session: (filter.tls_session && !context.server_name.is_empty())
+            .then(|| TlsSession { sni: context.server_name.to_owned() }),
+        ..Default::default()
+    }
 }
 
 fn sent_headers(filter: &ExtAuthz, request: &RequestHead<'_>) -> HashMap<String, String> {

@@ -43,7 +43,7 @@ const FRAME_HEAD: usize = 9;
 /// Serves a connection of an HTTP chain to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>, lease: Lease) {
     let carrick_proxy_core::model::listener::ChainKind::Http(hcm) = &info.chain.kind else { return };
-    if let Some(why) = crate::rbac::refusal(&worker, &info) {
+    if let Some(why) = Box::pin(crate::rbac::refusal(&worker, &info)).await {
         tracing::debug!(peer = %info.peer, "connection refused: {why}");
         return;
     }

@@ -61,8 +61,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, info: Info, lease:
         upstream_local: None,
         open: false,
     };
-    record.refused = crate::rbac::refusal(&worker, &info);
-    if record.refused.is_some() {
+    let refusal = Box::pin(crate::rbac::refusal(&worker, &info));
+    record.refused = tokio::select! {
+        refused = refusal => refused,
+        () = lease.reached(Phase::Cut) => Some(String::new()),
+    };
+    if let Some(why) = &record.refused {
+        if why.starts_with("ext_authz") {
+            record.flags = flag::UNAUTHORIZED;
+        }
         stats.downstream_cx_active.dec();
         return;
     }

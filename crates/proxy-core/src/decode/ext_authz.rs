@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3 as network_pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use http::{HeaderName, HeaderValue, StatusCode};
 
@@ -59,6 +60,38 @@ pub fn ext_authz(value: &pb::ExtAuthz) -> Result<ExtAuthz, Bad> {
         metadata_namespaces: value.metadata_context_namespaces.iter().map(|n| n.as_str().into()).collect(),
         allowed_headers: allowed.or(older),
         disallowed_headers: given("disallowed_headers", &value.disallowed_headers, texts)?.unwrap_or_default(),
+        counters: ["ok", "denied", "error", "failure_mode_allowed", "disabled"].map(counter),
+    })
+}
+
+/// The network filter: what is asked about whole connections. It is always asked by gRPC.
+pub fn network(value: &network_pb::ExtAuthz) -> Result<ExtAuthz, Bad> {
+    only!(value, network_pb::ExtAuthz {
+        stat_prefix, grpc_service, failure_mode_allow, transport_api_version, filter_enabled_metadata, include_tls_session,
+        metadata_context_namespaces
+    } refuse {
+        send_tls_alert_on_denial, bootstrap_metadata_labels_key, include_peer_certificate, typed_metadata_context_namespaces,
+        shadow_mode,
+    });
+    let service =
+        given("grpc_service", &value.grpc_service, grpc)?.ok_or_else(|| Bad::field("grpc_service", "missing"))?;
+    // Envoy puts nothing between the prefix and the names.
+    let counter = |name: &str| -> Name { format!("ext_authz.{}{name}", value.stat_prefix).into() };
+    Ok(ExtAuthz {
+        service: Arc::new(service),
+        failure_mode_allow: value.failure_mode_allow,
+        failure_header: false,
+        body: None,
+        clear_route_cache: false,
+        status_on_error: StatusCode::FORBIDDEN,
+        enabled: 1_000_000,
+        enabled_metadata: given("filter_enabled_metadata", &value.filter_enabled_metadata, matcher::metadata)?,
+        deny_at_disable: false,
+        peer_certificate: false,
+        tls_session: value.include_tls_session,
+        metadata_namespaces: value.metadata_context_namespaces.iter().map(|n| n.as_str().into()).collect(),
+        allowed_headers: None,
+        disallowed_headers: Vec::new(),
         counters: ["ok", "denied", "error", "failure_mode_allowed", "disabled"].map(counter),
     })
 }

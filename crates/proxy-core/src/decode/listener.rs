@@ -205,6 +205,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
     let tls = given("transport_socket", &value.transport_socket, tls::downstream_socket)?.flatten();
     let mut on_new_connection = Vec::new();
     let mut rbac = Vec::new();
+    let mut ext_authz = Vec::new();
     let mut sni_port = None;
     let mut kind = None;
     let mut stats = None;
@@ -216,6 +217,13 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
             && super::stats::is_stats(&filter.name, any)
         {
             stats = Some(Arc::new(super::stats::stats(any).at("typed_config")?));
+            return Ok(());
+        }
+        if let Some(pb::filter::ConfigType::TypedConfig(any)) = &filter.config_type
+            && type_name(any) == "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"
+        {
+            let asked = decode(any).and_then(|a| super::ext_authz::network(&a)).at("typed_config")?;
+            ext_authz.push((rbac.len(), Arc::new(asked)));
             return Ok(());
         }
         kind = network_filter(filter, &mut on_new_connection, &mut rbac, &mut sni_port)?;
@@ -233,6 +241,7 @@ fn filter_chain(value: &pb::FilterChain) -> Result<FilterChain, Bad> {
         on_new_connection,
         sni_port,
         rbac,
+        ext_authz,
         stats,
         kind: kind.ok_or_else(|| Bad::field("filters", "no terminal filter"))?,
         metadata: metadata(&value.metadata).at("metadata")?,

@@ -142,6 +142,8 @@ pub struct FilterChain {
     pub sni_port: Option<u16>,
     /// RBAC network filters, in order: asked when the first byte has come.
     pub rbac: Vec<Arc<super::rbac::RbacFilter>>,
+    /// Authorizers that are asked about connections, each with the number of RBAC filters that come before it.
+    pub ext_authz: Vec<(usize, Arc<super::ext_authz::ExtAuthz>)>,
     /// `istio.stats` before a TCP proxy: what is counted of connections.
     pub stats: Option<Arc<Stats>>,
     /// The terminal filter.

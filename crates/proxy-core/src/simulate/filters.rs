@@ -48,6 +48,10 @@ pub(super) fn admits(
     verdict: &mut Verdict,
 ) -> bool {
     let metadata = Metadata::default();
+    for (_, asked) in &chain.ext_authz {
+        let words = format!("whoever serves {} is asked", asked.service.cluster());
+        verdict.decided.push(Decided { filter: "network ext_authz".into(), what: words, status: None });
+    }
     for filter in &chain.rbac {
         let client = caller.client.unwrap_or(connection.source);
         let decision = filter.decide(&subject(chain, connection, caller, client, None, &metadata));

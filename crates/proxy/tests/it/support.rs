@@ -216,6 +216,7 @@ pub fn chain(name: &str, kind: ChainKind) -> FilterChain {
         on_new_connection: Vec::new(),
         sni_port: None,
         rbac: Vec::new(),
+        ext_authz: Vec::new(),
         stats: None,
         kind,
         metadata: Metadata::default(),

@@ -166,6 +166,8 @@ extensionProviders:
 - {name: refuses, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 5s, pathPrefix: /status/401}}
 - {name: silent, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 0.2s, pathPrefix: /delay/3000, statusOnError: \"503\"}}
 - {name: silent-open, envoyExtAuthzHttp: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 0.2s, pathPrefix: /delay/3000, failOpen: true}}
+- {name: broken, envoyExtAuthzGrpc: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 5s}}
+- {name: broken-open, envoyExtAuthzGrpc: {service: partner.lab.svc.cluster.local, port: 8080, timeout: 5s, failOpen: true}}
 ";
 
 /// Who may be told of requests: two files, and the partner as a collector of traces.

@@ -36,7 +36,8 @@ async fn answer(request: Request<Incoming>) -> Result<Answer, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     if parts.uri.path().ends_with("/Check") {
-        return Ok(grpc(&body));
+        let authority = parts.uri.authority().map(ToString::to_string).unwrap_or_default();
+        return Ok(grpc(&body, &authority));
     }
     let ignored =
         ["x-request-id", "x-forwarded-for", "x-envoy-internal", "x-envoy-expected-rq-timeout-ms", "x-forwarded-proto"];
@@ -76,9 +77,12 @@ async fn answer(request: Request<Incoming>) -> Result<Answer, Infallible> {
     Ok(response.unwrap())
 }
 
-fn grpc(body: &[u8]) -> Answer {
+/// A question about a connection has no request; it is answered by the name that the authorizer was asked under.
+fn grpc(body: &[u8], authority: &str) -> Answer {
     let question = CheckRequest::decode(&body[5..]).unwrap();
     let attributes = question.attributes.unwrap_or_default();
+    let of_connection = attributes.request.is_none();
+    let both = attributes.source.is_some() && attributes.destination.is_some();
     let http = attributes.request.and_then(|r| r.http).unwrap_or_default();
     let mut headers: Vec<String> = http
         .headers
@@ -118,7 +122,7 @@ fn grpc(body: &[u8]) -> Answer {
         option("x-over", "2", set("OVERWRITE_IF_EXISTS_OR_ADD")),
         option("x-exists", "2", set("OVERWRITE_IF_EXISTS"))
     ]);
-    let path = http.path.as_str();
+    let path = if of_connection && both { authority } else { http.path.as_str() };
     let answer = if path.contains("deny") {
         json!({"status": {"code": 7}, "denied_response": {"status": {"code": 402}, "body": "pay", "headers": changes}})
     } else if path.contains("bare") {
@@ -168,6 +172,58 @@ fn asks() -> Vec<Ask> {
     asks.push(Ask::with("POST", "/deny").body("0123456789abcdef"));
     asks.push(Ask::with("POST", "/s/deny").header("content-type", "application/grpc"));
     asks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authorizers_of_connections_are_asked_and_obeyed_as_by_envoy() {
+    let server = authorizer().await;
+    let gone = crate::support::free_port();
+    let filter = |cluster: &str, authority: &str, more: Value| {
+        let mut config = json!({"stat_prefix": "tcp.", "transport_api_version": "V3",
+            "grpc_service": {"envoy_grpc": {"cluster_name": cluster, "authority": authority}, "timeout": "1s"}});
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let kind = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
+        json!({"name": "envoy.filters.network.ext_authz", "typed_config": typed(kind, config)})
+    };
+    let rbac = |config: Value| {
+        let kind = "envoy.extensions.filters.network.rbac.v3.RBAC";
+        json!({"name": "envoy.filters.network.rbac", "typed_config": typed(kind, config)})
+    };
+    // As Istio has it: a rule in the shadow says whether the authorizer is to be asked.
+    let shadow = |wanted: Value| {
+        rbac(
+            json!({"stat_prefix": "tcp.", "shadow_rules_stat_prefix": "istio_ext_authz_", "shadow_rules": {"action": "DENY", "policies": {
+            "istio-ext-authz-p": {"permissions": [{"any": true}], "principals": [wanted]}}}}),
+        )
+    };
+    let told = json!({"filter_enabled_metadata": {"filter": "envoy.filters.network.rbac",
+        "path": [{"key": "istio_ext_authz_shadow_effective_policy_id"}], "value": {"string_match": {"prefix": "istio-ext-authz"}}}});
+    let one = |name: &'static str, filters: Vec<Value>| {
+        let mut setup =
+            Setup::new(name).cluster(h2_cluster("auth-grpc", server)).cluster(h2_cluster("gone-grpc", gone));
+        setup.network.extend(filters);
+        (setup, vec![Ask::get("/"), Ask::get("/again")])
+    };
+    let deny_all = json!({"stat_prefix": "tcp.", "rules": {"action": "DENY", "policies": {
+        "p": {"permissions": [{"any": true}], "principals": [{"any": true}]}}}});
+    let cases = vec![
+        one("consents", vec![filter("auth-grpc", "yes.test", json!({}))]),
+        one("refuses", vec![filter("auth-grpc", "deny.test", json!({}))]),
+        one("bare refusal", vec![filter("auth-grpc", "bare.test", json!({}))]),
+        one("broken", vec![filter("auth-grpc", "broken.test", json!({}))]),
+        one("broken, allowed", vec![filter("auth-grpc", "broken.test", json!({"failure_mode_allow": true}))]),
+        one("gone", vec![filter("gone-grpc", "yes.test", json!({}))]),
+        one("gone, allowed", vec![filter("gone-grpc", "yes.test", json!({"failure_mode_allow": true}))]),
+        one("consents, then denied", vec![filter("auth-grpc", "yes.test", json!({})), rbac(deny_all)]),
+        one("not meant", vec![filter("auth-grpc", "deny.test", told.clone())]),
+        one("meant", vec![shadow(json!({"any": true})), filter("auth-grpc", "deny.test", told.clone())]),
+        one("a rule of others", vec![shadow(json!({"not_id": {"any": true}})), filter("auth-grpc", "deny.test", told)]),
+    ];
+    let seen = compare(&cases).await;
+    let status: Vec<u16> = seen.iter().map(|answers| answers[0].status).collect();
+    assert_eq!(status, [200, 0, 0, 0, 200, 0, 200, 0, 200, 0, 200]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
