@@ -15,6 +15,7 @@ use crate::config::AgentConfig;
 pub fn bootstrap(config: &AgentConfig, node: &Node) -> io::Result<String> {
     let node = to_json(node, Names::Proto).map_err(|e| io::Error::other(e.to_string()))?;
     let domain = &config.node.cluster_domain;
+    let metadata = node.get("metadata").cloned().unwrap_or_default();
     let ads = json!({"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"});
     let value = json!({
         "node": node,
@@ -32,7 +33,7 @@ pub fn bootstrap(config: &AgentConfig, node: &Node) -> io::Result<String> {
                 "max_active_downstream_connections": "2147483647",
             },
         }]},
-        "stats_config": stats(domain),
+        "stats_config": stats(domain, &metadata),
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": config.ports.admin}}},
         "dynamic_resources": {
             "cds_config": ads,
@@ -75,8 +76,9 @@ fn socket_cluster(name: &str, path: &Path) -> io::Result<Value> {
     }))
 }
 
-/// What is counted (Istio's selection: a proxy knows hundreds of clusters), and which parts of names are labels.
-fn stats(domain: &str) -> Value {
+/// What is counted (Istio's selection: a proxy knows hundreds of clusters, and what the pod asks for), and which parts of
+/// names are labels.
+fn stats(domain: &str, metadata: &Value) -> Value {
     let domain = domain.replace('.', "\\.");
     let tag = |name: &str, regex: String| json!({"tag_name": name, "regex": regex});
     let pattern = |kind: &str, text: &str| json!({kind: text});
@@ -90,6 +92,7 @@ fn stats(domain: &str) -> Value {
     {
         patterns.push(pattern("suffix", suffix));
     }
+    patterns.extend(wished(metadata));
     json!({
         "use_all_default_tags": false,
         "stats_tags": [
@@ -102,4 +105,64 @@ fn stats(domain: &str) -> Value {
         ],
         "stats_matcher": {"inclusion_list": {"patterns": patterns}},
     })
+}
+
+/// What else is to be counted: the pod's annotations, and where one says nothing `proxyStatsMatcher` of its proxy's
+/// configuration (semantics §15).
+fn wished(metadata: &Value) -> Vec<Value> {
+    let mut patterns = Vec::new();
+    for (kind, field, annotation) in [
+        ("prefix", "inclusionPrefixes", "statsInclusionPrefixes"),
+        ("suffix", "inclusionSuffixes", "statsInclusionSuffixes"),
+        ("safe_regex", "inclusionRegexps", "statsInclusionRegexps"),
+    ] {
+        let noted = metadata.get("ANNOTATIONS").and_then(|all| all.get(format!("sidecar.istio.io/{annotation}")));
+        let noted: Vec<&str> = noted.and_then(Value::as_str).into_iter().flat_map(|text| text.split(',')).collect();
+        let matcher = metadata.get("PROXY_CONFIG").and_then(|own| own.get("proxyStatsMatcher"));
+        let listed = matcher.and_then(|matcher| matcher.get(field)).and_then(Value::as_array);
+        let listed = || listed.into_iter().flatten().filter_map(Value::as_str).collect();
+        let texts: Vec<&str> = if noted.is_empty() { listed() } else { noted };
+        for text in texts.into_iter().map(str::trim).filter(|text| !text.is_empty()) {
+            let value = if kind == "safe_regex" { json!({"regex": text}) } else { json!(text) };
+            patterns.push(json!({kind: value}));
+        }
+    }
+    patterns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pod_says_what_else_is_counted() {
+        let of = |metadata: Value| {
+            let all = stats("cluster.local", &metadata)["stats_matcher"]["inclusion_list"]["patterns"].clone();
+            let all: Vec<Value> = all.as_array().cloned().unwrap_or_default();
+            all.get(
+                stats("cluster.local", &Value::Null)["stats_matcher"]["inclusion_list"]["patterns"]
+                    .as_array()
+                    .map_or(0, Vec::len)..,
+            )
+            .map(<[Value]>::to_vec)
+            .unwrap_or_default()
+        };
+        assert_eq!(of(json!({})), Vec::<Value>::new());
+        let matcher = json!({"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound"], "inclusionSuffixes": ["upstream_rq_503"],
+            "inclusionRegexps": [".*circuit_breakers.*"]}});
+        assert_eq!(
+            of(json!({"PROXY_CONFIG": matcher})),
+            [
+                json!({"prefix": "cluster.outbound"}),
+                json!({"suffix": "upstream_rq_503"}),
+                json!({"safe_regex": {"regex": ".*circuit_breakers.*"}}),
+            ]
+        );
+        // An annotation stands in place of its list, not beside it.
+        let noted = json!({"sidecar.istio.io/statsInclusionPrefixes": "http., tcp.,"});
+        assert_eq!(
+            of(json!({"PROXY_CONFIG": {"proxyStatsMatcher": {"inclusionPrefixes": ["x"]}}, "ANNOTATIONS": noted})),
+            [json!({"prefix": "http."}), json!({"prefix": "tcp."})]
+        );
+    }
 }
