@@ -1,8 +1,11 @@
-//! Legacy authentication policies → PeerAuthentication, RequestAuthentication and AuthorizationPolicy (spec §14.5).
+//! Legacy policies of authentication, and roles, → PeerAuthentication, RequestAuthentication and AuthorizationPolicy
+//! (spec §14.5).
 //!
 //! Invariant: what is made accepts and refuses the same connections and requests; what cannot be said in the new kinds is
 //! a problem, and then nothing is made of that policy. A service's policy needs the service, whose selector and ports it
 //! stands for.
+
+mod roles;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +21,7 @@ pub struct Converted {
 
 const GROUP: &str = "authentication.istio.io/";
 
-/// Converts the legacy policies among the objects; services among them tell selectors, all others are let be.
+/// Converts the legacy policies and roles among the objects; services among them tell selectors, all others are let be.
 /// `root`: the namespace of what is meant for the whole mesh.
 pub fn legacy(objects: &[Value], root: &str) -> Converted {
     let mut out = Converted::default();
@@ -26,10 +29,6 @@ pub fn legacy(objects: &[Value], root: &str) -> Converted {
     let mut services: BTreeMap<(String, String), Value> = BTreeMap::new();
     for object in objects {
         let (version, kind) = (text(object, "apiVersion"), text(object, "kind"));
-        if version.starts_with("rbac.istio.io/") {
-            let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-            out.problems.push(format!("{kind} {name}: role-based policies of the old API are not converted"));
-        }
         if !version.starts_with(GROUP) {
             continue;
         }
@@ -49,6 +48,7 @@ pub fn legacy(objects: &[Value], root: &str) -> Converted {
         }
     }
     out.objects.extend(services.into_values());
+    out.objects.extend(roles::convert(objects, &mut out.problems));
     out
 }
 

@@ -1,4 +1,4 @@
-//! `carrick convert -f`: legacy authentication policies as today's objects, on standard output.
+//! `carrick convert -f`: legacy policies and roles as today's objects, on standard output.
 //!
 //! Invariant: what is printed means what was read; where that cannot be, nothing is printed for that object and it is
 //! told on standard error.
