@@ -76,7 +76,7 @@ enum Command {
     Validate(Validate),
     /// Find what is wrong with objects together, in manifests, in the cluster, or both.
     Analyze(Analyze),
-    /// Print legacy authentication policies as today's objects.
+    /// Print legacy policies and roles as today's objects.
     Convert(Convert),
     /// Show what a proxy really runs.
     #[command(visible_alias = "pc", subcommand)]
@@ -101,6 +101,9 @@ enum Command {
     /// Reports that put the API's objects beside what a proxy really runs.
     #[command(visible_aliases = ["x", "exp"], subcommand)]
     Experimental(Experimental),
+    /// Which certificates and tokens a proxy checks, and whether callers and servers can talk.
+    #[command(subcommand)]
+    Authn(AuthCheck),
     /// Run a whole scenario and check every row of it on real traffic.
     Demo(Demo),
     /// Measure what the proxies cost, native and Envoy side by side.
@@ -532,6 +535,13 @@ enum AuthCheck {
         #[arg(short, long)]
         all: bool,
     },
+    /// What the servers that a pod knows ask for, what the pod does, and whether the two can talk.
+    TlsCheck {
+        #[command(flatten)]
+        target: Target,
+        /// Only this service, by its full name.
+        host: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -691,6 +701,7 @@ impl Cli {
                 why::run(&options.question, &client, options.debug_port, options.output).await
             }
             Command::Experimental(command) => experimental_command(command, &global).await.map(|()| 0),
+            Command::Authn(command) => experimental_command(Experimental::Auth(command), &global).await.map(|()| 0),
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
             Command::Version(options) => {
@@ -813,6 +824,10 @@ async fn experimental_command(command: Experimental, global: &Global) -> Result<
                 None => "0.0.0.0".to_owned(),
             };
             experimental::auth_check::show(&dump_of(&target, global).await?, &address, all)
+        }
+        Experimental::Auth(AuthCheck::TlsCheck { target, host }) => {
+            let dump = dump_of(&target, global).await?;
+            experimental::tls_check(&client().await?, &dump, host.as_deref(), &global.istio_namespace).await?
         }
         Experimental::Authz(AuthzCheck::Check { target }) => {
             experimental::authz_check::show(&dump_of(&target, global).await?)

@@ -7,6 +7,7 @@ pub mod authz_check;
 pub mod chains;
 pub mod describe;
 pub mod peer;
+pub mod tls_check;
 
 use std::path::PathBuf;
 
@@ -118,6 +119,15 @@ pub async fn describe_service(client: &Client, wanted: &Wanted) -> Result<String
         0 => format!("Service {name:?} has no pods.\n"),
         n => format!("Service {name:?} has no Istio pods.  ({n} pods in service).\n"),
     })
+}
+
+/// What servers ask for beside what a proxy does.
+///
+/// # Errors
+/// When the API refuses.
+pub async fn tls_check(client: &Client, dump: &dump::Dump, host: Option<&str>, root: &str) -> Result<String> {
+    let objects = fetch(client, "").await?;
+    Ok(tls_check::show(dump, &objects.peer_authentications, host, root))
 }
 
 /// The pods that a service selects.
