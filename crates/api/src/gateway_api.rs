@@ -8,7 +8,7 @@ pub mod route;
 
 pub use gateway::{GatewayClass, K8sGateway, ListenerSet};
 pub use policy::{BackendTlsPolicy, ReferenceGrant};
-pub use route::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
+pub use route::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute, UdpRoute};
 
 use serde::{Deserialize, Serialize};
 

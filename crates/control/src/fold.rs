@@ -303,7 +303,7 @@ impl Fold {
     }
 
     fn endpoints(&self, state: &State) -> EndpointInput {
-        let mut endpoints = state.known.endpoints();
+        let mut endpoints = state.known.endpoints(&self.mesh.current());
         endpoints.remotes = listed(state).map(|(id, remote)| remote.known.remote_endpoints(id)).collect();
         endpoints
     }

@@ -7,6 +7,7 @@ use crate::keys::Wanted;
 use crate::source::{Change, Kind, Name};
 use carrick_api::gateway_api::{
     BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
+    UdpRoute,
 };
 use carrick_api::istio::authorization_policy::{AuthorizationAction, AuthorizationRule};
 use carrick_api::scalar::Duration;
@@ -19,7 +20,7 @@ use carrick_mesh::gateway_api::GatewayApiInput;
 use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, RemoteEndpoints, RemoteInput, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How long fetching keys may take when their rule says nothing.
@@ -57,6 +58,20 @@ impl<T: DeserializeOwned + PartialEq> Table<T> {
     fn all(&self) -> Vec<Arc<T>> {
         self.objects.values().cloned().collect()
     }
+
+    /// Those of the namespaces that count.
+    fn within(&self, counted: &Counted) -> Vec<Arc<T>> {
+        self.objects.iter().filter(|((namespace, _), _)| counted.has(namespace)).map(|(_, o)| o.clone()).collect()
+    }
+}
+
+/// Namespaces whose objects count; `None` is all of them.
+struct Counted(Option<BTreeSet<String>>);
+
+impl Counted {
+    fn has(&self, namespace: &str) -> bool {
+        self.0.as_ref().is_none_or(|chosen| chosen.contains(namespace))
+    }
 }
 
 /// Every object, by kind.
@@ -84,6 +99,7 @@ pub(crate) struct Known {
     grpc_routes: Table<GrpcRoute>,
     tls_routes: Table<TlsRoute>,
     tcp_routes: Table<TcpRoute>,
+    udp_routes: Table<UdpRoute>,
     backend_tls_policies: Table<BackendTlsPolicy>,
     reference_grants: Table<ReferenceGrant>,
     authorization_policies: Table<AuthorizationPolicy>,
@@ -172,6 +188,7 @@ impl Known {
             Kind::GrpcRoute => self.grpc_routes.apply(&name, &value),
             Kind::TlsRoute => self.tls_routes.apply(&name, &value),
             Kind::TcpRoute => self.tcp_routes.apply(&name, &value),
+            Kind::UdpRoute => self.udp_routes.apply(&name, &value),
             Kind::BackendTlsPolicy => self.backend_tls_policies.apply(&name, &value),
             Kind::ReferenceGrant => self.reference_grants.apply(&name, &value),
             Kind::AuthorizationPolicy => self.authorization_policies.apply(&name, &value).inspect_err(|_| {
@@ -218,6 +235,7 @@ impl Known {
             Kind::GrpcRoute => self.grpc_routes.objects.remove(name).is_some(),
             Kind::TlsRoute => self.tls_routes.objects.remove(name).is_some(),
             Kind::TcpRoute => self.tcp_routes.objects.remove(name).is_some(),
+            Kind::UdpRoute => self.udp_routes.objects.remove(name).is_some(),
             Kind::BackendTlsPolicy => self.backend_tls_policies.objects.remove(name).is_some(),
             Kind::ReferenceGrant => self.reference_grants.objects.remove(name).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.objects.remove(name).is_some(),
@@ -234,12 +252,25 @@ impl Known {
         self.services.objects.len()
     }
 
+    /// The namespaces that the mesh's `discoverySelectors` leave (semantics §15). The root namespace always counts: what
+    /// holds for the whole mesh cannot be deselected by accident.
+    fn counted(&self, mesh: &MeshConfig) -> Counted {
+        if mesh.discovery_selectors.is_empty() {
+            return Counted(None);
+        }
+        let chosen = |n: &&Arc<Namespace>| mesh.discovery_selectors.iter().any(|s| s.matches(&n.metadata.labels));
+        let named = self.namespaces.objects.values().filter(chosen).map(|n| n.metadata.name.clone());
+        Counted(Some(named.chain([mesh.root_namespace.clone()]).collect()))
+    }
+
     /// What endpoints are made of.
-    pub(crate) fn endpoints(&self) -> EndpointInput {
+    pub(crate) fn endpoints(&self, mesh: &MeshConfig) -> EndpointInput {
+        let counted = &self.counted(mesh);
         EndpointInput {
-            endpoint_slices: self.endpoint_slices.all(),
+            endpoint_slices: self.endpoint_slices.within(counted),
+            // Every pod: who calls from a namespace that does not count still has its identity and its policies.
             pods: self.pods.all(),
-            workload_entries: self.workload_entries.all(),
+            workload_entries: self.workload_entries.within(counted),
             nodes: self.nodes.all(),
             remotes: Vec::new(),
         }
@@ -279,35 +310,38 @@ impl Known {
 
     /// What a snapshot is made of.
     pub(crate) fn input(&self, mesh_config: &MeshConfig, keys: FetchedKeys) -> SnapshotInput {
+        // Policies count everywhere: without them a workload of such a namespace would let in more than its author wanted.
+        let counted = &self.counted(mesh_config);
         SnapshotInput {
             mesh_config: mesh_config.clone(),
             namespaces: self.namespaces.all(),
-            services: self.services.all(),
-            endpoints: self.endpoints(),
+            services: self.services.within(counted),
+            endpoints: self.endpoints(mesh_config),
             peer_authentications: self.peer_authentications.all(),
-            destination_rules: self.destination_rules.all(),
-            service_entries: self.service_entries.all(),
-            sidecars: self.sidecars.all(),
-            virtual_services: self.virtual_services.all(),
-            gateways: self.gateways.all(),
+            destination_rules: self.destination_rules.within(counted),
+            service_entries: self.service_entries.within(counted),
+            sidecars: self.sidecars.within(counted),
+            virtual_services: self.virtual_services.within(counted),
+            gateways: self.gateways.within(counted),
             secrets: self.secrets.all(),
             config_maps: self.config_maps.all(),
-            envoy_filters: self.envoy_filters.all(),
+            envoy_filters: self.envoy_filters.within(counted),
             gateway_api: GatewayApiInput {
                 classes: self.classes.all(),
-                gateways: self.k8s_gateways.all(),
-                listener_sets: self.listener_sets.all(),
-                http_routes: self.http_routes.all(),
-                grpc_routes: self.grpc_routes.all(),
-                tls_routes: self.tls_routes.all(),
-                tcp_routes: self.tcp_routes.all(),
-                backend_tls_policies: self.backend_tls_policies.all(),
+                gateways: self.k8s_gateways.within(counted),
+                listener_sets: self.listener_sets.within(counted),
+                http_routes: self.http_routes.within(counted),
+                grpc_routes: self.grpc_routes.within(counted),
+                tls_routes: self.tls_routes.within(counted),
+                tcp_routes: self.tcp_routes.within(counted),
+                udp_routes: self.udp_routes.within(counted),
+                backend_tls_policies: self.backend_tls_policies.within(counted),
                 reference_grants: self.reference_grants.all(),
             },
             authorization_policies: self.authorization_policies.all(),
             request_authentications: self.request_authentications.all(),
             keys,
-            telemetries: self.telemetries.all(),
+            telemetries: self.telemetries.within(counted),
             proxy_configs: self.proxy_configs.all(),
             legacy_policies: self.legacy_policies.all(),
             legacy_mesh_policies: self.legacy_mesh_policies.all(),
@@ -378,6 +412,37 @@ mod tests {
             known.take(Kind::Service, Change::Replace(vec![service("good", json!(80)), service("bad", json!({}))]));
         assert_eq!(outcome.broken.len(), 1, "{outcome:?}");
         assert_eq!(known.service_count(), 1);
+    }
+
+    #[test]
+    fn only_namespaces_that_are_selected_count() {
+        let mut known = Known::default();
+        for (name, labels) in
+            [("shop", json!({"mesh": "on"})), ("bank", json!({"mesh": "off"})), ("istio-system", json!({}))]
+        {
+            let space = json!({"metadata": {"name": name, "labels": labels, "resourceVersion": "1"}});
+            known.take(Kind::Namespace, Change::Apply(space));
+            let object = |spec: Value| json!({"metadata": {"name": "a", "namespace": name, "resourceVersion": "1"}, "spec": spec});
+            known.take(Kind::Service, Change::Apply(object(json!({"ports": [{"port": 80}]}))));
+            known.take(Kind::VirtualService, Change::Apply(object(json!({"hosts": ["a.b"]}))));
+            known.take(Kind::PeerAuthentication, Change::Apply(object(json!({}))));
+        }
+        let seen = |mesh: Value| {
+            let mesh: MeshConfig = from_value(&mesh).expect("a mesh configuration");
+            let input = known.input(&mesh, FetchedKeys::default());
+            let services: Vec<_> = input.services.iter().map(|s| s.metadata.namespace.clone()).collect();
+            (services, input.virtual_services.len(), input.peer_authentications.len())
+        };
+        let all = ["bank", "istio-system", "shop"].map(str::to_owned).to_vec();
+        let some = ["istio-system", "shop"].map(str::to_owned).to_vec();
+        assert_eq!(seen(json!({})), (all.clone(), 3, 3));
+        assert_eq!(seen(json!({"discoverySelectors": []})), (all.clone(), 3, 3));
+        // Policies count everywhere.
+        assert_eq!(seen(json!({"discoverySelectors": [{"matchLabels": {"mesh": "on"}}]})), (some.clone(), 2, 3));
+        let expression = json!({"matchExpressions": [{"key": "mesh", "operator": "NotIn", "values": ["off"]}]});
+        assert_eq!(seen(json!({"discoverySelectors": [expression]})), (some, 2, 3));
+        let either = json!([{"matchLabels": {"mesh": "on"}}, {"matchLabels": {"mesh": "off"}}]);
+        assert_eq!(seen(json!({"discoverySelectors": either})), (all, 3, 3));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub enum Kind {
     TlsRoute,
     /// TCPRoutes.
     TcpRoute,
+    /// UDPRoutes.
+    UdpRoute,
     /// BackendTLSPolicies.
     BackendTlsPolicy,
     /// ReferenceGrants.
@@ -91,7 +93,7 @@ pub struct KindInfo {
 }
 
 /// Everything that is read.
-pub const KINDS: [KindInfo; 30] = [
+pub const KINDS: [KindInfo; 31] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),
     core(Kind::Service, "", "Service", "services", false),
     core(Kind::EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices", true),
@@ -126,6 +128,7 @@ pub const KINDS: [KindInfo; 30] = [
     gateway(Kind::GrpcRoute, "v1", "GRPCRoute", "grpcroutes"),
     gateway(Kind::TlsRoute, "v1", "TLSRoute", "tlsroutes"),
     gateway(Kind::TcpRoute, "v1alpha2", "TCPRoute", "tcproutes"),
+    gateway(Kind::UdpRoute, "v1alpha2", "UDPRoute", "udproutes"),
     gateway(Kind::BackendTlsPolicy, "v1", "BackendTLSPolicy", "backendtlspolicies"),
     gateway(Kind::ReferenceGrant, "v1beta1", "ReferenceGrant", "referencegrants"),
 ];

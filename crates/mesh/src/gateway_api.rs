@@ -23,7 +23,7 @@ use carrick_api::{
     ConfigMap, DestinationRule, Gateway, Namespace, Pod, Secret, Service, VirtualService,
     gateway_api::{
         BackendTlsPolicy, GatewayClass, GrpcRoute, HttpRoute, K8sGateway, ListenerSet, ReferenceGrant, TcpRoute,
-        TlsRoute,
+        TlsRoute, UdpRoute,
     },
 };
 use carrick_base::ObjectRef;
@@ -57,6 +57,8 @@ pub struct GatewayApiInput {
     pub tls_routes: Vec<Arc<TlsRoute>>,
     /// Routes of connections.
     pub tcp_routes: Vec<Arc<TcpRoute>>,
+    /// Routes of datagrams.
+    pub udp_routes: Vec<Arc<UdpRoute>>,
     /// TLS towards backends.
     pub backend_tls_policies: Vec<Arc<BackendTlsPolicy>>,
     /// References from other namespaces.
@@ -73,6 +75,7 @@ impl GatewayApiInput {
             && self.grpc_routes.is_empty()
             && self.tls_routes.is_empty()
             && self.tcp_routes.is_empty()
+            && self.udp_routes.is_empty()
             && self.backend_tls_policies.is_empty()
     }
 }
@@ -125,6 +128,7 @@ pub fn translate(input: &GatewayApiInput, around: Surroundings<'_>) -> Translate
     grpc::routes(&input.grpc_routes, &mut all, &backends, &mut hosts, &mut out);
     streams::tls(&input.tls_routes, &mut all, &backends, &mut out);
     streams::tcp(&input.tcp_routes, &mut all, &backends, &mut out);
+    streams::udp(&input.udp_routes, &all, &mut out);
     all.enclosed().for_each(|listener| hosts.close(listener));
     hosts.finish(&mut out);
     tls_policies::policies(&input.backend_tls_policies, &backends, &all, &mut out);

@@ -1,4 +1,4 @@
-//! HTTPRoute, GRPCRoute, TLSRoute, TCPRoute.
+//! HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, UDPRoute.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ pub type HttpRoute = Object<HttpRouteSpec>;
 pub type GrpcRoute = Object<GrpcRouteSpec>;
 pub type TlsRoute = Object<StreamRouteSpec>;
 pub type TcpRoute = Object<StreamRouteSpec>;
+pub type UdpRoute = Object<StreamRouteSpec>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -229,7 +230,7 @@ pub struct GrpcMethod {
     pub method: Option<String>,
 }
 
-/// TLSRoute and TCPRoute.
+/// TLSRoute, TCPRoute and UDPRoute.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StreamRouteSpec {

@@ -70,6 +70,8 @@ pub struct MeshConfig {
     pub default_config: DefaultProxyConfig,
     /// What holds for services by host.
     pub service_settings: Vec<ServiceSettings>,
+    /// Namespaces whose objects count, by their labels: any one selector is enough; none means all of them.
+    pub discovery_selectors: Vec<crate::gateway_api::gateway::Selector>,
     /// Not part of Istio's schema: the DNS suffix of the cluster, which Istio takes from its command line.
     pub domain_suffix: String,
     pub enable_namespaces_by_default: bool,
@@ -115,6 +117,7 @@ impl Default for MeshConfig {
             default_config: DefaultProxyConfig::default(),
             service_settings: Vec::new(),
             domain_suffix: "cluster.local".to_owned(),
+            discovery_selectors: Vec::new(),
             enable_namespaces_by_default: false,
         }
     }

@@ -111,6 +111,23 @@ async fn a_policy_reaches_the_proxies_it_concerns() {
     assert_eq!(world.get("/debug/distribution?resourceVersion=x").await.0, 400);
     let (_, metrics) = world.get("/metrics").await;
     assert!(metrics.lines().any(|l| l == "pilot_xds 2"), "{metrics}");
+    for name in [
+        "pilot_xds_pushes",
+        "pilot_total_xds_rejects",
+        "pilot_proxy_convergence_time",
+        "pilot_pushcontext_init_seconds",
+        "pilot_services",
+        "pilot_k8s_cfg_events",
+        "citadel_server_csr_count",
+        "citadel_server_success_cert_issuance_count",
+        "citadel_server_authentication_failure_count",
+        "citadel_server_csr_parsing_err_count",
+        "citadel_server_root_cert_expiry_timestamp",
+    ] {
+        let is_value =
+            |line: &&str| line.starts_with(name) && line.split(' ').nth(1).is_some_and(|v| v.parse::<f64>().is_ok());
+        assert!(metrics.lines().any(|line| is_value(&line)), "{name}: {metrics}");
+    }
     web.stop().await;
     api.stop().await;
 }

@@ -263,6 +263,14 @@ impl<'a> Gateways<'a> {
         }
     }
 
+    /// Whether a parent is a gateway, or a set of listeners, of ours.
+    pub(super) fn has(&self, to: &Reference, namespace: &str) -> bool {
+        let there = to.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
+        let named = |m: &Meta| m.namespace == there && m.name == to.name;
+        (to.is(GROUP, "Gateway", GROUP, "Gateway") && self.gateways.iter().any(|g| named(&g.metadata)))
+            || (to.is(GROUP, "ListenerSet", GROUP, "Gateway") && self.sets.iter().any(|(s, ..)| named(&s.metadata)))
+    }
+
     /// Attaches a route. `None` when the parent is no gateway of ours.
     pub(super) fn attach(
         &mut self,

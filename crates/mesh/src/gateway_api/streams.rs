@@ -1,4 +1,4 @@
-//! TLSRoutes and TCPRoutes.
+//! TLSRoutes and TCPRoutes; UDPRoutes are only told.
 //!
 //! Invariant: connections are forwarded unread; of several routes on one listener the oldest gets them.
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use carrick_api::{
     gateway_api::{
-        TcpRoute, TlsRoute,
+        TcpRoute, TlsRoute, UdpRoute,
         route::{StreamRouteSpec, StreamRule},
     },
     istio::virtual_service::{RouteDestination, TcpRoute as Tcp, TlsMatch, TlsRoute as Tls, VirtualServiceSpec},
@@ -29,6 +29,21 @@ pub(super) fn tls(all: &[Arc<TlsRoute>], gateways: &mut Gateways<'_>, backends: 
 
 pub(super) fn tcp(all: &[Arc<TcpRoute>], gateways: &mut Gateways<'_>, backends: &Backends<'_>, out: &mut Translated) {
     routes("TCPRoute", all, gateways, backends, out);
+}
+
+/// Datagrams are forwarded by nobody: each parent that is ours says so.
+pub(super) fn udp(all: &[Arc<UdpRoute>], gateways: &Gateways<'_>, out: &mut Translated) {
+    const KIND: &str = "UDPRoute";
+    for route in all {
+        let meta = &route.metadata;
+        let parents = Parents { kind: KIND, meta, refs: &route.spec.parent_refs, hosts: &[] };
+        let ours = route.spec.parent_refs.iter().filter(|parent| gateways.has(parent, &meta.namespace));
+        let refused = Err(("UnsupportedValue", "datagrams are not forwarded, UDPRoutes have no effect".to_owned()));
+        let told: Vec<_> = ours.map(|parent| parents.parent(parent, &refused, None)).collect();
+        if !told.is_empty() {
+            out.statuses.insert(ObjectRef::new(KIND, &meta.namespace, &meta.name), json!({"parents": told}));
+        }
+    }
 }
 
 fn routes(
