@@ -126,6 +126,8 @@ pub struct IdentityConfig {
     pub token_file: PathBuf,
     /// Where key and certificate are kept across restarts; `None` keeps them in memory.
     pub folder: Option<PathBuf>,
+    /// Where another authority's key, certificate and roots may be; they count instead of ours then.
+    pub credentials: Option<PathBuf>,
     /// Life asked for; zero leaves it to the authority.
     pub ttl: Duration,
     /// Share of the life that is left when it is renewed.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use carrick_proxy::Workload;
 use carrick_runtime::drain::Drain;
 use carrick_runtime::tasks::TaskSet;
-use carrick_xds::client::Connector;
+use carrick_xds::client::{Connector, Token};
 use carrick_xds::relay::{Own, RelayEvent, RelayObserver, relay_service};
 use carrick_xds::server::{ListenOptions, serve_unix};
 use carrick_xds::{Node, TypeUrl};
@@ -48,6 +48,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Feed {
     pub node: Node,
     pub connector: Connector,
+    /// What proves it where the certificate does not.
+    pub token: Token,
     pub store: Arc<SecretStore>,
     pub metrics: Arc<AgentMetrics>,
     /// What the agent says and hears on the same stream.
@@ -71,7 +73,7 @@ impl EnvoyEngine {
         tasks: &mut TaskSet,
         drain: &Drain,
     ) -> io::Result<Arc<Self>> {
-        let Feed { node, connector, store, metrics, own: spoken } = feed;
+        let Feed { node, connector, token, store, metrics, own: spoken } = feed;
         let crate::config::EngineKind::Envoy { binary, log_level } = &config.engine else {
             return Err(io::Error::other("the engine is not Envoy"));
         };
@@ -81,7 +83,7 @@ impl EnvoyEngine {
         let own = workload(config, &node);
         let node = with_peer(node, &own);
         let counts = Counts::new(own);
-        let relay = relay_service(connector, None, observer(Arc::clone(&metrics)), spoken);
+        let relay = relay_service(connector, Some(token), observer(Arc::clone(&metrics)), spoken);
         let options = ListenOptions { max_connections: 4096, max_streams: 4096, ..ListenOptions::default() };
         tasks.spawn("ads-relay", serve_unix(xds, Routes::new(relay), options.clone(), drain.clone()));
         let counter = Routes::new(counts.service());

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod join;
 pub mod metrics;
 pub mod node;
+pub mod outside;
 pub mod rules;
 pub mod secrets;
 

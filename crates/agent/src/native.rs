@@ -12,7 +12,7 @@ use carrick_pki::tls::{self, ServerAuth, TlsOptions};
 use carrick_proxy::{Engine, EngineOptions, Secret, Workload};
 use carrick_runtime::clock::SharedClock;
 use carrick_runtime::drain::Drain;
-use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, TlsProvider, Update};
+use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, TlsProvider, Token, Update};
 use carrick_xds::name_table::NameTable;
 use carrick_xds::relay::Own;
 use carrick_xds::{Node, TypeUrl};
@@ -100,9 +100,19 @@ impl NativeEngine {
 
     /// Follows the control plane until drained; `own` is what the agent says and hears on the same stream.
     /// What was kept is in force first, until the control plane tells what is different now.
-    pub async fn follow(self: Arc<Self>, connector: Connector, own: Own, kept: Option<Arc<Keeper>>, drain: Drain) {
-        let mut options =
-            ClientOptions { health: own.health.clone(), ..ClientOptions::new(connector, self.node.clone()) };
+    pub async fn follow(
+        self: Arc<Self>,
+        connector: Connector,
+        token: Token,
+        own: Own,
+        kept: Option<Arc<Keeper>>,
+        drain: Drain,
+    ) {
+        let mut options = ClientOptions {
+            health: own.health.clone(),
+            token: Some(token),
+            ..ClientOptions::new(connector, self.node.clone())
+        };
         let mut follower = Follower { native: self, own, kept: None, last_reason: String::new() };
         for update in kept.iter().flat_map(|kept| kept.updates()) {
             let held: Vec<_> =
@@ -262,9 +272,22 @@ pub fn connector_to(address: &str, config: &AgentConfig, store: &Arc<SecretStore
         .map_err(|_| format!("{:?} cannot be a server's name", config.control_plane.server_name))?;
     let store = Arc::clone(store);
     let provider: TlsProvider = Arc::new(move || {
-        let identity = store.identity().ok_or_else(|| "no certificate yet".to_owned())?;
-        let auth = ServerAuth::Dns { roots: store.roots() };
-        tls::client_config(Some(&identity), auth, &["h2"], &TlsOptions::default()).map_err(|e| e.to_string())
+        store.identity().ok_or_else(|| "no certificate yet".to_owned())?;
+        let auth = ServerAuth::Dns { roots: store.authority_roots() };
+        let shown = store.shown_to_authority();
+        tls::client_config(shown.as_deref(), auth, &["h2"], &TlsOptions::default()).map_err(|e| e.to_string())
     });
     Ok(Connector::Tls { address: address.to_owned(), server_name, config: provider })
+}
+
+/// The service account's token, for a control plane that does not know the pod's certificate.
+pub fn token(config: &AgentConfig, store: &Arc<SecretStore>) -> Token {
+    let (store, file) = (Arc::clone(store), config.identity.token_file.clone());
+    Arc::new(move || {
+        if store.shown_to_authority().is_some() {
+            return None;
+        }
+        let text = std::fs::read_to_string(&file).ok()?;
+        Some(text.trim().to_owned()).filter(|token| !token.is_empty())
+    })
 }

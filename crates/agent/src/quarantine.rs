@@ -1,21 +1,23 @@
-//! Follows the quarantine: who is not to be talked with, and the revocation lists of the mesh's roots.
+//! Follows the quarantine: who is not to be talked with, the revocation lists of the mesh's roots, and the roots of other trust domains.
 //!
 //! Invariant: a stream of its own, so that no configuration is in its way; what cannot be read is refused and the last good
 //! list stays, also when the control plane is away or knows of no list. What is done with it is the engine's, through the
 //! secret store. The stream is made anew with each certificate, and tells its serial.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use carrick_base::TrustDomain;
 use carrick_pki::quarantine::{LISTS, Quarantine, RESOURCE};
+use carrick_pki::trust::{Domains, FEDERATION};
 use carrick_pki::{Identity, TrustBundle};
 use carrick_runtime::drain::Drain;
-use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Update};
+use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Token, Update};
 use carrick_xds::node::text;
 use carrick_xds::{Any, Node, TypeUrl};
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, SpiffeCertValidatorConfig, secret::Type};
 use prost::Message as _;
 use tracing::{debug, info, warn};
 
@@ -34,7 +36,14 @@ pub fn restore(store: &Arc<SecretStore>, kept: &Kept) {
 }
 
 /// Follows until drained; what is taken over is kept as well.
-pub async fn follow(node: Node, connector: Connector, store: Arc<SecretStore>, kept: Option<Arc<Kept>>, drain: Drain) {
+pub async fn follow(
+    node: Node,
+    connector: Connector,
+    token: Token,
+    store: Arc<SecretStore>,
+    kept: Option<Arc<Kept>>,
+    drain: Drain,
+) {
     let mut secrets = store.subscribe();
     loop {
         let identity = {
@@ -49,7 +58,8 @@ pub async fn follow(node: Node, connector: Connector, store: Arc<SecretStore>, k
             }
         };
         let Some(identity) = identity else { continue };
-        let options = ClientOptions::new(connector.clone(), with(&node, &identity));
+        let mut options = ClientOptions::new(connector.clone(), with(&node, &identity));
+        options.token = Some(token.clone());
         let stream = carrick_xds::client::run(options, Keeper(Arc::clone(&store), kept.clone()), drain.clone());
         let renewed = secrets.wait_for(|s| s.identity(DEFAULT_SECRET).is_some_and(|i| i.serial != identity.serial));
         tokio::select! {
@@ -76,7 +86,7 @@ struct Keeper(Arc<SecretStore>, Option<Arc<Kept>>);
 
 impl Handler for Keeper {
     fn interests(&self) -> Vec<(TypeUrl, Interest)> {
-        vec![(TypeUrl::Secret, Interest::Names(BTreeSet::from([RESOURCE.into(), LISTS.into()])))]
+        vec![(TypeUrl::Secret, Interest::Names(BTreeSet::from([RESOURCE.into(), LISTS.into(), FEDERATION.into()])))]
     }
 
     fn apply(&mut self, update: Update) -> Result<(), Nack> {
@@ -102,6 +112,7 @@ impl Keeper {
                     self.0.set_quarantine(list);
                 }),
                 LISTS => lists(&resource.body).map(|lists| self.0.set_lists(lists)),
+                FEDERATION => domains(&resource.body).map(|domains| self.0.set_domains(domains)),
                 _ => Err("not asked for".to_owned()),
             };
             if let Err(reason) = taken {
@@ -143,8 +154,33 @@ fn quarantine(body: &Any) -> Result<Quarantine, String> {
 
 fn lists(body: &Any) -> Result<TrustBundle, String> {
     let Type::ValidationContext(context) = secret(body)? else { return Err("validation_context expected".to_owned()) };
+    let leaves_only = context.only_verify_leaf_cert_crl;
     let bytes = inline("validation_context.crl", context.crl)?;
-    TrustBundle::default().with_revocations(&bytes).map_err(|e| format!("validation_context.crl: {e}"))
+    let lists = TrustBundle::default().with_revocations(&bytes).map_err(|e| format!("validation_context.crl: {e}"))?;
+    Ok(if leaves_only { lists.for_leaves_only() } else { lists })
+}
+
+/// Domains with roots are others; those without are our own, whose roots come otherwise.
+fn domains(body: &Any) -> Result<Domains, String> {
+    let Type::ValidationContext(context) = secret(body)? else { return Err("validation_context expected".to_owned()) };
+    let config = context.custom_validator_config.and_then(|config| config.typed_config);
+    let config = config.ok_or("validation_context.custom_validator_config: missing")?;
+    let config = SpiffeCertValidatorConfig::decode(config.value.as_slice());
+    let mut domains = Domains { own: BTreeSet::new(), others: BTreeMap::new() };
+    for entry in config.map_err(|_| "custom_validator_config: not a SPIFFECertValidatorConfig")?.trust_domains {
+        let fail = |reason: &dyn std::fmt::Display| format!("trust_domains {:?}: {reason}", entry.name);
+        let domain = TrustDomain::new(&entry.name).map_err(|e| fail(&e))?;
+        match entry.trust_bundle.clone() {
+            None => {
+                domains.own.insert(domain);
+            }
+            Some(source) => {
+                let bytes = inline("trust_bundle", Some(source))?;
+                domains.others.insert(domain, TrustBundle::from_pem_with_lists(&bytes).map_err(|e| fail(&e))?);
+            }
+        }
+    }
+    Ok(domains)
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
 use crate::native::{self, NativeEngine};
 use crate::node;
+use crate::outside::Outside;
 use crate::quarantine;
 use crate::readiness::Readiness;
 use crate::secrets::SecretStore;
@@ -85,6 +86,11 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
     let readiness = Arc::new(Readiness::new(config.role));
     let quit = Arc::new(Notify::new());
     let store = SecretStore::new(config.control_plane.root_file.clone());
+    let outside = Outside::find(config.workload_api_socket.as_deref(), config.identity.credentials.as_deref());
+    if let Some(outside) = &outside {
+        info!(?outside, "the identity comes from elsewhere");
+        store.set_outside();
+    }
     let node = node::node(&config);
     let connector = native::connector(&config, &store).map_err(AgentError::Config)?;
 
@@ -98,7 +104,9 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
         // Before there is anything that it could forbid.
         quarantine::restore(&store, bans);
     }
-    let following = quarantine::follow(node.clone(), connector.clone(), Arc::clone(&store), bans, drain.clone());
+    let token = native::token(&config, &store);
+    let following =
+        quarantine::follow(node.clone(), connector.clone(), token.clone(), Arc::clone(&store), bans, drain.clone());
     tasks.spawn("quarantine", following);
     let mut own = Own::default();
     if let Some(dns) = &config.dns {
@@ -135,7 +143,7 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
                     () = until.graceful() => return,
                     _ = first => {}
                 }
-                following.follow(connector, own, kept, until).await;
+                following.follow(connector, token, own, kept, until).await;
             });
             EngineHandle::Native(native)
         }
@@ -149,7 +157,7 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
                 }
                 own.kept = Some(kept);
             }
-            let feed = Feed { node, connector, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
+            let feed = Feed { node, connector, token, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
             let envoy = EnvoyEngine::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("Envoy"))?;
             EngineHandle::Envoy(envoy)
         }
@@ -186,16 +194,20 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
             }
         }
     });
-    if let Some(path) = &config.workload_api_socket
+    if let Some(path) = config.workload_api_socket.as_ref().filter(|_| !matches!(outside, Some(Outside::Socket(_))))
         && let Some(listener) = workload_api::bind(path).map_err(io("the Workload API's socket"))?
     {
         let trust_domain = config.node.trust_domain.clone();
         tasks.spawn("workload-api", workload_api::serve(listener, Arc::clone(&store), trust_domain, drain.clone()));
     }
     tasks.spawn("files", Arc::clone(&store).watch_files(drain.clone()));
-    let follower = TrustFollower::new(&config, &store, Arc::clone(&clock)).map_err(AgentError::Config)?;
-    tasks.spawn("trust", follower.run(drain.clone()));
-    tasks.spawn("identity", IdentityKeeper::new(&config, store, clock, metrics).run(drain.clone()));
+    if let Some(outside) = outside {
+        tasks.spawn("identity", outside.run(store, metrics, drain.clone()));
+    } else {
+        let follower = TrustFollower::new(&config, &store, Arc::clone(&clock)).map_err(AgentError::Config)?;
+        tasks.spawn("trust", follower.run(drain.clone()));
+        tasks.spawn("identity", IdentityKeeper::new(&config, store, clock, metrics).run(drain.clone()));
+    }
     drop(drain);
     Ok(Running { engine, readiness, tasks, trigger, quit, drain: config.drain, addresses })
 }

@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use carrick_base::TrustDomain;
+use carrick_pki::TrustBundle;
 use carrick_proxy::{Secret, Secrets};
 use carrick_xds::TypeUrl;
 use carrick_xds::resource::content_version;
-use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain as TrustDomainEntry;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
@@ -30,6 +33,9 @@ use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use crate::secrets::SecretStore;
 use crate::secrets::held;
 
+/// The type of the configuration of Envoy's validator of SPIFFE IDs.
+const SPIFFE_VALIDATOR: &str =
+    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 /// Names one stream may ask for.
 const MAX_NAMES: usize = 1024;
 
@@ -66,13 +72,40 @@ pub(crate) fn to_envoy(name: &str, secret: &Secret) -> tls::Secret {
             }),
             ..tls::TlsCertificate::default()
         }),
+        Secret::Trust(roots) if roots.domains().is_some() => {
+            tls::secret::Type::ValidationContext(by_domain(roots, &bytes))
+        }
         Secret::Trust(roots) => tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
             trusted_ca: (!roots.is_empty()).then(|| bytes(roots.to_pem())),
             crl: Some(roots.revocations_pem()).filter(|lists| !lists.is_empty()).map(bytes),
+            only_verify_leaf_cert_crl: roots.lists_leaves_only(),
             ..tls::CertificateValidationContext::default()
         }),
     };
     tls::Secret { name: name.to_owned(), r#type: Some(r#type) }
+}
+
+/// Envoy's validator of SPIFFE IDs: each trust domain by its own roots. Lists count there by being among the roots.
+fn by_domain(roots: &TrustBundle, bytes: &dyn Fn(String) -> DataSource) -> tls::CertificateValidationContext {
+    let entry = |domain: &TrustDomain, bundle: &TrustBundle| TrustDomainEntry {
+        name: domain.to_string(),
+        trust_bundle: Some(bytes(match bundle.lists_leaves_only() {
+            // That validator wants whole chains to be listed.
+            true => bundle.to_pem(),
+            false => bundle.to_pem_with_lists(),
+        })),
+        ..TrustDomainEntry::default()
+    };
+    let domains = roots.domains();
+    let own = domains.iter().flat_map(|d| &d.own).map(|domain| entry(domain, roots));
+    let is_foreign = |domain: &TrustDomain| domains.is_some_and(|d| !d.own.contains(domain));
+    let others = domains.iter().flat_map(|d| &d.others).filter(|(domain, _)| is_foreign(domain));
+    let others = others.map(|(domain, bundle)| entry(domain, bundle));
+    let config = tls::SpiffeCertValidatorConfig { trust_domains: own.chain(others).collect(), ..Default::default() };
+    let typed = Any { type_url: SPIFFE_VALIDATOR.to_owned(), value: config.encode_to_vec() };
+    let extension =
+        TypedExtensionConfig { name: "envoy.tls.cert_validator.spiffe".to_owned(), typed_config: Some(typed) };
+    tls::CertificateValidationContext { custom_validator_config: Some(extension), ..Default::default() }
 }
 
 fn to_any(name: &str, secret: &Secret) -> Any {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use carrick_pki::trust::Domains;
 use carrick_pki::{Identity, Quarantine, TrustBundle};
 use carrick_proxy::{Secret, Secrets};
 use carrick_runtime::drain::Drain;
@@ -70,6 +71,10 @@ struct Inner {
     quarantine: Arc<Quarantine>,
     /// What the mesh's roots have revoked; holds no roots.
     lists: TrustBundle,
+    /// Other trust domains, with their roots.
+    domains: Domains,
+    /// The identity is another authority's: so are the roots, and the root file is the control plane's alone.
+    outside: bool,
 }
 
 impl SecretStore {
@@ -102,6 +107,24 @@ impl SecretStore {
         self.lock().roots()
     }
 
+    /// From now on the identity and the roots that come with it are another authority's.
+    pub fn set_outside(&self) {
+        self.lock().outside = true;
+    }
+
+    /// What the control plane is verified with.
+    pub fn authority_roots(&self) -> TrustBundle {
+        let inner = self.lock();
+        if inner.outside && !inner.filed.is_empty() { inner.filed.clone() } else { inner.roots() }
+    }
+
+    /// The identity as far as the control plane knows it: one of another authority only below a root of the root file.
+    pub fn shown_to_authority(&self) -> Option<Arc<Identity>> {
+        let inner = self.lock();
+        let known = |identity: &&Arc<Identity>| !inner.outside || !inner.filed.led_to(&identity.chain).is_empty();
+        inner.identity.as_ref().filter(known).cloned()
+    }
+
     /// The roots that were heard of last: those of the file if it has changed since the authority told its own.
     pub fn newest_roots(&self) -> TrustBundle {
         let inner = self.lock();
@@ -112,7 +135,7 @@ impl SecretStore {
     pub fn in_force(&self) -> InForce {
         let (roots, identity) = {
             let inner = self.lock();
-            (inner.roots().union(&inner.lists), inner.identity.clone())
+            (inner.trust(), inner.identity.clone())
         };
         let same_roots = |secret: &Secret| matches!(secret, Secret::Trust(held) if **held == roots);
         let roots = match self.held.behind(ROOT_SECRET, same_roots) {
@@ -211,6 +234,16 @@ impl SecretStore {
         }
     }
 
+    /// Takes over which other trust domains there are.
+    pub fn set_domains(&self, domains: Domains) {
+        let mut inner = self.lock();
+        if inner.domains != domains {
+            info!(others = ?domains.others.keys().map(ToString::to_string).collect::<Vec<_>>(), "other trust domains");
+            inner.domains = domains;
+            self.publish(&inner);
+        }
+    }
+
     /// Whether a name is provided in this pod, and not by the control plane.
     pub fn is_local(name: &str) -> bool {
         name == DEFAULT_SECRET || name == ROOT_SECRET || FileSecret::parse(name).is_some()
@@ -282,7 +315,7 @@ impl SecretStore {
         if let Some(identity) = &inner.identity {
             by_name.insert(DEFAULT_SECRET.to_owned(), Secret::Identity(Arc::clone(identity)));
         }
-        let roots = inner.roots().union(&inner.lists);
+        let roots = inner.trust();
         if !roots.is_empty() {
             by_name.insert(ROOT_SECRET.to_owned(), Secret::Trust(Arc::new(roots)));
         }
@@ -295,7 +328,15 @@ impl SecretStore {
 }
 
 impl Inner {
+    /// What peers are verified with.
+    fn trust(&self) -> TrustBundle {
+        self.roots().union(&self.lists).with_domains(self.domains.clone())
+    }
+
     fn roots(&self) -> TrustBundle {
+        if self.outside {
+            return self.told.clone();
+        }
         match &self.outdated {
             Some(outdated) if *outdated == self.filed && !self.told.is_empty() => self.told.clone(),
             _ => self.filed.union(&self.told),

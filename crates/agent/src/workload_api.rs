@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use carrick_base::TrustDomain;
+use carrick_pki::TrustBundle;
 use carrick_proxy::Secrets;
 use carrick_runtime::drain::Drain;
 use carrick_xds::server::{ListenOptions, serve_unix_where};
@@ -98,15 +99,24 @@ impl WorkloadApi {
             bundle: roots.roots().iter().flat_map(|der| der.to_vec()).collect(),
             hint: String::new(),
         };
-        Some(X509Svids { svids: vec![svid], crl: roots.revocations_der(), federated_bundles: Default::default() })
+        Some(X509Svids { svids: vec![svid], crl: roots.revocations_der(), federated_bundles: others(roots).collect() })
     }
 
     fn bundle(&self, secrets: &Secrets) -> Option<X509Bundles> {
         let roots = secrets.trust(ROOT_SECRET)?;
         let bundle = roots.roots().iter().flat_map(|der| der.to_vec()).collect();
-        let bundles = [(format!("spiffe://{}", self.trust_domain), bundle)].into_iter().collect();
+        let own = (format!("spiffe://{}", self.trust_domain), bundle);
+        let bundles = others(roots).chain([own]).collect();
         Some(X509Bundles { crl: roots.revocations_der(), bundles })
     }
+}
+
+/// The roots of the other trust domains, by SPIFFE ID of the domain.
+fn others(roots: &TrustBundle) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
+    let others = roots.domains().into_iter().flat_map(|domains| &domains.others);
+    others.map(|(domain, bundle)| {
+        (format!("spiffe://{domain}"), bundle.roots().iter().flat_map(|r| r.to_vec()).collect())
+    })
 }
 
 /// Listens on `path`, unless somebody else does: then `None`, and that one is left alone.

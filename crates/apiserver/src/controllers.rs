@@ -30,9 +30,9 @@ use crate::store::Store;
 /// The mesh's root certificates as PEM; `None` until the authority is known.
 pub type RootPem = Option<Arc<str>>;
 
-/// Starts the loops. `root` may change at any time; every namespace's `istio-ca-root-cert` follows it.
-pub fn start(store: &Store, root: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
-    tasks.spawn("namespaces", namespaces::run(store.clone(), root));
+/// Starts the loops. `root` and `lists` may change at any time; every namespace's `istio-ca-root-cert` and `istio-ca-crl` follow them.
+pub fn start(store: &Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
+    tasks.spawn("namespaces", namespaces::run(store.clone(), root, lists));
     tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
     tasks.spawn("definitions", definitions::run(store.clone()));
     tasks.spawn("garbage", garbage::run(store.clone()));

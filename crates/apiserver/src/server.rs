@@ -41,6 +41,8 @@ pub struct ApiOptions {
     pub more: Vec<SocketAddr>,
     /// The mesh's root certificates for `istio-ca-root-cert`, when they are known.
     pub root_pem: watch::Receiver<RootPem>,
+    /// The authority's revocation lists for `istio-ca-crl`, while it has some.
+    pub crl_pem: watch::Receiver<RootPem>,
     /// Time.
     pub clock: SharedClock,
     /// Sizes of the storage engine.
@@ -55,6 +57,7 @@ impl ApiOptions {
             bind: (Ipv4Addr::LOCALHOST, port).into(),
             more: Vec::new(),
             root_pem: watch::channel(None).1,
+            crl_pem: watch::channel(None).1,
             clock: SystemClock::shared(),
             engine: EngineOptions::default(),
         }
@@ -109,7 +112,7 @@ impl ApiServer {
     /// # Errors
     /// `StartError`; nothing keeps running then.
     pub async fn start(options: ApiOptions) -> Result<Self, StartError> {
-        let ApiOptions { data_dir, bind, more, root_pem, clock, engine } = options;
+        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine } = options;
         let pki = data_dir.join("pki");
         for folder in [&data_dir, &pki] {
             files::private_folder(folder).map_err(|source| StartError::File { path: folder.clone(), source })?;
@@ -150,7 +153,7 @@ impl ApiServer {
             servers.spawn(format!("api {address}"), serve::run(listener, tls.clone(), api.clone(), drain.clone()));
         }
         let mut loops = TaskSet::new();
-        controllers::start(&store, root_pem, &mut loops);
+        controllers::start(&store, root_pem, crl_pem, &mut loops);
         api.set_ready();
         tracing::info!(%address, data = %data_dir.display(), revision = store.revision(), "the API answers");
         Ok(Self { api, address, kubeconfig, trigger, servers, loops })

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Caller`] is proven; nothing in it comes from what the caller says of itself. No proof, no caller.
 
+use crate::quarantine::Board;
 use carrick_base::{SpiffeId, TrustDomain};
 use carrick_xds::server::{Bearer, Peer};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -90,15 +91,24 @@ pub(crate) struct Callers {
     pub(crate) reviewer: Arc<dyn TokenReviewer>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) aliases: Vec<TrustDomain>,
+    pub(crate) quarantine: Arc<Board>,
 }
 
 impl Callers {
     /// The caller behind a connection.
     ///
     /// # Errors
-    /// `Unauthenticated` without proof, `PermissionDenied` for an identity that is no workload of this mesh,
+    /// `Unauthenticated` without proof, `PermissionDenied` for an identity that is no workload of this mesh or is quarantined,
     /// `Unavailable` when the proof cannot be checked now.
     pub(crate) async fn prove(&self, peer: &Peer, bearer: Option<&Bearer>) -> Result<Caller, Status> {
+        let caller = self.identify(peer, bearer).await?;
+        match self.quarantine.refuses(&caller.spiffe) {
+            Some(reason) => Err(Status::permission_denied(reason)),
+            None => Ok(caller),
+        }
+    }
+
+    async fn identify(&self, peer: &Peer, bearer: Option<&Bearer>) -> Result<Caller, Status> {
         if let Some(spiffe) = &peer.identity {
             let domain = spiffe.trust_domain();
             if domain != self.trust_domain && !self.aliases.contains(&domain) {

@@ -10,6 +10,7 @@ use crate::certificates;
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
 use crate::deliveries::Deliveries;
+use crate::federation::{self, Federation, FederationOptions};
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
 use crate::machines::{self, Machines, Place};
@@ -24,8 +25,9 @@ use crate::seen::Seen;
 use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
 use crate::status::Statuses;
+use carrick_api::istio::mesh_config::CaCertificate;
 use carrick_api::{MeshConfig, MeshNetworks};
-use carrick_base::TrustDomain;
+use carrick_base::{SpiffeId, TrustDomain};
 use carrick_ledger::Ledger;
 use carrick_mesh::networks::DEFAULT_CLUSTER;
 use carrick_pki::ca::{Authority, Subject};
@@ -90,6 +92,8 @@ pub struct ControlOptions {
     pub keys: KeyOptions,
     /// How long a machine's WorkloadEntry stays after it was last connected.
     pub machine_grace: Duration,
+    /// Other trust domains, and our roots for theirs.
+    pub federation: FederationOptions,
     /// Where metrics are registered.
     pub metrics: Metrics,
 }
@@ -119,10 +123,14 @@ impl ControlOptions {
             debounce: Debounce::default(),
             keys: KeyOptions::default(),
             machine_grace: machines::GRACE,
+            federation: FederationOptions::default(),
             metrics: Metrics::new(),
         }
     }
 }
+
+/// The service account whose identity our bundle endpoint shows.
+const ENDPOINT_ACCOUNT: &str = "istiod";
 
 /// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +159,7 @@ pub struct Control {
     xds_addr: SocketAddr,
     plain_xds_addr: Option<SocketAddr>,
     debug_addr: SocketAddr,
+    bundle_addrs: Vec<SocketAddr>,
     synced: watch::Receiver<bool>,
     renderer: Arc<Renderer>,
     thread: Option<JoinHandle<()>>,
@@ -173,18 +182,25 @@ impl Control {
             None => None,
         };
         let debug = bind(options.debug_addr).await?;
+        let mut bundles = Vec::new();
+        for endpoint in &options.federation.endpoints {
+            bundles.push((bind(endpoint.address).await?, endpoint.profile.clone()));
+        }
+        let bundle_addrs = bundles.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect();
         let local = |listener: &TcpListener, address| {
             listener.local_addr().map_err(|source| ControlError::Bind { address, source })
         };
         let (xds_addr, debug_addr) = (local(&xds, options.xds_addr)?, local(&debug, options.debug_addr)?);
         let plain_xds_addr = plain.as_ref().and_then(|listener| listener.local_addr().ok());
-        let callers = Arc::new(callers(&options)?);
+        let quarantine = Board::new(options.ledger.clone(), options.authority.clone());
+        let callers = Arc::new(callers(&options, quarantine.clone())?);
         let domains = std::iter::once(&callers.trust_domain).chain(&callers.aliases).map(ToString::to_string).collect();
         let certificate = ServerCert::issue(
             options.authority.clone(),
             server_subject(&options),
             domains,
             options.server_cert_ttl.min(options.authority.options().max_ttl),
+            quarantine.refused(),
         )?;
 
         let metrics = ControlMetrics::new(&options.metrics);
@@ -208,7 +224,8 @@ impl Control {
             }
         };
         let mut key_options = options.keys;
-        key_options.roots.extend(options.mesh_config.ca_certificates.iter().map(|c| c.pem.clone()));
+        let of_web = |certificate: &&CaCertificate| certificate.trust_domains.is_empty();
+        key_options.roots.extend(options.mesh_config.ca_certificates.iter().filter(of_web).map(|c| c.pem.clone()));
         let (keys, fetching) = keys::task(&key_options, renderer.clone(), drain.clone());
         tasks.spawn("keys", fetching);
         let fetched_keys = keys.follow();
@@ -218,10 +235,20 @@ impl Control {
         let cluster_id: Arc<str> = options.cluster_id.into();
         let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file);
         let mesh_config = mesh.shared();
-        let quarantine = Board::new(options.ledger.clone(), options.authority.clone());
         renderer.bar(quarantine.barrier(&options.mesh_config.root_namespace));
         let counting = certificates::count(options.ledger.clone(), quarantine.clone(), metrics.clone(), drain.clone());
         tasks.spawn("certificates", counting);
+        let own = std::iter::once(&callers.trust_domain).chain(&callers.aliases).cloned().collect();
+        let federation = Federation::new(own, mesh.shared(), &options.federation, quarantine.clone(), renderer.clone());
+        let federated = federation.shown();
+        tasks.spawn("federation", federation.run(synced.clone(), drain.clone()));
+        let id = SpiffeId::istio(&callers.trust_domain, &options.mesh_config.root_namespace, ENDPOINT_ACCOUNT);
+        let bundle_certificates =
+            Arc::new(federation::Certificates::new(options.authority.clone(), id, &options.federation));
+        for (listener, profile) in bundles {
+            let serving = federation::serve(listener, profile, bundle_certificates.clone(), drain.clone());
+            tasks.spawn("bundle endpoint", serving);
+        }
         let fold = Fold {
             keys,
             quarantine: quarantine.clone(),
@@ -346,6 +373,7 @@ impl Control {
             started: SystemTime::now(),
             ledger: options.ledger,
             quarantine,
+            federated,
         };
         let admin = AdminServer::from_listener(debug, debug::router(Arc::new(pages)))
             .map_err(|source| ControlError::Bind { address: debug_addr, source })?;
@@ -362,6 +390,7 @@ impl Control {
             xds_addr,
             plain_xds_addr,
             debug_addr,
+            bundle_addrs,
             synced,
             renderer,
             thread: Some(thread),
@@ -378,6 +407,11 @@ impl Control {
     /// Where xDS for gRPC libraries is, if anywhere.
     pub fn plain_xds_addr(&self) -> Option<SocketAddr> {
         self.plain_xds_addr
+    }
+
+    /// Where our bundle is served, in the order of the options.
+    pub fn bundle_addrs(&self) -> &[SocketAddr] {
+        &self.bundle_addrs
     }
 
     /// Where metrics and debug pages are.
@@ -412,13 +446,14 @@ impl Drop for Control {
     }
 }
 
-fn callers(options: &ControlOptions) -> Result<Callers, ControlError> {
+fn callers(options: &ControlOptions, quarantine: Arc<Board>) -> Result<Callers, ControlError> {
     let parse =
         |text: &str| TrustDomain::new(&text.replace('@', ".")).map_err(|_| ControlError::TrustDomain(text.to_owned()));
     Ok(Callers {
         reviewer: options.reviewer.clone(),
         trust_domain: parse(&options.mesh_config.trust_domain)?,
         aliases: options.mesh_config.trust_domain_aliases.iter().map(|a| parse(a)).collect::<Result<_, _>>()?,
+        quarantine,
     })
 }
 

@@ -12,6 +12,7 @@ mod syncz;
 
 use crate::certificates;
 use crate::connections::Connections;
+use crate::federation;
 use crate::keys::Fetched;
 use crate::quarantine::Board;
 use crate::renderer::Renderer;
@@ -23,7 +24,7 @@ use carrick_runtime::metrics::{CONTENT_TYPE, Metrics};
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::watch;
 
@@ -44,6 +45,7 @@ pub(crate) struct Pages {
     pub(crate) started: SystemTime,
     pub(crate) ledger: Option<Arc<Ledger>>,
     pub(crate) quarantine: Arc<Board>,
+    pub(crate) federated: federation::Shown,
 }
 
 /// The table of pages.
@@ -77,6 +79,9 @@ pub(crate) fn router(pages: Arc<Pages>) -> Router {
     });
     page(&mut router, "/debug/quarantine", &pages, |pages, _| async move {
         answer(StatusCode::OK, &pages.quarantine.page())
+    });
+    page(&mut router, "/debug/federation", &pages, |pages, _| async move {
+        answer(StatusCode::OK, &pages.federated.lock().unwrap_or_else(PoisonError::into_inner))
     });
     page(&mut router, "/debug/crl", &pages, |pages, _| async move {
         match pages.quarantine.list() {

@@ -169,6 +169,7 @@ impl Fold {
             state.remotes.remove(&cluster);
         }
         self.seen.lock().clusters = self.remotes.shown(&state.remotes);
+        self.quarantine.set_others(!state.remotes.is_empty());
         let Some(endpoints) = endpoints else { return };
         state.revision = state.revision.wrapping_add(1);
         self.seen.lock().revision = state.revision;

@@ -9,7 +9,7 @@ mod schedule;
 use crate::renderer::Renderer;
 use carrick_mesh::{FetchedKeys, KeySource};
 use carrick_runtime::drain::Drain;
-use fetch::Fetcher;
+pub(crate) use fetch::Fetcher;
 use schedule::Schedule;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

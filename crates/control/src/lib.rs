@@ -12,6 +12,7 @@ mod connections;
 mod control;
 mod debug;
 mod deliveries;
+mod federation;
 mod fold;
 mod history;
 pub mod injector;
@@ -35,6 +36,7 @@ mod status;
 
 pub use caller::{KubeReviewer, ReviewError, TokenReviewer};
 pub use control::{Control, ControlError, ControlOptions};
+pub use federation::{BundleEndpoint, FederationOptions, Profile};
 pub use fold::Debounce;
 pub use keys::KeyOptions;
 pub use mesh_settings::MeshFile;

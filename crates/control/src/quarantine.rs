@@ -14,12 +14,14 @@ use carrick_api::timestamp::Timestamp;
 use carrick_base::SpiffeId;
 use carrick_ledger::list::{self, Listed};
 use carrick_ledger::{Ledger, Target};
-use carrick_pki::Authority;
 use carrick_pki::ca::CaError;
 use carrick_pki::quarantine::{self, Quarantine};
+use carrick_pki::trust::{Domains, FEDERATION};
+use carrick_pki::{Authority, CaSet};
 use carrick_xds::{Resource, ResourceSet, TypeUrl};
-use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain as Entry;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -33,6 +35,9 @@ use told::Listener;
 
 pub(crate) use told::GENERATOR;
 
+/// The type of the configuration of Envoy's validator of SPIFFE IDs.
+const VALIDATOR: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
+
 /// See the module.
 pub(crate) struct Board {
     ledger: Option<Arc<Ledger>>,
@@ -42,6 +47,8 @@ pub(crate) struct Board {
     native: watch::Sender<ResourceSet>,
     /// What Envoys' agents are sent.
     envoy: watch::Sender<ResourceSet>,
+    /// The same for our own port.
+    refused: watch::Sender<Arc<Quarantine>>,
 }
 
 #[derive(Default)]
@@ -53,6 +60,10 @@ struct Inner {
     problem: Option<String>,
     /// The authority's roots, and its plugged-in lists, when these were published.
     trust: String,
+    /// There are other clusters, whose authorities sign below our roots.
+    others: bool,
+    /// Other trust domains; `None` until they are known.
+    domains: Option<Domains>,
     listeners: BTreeMap<u64, Listener>,
     next: u64,
 }
@@ -67,13 +78,25 @@ impl Board {
         });
         let inner = Inner { entries: entries.collect(), ..Inner::default() };
         let sets = || watch::channel(ResourceSet::default()).0;
-        let board = Arc::new(Self { ledger, authority, inner: Mutex::new(inner), native: sets(), envoy: sets() });
+        let board = Arc::new(Self {
+            ledger,
+            authority,
+            inner: Mutex::new(inner),
+            native: sets(),
+            envoy: sets(),
+            refused: watch::channel(Arc::default()).0,
+        });
         board.publish(&mut board.lock());
         board
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who gets no connection, now and later.
+    pub(crate) fn refused(&self) -> watch::Receiver<Arc<Quarantine>> {
+        self.refused.subscribe()
     }
 
     /// Why an identity gets no certificate.
@@ -162,8 +185,26 @@ impl Board {
         }
     }
 
+    /// Tells whether there are other clusters in the mesh.
+    pub(crate) fn set_others(&self, others: bool) {
+        let mut inner = self.lock();
+        if std::mem::replace(&mut inner.others, others) != others {
+            self.publish(&mut inner);
+        }
+    }
+
+    /// Takes over which other trust domains there are.
+    pub(crate) fn set_domains(&self, domains: Domains) {
+        let mut inner = self.lock();
+        if inner.domains.as_ref() != Some(&domains) {
+            inner.domains = Some(domains);
+            self.publish(&mut inner);
+        }
+    }
+
     fn trust(&self) -> String {
-        self.authority.roots().to_pem() + self.authority.set().crl().unwrap_or_default()
+        let held = self.authority.held().join(" ");
+        self.authority.roots().to_pem() + self.authority.set().crl().unwrap_or_default() + &held
     }
 
     fn publish(&self, inner: &mut Inner) {
@@ -177,17 +218,22 @@ impl Board {
             }
         }
         let lists = self.lists(inner);
-        let list = generic(quarantine::RESOURCE, Quarantine::new(identities, serials).to_text());
+        let list = Arc::new(Quarantine::new(identities, serials));
+        let text = list.to_text();
+        // Told in any case: lists that came with the authority may be others.
+        self.refused.send_replace(list);
+        let list = generic(quarantine::RESOURCE, text);
         let (generation, version) = (inner.generation, inner.generation.to_string());
         let set = |resources: Vec<Resource>| {
             let resources = resources.into_iter().map(|resource| (TypeUrl::Secret, resource));
             ResourceSet::from_resources(generation, version.as_str(), resources)
         };
         // What came with a plugged-in authority covers all of its signers, and is for every engine.
-        let plugged = self.authority.set().crl().map(|pem| context(quarantine::LISTS, pem.to_owned()));
+        let plugged = self.authority.set().crl().map(|pem| context(quarantine::LISTS, pem.to_owned(), false));
         let lists = plugged.clone().or(lists);
-        self.native.send_replace(set(std::iter::once(list.clone()).chain(plugged).collect()));
-        self.envoy.send_replace(set(std::iter::once(list).chain(lists).collect()));
+        let list = || std::iter::once(list.clone()).chain(inner.domains.as_ref().map(federation));
+        self.native.send_replace(set(list().chain(plugged).collect()));
+        self.envoy.send_replace(set(list().chain(lists).collect()));
     }
 
     /// Every living certificate that is revoked, by itself or by its identity.
@@ -224,14 +270,42 @@ impl Board {
         if serials.is_empty() {
             return None;
         }
-        match self.sign(serials, inner.generation) {
-            Ok(Some(pem)) => Some(context(quarantine::LISTS, pem)),
+        if !has_lists_found(&self.authority.set()) {
+            warn!(
+                "the signing certificate's subject key identifier is another than our lists have: Envoys are given none"
+            );
+            return None;
+        }
+        match self.sign(serials.clone(), inner.generation) {
+            Ok(Some(pem)) => Some(context(quarantine::LISTS, pem, false)),
+            Ok(None) => self.lists_of_leaves(serials, inner),
+            Err(problem) => {
+                error!(%problem, "revocation list");
+                None
+            }
+        }
+    }
+
+    /// The same where the authority is no single root: of leaves alone, from every set that signed some.
+    fn lists_of_leaves(&self, serials: BTreeSet<String>, inner: &Inner) -> Option<Resource> {
+        let now = SystemTime::now();
+        let revoked: Vec<(String, SystemTime)> = serials.into_iter().map(|serial| (serial, now)).collect();
+        let of_mesh = |c: &carrick_ledger::Certificate| c.names.iter().any(|name| name.starts_with("spiffe://"));
+        let living = self.ledger.iter().flat_map(|ledger| ledger.living());
+        let issuers =
+            living.filter(|c| c.state == carrick_ledger::State::Issued && of_mesh(c)).map(|c| c.issuer).collect();
+        let lists = match inner.others {
+            true => Ok(None),
+            false => self.authority.revocation_lists(&revoked, &issuers, inner.generation, now),
+        };
+        match lists {
+            Ok(Some(pem)) => Some(context(quarantine::LISTS, pem, true)),
             Ok(None) => {
-                warn!("the authority is no single root, so Envoys are given no revocation list");
+                warn!("others sign below the mesh's roots too, so Envoys are given no revocation list");
                 None
             }
             Err(problem) => {
-                error!(%problem, "revocation list");
+                error!(%problem, "revocation lists");
                 None
             }
         }
@@ -275,6 +349,15 @@ impl Board {
     }
 }
 
+/// Whether verifiers find a list of this set: OpenSSL and its kin look for one whose authority key identifier is the signer's subject key
+/// identifier, and our lists have the digest of the key (RFC 7093) there, which others' certificates need not have.
+pub(crate) fn has_lists_found(set: &CaSet) -> bool {
+    let digest = set.key_id();
+    let digits = digest.get(..40).unwrap_or_default().as_bytes().chunks(2);
+    let id: Option<Vec<u8>> = digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect();
+    id.is_some_and(|id| set.signer().windows(id.len().max(1)).any(|part| part == id))
+}
+
 /// A text as a resource.
 fn generic(name: &str, text: String) -> Resource {
     let source = DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() };
@@ -284,11 +367,29 @@ fn generic(name: &str, text: String) -> Resource {
     Resource::new(name, body)
 }
 
+/// The other trust domains as a resource: ours by name alone, since their roots go another way.
+fn federation(domains: &Domains) -> Resource {
+    let text = |text: String| DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() };
+    let entry = |name: String, trust_bundle| Entry { name, trust_bundle, ..Entry::default() };
+    let own = domains.own.iter().map(|domain| entry(domain.to_string(), None));
+    let others = domains.others.iter();
+    let others = others.map(|(domain, bundle)| entry(domain.to_string(), Some(text(bundle.to_pem_with_lists()))));
+    let config = tls::SpiffeCertValidatorConfig { trust_domains: own.chain(others).collect(), ..Default::default() };
+    let typed = Any { type_url: VALIDATOR.to_owned(), value: config.encode_to_vec() };
+    let extension =
+        TypedExtensionConfig { name: "envoy.tls.cert_validator.spiffe".to_owned(), typed_config: Some(typed) };
+    let context = tls::CertificateValidationContext { custom_validator_config: Some(extension), ..Default::default() };
+    let r#type = Some(tls::secret::Type::ValidationContext(context));
+    let message = tls::Secret { name: FEDERATION.to_owned(), r#type };
+    let body = Any { type_url: TypeUrl::Secret.as_str().to_owned(), value: message.encode_to_vec() };
+    Resource::new(FEDERATION, body)
+}
+
 /// Revocation lists as a resource.
-fn context(name: &str, pem: String) -> Resource {
+fn context(name: &str, pem: String, only_verify_leaf_cert_crl: bool) -> Resource {
     let source = DataSource { specifier: Some(Specifier::InlineString(pem)), ..DataSource::default() };
     let context =
-        tls::CertificateValidationContext { crl: Some(source), ..tls::CertificateValidationContext::default() };
+        tls::CertificateValidationContext { crl: Some(source), only_verify_leaf_cert_crl, ..Default::default() };
     let message = tls::Secret { name: name.to_owned(), r#type: Some(tls::secret::Type::ValidationContext(context)) };
     let body = Any { type_url: TypeUrl::Secret.as_str().to_owned(), value: message.encode_to_vec() };
     Resource::new(name, body)

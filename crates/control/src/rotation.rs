@@ -10,6 +10,7 @@ mod plugged;
 mod population;
 mod show;
 mod slots;
+mod tokens;
 mod trust;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 pub(crate) use driver::{Around, Driver};
 pub(crate) use population::Population;
 pub use slots::{Opening, Slots, SlotsError};
+pub use tokens::Tokens;
 pub(crate) use trust::Trust;
 
 /// The roots as text, for those who read them from a ConfigMap.
@@ -31,6 +33,8 @@ pub struct RotationOptions {
     pub slots: Slots,
     /// Told the published roots whenever they change.
     pub roots: watch::Sender<RootText>,
+    /// Told the revocation lists that came with a plugged-in set, whenever they change; `None` where there are none.
+    pub lists: watch::Sender<RootText>,
     /// The socket on which commands come. Who may open it may rotate.
     pub socket: PathBuf,
 }

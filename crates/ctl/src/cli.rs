@@ -134,7 +134,7 @@ struct Up {
     /// Port where ACME servers' tls-alpn-01 challenges are answered; none unless told.
     #[arg(long, value_name = "PORT")]
     acme_tls_port: Option<u16>,
-    /// A PKCS#11 library that issuers may name; may be given several times. It runs in this process; no others are loaded.
+    /// A PKCS#11 library that issuers and the mesh's authority may name; may be given several times. It runs in this process; no others are loaded.
     #[arg(long, value_name = "FILE")]
     pkcs11_module: Vec<PathBuf>,
     /// Port of metrics and debug pages, on 127.0.0.1.
@@ -156,6 +156,23 @@ struct Up {
     /// another root waits for `carrick ca rotate`.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// The key of the set in --ca-dir is in a token: pkcs11:token=LABEL;object=LABEL?module-path=FILE&pin-source=FILE, with the
+    /// library among those of --pkcs11-module.
+    #[arg(long, requires = "ca_dir", value_name = "URI")]
+    ca_pkcs11: Option<String>,
+    /// Port where other trust domains read our roots as a SPIFFE bundle; the server shows spiffe://DOMAIN/ns/istio-system/sa/istiod
+    /// (https_spiffe).
+    #[arg(long, value_name = "PORT")]
+    bundle_port: Option<u16>,
+    /// The same with a certificate of the web (https_web).
+    #[arg(long, requires = "bundle_web_cert", value_name = "PORT")]
+    bundle_web_port: Option<u16>,
+    /// The certificate (PEM, the chain) of --bundle-web-port; read anew for each connection.
+    #[arg(long, requires = "bundle_web_key", value_name = "FILE")]
+    bundle_web_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "bundle_web_cert", value_name = "FILE")]
+    bundle_web_key: Option<PathBuf>,
     /// MeshConfig file (YAML); only what is named there differs from the defaults.
     #[arg(long, value_name = "FILE")]
     mesh_config: Option<PathBuf>,
@@ -854,6 +871,10 @@ impl Up {
             workload_cert_ttl: self.workload_cert_ttl,
             max_workload_cert_ttl: self.max_workload_cert_ttl,
             ca_dir: self.ca_dir,
+            ca_pkcs11: self.ca_pkcs11,
+            bundle_port: self.bundle_port,
+            bundle_web_port: self.bundle_web_port,
+            bundle_web_files: self.bundle_web_cert.zip(self.bundle_web_key),
             mesh_config: self.mesh_config,
             cluster_id: self.cluster_id,
             pod_network: self.network,

@@ -15,8 +15,8 @@ use carrick_api::{MeshConfig, MeshNetworks, validate};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_base::TrustDomain;
 use carrick_control::{
-    Control, ControlOptions,
-    rotation::{Opening, RotationOptions, Slots},
+    BundleEndpoint, Control, ControlOptions, FederationOptions, Profile,
+    rotation::{Opening, RotationOptions, Slots, Tokens},
 };
 use carrick_issuing::{ChallengeListeners, Issuing};
 use carrick_ledger::{Ledger, LedgerOptions};
@@ -70,6 +70,14 @@ pub struct Options {
     pub max_workload_cert_ttl: Duration,
     /// Folder of a plugged-in signing set.
     pub ca_dir: Option<PathBuf>,
+    /// Where that set's key is, if it is in a token.
+    pub ca_pkcs11: Option<String>,
+    /// Port where our SPIFFE bundle is served by https_spiffe, on all addresses.
+    pub bundle_port: Option<u16>,
+    /// Port where it is served by https_web.
+    pub bundle_web_port: Option<u16>,
+    /// The files of that server's certificate and key.
+    pub bundle_web_files: Option<(PathBuf, PathBuf)>,
     /// MeshConfig file.
     pub mesh_config: Option<PathBuf>,
     /// What the cluster is called.
@@ -110,6 +118,8 @@ pub async fn run(options: Options) -> Result<()> {
     let (root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.root_pem = root_pem;
+    let (list_changes, crl_pem) = watch::channel(authority.set().crl().map(Arc::<str>::from));
+    api_options.crl_pem = crl_pem;
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     let client = crate::cluster::client(api.kubeconfig()).await?;
@@ -137,9 +147,14 @@ pub async fn run(options: Options) -> Result<()> {
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
     control_options.mesh_file = Some(mesh_file);
     control_options.ledger = Some(ledger);
-    control_options.rotation =
-        Some(RotationOptions { slots, roots: root_changes, socket: crate::ca::rotate::socket(&options.data_dir) });
+    control_options.rotation = Some(RotationOptions {
+        slots,
+        roots: root_changes,
+        lists: list_changes,
+        socket: crate::ca::rotate::socket(&options.data_dir),
+    });
     control_options.xds_addr.set_port(options.xds_port);
+    control_options.federation = federation(&options);
     control_options.plain_xds_port = options.plain_xds_port;
     control_options.debug_addr.set_port(options.debug_port);
     control_options.name = format!("carrick-{}", carrick_pod::options::host_name());
@@ -323,8 +338,24 @@ fn authority(options: &Options) -> Result<(Slots, Authority)> {
         ..Default::default()
     };
     let plugged = options.ca_dir.as_deref().map(std::path::absolute).transpose().context("--ca-dir")?;
-    let opening = Opening { dir: &options.data_dir.join("ca"), plugged, options: ca };
+    let tokens = Tokens::new(options.pkcs11_modules.iter().cloned());
+    let (dir, token) = (options.data_dir.join("ca"), options.ca_pkcs11.clone());
+    let opening = Opening { dir: &dir, plugged, token, tokens, options: ca };
     Slots::open(opening, SystemTime::now()).context("the certificate authority")
+}
+
+/// Where other trust domains' bundles are kept, and ours is served.
+fn federation(options: &Options) -> FederationOptions {
+    let at = |port: u16, profile| BundleEndpoint { address: (Ipv4Addr::UNSPECIFIED, port).into(), profile };
+    let spiffe = options.bundle_port.map(|port| at(port, Profile::Spiffe));
+    let files = options.bundle_web_files.clone();
+    let web = options.bundle_web_port.zip(files);
+    let web = web.map(|(port, (certificate, key))| at(port, Profile::Web { certificate, key }));
+    FederationOptions {
+        dir: Some(options.data_dir.join("ca")),
+        endpoints: spiffe.into_iter().chain(web).collect(),
+        ..FederationOptions::default()
+    }
 }
 
 /// The folder of the ledger of certificates.

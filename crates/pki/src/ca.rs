@@ -15,6 +15,7 @@ mod root;
 mod set;
 pub mod texts;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -170,6 +171,8 @@ pub struct Authority {
     options: CaOptions,
     force: ArcSwap<Force>,
     journal: OnceLock<Arc<dyn Journal>>,
+    /// Other sets that are held, and may have signed what still lives.
+    held: ArcSwap<Vec<Arc<CaSet>>>,
 }
 
 /// What is in force, as one value.
@@ -200,7 +203,12 @@ impl Authority {
     pub fn new(set: impl Into<Arc<CaSet>>, options: CaOptions) -> Self {
         let set = set.into();
         let trust = set.roots().clone();
-        Self { options, force: ArcSwap::from_pointee(Force { set, trust }), journal: OnceLock::new() }
+        Self {
+            options,
+            force: ArcSwap::from_pointee(Force { set, trust }),
+            journal: OnceLock::new(),
+            held: ArcSwap::default(),
+        }
     }
 
     /// From now on every certificate is written into `journal`, and none is signed without. The first journal stays.
@@ -302,6 +310,46 @@ impl Authority {
             return Ok(None);
         }
         crl::sign(&force.set.issuer, revoked, number, self.options.max_ttl, now).map(Some)
+    }
+
+    /// Tells which sets there are besides the one in force: they sign revocation lists of what they have signed.
+    pub fn hold(&self, sets: Vec<Arc<CaSet>>) {
+        self.held.store(Arc::new(sets));
+    }
+
+    /// What tells those sets from others.
+    pub fn held(&self) -> Vec<String> {
+        self.held.load().iter().map(|set| set.id().to_owned()).collect()
+    }
+
+    /// A list of each set that is held, PEM, for verifiers that look at leaves alone. `issuers` are the keys ([`CaSet::key_id`]) that
+    /// signed what lives. `None` where somebody signs whose list we cannot make: one of those keys, or whoever is below a published
+    /// root that none of our sets leads to. Verifiers would refuse what no list covers.
+    ///
+    /// # Errors
+    /// As [`Authority::revocation_list`].
+    pub fn revocation_lists(
+        &self,
+        revoked: &[(String, SystemTime)],
+        issuers: &BTreeSet<String>,
+        number: u64,
+        now: SystemTime,
+    ) -> Result<Option<String>, CaError> {
+        let force = self.force.load_full();
+        let held = self.held.load_full();
+        let mut sets: Vec<&Arc<CaSet>> = vec![&force.set];
+        sets.extend(held.iter().filter(|set| set.key_id() != force.set.key_id() && now < set.info().not_after));
+        let keys: BTreeSet<String> = sets.iter().map(|set| set.key_id()).collect();
+        let chains = |set: &&Arc<CaSet>| {
+            let chain: Vec<_> = std::iter::once(set.signer()).chain(set.path()).cloned().collect();
+            force.trust.led_to(&chain)
+        };
+        let led_to: BTreeSet<String> = sets.iter().flat_map(chains).collect();
+        if !keys.is_superset(issuers) || led_to != force.trust.fingerprints() {
+            return Ok(None);
+        }
+        let list = |set: &Arc<CaSet>| crl::sign(&set.issuer, revoked, number, self.options.max_ttl, now);
+        sets.into_iter().map(list).collect::<Result<String, CaError>>().map(Some)
     }
 
     /// A new key and a certificate for it: for servers of the control plane itself.

@@ -19,6 +19,7 @@ pub mod key;
 pub mod keystore;
 pub mod pem;
 pub mod quarantine;
+pub mod spiffe_bundle;
 pub mod tls;
 pub mod trust;
 pub mod trust_service;

@@ -3,6 +3,8 @@
 //! Invariant: every certificate in a bundle parses as a trust anchor, and none is there twice. An empty bundle trusts
 //! nobody; one with revocation lists wants every certificate below a root to be covered by one. Which bundle applies to which peer is decided elsewhere.
 
+mod domains;
+
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
@@ -10,6 +12,10 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::certificate;
 use crate::pem::{self, PemError};
+pub use domains::Domains;
+
+/// The name under which proxies ask for the other trust domains (a validation context).
+pub const FEDERATION: &str = "carrick-federation";
 
 /// Why a bundle was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +30,9 @@ pub enum TrustError {
     #[error("revocation list {0} is not usable")]
     RevocationList(usize),
 }
+
+/// How a revocation list begins.
+const LIST: &[u8] = b"-----BEGIN X509 CRL-----";
 
 /// A revocation list with its bytes.
 struct Revocations {
@@ -45,11 +54,17 @@ pub struct TrustBundle {
     roots: Arc<[CertificateDer<'static>]>,
     anchors: Arc<[TrustAnchor<'static>]>,
     revocations: Arc<[Arc<Revocations>]>,
+    domains: Option<Arc<Domains>>,
+    /// The lists are those of who signs leaves: of who signed those, nothing is said.
+    leaves_only: bool,
 }
 
 impl std::fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TrustBundle({} roots, {} revocation lists)", self.roots.len(), self.revocations.len())
+        write!(f, "TrustBundle({} roots, {} revocation lists", self.roots.len(), self.revocations.len())?;
+        let others = self.domains.iter().flat_map(|domains| domains.others.keys());
+        others.into_iter().try_for_each(|domain| write!(f, ", {domain}"))?;
+        f.write_str(")")
     }
 }
 
@@ -72,7 +87,7 @@ impl TrustBundle {
                 webpki::anchor_from_trusted_cert(root).map(|a| a.to_owned()).map_err(|_| TrustError::Anchor(index))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { roots: roots.into(), anchors, revocations: Arc::default() })
+        Ok(Self { roots: roots.into(), anchors, revocations: Arc::default(), domains: None, leaves_only: false })
     }
 
     /// Reads a PEM list.
@@ -81,6 +96,21 @@ impl TrustBundle {
     /// Not PEM, no certificate, or one that cannot be an anchor.
     pub fn from_pem(text: &[u8]) -> Result<Self, TrustError> {
         Self::new(pem::certificates(text)?)
+    }
+
+    /// Reads a PEM list that may have revocation lists in it too.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`], and as [`Self::with_revocations`].
+    pub fn from_pem_with_lists(text: &[u8]) -> Result<Self, TrustError> {
+        let bundle = Self::from_pem(text)?;
+        let has_lists = text.windows(LIST.len()).any(|part| part == LIST);
+        if has_lists { bundle.with_revocations(text) } else { Ok(bundle) }
+    }
+
+    /// The roots and the revocation lists as PEM.
+    pub fn to_pem_with_lists(&self) -> String {
+        self.to_pem() + &self.revocations_pem()
     }
 
     /// This bundle with the revocation lists of a PEM text added.
@@ -98,6 +128,24 @@ impl TrustBundle {
         }
         self.revocations = all.into();
         Ok(self)
+    }
+
+    /// The same with lists that say something of leaves alone.
+    #[must_use]
+    pub fn for_leaves_only(mut self) -> Self {
+        self.leaves_only = true;
+        self
+    }
+
+    /// Whether only leaves have to be covered by a list.
+    pub fn lists_leaves_only(&self) -> bool {
+        self.leaves_only
+    }
+
+    /// The revocation lists alone.
+    #[must_use]
+    pub fn only_revocations(&self) -> Self {
+        Self { revocations: Arc::clone(&self.revocations), leaves_only: self.leaves_only, ..Self::default() }
     }
 
     /// The revocation lists as PEM; empty when there are none.
@@ -137,6 +185,8 @@ impl TrustBundle {
                 .chain(other.revocations.iter().filter(|entry| !self.revocations.contains(entry)))
                 .cloned()
                 .collect(),
+            domains: self.domains.clone().or_else(|| other.domains.clone()),
+            leaves_only: self.leaves_only || other.leaves_only,
         }
     }
 
@@ -150,7 +200,8 @@ impl TrustBundle {
     pub fn believed(&self) -> std::collections::BTreeSet<String> {
         let listed = |subject: &[u8]| self.revocations.iter().any(|entry| entry.list.issuer() == subject);
         let all = self.roots.iter().zip(self.anchors.iter());
-        let believed = all.filter(|(_, anchor)| self.revocations.is_empty() || listed(anchor.subject.as_ref()));
+        let believed = all
+            .filter(|(_, anchor)| self.revocations.is_empty() || self.leaves_only || listed(anchor.subject.as_ref()));
         believed.map(|(root, _)| certificate::fingerprint(root)).collect()
     }
 

@@ -7,5 +7,7 @@
 
 mod key;
 mod module;
+mod uri;
 
 pub use key::{Location, TokenError, TokenKey};
+pub use uri::{KeyUri, UriError};

@@ -60,6 +60,7 @@ const OPTIONS: &[Opt] = options![
     "resolv-conf" ["CARRICK_RESOLV_CONF"] "/etc/resolv.conf" "who is asked for other names";
     "state-dir" ["CARRICK_STATE_DIR"] "./etc/istio/proxy" "sockets and Envoy's bootstrap are written here" in "configPath";
     "workload-api-socket" ["CARRICK_WORKLOAD_API_SOCKET"] "" "Unix socket of the SPIFFE Workload API for the pod's applications [none]";
+    "workload-credentials" ["CARRICK_WORKLOAD_CREDENTIALS"] "/var/run/secrets/workload-spiffe-credentials" "folder of cert-chain.pem, key.pem and root-cert.pem of another authority, which count instead of ours";
     "secret-ttl" ["SECRET_TTL"] "0s" "life of a certificate to ask for; 0s leaves it to the authority";
     "secret-grace-ratio" ["SECRET_GRACE_PERIOD_RATIO"] "0.5" "share of its life that is left when it is renewed";
     "secret-grace-jitter" ["SECRET_GRACE_PERIOD_RATIO_JITTER"] "0.01" "random change of that share";
@@ -406,6 +407,7 @@ impl<S: Surroundings> Reader<'_, S> {
         Some(IdentityConfig {
             token_file: self.path("token-file"),
             folder: Some(self.path("identity-dir")).filter(|path| !path.as_os_str().is_empty()),
+            credentials: Some(self.path("workload-credentials")).filter(|path| !path.as_os_str().is_empty()),
             ttl: ttl?,
             grace_ratio: grace_ratio?,
             grace_jitter: grace_jitter?,

@@ -243,6 +243,7 @@ impl Plane {
             identity: IdentityConfig {
                 token_file: path("token"),
                 folder: None,
+                credentials: None,
                 ttl: Duration::from_secs(3600),
                 grace_ratio: 0.5,
                 grace_jitter: 0.01,

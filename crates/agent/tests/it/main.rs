@@ -7,5 +7,6 @@ mod identity;
 mod join;
 mod lab;
 mod native;
+mod outside;
 mod sds;
 mod workload_api;

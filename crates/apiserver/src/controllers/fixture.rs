@@ -21,6 +21,7 @@ pub(super) struct Fixture {
     pub store: Store,
     pub admission: Admission,
     pub root: watch::Sender<RootPem>,
+    pub lists: watch::Sender<RootPem>,
     _tasks: TaskSet,
     _folder: tempfile::TempDir,
 }
@@ -33,11 +34,12 @@ impl Fixture {
         let store = Store::new(engine, Catalog::of(carrick_api::kinds::registry()), SystemClock::shared());
         super::bootstrap(&store).await.unwrap();
         let (root, receiver) = watch::channel(None);
+        let (lists, following) = watch::channel(None);
         let mut tasks = TaskSet::new();
         if with_loops {
-            super::start(&store, receiver, &mut tasks);
+            super::start(&store, receiver, following, &mut tasks);
         }
-        Self { admission: Admission::new(store.clone()), store, root, _tasks: tasks, _folder: folder }
+        Self { admission: Admission::new(store.clone()), store, root, lists, _tasks: tasks, _folder: folder }
     }
 
     pub async fn namespace(&self, name: &str) {

@@ -1,7 +1,7 @@
 //! Namespaces: what each of them holds from its first moment, and emptying the ones that are going away.
 //!
 //! Invariant: every active namespace has a service account `default` and, once the authority is known, a config map
-//! `istio-ca-root-cert` that says exactly the current roots. A namespace is removed only when nothing is left in it.
+//! `istio-ca-root-cert` that says exactly the current roots; the same for `istio-ca-crl`, while the authority has revocation lists. A namespace is removed only when nothing is left in it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,6 +18,9 @@ use crate::store::{DeleteOptions, EventType, Intent, Store, WriteOptions, name_o
 /// Name and key of the root certificates' config map, as sidecars expect them.
 pub const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
 const ROOT_KEY: &str = "root-cert.pem";
+/// The same for the authority's revocation lists.
+pub const CRL_CONFIG_MAP: &str = "istio-ca-crl";
+const CRL_KEY: &str = "ca-crl.pem";
 
 /// The finalizer that keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
@@ -26,8 +29,9 @@ const FINALIZER: &str = "kubernetes";
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs until the store is closed.
-pub async fn run(store: Store, root: watch::Receiver<RootPem>) {
-    let mut keeper = Keeper { store, root, active: BTreeSet::new(), dying: BTreeSet::new(), dirty: BTreeSet::new() };
+pub async fn run(store: Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
+    let mut keeper =
+        Keeper { store, root, lists, active: BTreeSet::new(), dying: BTreeSet::new(), dirty: BTreeSet::new() };
     if let Err(error) = keeper.run().await {
         debug!(%error, "namespace loop ended");
     }
@@ -36,6 +40,7 @@ pub async fn run(store: Store, root: watch::Receiver<RootPem>) {
 struct Keeper {
     store: Store,
     root: watch::Receiver<RootPem>,
+    lists: watch::Receiver<RootPem>,
     active: BTreeSet<String>,
     dying: BTreeSet<String>,
     dirty: BTreeSet<String>,
@@ -46,18 +51,22 @@ impl Keeper {
         let mut namespaces = Follower::new(&self.store, "namespaces");
         let mut accounts = Follower::new(&self.store, "serviceaccounts");
         let mut config_maps = Follower::new(&self.store, "configmaps");
-        let mut root_known = true;
+        let (mut root_known, mut lists_known) = (true, true);
         loop {
             let waiting = !self.dying.is_empty() || !self.dirty.is_empty();
             let pause = self.store.clock().sleep(SWEEP_INTERVAL);
             tokio::select! {
                 news = namespaces.next() => self.namespaces(news?),
-                news = accounts.next() => self.contents(news?, "default"),
-                news = config_maps.next() => self.contents(news?, ROOT_CONFIG_MAP),
+                news = accounts.next() => self.contents(news?, &["default"]),
+                news = config_maps.next() => self.contents(news?, &[ROOT_CONFIG_MAP, CRL_CONFIG_MAP]),
                 changed = self.root.changed(), if root_known => match changed {
                     Ok(()) => self.dirty.extend(self.active.iter().cloned()),
                     // Whoever knew the roots is gone; what was published stays.
                     Err(_) => root_known = false,
+                },
+                changed = self.lists.changed(), if lists_known => match changed {
+                    Ok(()) => self.dirty.extend(self.active.iter().cloned()),
+                    Err(_) => lists_known = false,
                 },
                 () = pause, if waiting => {}
             }
@@ -98,10 +107,10 @@ impl Keeper {
     }
 
     /// An account or config map changed: it may be one of those that every namespace has.
-    fn contents(&mut self, news: News, name: &str) {
+    fn contents(&mut self, news: News, names: &[&str]) {
         match news {
             News::All(_) => self.dirty.extend(self.active.iter().cloned()),
-            News::Change(event) if event.name() == name && self.active.contains(event.namespace()) => {
+            News::Change(event) if names.contains(&event.name()) && self.active.contains(event.namespace()) => {
                 self.dirty.insert(event.namespace().to_owned());
             }
             News::Change(_) => {}
@@ -109,10 +118,10 @@ impl Keeper {
     }
 
     async fn furnish(&mut self) -> ApiResult<()> {
-        let root = self.root.borrow().clone();
+        let (root, lists) = (self.root.borrow().clone(), self.lists.borrow().clone());
         let mut failed = BTreeSet::new();
         for namespace in std::mem::take(&mut self.dirty) {
-            match furnish(&self.store, &namespace, root.as_deref()).await {
+            match furnish(&self.store, &namespace, root.as_deref(), lists.as_deref()).await {
                 Ok(()) => {}
                 Err(error @ ApiError::Unavailable(_)) => return Err(error),
                 // The namespace went away in between.
@@ -140,7 +149,7 @@ impl Keeper {
     }
 }
 
-async fn furnish(store: &Store, namespace: &str, root: Option<&str>) -> ApiResult<()> {
+async fn furnish(store: &Store, namespace: &str, root: Option<&str>, lists: Option<&str>) -> ApiResult<()> {
     if !store.exists("serviceaccounts", namespace, "default") {
         let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace } });
         match store.create("serviceaccounts", account).await {
@@ -148,10 +157,24 @@ async fn furnish(store: &Store, namespace: &str, root: Option<&str>) -> ApiResul
             Err(error) => return Err(error),
         }
     }
-    let Some(root) = root else { return Ok(()) };
-    let data = json!({ ROOT_KEY: root });
+    if let Some(root) = root {
+        keep(store, namespace, ROOT_CONFIG_MAP, json!({ ROOT_KEY: root })).await?;
+    }
+    match lists {
+        Some(lists) => keep(store, namespace, CRL_CONFIG_MAP, json!({ CRL_KEY: lists })).await,
+        // Whoever reads a list that nobody keeps any more would refuse everybody once it ends.
+        None if store.exists("configmaps", namespace, CRL_CONFIG_MAP) => {
+            let gone = store.delete("configmaps", namespace, CRL_CONFIG_MAP, &DeleteOptions::default()).await;
+            gone.map(drop)
+        }
+        None => Ok(()),
+    }
+}
+
+/// A config map that says exactly this.
+async fn keep(store: &Store, namespace: &str, name: &str, data: Value) -> ApiResult<()> {
     let written = store
-        .modify("configmaps", namespace, ROOT_CONFIG_MAP, WriteOptions::default(), |old| match old {
+        .modify("configmaps", namespace, name, WriteOptions::default(), |old| match old {
             Some(old) if old.get("data") == Some(&data) => Ok(Intent::Keep),
             Some(old) => {
                 let mut new = old.clone();
@@ -163,7 +186,7 @@ async fn furnish(store: &Store, namespace: &str, root: Option<&str>) -> ApiResul
             None => Ok(Intent::Put(json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "metadata": { "name": ROOT_CONFIG_MAP, "namespace": namespace, "labels": { "istio.io/config": "true" } },
+                "metadata": { "name": name, "namespace": namespace, "labels": { "istio.io/config": "true" } },
                 "data": data,
             }))),
         })

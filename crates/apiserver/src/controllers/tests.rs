@@ -85,6 +85,12 @@ async fn namespaces_are_furnished_and_follow_the_root() {
     fixture.store.delete("configmaps", "shop", "istio-ca-root-cert", &DeleteOptions::default()).await.unwrap();
     fixture.store.delete("serviceaccounts", "shop", "default", &DeleteOptions::default()).await.unwrap();
     fixture.until("the root again", root_is("two")).await;
+    assert!(!fixture.store.exists("configmaps", "shop", "istio-ca-crl"), "there are no lists");
+    let lists = |s: &Store| s.get("configmaps", "shop", "istio-ca-crl").map(|c| c["data"]["ca-crl.pem"].clone());
+    fixture.lists.send(root_pem("revoked")).unwrap();
+    fixture.until("the lists", |s| (lists(s)? == "revoked").then_some(())).await;
+    fixture.lists.send(None).unwrap();
+    fixture.until("no lists", |s| lists(s).is_none().then_some(())).await;
     fixture.until("the account again", |s| s.exists("serviceaccounts", "shop", "default").then_some(())).await;
 }
 

@@ -27,7 +27,7 @@ const REDIRECTS: usize = 3;
 const SYSTEM_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-pub(super) struct Fetcher {
+pub(crate) struct Fetcher {
     roots: Vec<String>,
     max_bytes: usize,
     renderer: Arc<Renderer>,
@@ -41,7 +41,7 @@ enum Answer {
 }
 
 impl Fetcher {
-    pub(super) fn new(options: &KeyOptions, renderer: Arc<Renderer>) -> Self {
+    pub(crate) fn new(options: &KeyOptions, renderer: Arc<Renderer>) -> Self {
         let (roots, max_bytes) = (options.roots.clone(), options.max_bytes);
         Self { roots, max_bytes, renderer, tls: OnceLock::new() }
     }
@@ -65,10 +65,14 @@ impl Fetcher {
         if is_key_set(text) { Ok(text.into()) } else { Err("the answer is no key set".to_owned()) }
     }
 
-    async fn get(&self, uri: &str) -> Result<Bytes, String> {
+    /// What a URL answers with. Has no time limit of its own; cancel safe.
+    ///
+    /// # Errors
+    /// Why there is no answer, as a sentence.
+    pub(crate) async fn get(&self, uri: &str) -> Result<Bytes, String> {
         let mut uri: Uri = uri.parse().map_err(|_| format!("{uri:?} is no URL"))?;
         for _ in 0..=REDIRECTS {
-            match self.get_once(&uri).await.map_err(|reason| format!("{uri}: {reason}"))? {
+            match self.get_once(&uri, None).await.map_err(|reason| format!("{uri}: {reason}"))? {
                 Answer::Body(body) => return Ok(body),
                 Answer::Elsewhere(other) => {
                     if uri.scheme_str() == Some("https") && other.scheme_str() != Some("https") {
@@ -81,7 +85,16 @@ impl Fetcher {
         Err("too many redirects".to_owned())
     }
 
-    async fn get_once(&self, uri: &Uri) -> Result<Answer, String> {
+    /// The same of a server that is verified otherwise; it leads nowhere else.
+    pub(crate) async fn get_with(&self, uri: &str, tls: Arc<ClientConfig>) -> Result<Bytes, String> {
+        let uri: Uri = uri.parse().map_err(|_| format!("{uri:?} is no URL"))?;
+        match self.get_once(&uri, Some(tls)).await.map_err(|reason| format!("{uri}: {reason}"))? {
+            Answer::Body(body) => Ok(body),
+            Answer::Elsewhere(other) => Err(format!("{uri} leads to {other}, which is not followed")),
+        }
+    }
+
+    async fn get_once(&self, uri: &Uri, tls: Option<Arc<ClientConfig>>) -> Result<Answer, String> {
         let host = uri.host().ok_or("no host")?;
         let secure = match uri.scheme_str() {
             Some("https") => true,
@@ -94,7 +107,8 @@ impl Fetcher {
             return self.ask(stream, uri).await;
         }
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|e| e.to_string())?;
-        let stream = TlsConnector::from(self.tls()?).connect(name, stream).await.map_err(|e| e.to_string())?;
+        let tls = tls.map_or_else(|| self.tls(), Ok)?;
+        let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|e| e.to_string())?;
         self.ask(stream, uri).await
     }
 

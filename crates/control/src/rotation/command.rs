@@ -29,6 +29,9 @@ pub(super) enum Command {
     Rotate {
         /// The folder of the new set; none for the one that is plugged in, or a new self-signed one.
         dir: Option<PathBuf>,
+        /// Where the key of that set is, if it is in a token: a PKCS#11 URI.
+        #[serde(default)]
+        token: Option<String>,
         /// The least time in the steps that wait for proxies.
         #[serde(default, rename = "soakSeconds")]
         soak_seconds: u64,
@@ -116,7 +119,10 @@ mod tests {
     fn commands_are_read() {
         let read = |text: &str| serde_json::from_str::<Command>(text);
         assert_eq!(read(r#"{"command":"status"}"#).unwrap(), Command::Status);
-        assert_eq!(read(r#"{"command":"rotate"}"#).unwrap(), Command::Rotate { dir: None, soak_seconds: 0 });
+        assert_eq!(
+            read(r#"{"command":"rotate"}"#).unwrap(),
+            Command::Rotate { dir: None, token: None, soak_seconds: 0 }
+        );
         let waive = read(r#"{"command":"waive","proxy":"a.b","until":60}"#).unwrap();
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
         assert_eq!(waive, Command::Waive { proxy: "a.b".into(), until });

@@ -22,11 +22,11 @@ use tracing::{error, info, warn};
 use super::command::{self, Command};
 use super::plugged::{Found, Plugged};
 use super::population::Known;
-use super::slots::{Ended, Slots, SlotsError, folder_source};
+use super::slots::{Ended, Slots, SlotsError, Source, folder_source, of_source};
 use super::{Population, RootText, RotationOptions, show};
 use crate::connections::Connections;
 use crate::metrics::ControlMetrics;
-use crate::quarantine::Board;
+use crate::quarantine::{Board, has_lists_found};
 use crate::roots::Published;
 use crate::server_cert::ServerCert;
 
@@ -72,6 +72,7 @@ pub(crate) struct Driver {
     pub(super) next: Option<Next>,
     published: watch::Sender<Published>,
     roots: watch::Sender<RootText>,
+    lists: watch::Sender<RootText>,
     certificate: Arc<ServerCert>,
     quarantine: Arc<Board>,
     connections: Arc<Connections>,
@@ -84,6 +85,8 @@ pub(crate) struct Driver {
     remembered: Option<Instant>,
     /// What was written down.
     known: Vec<Known>,
+    /// The sets that were kept when the authority was told of them last.
+    held: BTreeSet<String>,
 }
 
 /// What the driver is given besides its options.
@@ -101,8 +104,9 @@ pub(crate) struct Around {
 
 impl Driver {
     pub(crate) fn new(options: RotationOptions, around: Around) -> Self {
-        let RotationOptions { slots, roots, socket } = options;
-        let plugged = Plugged::new(slots.plugged.clone(), around.client.clone(), &around.namespace);
+        let RotationOptions { slots, roots, lists, socket } = options;
+        let plugged =
+            Plugged::new(slots.plugged.clone(), slots.tokens.clone(), around.client.clone(), &around.namespace);
         Self {
             slots,
             authority: around.authority,
@@ -113,6 +117,7 @@ impl Driver {
             next: None,
             published: around.published,
             roots,
+            lists,
             certificate: around.certificate,
             quarantine: around.quarantine,
             connections: around.connections,
@@ -124,6 +129,7 @@ impl Driver {
             pods_asked: None,
             remembered: None,
             known: Vec::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -161,8 +167,8 @@ impl Driver {
         let text = |e: SlotsError| e.to_string();
         match command {
             Command::Status => return Ok(()),
-            Command::Rotate { dir, soak_seconds } => {
-                self.begin(dir, Duration::from_secs(soak_seconds), now)?;
+            Command::Rotate { dir, token, soak_seconds } => {
+                self.begin(dir.map(|folder| Source { folder, token }), Duration::from_secs(soak_seconds), now)?;
             }
             Command::Pause => self.rotation()?.paused = true,
             Command::Resume => self.rotation()?.paused = false,
@@ -186,18 +192,19 @@ impl Driver {
     }
 
     /// Begins a rotation to the set of a folder, to the one that is plugged in and not in force, or to a new one made here.
-    fn begin(&mut self, dir: Option<PathBuf>, soak: Duration, now: SystemTime) -> Result<(), String> {
+    fn begin(&mut self, dir: Option<Source>, soak: Duration, now: SystemTime) -> Result<(), String> {
         if self.slots.state.rotation.is_some() {
             return Err("a rotation is under way already".to_owned());
         }
         let own = self.slots.state.slots.get(&self.slots.state.issuer).map(|slot| (slot.own, slot.source.clone()));
         let to = match (dir, &self.pending, own) {
             (Some(dir), ..) => {
-                let texts = SetTexts::read(&dir).map_err(|e| e.to_string())?;
-                let texts = texts.ok_or_else(|| format!("{}: no ca-cert.pem in it", dir.display()))?;
-                let set = CaSet::check(&texts, now).map_err(|e| e.to_string())?;
-                let id = set.id().to_owned();
-                self.slots.keep(&texts, set, &folder_source(&dir), false).map_err(|e| e.to_string())?;
+                let texts = dir.read().map_err(|e| e.to_string())?;
+                let texts = texts.ok_or_else(|| format!("{}: no ca-cert.pem in it", dir.folder.display()))?;
+                // Opened, and a throw-away leaf of it verified, before anything is written down.
+                let set = CaSet::open(&texts, &self.slots.tokens, now).map_err(|e| e.to_string())?;
+                let (id, source) = (set.id().to_owned(), of_source(folder_source(&dir.folder), &texts));
+                self.slots.keep(&texts, set, &source, false).map_err(|e| e.to_string())?;
                 id
             }
             (None, Some(pending), _) => pending.id.clone(),
@@ -314,6 +321,13 @@ impl Driver {
     /// Makes what is in force equal to the state. Roots that come are published before anything is signed that needs them;
     /// roots that go are withdrawn after.
     fn take_effect(&mut self, now: SystemTime) -> Result<(), SlotsError> {
+        let kept: BTreeSet<String> = self.slots.state.slots.keys().cloned().collect();
+        if self.held != kept {
+            let sets = self.slots.all(now).into_iter().filter(|set| has_lists_found(set));
+            self.authority.hold(sets.collect());
+            self.held = kept;
+            self.quarantine.refresh();
+        }
         let trust = self.slots.trust(now)?;
         let rotation = self.slots.state.rotation.as_ref();
         let signer = rotation.map_or_else(|| self.slots.state.issuer.clone(), |r| r.signer().to_owned());
@@ -347,6 +361,8 @@ impl Driver {
             let old = &published.order;
             old.roots == order.roots && old.renew_unless == order.renew_unless
         };
+        let lists: RootText = set.crl().map(Arc::from);
+        self.lists.send_if_modified(|told| std::mem::replace(told, lists.clone()) != lists);
         let of_set = self.certificate.made_of() == (set.id().to_owned(), self.authority.roots());
         if !same(&self.published.borrow()) || !of_set {
             self.quarantine.refresh();
@@ -414,7 +430,7 @@ impl Driver {
         let id = set.id().to_owned();
         if id == self.slots.state.issuer {
             self.pending = None;
-            return Ok(());
+            return self.take_lists(texts, set, now).map_err(text);
         }
         let reason = self.why_not_at_once(&set, now);
         self.slots.keep(texts, set, source, false).map_err(text)?;
@@ -431,6 +447,19 @@ impl Driver {
         self.slots.state.issuer = id;
         self.slots.save().map_err(text)?;
         self.take_effect(now).map_err(text)
+    }
+
+    /// The set in force was found again: its revocation lists may be newer. They need no proof of anybody.
+    fn take_lists(&mut self, texts: &SetTexts, set: CaSet, now: SystemTime) -> Result<(), SlotsError> {
+        if self.authority.set().id() != set.id() || self.authority.set().crl() == set.crl() {
+            return Ok(());
+        }
+        info!(id = set.id(), "the plugged-in signing set has other revocation lists");
+        let set = self.slots.replace(texts, set)?;
+        self.authority.switch(set, now)?;
+        self.quarantine.refresh();
+        self.tell();
+        Ok(())
     }
 
     /// Why a set cannot simply take over: the roots change in a way that proxies have to prove first.

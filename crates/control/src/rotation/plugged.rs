@@ -4,7 +4,6 @@
 //! Invariant: a set is judged only when it was found the same twice, so that one that is being written is left alone. What
 //! cannot be used changes nothing and is told once, with its reason. Presence of the Secret wins over the folder.
 
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use carrick_pki::ca::CaError;
@@ -12,7 +11,8 @@ use carrick_pki::{CaSet, SetTexts};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 
-use super::slots::folder_source;
+use super::slots::{Source, folder_source, of_source};
+use super::tokens::Tokens;
 
 /// The Secret's name.
 const CACERTS: &str = "cacerts";
@@ -27,16 +27,17 @@ pub(crate) struct Found {
 
 /// See the module.
 pub(crate) struct Plugged {
-    folder: Option<PathBuf>,
+    folder: Option<Source>,
+    tokens: Tokens,
     secrets: Option<(Api<Secret>, String)>,
     /// What was there at the last look, and whether it was judged.
     seen: Option<(Vec<u8>, bool)>,
 }
 
 impl Plugged {
-    pub(crate) fn new(folder: Option<PathBuf>, client: Option<kube::Client>, namespace: &str) -> Self {
+    pub(crate) fn new(folder: Option<Source>, tokens: Tokens, client: Option<kube::Client>, namespace: &str) -> Self {
         let secrets = client.map(|client| (Api::namespaced(client, namespace), namespace.to_owned()));
-        Self { folder, secrets, seen: None }
+        Self { folder, tokens, secrets, seen: None }
     }
 
     /// Looks; gives what is there when it is to be judged: found the same twice, and not judged yet.
@@ -52,8 +53,8 @@ impl Plugged {
         if !self.is_due(&texts.digest()) {
             return None;
         }
-        let set = CaSet::check(&texts, now).map_err(|e| e.to_string());
-        Some(Found { source, set: set.map(|set| (texts, set)) })
+        let set = CaSet::open(&texts, &self.tokens, now).map_err(|e| e.to_string());
+        Some(Found { source: of_source(source, &texts), set: set.map(|set| (texts, set)) })
     }
 
     /// Judges the same again at the next look.
@@ -84,7 +85,7 @@ impl Plugged {
             }
         }
         let folder = self.folder.as_ref()?;
-        let texts = SetTexts::read(folder).transpose()?;
-        Some((folder_source(folder), texts))
+        let texts = folder.read().transpose()?;
+        Some((folder_source(&folder.folder), texts))
     }
 }

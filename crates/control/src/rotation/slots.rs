@@ -14,6 +14,7 @@ use carrick_pki::{Authority, CaOptions, CaSet, SetTexts, TrustBundle};
 use serde::{Deserialize, Serialize};
 
 use super::population::Known;
+use super::tokens::Tokens;
 
 const STATE: &str = "state.json";
 const KNOWN: &str = "proxies.json";
@@ -73,15 +74,38 @@ pub struct Opening<'a> {
     pub dir: &'a Path,
     /// The folder of a plugged-in set (`cacerts`).
     pub plugged: Option<PathBuf>,
+    /// The key of the plugged-in set's certificate, where it is in a token: a PKCS#11 URI.
+    pub token: Option<String>,
+    /// What authorities' tokens are reached by.
+    pub tokens: Tokens,
     /// What the authority grants.
     pub options: CaOptions,
+}
+
+/// Where plugged-in sets come from, besides the Secret.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) folder: PathBuf,
+    /// Where its key is, if it is in a token and the folder does not say so itself.
+    pub(crate) token: Option<String>,
+}
+
+impl Source {
+    /// What is in it; `None` when there is no set.
+    pub(crate) fn read(&self) -> Result<Option<SetTexts>, CaError> {
+        match &self.token {
+            Some(uri) => SetTexts::read_with_token(&self.folder, uri),
+            None => SetTexts::read(&self.folder),
+        }
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Slots {
     dir: PathBuf,
-    pub(crate) plugged: Option<PathBuf>,
+    pub(crate) plugged: Option<Source>,
+    pub(crate) tokens: Tokens,
     pub(crate) state: State,
     sets: BTreeMap<String, Arc<CaSet>>,
     options: CaOptions,
@@ -93,11 +117,12 @@ impl Slots {
     /// # Errors
     /// A set that is in force cannot be used, or the state cannot be read.
     pub fn open(opening: Opening<'_>, now: SystemTime) -> Result<(Self, Authority), SlotsError> {
-        let Opening { dir, plugged, options } = opening;
+        let Opening { dir, plugged, token, tokens, options } = opening;
         texts::private_folder(dir)?;
         let mut slots = Self {
             dir: dir.to_owned(),
-            plugged,
+            plugged: plugged.map(|folder| Source { folder, token }),
+            tokens,
             state: State { issuer: String::new(), slots: BTreeMap::new(), rotation: None, last: None },
             sets: BTreeMap::new(),
             options,
@@ -112,13 +137,13 @@ impl Slots {
 
     fn first(&mut self, now: SystemTime) -> Result<(), SlotsError> {
         let started_before = SetTexts::read(&self.dir)?.is_some();
-        if let Some(folder) = self.plugged.clone().filter(|_| !started_before) {
+        if let Some(source) = self.plugged.clone().filter(|_| !started_before) {
             let missing =
-                || CaError::File { path: folder.display().to_string(), reason: "no ca-cert.pem in it".into() };
-            let texts = SetTexts::read(&folder)?.ok_or_else(missing)?;
-            let set = CaSet::check(&texts, now)?;
+                || CaError::File { path: source.folder.display().to_string(), reason: "no ca-cert.pem in it".into() };
+            let texts = source.read()?.ok_or_else(missing)?;
+            let set = CaSet::open(&texts, &self.tokens, now)?;
             self.state.issuer = set.id().to_owned();
-            self.keep(&texts, set, &folder_source(&folder), false)?;
+            self.keep(&texts, set, &of_source(folder_source(&source.folder), &texts), false)?;
         } else {
             let made = Authority::load_or_create(&self.dir, self.options.clone(), now)?.set();
             self.state.issuer = made.id().to_owned();
@@ -158,13 +183,23 @@ impl Slots {
         if let Some(set) = self.sets.get(id) {
             return Ok(Arc::clone(set));
         }
-        let set = Arc::new(CaSet::check(&self.texts(id)?, now)?);
+        let set = Arc::new(CaSet::open(&self.texts(id)?, &self.tokens, now)?);
         if set.id() != id {
             let reason = format!("holds the signing set {}, and {id} is expected", set.id());
             return Err(SlotsError::State { path: self.folder(id).display().to_string(), reason });
         }
         self.sets.insert(id.to_owned(), Arc::clone(&set));
         Ok(set)
+    }
+
+    /// The sets that are kept and can still sign.
+    pub(crate) fn all(&mut self, now: SystemTime) -> Vec<Arc<CaSet>> {
+        let ids: Vec<String> = self.state.slots.keys().cloned().collect();
+        let open = |id: &String| {
+            let set = self.set(id, now);
+            set.inspect_err(|error| tracing::debug!(id, %error, "a set of before")).ok()
+        };
+        ids.iter().filter_map(open).collect()
     }
 
     fn folder(&self, id: &str) -> PathBuf {
@@ -189,6 +224,14 @@ impl Slots {
         }
         self.sets.insert(id, Arc::new(set));
         Ok(())
+    }
+
+    /// Keeps newer texts of a set that is kept already.
+    pub(crate) fn replace(&mut self, texts: &SetTexts, set: CaSet) -> Result<Arc<CaSet>, SlotsError> {
+        texts.write(&self.folder(set.id()))?;
+        let set = Arc::new(set);
+        self.sets.insert(set.id().to_owned(), Arc::clone(&set));
+        Ok(set)
     }
 
     /// A new self-signed set, kept. Its root's name has a part of its own.
@@ -236,6 +279,14 @@ impl Slots {
         let fail = |reason: String| SlotsError::State { path: path.display().to_string(), reason };
         let text = serde_json::to_vec_pretty(value).map_err(|e| fail(e.to_string()))?;
         Ok(texts::write(&path, &text)?)
+    }
+}
+
+/// Where a set came from, and where its key is if it is in a token.
+pub(crate) fn of_source(source: String, texts: &SetTexts) -> String {
+    match texts.token_uri() {
+        Some(uri) => format!("{source}, key in {}", texts::without_pin(uri)),
+        None => source,
     }
 }
 

@@ -13,7 +13,13 @@ use super::population::ReportError;
 use super::*;
 
 fn open(dir: &Path, plugged: Option<&Path>) -> Result<(Slots, Authority), SlotsError> {
-    let opening = Opening { dir, plugged: plugged.map(Path::to_owned), options: CaOptions::default() };
+    let opening = Opening {
+        dir,
+        plugged: plugged.map(Path::to_owned),
+        token: None,
+        tokens: Tokens::default(),
+        options: CaOptions::default(),
+    };
     Slots::open(opening, SystemTime::now())
 }
 

@@ -81,17 +81,25 @@ impl World {
         plain_xds_port: Option<u16>,
         rotation: Option<RotationOptions>,
     ) -> Self {
+        Self::with(authority, |options| {
+            (options.xds_addr, options.plain_xds_port, options.rotation) = (xds, plain_xds_port, rotation);
+        })
+        .await
+    }
+
+    /// With other options.
+    pub async fn with(authority: Arc<Authority>, change: impl FnOnce(&mut ControlOptions)) -> Self {
         let (events, receiver) = mpsc::channel(4096);
-        let options = ControlOptions {
+        let mut options = ControlOptions {
             objects: Objects::Told(receiver),
             reviewer: Arc::new(Words),
             authority: authority.clone(),
-            rotation,
+            rotation: None,
             ledger: None,
             mesh_config: MeshConfig::default(),
             mesh_file: None,
-            xds_addr: xds,
-            plain_xds_port,
+            xds_addr: local(0),
+            plain_xds_port: None,
             debug_addr: local(0),
             name: "carrick-test".into(),
             version: "1".into(),
@@ -103,8 +111,10 @@ impl World {
             debounce: Default::default(),
             keys: Default::default(),
             machine_grace: Duration::from_secs(10),
+            federation: Default::default(),
             metrics: Metrics::new(),
         };
+        change(&mut options);
         let control = Control::start(options).await.expect("starts");
         Self { control, authority, events, objects: BTreeMap::new(), version: 100 }
     }

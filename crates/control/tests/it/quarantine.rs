@@ -6,7 +6,7 @@ use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest};
 use carrick_pki::{KeyAlgorithm, csr};
 use carrick_runtime::drain;
 use carrick_xds::TypeUrl;
-use carrick_xds::client::{ClientOptions, Handler, Interest, Nack, Update, open_channel, run};
+use carrick_xds::client::{ClientOptions, Connector, Handler, Interest, Nack, Update, open_channel, run};
 use carrick_xds::node::text;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -36,10 +36,17 @@ fn list(text: &str) -> Value {
 }
 
 async fn ask(world: &World, token: &str) -> Result<(), Status> {
+    request(&world.connector(None), Some(token)).await
+}
+
+/// A certificate is asked for over a new connection.
+pub(crate) async fn request(way: &Connector, token: Option<&str>) -> Result<(), Status> {
     let (_, csr) = csr::new(KeyAlgorithm::default()).expect("a request");
-    let channel = open_channel(&world.connector(None)).await.expect("connects");
+    let channel = open_channel(way).await.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata: None });
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+    }
     CertificateClient::new(channel).create_certificate(request).await.map(|_| ())
 }
 
@@ -74,6 +81,17 @@ async fn a_list_reaches_proxies_at_once_and_the_authority_keeps_to_it() {
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert_eq!(refused.message(), format!("{EVIL} is quarantined: stolen"));
     ask(&world, "shop/web").await.expect("others get theirs");
+
+    // Who shows a certificate of that identity gets no connection at all.
+    let evil = world.connector(Some(world.identity("shop", "evil")));
+    let begin = Instant::now();
+    while request(&evil, None).await.is_err_and(|status| status.code() == Code::PermissionDenied) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the handshake still goes through");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let refused = request(&evil, None).await.expect_err("quarantined");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    request(&world.connector(Some(world.identity("shop", "web"))), None).await.expect("others are let in");
 
     let begin = Instant::now();
     let page = loop {

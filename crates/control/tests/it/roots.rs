@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use carrick_base::{SpiffeId, TrustDomain};
-use carrick_control::rotation::{Opening, RotationOptions, Slots};
+use carrick_control::rotation::{Opening, RotationOptions, Slots, Tokens};
 use carrick_pki::trust_service::{Report, TrustClient};
 use carrick_pki::{Authority, CaOptions, Identity, SetTexts, Subject, TrustBundle};
 use carrick_xds::client::{Connector, open_channel};
@@ -15,21 +15,27 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::fixture::{World, connector};
+use crate::quarantine::request;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A control plane over a folder.
-async fn start(dir: &Path) -> (World, watch::Receiver<Option<Arc<str>>>) {
+pub(crate) async fn start(dir: &Path) -> (World, watch::Receiver<Option<Arc<str>>>) {
     let plugged = dir.join("cacerts");
-    let opening =
-        Opening { dir: &dir.join("ca"), plugged: plugged.exists().then_some(plugged), options: CaOptions::default() };
+    let opening = Opening {
+        dir: &dir.join("ca"),
+        plugged: plugged.exists().then_some(plugged),
+        token: None,
+        tokens: Tokens::new([crate::token::MODULE.into()]),
+        options: CaOptions::default(),
+    };
     let (slots, authority) = Slots::open(opening, SystemTime::now()).expect("authority");
     let (roots, published) = watch::channel(None);
-    let rotation = RotationOptions { slots, roots, socket: dir.join("ca.sock") };
+    let rotation = RotationOptions { slots, roots, lists: watch::channel(None).0, socket: dir.join("ca.sock") };
     (World::rotating(Arc::new(authority), rotation).await, published)
 }
 
-async fn command(dir: &Path, command: Value) -> Value {
+pub(crate) async fn command(dir: &Path, command: Value) -> Value {
     let begin = Instant::now();
     let stream = loop {
         match UnixStream::connect(dir.join("ca.sock")).await {
@@ -45,7 +51,7 @@ async fn command(dir: &Path, command: Value) -> Value {
     serde_json::from_str(&line).expect("JSON")
 }
 
-async fn until(dir: &Path, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn until(dir: &Path, what: &str, is: impl Fn(&Value) -> bool) -> Value {
     let begin = Instant::now();
     loop {
         let now = command(dir, json!({"command": "status"})).await;
@@ -63,7 +69,7 @@ fn leaf(authority: &Authority, name: &str) -> Identity {
 }
 
 /// A proxy that does as it is told, while it is not frozen.
-fn proxy(world: &World, name: &'static str, frozen: watch::Receiver<bool>) -> tokio::task::JoinHandle<()> {
+pub(crate) fn proxy(world: &World, name: &'static str, frozen: watch::Receiver<bool>) -> tokio::task::JoinHandle<()> {
     let (authority, address) = (world.authority.clone(), world.control.xds_addr());
     tokio::spawn(async move {
         let mut identity = leaf(&authority, name);
@@ -180,6 +186,27 @@ async fn plugged_in_sets_are_followed_and_broken_ones_are_told() {
     command(dir.path(), json!({"command": "rotate"})).await;
     until(dir.path(), "done", |now| now["rotation"].is_null() && now["pending"].is_null()).await;
     assert!(world.authority.set().info().subject.contains("cluster.local two"));
+
+    // A revocation list that comes later is followed too: whoever is on it gets no connection.
+    let web = leaf(&world.authority, "web");
+    let way = connector(&world.authority, world.control.xds_addr(), Some(web.clone()));
+    request(&way, None).await.expect("a certificate");
+    let revoked = [(web.serial.clone(), SystemTime::now())];
+    let list = world.authority.revocation_list(&revoked, 1, SystemTime::now()).expect("signed").expect("a list");
+    std::fs::write(cacerts.join("ca-crl.pem"), list).expect("written");
+    let begin = Instant::now();
+    while request(&way, None).await.is_ok() {
+        assert!(begin.elapsed() < LIMIT, "the list is not followed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let other = leaf(&world.authority, "db");
+    request(&connector(&world.authority, world.control.xds_addr(), Some(other)), None).await.expect("let in");
+    std::fs::remove_file(cacerts.join("ca-crl.pem")).expect("removed");
+    let begin = Instant::now();
+    while let Err(error) = request(&way, None).await {
+        assert!(begin.elapsed() < LIMIT, "a list that is gone: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 
     // Without another one there is nothing to rotate to: a plugged-in authority makes no roots here.
     let refused = command(dir.path(), json!({"command": "rotate"})).await;

@@ -52,6 +52,10 @@ pub struct Options {
     /// is plugged in and waits, else a new self-signed one].
     #[arg(long, conflicts_with = "what", value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// The key of the set in --dir is in a token: pkcs11:token=LABEL;object=LABEL?module-path=FILE&pin-source=FILE, with the library
+    /// among those that `carrick up` was started with (--pkcs11-module).
+    #[arg(long, requires = "dir", value_parser = token, value_name = "URI")]
+    to: Option<String>,
     /// Stay at least this long in each step that waits for proxies, for the sake of those who are not asked, such as readers
     /// of files and partners.
     #[arg(long, conflicts_with = "what", default_value = "0s", value_parser = soak, value_name = "DURATION")]
@@ -75,6 +79,13 @@ fn soak(text: &str) -> Result<Duration, String> {
     if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { crate::duration::parse(text) }
 }
 
+fn token(text: &str) -> Result<String, String> {
+    match text.starts_with("pkcs11:") {
+        true => Ok(text.to_owned()),
+        false => Err("a PKCS#11 URI begins with pkcs11:".to_owned()),
+    }
+}
+
 impl Options {
     fn command(&self) -> Result<Value> {
         Ok(match (&self.waive, self.until) {
@@ -86,7 +97,7 @@ impl Options {
             _ => {
                 // Read by the control plane, whose working folder is another.
                 let dir = self.dir.as_deref().map(std::path::absolute).transpose().context("--dir")?;
-                json!({"command": "rotate", "dir": dir, "soakSeconds": self.soak.as_secs()})
+                json!({"command": "rotate", "dir": dir, "token": self.to, "soakSeconds": self.soak.as_secs()})
             }
         })
     }

@@ -76,11 +76,11 @@ impl Authority {
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
-    /// An authority below this one, as a folder that `carrick up` takes for its own (`ca`).
+    /// An authority below this one, also as a folder that `carrick up` takes for its own (`ca`).
     ///
     /// # Errors
     /// When the library cannot sign it or a file cannot be written.
-    pub fn intermediate(&self, dir: &Path, name: &str) -> Result<()> {
+    pub fn intermediate(&self, dir: &Path, name: &str) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -93,15 +93,14 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        for (file, text) in
-            [("ca-cert.pem", certificate.pem()), ("ca-key.pem", key.serialize_pem()), ("root-cert.pem", self.pem())]
-        {
+        let secret = key.serialize_pem();
+        let own = Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer)? };
+        for (file, text) in [("ca-cert.pem", own.pem()), ("ca-key.pem", secret), ("root-cert.pem", self.pem())] {
             let path = dir.join(file);
             std::fs::write(&path, text).with_context(|| path.display().to_string())?;
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         }
-        Ok(())
+        Ok(own)
     }
 
     /// The authority's certificate.
@@ -160,8 +159,16 @@ impl Authority {
     /// # Errors
     /// When the library cannot sign it.
     pub fn revoked(&self, serials: &[u64]) -> Result<String> {
-        let entry = |serial: &u64| RevokedCertParams {
-            serial_number: SerialNumber::from(*serial),
+        self.revocations(serials.iter().map(|serial| SerialNumber::from(*serial)))
+    }
+
+    /// The same by serial numbers of any length.
+    ///
+    /// # Errors
+    /// When the library cannot sign it.
+    pub fn revocations(&self, serials: impl IntoIterator<Item = SerialNumber>) -> Result<String> {
+        let entry = |serial_number: SerialNumber| RevokedCertParams {
+            serial_number,
             revocation_time: date_time_ymd(2024, 1, 1),
             reason_code: Some(RevocationReason::KeyCompromise),
             invalidity_date: None,
@@ -171,7 +178,7 @@ impl Authority {
             next_update: date_time_ymd(2090, 1, 1),
             crl_number: SerialNumber::from(1_u64),
             issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(entry).collect(),
+            revoked_certs: serials.into_iter().map(entry).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
         Ok(list.signed_by(&self.issuer)?.pem()?)
@@ -182,8 +189,8 @@ impl Authority {
 const REVOKED: u64 = 4711;
 
 /// Fills a folder: `ca.pem`, `crl.pem`, `other-ca.pem`, `server.ocsp` (a response that says `server.pem` is good), and with a
-/// `-key.pem` each: `server`, `server-rsa`, `client`, `wrong-name` (a client of the same authority), `expired`, `revoked`, `stranger`
-/// (a client of the other authority).
+/// `-key.pem` each: `server`, `server-rsa`, `client`, `wrong-name` (a client of the same authority), `impostor` (of that authority, with
+/// an identity of the mesh), `expired`, `revoked`, `stranger` (a client of the other authority).
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -195,7 +202,8 @@ pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
     write(dir, "crl.pem", ours.revoked(&[REVOKED])?)?;
     let uris = &["spiffe://partner.example.com/client"];
     let client = Leaf { name: "client", dns: &["client.example.com"], uris, ..Leaf::default() };
-    let server = Leaf { name: "server", dns: server_names, ..Leaf::default() };
+    let server =
+        Leaf { name: "server", dns: server_names, uris: &["spiffe://partner.example.com/server"], ..Leaf::default() };
     ours.issue(dir, "server", &server)?;
     ours.issue(dir, "server-rsa", &Leaf { rsa: true, ..server })?;
     write(dir, "server.ocsp", ours.good(&std::fs::read_to_string(dir.join("server.pem"))?)?)?;
@@ -203,6 +211,8 @@ pub fn fill(dir: &Path, server_names: &[&str]) -> Result<()> {
     let mallory =
         Leaf { dns: &["mallory.example.com"], uris: &["spiffe://partner.example.com/mallory"], ..client.clone() };
     ours.issue(dir, "wrong-name", &mallory)?;
+    let impostor = Leaf { uris: &["spiffe://cluster.local/ns/lab/sa/impostor"], ..client.clone() };
+    ours.issue(dir, "impostor", &impostor)?;
     ours.issue(dir, "expired", &Leaf { expired: true, ..client.clone() })?;
     ours.issue(dir, "revoked", &Leaf { serial: REVOKED, ..client.clone() })?;
     other.issue(dir, "stranger", &client)

@@ -24,7 +24,7 @@ use super::{
     certificates,
     engines::Engines,
     load::Running,
-    mesh::{MESH_CONFIG, folder, serve_command},
+    mesh::{MESH_CONFIG, Setup, folder, serve_command},
     rows::Rows,
     stage::{Stage, Want, gateway, pod, secret},
 };
@@ -90,8 +90,9 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         let dir = own.path.join(format!("{}-{}", client.as_str(), server.as_str()));
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(MESH_CONFIG), MESH)?;
+        let setup = Setup { up: vec!["--pkcs11-module".into(), rotation::MODULE.into()], ..Setup::default() };
         let mut pay = Pay {
-            stage: Stage::open(&dir, *client, *server).await?,
+            stage: Stage::open_with(&dir, setup, *client, *server).await?,
             certs: certs.clone(),
             machine: None,
             started: false,

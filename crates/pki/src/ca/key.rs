@@ -1,7 +1,8 @@
 //! The seam behind which an authority's key lies: in memory, or in a device that never gives it out.
 //!
 //! Invariant: nothing but signatures and the public half comes through here. A device's key implements [`SigningKey`];
-//! signing may block, which whoever signs on a runtime has to allow for.
+//! signing may block, which whoever signs on a runtime has to allow for. Where a device's key is, is said by a PKCS#11 URI
+//! (RFC 7512) in the place of the key; devices are opened by whoever implements [`OpenKey`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +11,28 @@ use rcgen::{Error, SignatureAlgorithm};
 pub use rcgen::{PublicKeyData, SigningKey};
 
 use crate::key::{KeyError, PrivateKey};
+
+/// How a PKCS#11 URI begins.
+pub const TOKEN_SCHEME: &str = "pkcs11:";
+
+/// Opens keys that are kept elsewhere.
+pub trait OpenKey: fmt::Debug + Send + Sync {
+    /// The key that a PKCS#11 URI names, which is that of `public_key` (SubjectPublicKeyInfo, DER). May block.
+    ///
+    /// # Errors
+    /// Why it cannot be had, in words; without the PIN.
+    fn open(&self, uri: &str, public_key: &[u8]) -> Result<CaKey, String>;
+}
+
+/// Where keys are in memory only.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoTokens;
+
+impl OpenKey for NoTokens {
+    fn open(&self, _uri: &str, _public_key: &[u8]) -> Result<CaKey, String> {
+        Err("keys in tokens are not used here".to_owned())
+    }
+}
 
 /// A key that an authority signs with. Cheap to clone.
 #[derive(Clone)]

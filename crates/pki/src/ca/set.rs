@@ -9,10 +9,11 @@ use std::time::SystemTime;
 use rcgen::Issuer;
 use rustls_pki_types::CertificateDer;
 
-use super::key::{CaKey, PublicKeyData as _};
+use super::key::{CaKey, NoTokens, OpenKey, PublicKeyData as _};
 use super::texts::SetTexts;
 use super::{CaError, canary, check};
 use crate::certificate::{self, CertificateInfo};
+use crate::journal;
 use crate::key::PrivateKey;
 use crate::pem;
 use crate::trust::TrustBundle;
@@ -41,6 +42,21 @@ impl CaSet {
     /// # Errors
     /// What is wrong, with the file it is wrong in.
     pub fn check(texts: &SetTexts, now: SystemTime) -> Result<Self, CaError> {
+        Self::open(texts, &NoTokens, now)
+    }
+
+    /// The same where the key may be in a token: the text of the key is a PKCS#11 URI then. May block.
+    ///
+    /// # Errors
+    /// What is wrong, with the file it is wrong in.
+    pub fn open(texts: &SetTexts, tokens: &dyn OpenKey, now: SystemTime) -> Result<Self, CaError> {
+        if let Some(uri) = texts.token_uri() {
+            let own = pem::certificates(&texts.cert.bytes).map_err(|e| texts.cert.wrong(e))?;
+            let public = own.first().and_then(CertificateInfo::public_key);
+            let public = public.ok_or_else(|| texts.cert.wrong("has no key that can be read"))?;
+            let key = tokens.open(uri, &public).map_err(|why| texts.key.wrong(why))?;
+            return Self::with_key(texts, key, now);
+        }
         let key = PrivateKey::from_pem(&texts.key.bytes).map_err(|e| texts.key.wrong(e))?;
         let key = CaKey::in_memory(&key).map_err(|e| texts.key.wrong(e))?;
         Self::with_key(texts, key, now)
@@ -73,7 +89,7 @@ impl CaSet {
             None => None,
         };
         let issuer = Issuer::from_ca_cert_der(&signer, key).map_err(|e| texts.cert.wrong(e))?;
-        let id = id(&signer, &path, &roots);
+        let id = id(&signer, &path, &roots, texts.token_uri());
         let set = Self { issuer, path, signer, roots, crl, info, id };
         canary::prove(&set, set.roots(), now).map_err(|e| match check::constrained(texts, &set.path, &set.roots) {
             Some(text) => text.wrong(format!("its name constraints leave no room for the mesh's names: {e}")),
@@ -82,7 +98,7 @@ impl CaSet {
         Ok(set)
     }
 
-    /// What tells this set from others: hexadecimal, the same for the same certificates.
+    /// What tells this set from others: hexadecimal, the same for the same certificates with the key at the same place.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -107,6 +123,11 @@ impl CaSet {
         &self.path
     }
 
+    /// Which key signs, as journals have it.
+    pub fn key_id(&self) -> String {
+        journal::key_id(self.issuer.key())
+    }
+
     /// The revocation list that came with it, PEM.
     pub fn crl(&self) -> Option<&str> {
         self.crl.as_deref()
@@ -121,10 +142,12 @@ impl CaSet {
     }
 }
 
-fn id(signer: &CertificateDer<'_>, path: &[CertificateDer<'_>], roots: &TrustBundle) -> String {
+fn id(signer: &CertificateDer<'_>, path: &[CertificateDer<'_>], roots: &TrustBundle, token: Option<&str>) -> String {
     let mut all = signer.as_ref().to_vec();
     for part in path.iter().chain(roots.roots()) {
         all.extend_from_slice(part);
     }
+    // A key that moved into a token makes another set. How the token is reached, and its PIN, does not.
+    all.extend_from_slice(token.and_then(|uri| uri.split('?').next()).unwrap_or_default().as_bytes());
     certificate::hex_all(certificate::sha256(&all).get(..8).unwrap_or_default())
 }

@@ -1,6 +1,8 @@
 //! A signing set as it is kept: four or five texts in a folder or a Secret, by Istio's names or those of `kubernetes.io/tls`
 //! (spec §19.6).
 //!
+//! The key's text may be a PKCS#11 URI (RFC 7512) instead: then the key is in a token.
+//!
 //! Invariant: each file is either whole or absent, whatever moment the machine stops at, and only its owner reads it. Texts
 //! are not understood here, only found, named and kept.
 
@@ -13,6 +15,7 @@ use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
+use super::key::TOKEN_SCHEME;
 use super::{CaError, CaOptions, root};
 use crate::certificate::sha256;
 use crate::key::PrivateKey;
@@ -74,6 +77,34 @@ impl SetTexts {
         Self::find(&|name| dir.join(name).display().to_string(), &find)
     }
 
+    /// The texts in a folder, with `uri` in the place of the key, whether the folder has one or not.
+    ///
+    /// # Errors
+    /// Some are there and others missing, or they cannot be read.
+    pub fn read_with_token(dir: &Path, uri: &str) -> Result<Option<Self>, CaError> {
+        let find = |name: &'static str| {
+            let kept = read(&dir.join(name))?.map(Zeroizing::new);
+            let of_token = || Zeroizing::new(uri.as_bytes().to_vec());
+            Ok(if matches!(name, CA_KEY | TLS_KEY) { Some(of_token()) } else { kept })
+        };
+        // The URI alone is no set.
+        if read(&dir.join(CA_CERT))?.is_none() && read(&dir.join(TLS_CERT))?.is_none() {
+            return Ok(None);
+        }
+        Self::find(
+            &|name| {
+                if matches!(name, CA_KEY | TLS_KEY) { without_pin(uri) } else { dir.join(name).display().to_string() }
+            },
+            &find,
+        )
+    }
+
+    /// Where the key is, if it is in a token.
+    pub fn token_uri(&self) -> Option<&str> {
+        let text = std::str::from_utf8(&self.key.bytes).ok()?.trim();
+        text.starts_with(TOKEN_SCHEME).then_some(text)
+    }
+
     /// The texts in a Secret's data; `None` when it has neither form of them. `place` names the Secret.
     ///
     /// # Errors
@@ -92,7 +123,8 @@ impl SetTexts {
     ) -> Result<Option<Self>, CaError> {
         let text =
             |name: &'static str| Ok::<_, CaError>(find(name)?.map(|bytes| SetText { place: place(name), name, bytes }));
-        let (names, tls) = match (find(CA_CERT)?.is_some() || find(CA_KEY)?.is_some(), find(TLS_CERT)?.is_some()) {
+        let (own, tls) = (find(CA_CERT)?.is_some(), find(TLS_CERT)?.is_some());
+        let (names, tls) = match (own || (!tls && find(CA_KEY)?.is_some()), tls) {
             (true, _) => ([CA_CERT, CA_KEY, ROOT_CERT], false),
             (false, true) => ([TLS_CERT, TLS_KEY, TLS_CA], true),
             (false, false) => return Ok(None),
@@ -160,8 +192,20 @@ impl SetTexts {
         for text in [&self.key, &self.roots].into_iter().chain(optional).chain([&self.cert]) {
             write(&dir.join(text.name), &text.bytes)?;
         }
+        if self.crl.is_none() {
+            let path = dir.join(CA_CRL);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(io(&path)(e)),
+                _ => {}
+            }
+        }
         Ok(())
     }
+}
+
+/// A PKCS#11 URI without its query, where the PIN may be.
+pub fn without_pin(uri: &str) -> String {
+    uri.split('?').next().unwrap_or_default().trim().to_owned()
 }
 
 pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CaError + '_ {

@@ -94,13 +94,15 @@ impl ChainVerifier {
         info: &CertificateInfo,
     ) -> Result<(), Error> {
         let policy = &self.policy;
+        // Before the chain: a root of another domain must not even be tried on a name of ours.
+        let roots = policy.roots.for_names(&info.uris).ok_or(CertificateError::UnknownIssuer)?;
         if !info.is_v3 && !self.spiffe {
-            return old::verify(&policy.roots, leaf, info, now).map_err(Error::InvalidCertificate);
+            return old::verify(roots, leaf, info, now).map_err(Error::InvalidCertificate);
         }
         let cert = EndEntityCert::try_from(leaf).map_err(tls_error)?;
-        let lists = policy.roots.revocations();
+        let lists = roots.revocations();
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
-            let depth = match policy.revoke_leaf_only {
+            let depth = match policy.revoke_leaf_only || roots.lists_leaves_only() {
                 true => RevocationCheckDepth::EndEntity,
                 false => RevocationCheckDepth::Chain,
             };
@@ -122,7 +124,7 @@ impl ChainVerifier {
                 false => Err(webpki::Error::EndEntityUsedAsCa),
             }
         };
-        let anchors = policy.roots.anchors();
+        let anchors = roots.anchors();
         cert.verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, revocation, Some(&sound))
             .map(|_| ())
             .map_err(tls_error)

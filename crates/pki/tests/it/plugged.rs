@@ -1,11 +1,11 @@
 //! Signing sets that are brought along: which are taken, what is said of the others, and how one takes over from another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use carrick_pki::ca::CaError;
-use carrick_pki::{Authority, CaOptions, CaSet, KeyAlgorithm, SetTexts, Subject, csr};
+use carrick_pki::{Authority, CaOptions, CaSet, KeyAlgorithm, SetTexts, Subject, TrustBundle, csr};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, GeneralSubtree, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, NameConstraints,
@@ -194,4 +194,40 @@ fn two_roots_of_one_name_are_told_apart() {
         let (ok, text) = openssl(&["verify", "-x509_strict", "-CAfile", &bundle, &leaf]);
         assert!(ok, "{text}");
     }
+}
+
+#[test]
+fn lists_of_intermediates_cover_what_they_signed_and_are_not_made_for_others() {
+    let root = root("root", nothing);
+    let now = SystemTime::now();
+    let sets = ["old", "new"].map(|name| Arc::new(check(&cacerts(&root.sign(name, nothing), &[], &root)).unwrap()));
+    let [old, new] = sets.clone().map(|set| Authority::new(set, CaOptions::default()));
+    new.hold(sets.to_vec());
+    let issue = |ca: &Authority| {
+        let (_, request) = csr::new(KeyAlgorithm::EcdsaP256).unwrap();
+        ca.sign(&request, &Subject::Workload(spiffe("a", "b")), None, now).unwrap()
+    };
+    let (revoked, good, of_old) = (issue(&new), issue(&new), issue(&old));
+    let issuers: BTreeSet<String> = sets.iter().map(|set| set.key_id()).collect();
+    let lists =
+        |issuers: &BTreeSet<String>| new.revocation_lists(&[(revoked.serial.clone(), now)], issuers, 1, now).unwrap();
+    let pem = lists(&issuers).unwrap();
+    assert_eq!(pem.matches("BEGIN X509 CRL").count(), 2);
+    let folder = Folder::new();
+    let file = |name: &str, text: &str| folder.write(name, text).to_str().unwrap().to_owned();
+    let (trusted, crl) = (file("root.pem", &root.pem), file("lists.pem", &pem));
+    for (issued, accepted) in [(&revoked, false), (&good, true), (&of_old, true)] {
+        let (leaf, rest) = (file("leaf.pem", &issued.chain[0]), file("rest.pem", &issued.chain[1..].concat()));
+        let args = ["verify", "-crl_check", "-CRLfile", &crl, "-CAfile", &trusted, "-untrusted", &rest, &leaf];
+        let (ok, text) = openssl(&args);
+        assert_eq!(ok, accepted, "{text}");
+        assert!(accepted || text.contains("revoked"), "{text}");
+    }
+    // Whoever else has signed something, or may sign below another root, would be refused everywhere.
+    let stranger = BTreeSet::from(["ab".to_owned()]);
+    assert_eq!(lists(&stranger), None);
+    let other = self::root("other", nothing);
+    let both = new.roots().union(&TrustBundle::from_pem(other.pem.as_bytes()).unwrap());
+    new.publish(both, now).unwrap();
+    assert_eq!(lists(&issuers), None);
 }
