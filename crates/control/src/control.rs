@@ -13,12 +13,18 @@ use crate::deliveries::Deliveries;
 use crate::federation::{self, Federation, FederationOptions};
 use crate::fold::{Debounce, Fold};
 use crate::keys::{self, KeyOptions};
+use crate::leader::while_leading;
 use crate::machines::{self, Machines, Place};
-use crate::mesh_settings::{MeshFile, MeshSettings};
+use crate::mesh_settings::{CONFIG_MAP, MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
 use crate::remote;
 use crate::renderer::Renderer;
+use crate::resident::{
+    Resident,
+    bundle::{self, Webhooks},
+    maps,
+};
 use crate::roots::Published;
 use crate::rotation::{Around, Driver, Population, RotationOptions, Trust};
 use crate::seen::Seen;
@@ -26,6 +32,7 @@ use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
 use crate::status::Statuses;
 use carrick_api::istio::mesh_config::CaCertificate;
+use crate::webhooks;
 use carrick_api::{MeshConfig, MeshNetworks};
 use carrick_base::{SpiffeId, TrustDomain};
 use carrick_ledger::Ledger;
@@ -66,6 +73,8 @@ pub struct ControlOptions {
     pub mesh_config: MeshConfig,
     /// The file that `mesh_config` was read from, to be followed.
     pub mesh_file: Option<MeshFile>,
+    /// The ConfigMap of the root namespace that lays settings over it, and is followed.
+    pub mesh_map: String,
     /// Where xDS and the certificate service are; port 0 takes a free one.
     pub xds_addr: SocketAddr,
     /// Port on 127.0.0.1 of xDS in the clear, for gRPC libraries that run beside us. They prove nothing, so they get no secrets.
@@ -94,6 +103,10 @@ pub struct ControlOptions {
     pub machine_grace: Duration,
     /// Other trust domains, and our roots for theirs.
     pub federation: FederationOptions,
+    /// Whether this replica writes what only one may; without it, it always does.
+    pub leading: Option<watch::Receiver<bool>>,
+    /// What it does besides when it lives in a cluster.
+    pub resident: Option<Resident>,
     /// Where metrics are registered.
     pub metrics: Metrics,
 }
@@ -110,6 +123,7 @@ impl ControlOptions {
             ledger: None,
             mesh_config,
             mesh_file: None,
+            mesh_map: CONFIG_MAP.to_owned(),
             xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),
             plain_xds_port: None,
             debug_addr: (Ipv4Addr::LOCALHOST, 15014).into(),
@@ -124,6 +138,8 @@ impl ControlOptions {
             keys: KeyOptions::default(),
             machine_grace: machines::GRACE,
             federation: FederationOptions::default(),
+            leading: None,
+            resident: None,
             metrics: Metrics::new(),
         }
     }
@@ -187,6 +203,10 @@ impl Control {
             bundles.push((bind(endpoint.address).await?, endpoint.profile.clone()));
         }
         let bundle_addrs = bundles.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect();
+        let asked = match &options.resident {
+            Some(resident) => Some(bind(resident.webhooks).await?),
+            None => None,
+        };
         let local = |listener: &TcpListener, address| {
             listener.local_addr().map_err(|source| ControlError::Bind { address, source })
         };
@@ -233,7 +253,7 @@ impl Control {
         let (remotes, following) = remote::task(root, client.clone(), drain.clone());
         tasks.spawn("other clusters", following);
         let cluster_id: Arc<str> = options.cluster_id.into();
-        let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file);
+        let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file, options.mesh_map);
         let mesh_config = mesh.shared();
         renderer.bar(quarantine.barrier(&options.mesh_config.root_namespace));
         let counting = certificates::count(options.ledger.clone(), quarantine.clone(), metrics.clone(), drain.clone());
@@ -289,7 +309,23 @@ impl Control {
         if let Some(client) = client.clone() {
             let statuses =
                 Statuses { client, seen: seen.clone(), connections: connections.clone(), renderer: renderer.clone() };
-            tasks.spawn("statuses", statuses.run(drain.clone()));
+            let writing = drain.clone();
+            let work = move || statuses.clone().run(writing.clone());
+            tasks.spawn("statuses", while_leading(options.leading.clone(), drain.clone(), work));
+        }
+
+        if let (Some(resident), Some(listener), Some(client)) = (options.resident, asked, client.clone()) {
+            let tls = certificate.clone();
+            let answers = webhooks::serve(listener, Arc::new(move || tls.config()), resident.inject, drain.clone());
+            tasks.spawn("webhooks", answers);
+            for which in [Webhooks::Mutating, Webhooks::Validating] {
+                let (client, revision) = (client.clone(), resident.revision.clone());
+                let keeping = bundle::keep(client, which, revision, following.clone(), drain.clone());
+                tasks.spawn(format!("{which:?} webhooks"), keeping);
+            }
+            let (roots, writing) = (following.clone(), drain.clone());
+            let work = move || maps::furnish(client.clone(), roots.clone(), writing.clone());
+            tasks.spawn("roots in namespaces", while_leading(options.leading, drain.clone(), work));
         }
 
         let deliveries = Deliveries::new(client.clone(), renderer.clone(), callers.clone());
@@ -417,6 +453,11 @@ impl Control {
     /// Where metrics and debug pages are.
     pub fn debug_addr(&self) -> SocketAddr {
         self.debug_addr
+    }
+
+    /// Whether all objects were listed once.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.clone()
     }
 
     /// Waits until all objects were listed once. Cancel safe.

@@ -1,4 +1,4 @@
-//! The mesh's configuration as it is now: a file's, and over it what the ConfigMap `istio` of the root namespace has under `mesh`.
+//! The mesh's configuration as it is now: a file's, and over it what the ConfigMap (`istio`) of the root namespace has under `mesh`.
 //!
 //! Invariant: what is in force was valid as a whole; what is not leaves the last good one in force, and is told. Trust domain, root
 //! namespace and domain suffix are those of the start: identities and names that others hold depend on them.
@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use crate::objects::identify;
 use crate::source::Change;
 
-/// The ConfigMap's name, and its key.
-const CONFIG_MAP: &str = "istio";
+/// The ConfigMap's usual name; a revision's has that of the revision behind it.
+pub(crate) const CONFIG_MAP: &str = "istio";
+/// The key in it.
 const KEY: &str = "mesh";
 
 /// A file's content, as it is and as it becomes.
@@ -23,6 +24,8 @@ pub type MeshFile = watch::Receiver<Arc<Value>>;
 
 pub(crate) struct MeshSettings {
     file: Option<MeshFile>,
+    /// The ConfigMap's name.
+    name: String,
     written: Value,
     /// What the ConfigMap says; null where there is none.
     map: Value,
@@ -31,12 +34,12 @@ pub(crate) struct MeshSettings {
 
 impl MeshSettings {
     /// Starts with `initial`, which follows from the file's present content.
-    pub fn new(initial: MeshConfig, file: Option<MeshFile>) -> Self {
+    pub fn new(initial: MeshConfig, file: Option<MeshFile>, name: String) -> Self {
         let written = match &file {
             Some(file) => Value::clone(&file.borrow()),
             None => serde_json::to_value(&initial).unwrap_or_default(),
         };
-        Self { file, written, map: Value::Null, current: Arc::new(ArcSwap::from_pointee(initial)) }
+        Self { file, name, written, map: Value::Null, current: Arc::new(ArcSwap::from_pointee(initial)) }
     }
 
     /// What is in force.
@@ -73,7 +76,7 @@ impl MeshSettings {
     pub fn take_maps(&mut self, change: &Change) -> bool {
         let ours = |value: &&Value| {
             let ((namespace, name), _) = identify(value);
-            namespace == self.current.load().root_namespace && name == CONFIG_MAP
+            namespace == self.current.load().root_namespace && name == self.name
         };
         let text = |value: &Value| value.pointer("/data/mesh").and_then(Value::as_str).map(str::to_owned);
         let said = match change {
@@ -86,7 +89,7 @@ impl MeshSettings {
             None => Value::Null,
             Some(Ok(documents)) => documents.into_iter().next().unwrap_or_default(),
             Some(Err(error)) => {
-                warn!(key = KEY, %error, "the ConfigMap {CONFIG_MAP} cannot be read; the last good mesh configuration stays");
+                warn!(key = KEY, map = self.name, %error, "the ConfigMap cannot be read; the last good mesh configuration stays");
                 return false;
             }
         };
@@ -156,7 +159,7 @@ mod tests {
     fn the_config_map_stands_over_the_file_and_a_broken_one_changes_nothing() {
         let (sender, file) = watch::channel(Arc::new(json!({"accessLogFile": "/file", "connectTimeout": "3s"})));
         let initial = MeshConfig::read(&file.borrow()).expect("readable");
-        let mut settings = MeshSettings::new(initial, Some(file));
+        let mut settings = MeshSettings::new(initial, Some(file), CONFIG_MAP.to_owned());
         let seen = |settings: &MeshSettings| {
             let now = settings.current();
             (now.access_log_file.clone(), now.connect_timeout.get().as_secs())

@@ -38,6 +38,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_secs(30);
 
 /// The task.
+#[derive(Clone)]
 pub(crate) struct Statuses {
     pub(crate) client: kube::Client,
     pub(crate) seen: Arc<Seen>,

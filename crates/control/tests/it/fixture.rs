@@ -91,6 +91,9 @@ impl World {
     pub async fn with(authority: Arc<Authority>, change: impl FnOnce(&mut ControlOptions)) -> Self {
         let (events, receiver) = mpsc::channel(4096);
         let mut options = ControlOptions {
+            leading: None,
+            mesh_map: "istio".to_owned(),
+            resident: None,
             objects: Objects::Told(receiver),
             reviewer: Arc::new(Words),
             authority: authority.clone(),

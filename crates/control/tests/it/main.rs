@@ -11,5 +11,6 @@ mod machines;
 mod pushes;
 mod quarantine;
 mod remote;
+mod resident;
 mod roots;
 mod token;

@@ -1,0 +1,134 @@
+//! What lives in a cluster: one key for all replicas, one of them that writes, bundles that stay fresh. Against the embedded API.
+
+use crate::cluster::{client, object};
+use crate::fixture::local;
+use carrick_apiserver::{ApiOptions, ApiServer};
+use carrick_control::leader::{LeaseOptions, election};
+use carrick_control::{Control, ControlOptions, Resident, resident};
+use carrick_runtime::drain;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+const LENGTH: Duration = Duration::from_secs(2);
+
+/// One replica; killed when it is dropped, as if its machine were gone.
+struct Replica {
+    _control: Control,
+    leading: tokio::sync::watch::Receiver<bool>,
+    election: JoinHandle<()>,
+    _drain: drain::DrainTrigger,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.election.abort();
+    }
+}
+
+async fn replica(client: &kube::Client, name: &str) -> Replica {
+    let authority = resident::authority(client, "istio-system", Default::default()).await.expect("an authority");
+    let mut options = ControlOptions::new(client.clone(), Arc::new(authority), Default::default());
+    (options.xds_addr, options.debug_addr) = (local(0), local(0));
+    let (trigger, draining) = drain::channel();
+    let mut lease = LeaseOptions::new("istio-system", "istio-leader", name);
+    (lease.length, lease.pause) = (LENGTH, Duration::from_millis(100));
+    let (leading, electing) = election(client.clone(), lease, draining);
+    options.leading = Some(leading.clone());
+    options.resident = Some(Resident { revision: "default".to_owned(), webhooks: local(0), inject: None });
+    let control = Control::start(options).await.expect("starts");
+    Replica { _control: control, leading, election: tokio::spawn(electing), _drain: trigger }
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < end, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_followed_and_writing_goes_on() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = ApiServer::start(ApiOptions::new(dir.path().join("api"), 0)).await.expect("API");
+    let client = client(&server).await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let create = PostParams::default();
+
+    // Both begin at once: there is one key.
+    let (first, second) = tokio::join!(replica(&client, "a"), replica(&client, "b"));
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "istio-system");
+    let kept = secrets.get("istio-ca-secret").await.expect("the key").data.expect("data");
+    let root = String::from_utf8(kept["ca-cert.pem"].0.clone()).expect("PEM");
+
+    until("somebody leads", || async { *first.leading.borrow() || *second.leading.borrow() }).await;
+    assert!(!(*first.leading.borrow() && *second.leading.borrow()), "two lead");
+    let (leader, other) = if *first.leading.borrow() { (first, second) } else { (second, first) };
+    let has_root = |namespace: &'static str| {
+        let (client, root) = (client.clone(), root.clone());
+        async move {
+            let maps: Api<ConfigMap> = Api::namespaced(client, namespace);
+            let map = maps.get_opt("istio-ca-root-cert").await.expect("API");
+            map.is_some_and(|m| m.data.is_some_and(|data| data.get("root-cert.pem") == Some(&root)))
+        }
+    };
+    until("the roots are in a namespace", || has_root("istio-system")).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "istio-system");
+    maps.delete("istio-ca-root-cert", &Default::default()).await.expect("deleted");
+    until("a map that somebody deleted is back", || has_root("istio-system")).await;
+
+    // Killed: nobody gives the lease back.
+    leader.election.abort();
+    let killed = Instant::now();
+    drop(leader);
+    namespaces.create(&create, &object(json!({"metadata": {"name": "shop"}}))).await.expect("namespace");
+    until("the other leads", || async { *other.leading.borrow() }).await;
+    assert!(killed.elapsed() >= LENGTH / 2, "it led before the lease had run out: {:?}", killed.elapsed());
+    until("the other writes", || has_root("shop")).await;
+    assert!(killed.elapsed() < LENGTH * 6, "{:?}", killed.elapsed());
+    drop(other);
+    server.drain(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn webhooks_have_the_bundle_of_their_own_revision() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = ApiServer::start(ApiOptions::new(dir.path().join("api"), 0)).await.expect("API");
+    let client = client(&server).await;
+    let create = PostParams::default();
+    let all: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    for (name, revision) in [("ours", "default"), ("theirs", "other")] {
+        let webhook = json!({
+            "name": "rev.validation.istio.io", "failurePolicy": "Ignore", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"service": {"name": "istiod", "namespace": "istio-system", "path": "/validate", "port": 443}},
+            "rules": [{"operations": ["CREATE"], "apiGroups": ["security.istio.io"], "apiVersions": ["*"], "resources": ["nothing"]}],
+        });
+        let configuration =
+            json!({"metadata": {"name": name, "labels": {"istio.io/rev": revision}}, "webhooks": [webhook]});
+        all.create(&create, &object(configuration)).await.expect("created");
+    }
+    let replica = replica(&client, "a").await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "istio-system");
+    let root = secrets.get("istio-ca-secret").await.expect("the key").data.expect("data")["ca-cert.pem"].clone();
+    let fresh = || async {
+        let webhooks = all.get("ours").await.expect("API").webhooks.expect("webhooks");
+        webhooks[0].client_config.ca_bundle.as_ref() == Some(&root)
+            && webhooks[0].failure_policy.as_deref() == Some("Fail")
+    };
+    until("the bundle is there", fresh).await;
+    let spoilt = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);
+    let spoilt = Patch::<()>::Json(serde_json::from_value(spoilt).expect("a patch"));
+    all.patch("ours", &PatchParams::default(), &spoilt).await.expect("patched");
+    until("the bundle is put right", fresh).await;
+    let theirs = all.get("theirs").await.expect("API").webhooks.expect("webhooks");
+    assert_eq!(theirs[0].client_config.ca_bundle, None);
+    assert_eq!(theirs[0].failure_policy.as_deref(), Some("Ignore"));
+    drop(replica);
+    server.drain(Duration::from_secs(2)).await;
+}
