@@ -9,9 +9,10 @@ use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::D
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    analyze, apply, bench, ca, certs, cluster, convert, demo, experimental,
+    analyze, apply, bench, ca, certs, cluster, control, convert, demo, experimental,
     flags::{beside, key_value},
     inject,
+    install,
     output::Format,
     process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
 };
@@ -47,6 +48,10 @@ struct Global {
 }
 
 impl Global {
+    async fn client(&self) -> Result<kube::Client> {
+        cluster::client(&cluster::kubeconfig(self.kubeconfig.as_deref(), &self.data_dir)?).await
+    }
+
     fn around(&self) -> vm::Around {
         vm::Around {
             kubeconfig: self.kubeconfig.clone(),
@@ -60,6 +65,20 @@ impl Global {
 enum Command {
     /// Run the control plane and the embedded Kubernetes API, in the foreground.
     Up(Up),
+    /// Run the control plane alone, against a Kubernetes API: inside a cluster, or by a kubeconfig.
+    Control(Box<control::Options>),
+    /// Install the control plane and its gateways into a cluster.
+    Install(install::Options),
+    /// Change what is installed to this version, or to other settings.
+    Upgrade(install::Options),
+    /// Remove what is installed.
+    Uninstall(install::Uninstall),
+    /// Print what would be installed.
+    #[command(subcommand)]
+    Manifest(install::Manifest),
+    /// Names that stand for revisions.
+    #[command(subcommand)]
+    Tag(install::tag::Command),
     /// Run one process as a pod: own network namespace, address, identity and sidecar.
     Run(Run),
     /// Run a command inside a pod of `carrick run`.
@@ -191,6 +210,9 @@ struct Up {
     /// Leave /etc/hosts alone: the host itself then cannot call services by name.
     #[arg(long)]
     no_host_names: bool,
+    /// Run the Kubernetes API alone, for a control plane that is installed into it (`carrick install`, `carrick control`).
+    #[arg(long)]
+    api_only: bool,
     /// Leave the host's network alone: no bridge, no cluster IPs; `carrick run` needs both.
     #[arg(long)]
     no_network: bool,
@@ -644,6 +666,27 @@ impl Cli {
         let global = self.global;
         match self.command {
             Command::Up(options) => up::run(options.resolve(&global)).await.map(|()| 0),
+            Command::Control(options) => {
+                let (kubeconfig, namespace) = (global.kubeconfig.as_deref(), &global.istio_namespace);
+                control::run(*options, kubeconfig, &global.data_dir, namespace).await.map(|()| 0)
+            }
+            Command::Install(options) => {
+                install::install(&options, &global.client().await?, &global.istio_namespace, false).await
+            }
+            Command::Upgrade(options) => {
+                install::install(&options, &global.client().await?, &global.istio_namespace, true).await
+            }
+            Command::Uninstall(options) => {
+                install::uninstall(&options, &global.client().await?, &global.istio_namespace).await
+            }
+            Command::Manifest(command) => {
+                print!("{}", install::manifest(&command, &global.istio_namespace)?);
+                Ok(0)
+            }
+            Command::Tag(command) => {
+                print!("{}", install::tag::run(&command, &global.client().await?, &global.istio_namespace).await?);
+                Ok(0)
+            }
             Command::Run(options) => {
                 let code = carrick_pod::run(options.resolve(&global)?).await?;
                 Ok(exit_code(code))
@@ -723,7 +766,12 @@ impl Cli {
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
             Command::Version(options) => {
                 let port = options.remote.then_some(options.debug_port);
-                print!("{}", version::show(port, options.output).await?);
+                let cluster = match port {
+                    Some(_) => global.client().await.ok(),
+                    None => None,
+                };
+                let cluster = cluster.map(|client| (client, global.istio_namespace.as_str()));
+                print!("{}", version::show(port, options.output, cluster).await?);
                 Ok(0)
             }
             Command::Completion { shell } => {
@@ -881,6 +929,7 @@ impl Up {
             mesh_networks: self.mesh_networks,
             api_addresses: self.api_addresses,
             host_names: !self.no_host_names,
+            api_only: self.api_only,
             network: !self.no_network,
             log: self.log,
         }

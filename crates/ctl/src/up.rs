@@ -90,6 +90,8 @@ pub struct Options {
     pub api_addresses: Vec<IpAddr>,
     /// Whether the host's own name table gets the services.
     pub host_names: bool,
+    /// Whether there is nothing but the Kubernetes API.
+    pub api_only: bool,
     /// Whether bridge and service rules are made.
     pub network: bool,
     /// What to log.
@@ -104,6 +106,9 @@ pub async fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
     let stop = stopped()?;
+    if options.api_only {
+        return api_alone(&options, stop).await;
+    }
     let mesh_networks = mesh_networks(&options)?;
     let written = mesh_file(&options)?;
     let mesh_config = MeshConfig::read(&written).context("the mesh configuration")?;
@@ -192,6 +197,19 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// The embedded API without a mesh: for a control plane that is installed into it.
+async fn api_alone(options: &Options, stop: impl Future<Output = ()>) -> Result<()> {
+    let lock = lock(&options.data_dir).await?;
+    let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
+    api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
+    let api = ApiServer::start(api_options).await.context("the embedded API")?;
+    println!("carrick is ready: API https://{}, kubeconfig {}", api.address(), api.kubeconfig().display());
+    stop.await;
+    api.drain(DRAIN).await;
+    drop(lock);
+    Ok(())
+}
+
 /// Where ACME servers are answered. Pods reach it at the bridge, and so do their gateways.
 async fn challenge_listeners(options: &Options) -> Result<ChallengeListeners> {
     let bind = async |port: Option<u16>, option: &str| match port {
@@ -209,7 +227,7 @@ async fn challenge_listeners(options: &Options) -> Result<ChallengeListeners> {
 }
 
 /// Told to stop by a signal; the handlers are in place when this returns.
-fn stopped() -> Result<impl Future<Output = ()>> {
+pub(crate) fn stopped() -> Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -259,7 +277,7 @@ fn mesh_file(options: &Options) -> Result<Value> {
 }
 
 /// A MeshConfig as text.
-fn read_mesh(text: &str) -> Result<Value> {
+pub(crate) fn read_mesh(text: &str) -> Result<Value> {
     let written: Value = serde_saphyr::from_str(text)?;
     let written = if written.is_null() { Value::Object(serde_json::Map::new()) } else { written };
     anyhow::ensure!(written.is_object(), "it is no object");
@@ -364,7 +382,7 @@ pub fn ledger_dir(data_dir: &Path) -> PathBuf {
 }
 
 /// Reads the whole ledger: a chain that does not hold is a reason not to sign anything.
-async fn ledger(data_dir: &Path) -> Result<Arc<Ledger>> {
+pub(crate) async fn ledger(data_dir: &Path) -> Result<Arc<Ledger>> {
     let dir = ledger_dir(data_dir);
     let open = move || Ledger::open(&dir, LedgerOptions::new(SystemClock::shared()));
     let opened = tokio::task::spawn_blocking(open).await.context("the ledger of certificates")?;

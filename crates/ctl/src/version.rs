@@ -2,9 +2,12 @@
 //!
 //! Invariant: without a control plane the client's own line is still printed, and the command succeeds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,11 +29,20 @@ async fn control_plane_version(debug_port: Option<u16>) -> String {
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The versions; the control plane on this machine is asked when a debug port is given.
+/// What a cluster says of the control planes that are installed in it: their versions, once each.
+async fn installed(client: &kube::Client, namespace: &str) -> Vec<String> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let Ok(all) = api.list(&ListParams::default().labels("app=istiod")).await else { return Vec::new() };
+    let label = |d: &Deployment| d.labels().get("app.kubernetes.io/version").cloned();
+    let versions: BTreeSet<String> = all.iter().filter_map(label).collect();
+    versions.into_iter().collect()
+}
+
+/// The versions; the control plane on this machine is asked when a debug port is given, and where none answers, the cluster.
 ///
 /// # Errors
 /// When the output cannot be written in that format.
-pub async fn show(debug_port: Option<u16>, format: Format) -> Result<String> {
+pub async fn show(debug_port: Option<u16>, format: Format, cluster: Option<(kube::Client, &str)>) -> Result<String> {
     let remote = match debug_port {
         Some(port) => Some(proxy_status::fetch(port).await),
         None => None,
@@ -40,7 +52,18 @@ pub async fn show(debug_port: Option<u16>, format: Format) -> Result<String> {
     let mut lines = vec![format!("client version: {OWN}")];
     match &remote {
         None => {}
-        Some(Err(_)) => lines.push("no control plane answers on this machine".to_owned()),
+        Some(Err(_)) => {
+            let found = match &cluster {
+                Some((client, namespace)) => installed(client, namespace).await.join(", "),
+                None => String::new(),
+            };
+            if found.is_empty() {
+                lines.push("no control plane answers on this machine".to_owned());
+            } else {
+                lines.push(format!("control plane version: {found}"));
+                control_plane = Some(found);
+            }
+        }
         Some(Ok(answer)) => {
             let version = control_plane_version(debug_port).await;
             lines.push(format!("control plane version: {version}"));
