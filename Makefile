@@ -12,7 +12,10 @@ export CARRICK_PKITS := $(TOOLS)/pkits
 JOBS ?= 2
 NAME ?= banknext
 
-.PHONY: help demo test build check unit e2e bench fuzz clean-tools
+KUBECONFIG_OF = $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(abspath $(KUBECONFIG)))
+ADDRESS ?= 127.0.0.1
+
+.PHONY: help demo test build check unit e2e e2e-kubernetes image bench fuzz clean-tools
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,11 +48,19 @@ e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed 
 	$(TARGET)/debug/carrick demo renewals --sidecars 12 --envoys 2 --certificate-ttl 10s --time 25s --look 1s --tell 10s --rate 60
 	$(TARGET)/debug/carrick demo authority --certificate-ttl 30s --grace-ratio 0.7 --rate 5
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
+	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick
 	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
+
+e2e-kubernetes: build ## install, upgrade and uninstall in a Kubernetes API: KUBECONFIG=…, ADDRESS=… of this machine; the embedded one unless told
+	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick $(KUBECONFIG_OF) --address $(ADDRESS)
 
 fuzz: build ## the committed corpus and a little beyond; 500 cases through our engine, Envoy and the simulator
 	$(TARGET)/debug/carrick-fuzz --seconds 2
 	$(TARGET)/debug/carrick-fuzz differential --seed 1 --cases 500 --shrink 2
+
+image: ## OCI archives of the control plane and the proxy, and their bill of materials, in target/image; no Docker
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	cargo xtask image $(TARGET)/release $(TARGET)/image
 
 bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
 	@tools/install bench

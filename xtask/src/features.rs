@@ -28,7 +28,7 @@ pub fn check(root: &Path, files: &[std::path::PathBuf]) -> Result<Vec<String>> {
             tests.push((place, names));
         }
     }
-    Ok(judge(&text, &|proof| match proof.ends_with(".yaml") {
+    Ok(judge(&text, &|proof| match is_file(proof) {
         true => root.join(proof).is_file(),
         false => is_test(proof, &tests),
     }))
@@ -69,10 +69,15 @@ fn judge(page: &str, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
     findings
 }
 
-/// The tests and case files in a cell: what stands in backticks and is a path with `::`, or a file of cases.
+/// Whether a proof is a file, of cases or of a run: not a function in a crate.
+fn is_file(proof: &str) -> bool {
+    proof.ends_with(".yaml") || (proof.starts_with("e2e/") && proof.ends_with(".py"))
+}
+
+/// The tests and files in a cell: what stands in backticks and is a path with `::`, or a file of cases or of an end-to-end run.
 fn proofs(cell: &str) -> Vec<&str> {
     let quoted = cell.split('`').skip(1).step_by(2);
-    quoted.filter(|text| !text.contains(' ') && (text.contains("::") || text.ends_with(".yaml"))).collect()
+    quoted.filter(|text| !text.contains(' ') && (text.contains("::") || is_file(text))).collect()
 }
 
 /// Whether `crate::file::name` is a test in a file of that crate; parts between are looked for in the file's path.

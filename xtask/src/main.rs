@@ -1,10 +1,11 @@
-//! Checks that no compiler makes, run as `cargo xtask tidy`.
+//! Checks that no compiler makes, run as `cargo xtask tidy`, and images, written by `cargo xtask image`.
 //!
 //! Invariant: a check prints every finding with its place, and the exit code is 1 when there is any. Nothing is
 //! changed in the tree.
 
 mod cycles;
 mod features;
+mod image;
 mod layers;
 mod sources;
 
@@ -16,10 +17,13 @@ use std::{
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default();
     let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next()) {
-        (Some("tidy"), None) => report(tidy(&root)),
+    match (args.next().as_deref(), args.next(), args.next()) {
+        (Some("tidy"), None, None) => report(tidy(&root)),
+        (Some("image"), Some(programs), Some(out)) => {
+            report(image::write(&root, Path::new(&programs), Path::new(&out)).map(|()| Vec::new()))
+        }
         _ => {
-            eprintln!("usage: cargo xtask tidy");
+            eprintln!("usage: cargo xtask tidy | image PROGRAMS OUT");
             ExitCode::from(64)
         }
     }
@@ -46,7 +50,7 @@ fn report(result: anyhow::Result<Vec<String>>) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("tidy: {error:#}");
+            eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
     }

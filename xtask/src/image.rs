@@ -1,0 +1,202 @@
+//! OCI images without a daemon: a program, the shared libraries that it asks for, and nothing else.
+//!
+//! Invariant: the same files give the same bytes: no times, no owners, sorted names. What is in an image is found by asking the
+//! dynamic loader, so that nothing has to be listed here. The archive is an OCI layout in a tar (`skopeo copy oci-archive:…`).
+
+mod archive;
+mod materials;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use archive::{Entry, tar};
+
+/// Numeric user of the proxies and of the control plane.
+const USER: u32 = 1337;
+
+/// What is written: an image's name, its program, and what else it needs.
+struct Image {
+    name: &'static str,
+    program: &'static str,
+    /// Programs of the system that it calls, and files that it reads; left out with a word when the machine lacks them.
+    besides: &'static [&'static str],
+}
+
+const IMAGES: [Image; 2] = [
+    Image { name: "pilot", program: "carrick", besides: &["/etc/ssl/certs/ca-certificates.crt"] },
+    Image {
+        name: "proxyv2",
+        program: "carrick-proxy",
+        besides: &["/etc/ssl/certs/ca-certificates.crt", "/usr/sbin/nft"],
+    },
+];
+
+/// Writes `OUT/NAME.tar` for every image, from the programs in `programs`, and `OUT/sbom.json`.
+pub fn write(root: &Path, programs: &Path, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let version = env!("CARGO_PKG_VERSION");
+    let lock = std::fs::read_to_string(root.join("Cargo.lock")).context("Cargo.lock")?;
+    let bill = materials::bill(&lock, version)?;
+    std::fs::write(out.join("sbom.json"), &bill)?;
+    for image in &IMAGES {
+        let mut files = BTreeMap::new();
+        let program = programs.join(image.program);
+        add(&mut files, &program, &format!("usr/local/bin/{}", image.program))?;
+        for path in image.besides {
+            if Path::new(path).exists() {
+                add(&mut files, Path::new(path), path.trim_start_matches('/'))?;
+            } else {
+                eprintln!("{}: {path} is not on this machine and stays out", image.name);
+            }
+        }
+        files.insert(
+            "etc/passwd".to_owned(),
+            (format!("istio-proxy:x:{USER}:{USER}::/:/nonexistent\n").into_bytes(), 0o644),
+        );
+        files.insert("usr/share/doc/carrick/sbom.json".to_owned(), (bill.clone().into_bytes(), 0o644));
+        let bytes = layout(image, version, &layer(files))?;
+        let path = out.join(format!("{}.tar", image.name));
+        std::fs::write(&path, &bytes).with_context(|| path.display().to_string())?;
+        println!("{}: {} bytes", path.display(), bytes.len());
+    }
+    Ok(())
+}
+
+/// Content and mode by path.
+type Files = BTreeMap<String, (Vec<u8>, u32)>;
+
+/// A file, and the libraries that the loader would bring it.
+fn add(files: &mut Files, path: &Path, place: &str) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let is_program = bytes.starts_with(b"\x7fELF");
+    files.insert(place.to_owned(), (bytes, if is_program { 0o755 } else { 0o644 }));
+    if is_program {
+        for library in libraries(path)? {
+            let bytes = std::fs::read(&library).with_context(|| library.display().to_string())?;
+            files.insert(library.display().to_string().trim_start_matches('/').to_owned(), (bytes, 0o755));
+        }
+    }
+    Ok(())
+}
+
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("statically linked") || !output.status.success() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for line in said.lines() {
+        if line.contains("not found") {
+            bail!("{}: {}", program.display(), line.trim());
+        }
+        found.extend(line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from));
+    }
+    Ok(found)
+}
+
+fn layer(files: Files) -> Vec<u8> {
+    let mut folders: BTreeMap<String, Entry> = BTreeMap::new();
+    for path in files.keys() {
+        for (at, _) in path.match_indices('/') {
+            folders.insert(path[..=at].to_owned(), Entry::folder(&path[..=at], 0o755));
+        }
+    }
+    folders.insert("tmp/".to_owned(), Entry::folder("tmp/", 0o1777));
+    let files = files.into_iter().map(|(path, (bytes, mode))| Entry { path, mode, bytes });
+    tar(folders.into_values().chain(files))
+}
+
+/// The image as an OCI layout.
+fn layout(image: &Image, version: &str, layer: &[u8]) -> Result<Vec<u8>> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let program = format!("/usr/local/bin/{}", image.program);
+    ensure!(!program.contains('"'), "a name that JSON would have to escape");
+    let config = format!(
+        r#"{{"architecture":"{architecture}","os":"linux","config":{{"User":"{USER}:{USER}","Entrypoint":["{program}"],"Env":["PATH=/usr/local/bin:/usr/sbin:/usr/bin"],"WorkingDir":"/"}},"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        hex(layer)
+    );
+    let describe = |kind: &str, bytes: &[u8]| {
+        format!(
+            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"sha256:{}","size":{}}}"#,
+            hex(bytes),
+            bytes.len()
+        )
+    };
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
+        describe("config.v1+json", config.as_bytes()),
+        describe("layer.v1.tar", layer)
+    );
+    let about = describe("manifest.v1+json", manifest.as_bytes());
+    let named = format!(
+        r#"{},"annotations":{{"org.opencontainers.image.ref.name":"{version}"}}}}"#,
+        about.trim_end_matches('}')
+    );
+    let index =
+        format!(r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{named}]}}"#);
+    let file = |path: String, bytes: &[u8]| Entry { path, mode: 0o644, bytes: bytes.to_vec() };
+    let blob = |bytes: &[u8]| file(format!("blobs/sha256/{}", hex(bytes)), bytes);
+    Ok(tar([
+        file("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#),
+        file("index.json".to_owned(), index.as_bytes()),
+        Entry::folder("blobs/", 0o755),
+        Entry::folder("blobs/sha256/", 0o755),
+        blob(config.as_bytes()),
+        blob(manifest.as_bytes()),
+        blob(layer),
+    ]
+    .into_iter()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads what was written with the system's own tar.
+    fn listed(bytes: &[u8], file: &Path) -> String {
+        std::fs::write(file, bytes).unwrap();
+        let output = Command::new("tar").arg("-tvf").arg(file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[test]
+    fn archives_are_whole_and_their_digests_right() {
+        let scratch = std::env::temp_dir().join(format!("carrick-image-{}", std::process::id()));
+        std::fs::create_dir_all(&scratch).unwrap();
+        let mut files = Files::new();
+        add(&mut files, Path::new("/bin/sh"), "bin/sh").unwrap();
+        assert!(files.keys().any(|path| path.contains("libc.so")), "{:?}", files.keys());
+        let long = format!("usr/{}/{}", "a".repeat(90), "b".repeat(60));
+        files.insert(long.clone(), (b"x".to_vec(), 0o644));
+        let layer = layer(files);
+        let inside = listed(&layer, &scratch.join("layer.tar"));
+        assert!(inside.contains("drwxrwxrwt") && inside.contains("bin/sh") && inside.contains(&long), "{inside}");
+        let image = layout(&IMAGES[0], "1", &layer).unwrap();
+        assert_eq!(image, layout(&IMAGES[0], "1", &layer).unwrap());
+        let inside = listed(&image, &scratch.join("image.tar"));
+        assert!(inside.contains(&format!("blobs/sha256/{}", hex(&layer))), "{inside}");
+        let unpacked = Command::new("tar").arg("-C").arg(&scratch).arg("-xf").arg(scratch.join("image.tar")).status();
+        assert!(unpacked.unwrap().success());
+        for blob in std::fs::read_dir(scratch.join("blobs/sha256")).unwrap() {
+            let path = blob.unwrap().path();
+            assert_eq!(path.file_name().unwrap().to_str().unwrap(), hex(&std::fs::read(&path).unwrap()));
+        }
+        let index = std::fs::read_to_string(scratch.join("index.json")).unwrap();
+        assert!(index.ends_with(r#""annotations":{"org.opencontainers.image.ref.name":"1"}}]}"#), "{index}");
+        std::fs::remove_dir_all(&scratch).unwrap();
+    }
+}
