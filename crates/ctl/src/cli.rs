@@ -11,8 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::{
     analyze, apply, bench, ca, certs, cluster, control, convert, demo, experimental,
     flags::{beside, key_value},
-    inject,
-    install,
+    inject, install,
     output::Format,
     process, proxy_config, proxy_status, remote, up, validate, version, vm, why, workload,
 };
@@ -500,6 +499,8 @@ enum Ca {
 
 #[derive(Debug, Subcommand)]
 enum Experimental {
+    /// Tell whether a cluster takes an installation or an upgrade.
+    Precheck,
     /// Describe a pod or service, and every object that has a say in its traffic.
     #[command(visible_alias = "des", subcommand)]
     Describe(Describe),
@@ -869,6 +870,7 @@ async fn experimental_command(command: Experimental, global: &Global) -> Result<
         admin_port: named.proxy_admin_port,
     };
     let text = match command {
+        Experimental::Precheck => install::precheck::run(&client().await?, &global.istio_namespace).await?,
         Experimental::Workload(command) => workload::run(command, &global.around()).await?,
         Experimental::CheckInject { target, labels, namespace } => {
             inject::check::run(&client().await?, target.as_deref(), labels.as_deref(), &namespace).await?

@@ -4,6 +4,7 @@
 //! which nothing is missing, and nothing of somebody else is removed. What the charts give is `carrick-chart`'s.
 
 mod plan;
+pub mod precheck;
 mod remove;
 pub mod tag;
 mod wait;
