@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use carrick_api::{MeshConfig, MeshNetworks};
 use carrick_base::TrustDomain;
+use carrick_control::injector::{InjectorOptions, injector};
 use carrick_control::leader::{LeaseOptions, election};
 use carrick_control::{Control, ControlOptions, Resident, resident};
 use carrick_pki::ca::CaOptions;
@@ -115,6 +116,10 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     // What the ConfigMap says lies over these, and may go again.
     let fixed = json!({"rootNamespace": namespace, "trustDomain": mesh_config.trust_domain});
     let (_unchanged, mesh_file) = tokio::sync::watch::channel(Arc::new(fixed));
+    let mut injecting = InjectorOptions::new(namespace, &options.revision);
+    injecting.mesh["trustDomain"] = mesh_config.trust_domain.as_str().into();
+    let (inject, knowing) = injector(client.clone(), injecting, draining.clone());
+    tasks.spawn("injector", knowing);
     let metrics = Metrics::new();
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
     control_options.mesh_map = map;
@@ -135,7 +140,7 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     control_options.resident = Some(Resident {
         revision: options.revision,
         webhooks: (Ipv4Addr::UNSPECIFIED, options.webhook_port).into(),
-        inject: None,
+        inject: Some(inject),
     });
     let control = Control::start(control_options).await.context("the control plane")?;
     for (address, router) in
