@@ -152,8 +152,17 @@ async fn what_could_not_be_sent_again_keeps_clear_of_a_peer_that_closes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_timeout_is_learned_and_kept_clear_of() {
-    let stats = run(Ending::Idle(60), 8, 60, Duration::from_millis(60), (ALL, 0)).await;
-    assert!(stats.get("cluster.app.upstream_cx_closed_idle") > 0, "noticed");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let app = listener.local_addr().unwrap();
+    let serving = server(listener, Ending::Idle(60), Arc::default());
+    let at = free_port();
+    let run = start(plain_proxy(at, &[app]), Default::default());
+    // Until the peer has closed one, nobody can know: a POST that crosses that is lost. So the lesson is a GET's.
+    assert_eq!(load(at, 8, 12, Duration::from_millis(90), &["GET"]).await, 0);
+    let learned = || run.engine.stats().get("cluster.app.upstream_cx_closed_idle") > 0;
+    until("an idle connection is closed", learned).await;
+    assert_eq!(load(at, 8, 60, Duration::from_millis(60), ALL).await, 0);
+    serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
