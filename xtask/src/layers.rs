@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 const LAYERS: &[(&str, u8)] = &[
     ("base", 0),
     ("runtime", 1),
+    ("dns", 1),
     ("api", 1),
     ("mesh", 2),
     ("analyze", 2),

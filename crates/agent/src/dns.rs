@@ -5,7 +5,6 @@
 
 mod answer;
 mod server;
-mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -24,14 +24,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use crate::names::{DEFAULT_SECRET, ROOT_SECRET};
 use crate::sds::own_secret_service;
 use crate::secrets::SecretStore;
 
-pub use wire::{WorkloadApiServer, X509Bundles, X509Svid, X509Svids};
+use wire::{Empty, SpiffeWorkloadApi};
+pub use wire::{SpiffeWorkloadApiServer, X509Bundles, X509Svid, X509Svids};
 
 /// The header that every request must carry, so that a request that somebody was tricked into is none.
 const HEADER: &str = "workload.spiffe.io";
@@ -51,16 +52,6 @@ impl WorkloadApi {
     /// Of `store`, whose roots are those of `trust_domain`.
     pub fn new(store: &SecretStore, trust_domain: TrustDomain) -> Self {
         Self { secrets: store.subscribe(), trust_domain }
-    }
-
-    /// Identities now and later.
-    fn svids(&self, metadata: &MetadataMap) -> Result<Response<Answers<X509Svids>>, Status> {
-        self.answers(metadata, |api, secrets| api.svid(secrets))
-    }
-
-    /// Roots now and later.
-    fn bundles(&self, metadata: &MetadataMap) -> Result<Response<Answers<X509Bundles>>, Status> {
-        self.answers(metadata, |api, secrets| api.bundle(secrets))
     }
 
     /// What `tell` makes of the secrets, each time that it changes.
@@ -119,6 +110,20 @@ fn others(roots: &TrustBundle) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
     })
 }
 
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = Answers<X509Svids>;
+    type FetchX509BundlesStream = Answers<X509Bundles>;
+
+    async fn fetch_x509_svid(&self, request: Request<Empty>) -> Result<Response<Answers<X509Svids>>, Status> {
+        self.answers(request.metadata(), |api, secrets| api.svid(secrets))
+    }
+
+    async fn fetch_x509_bundles(&self, request: Request<Empty>) -> Result<Response<Answers<X509Bundles>>, Status> {
+        self.answers(request.metadata(), |api, secrets| api.bundle(secrets))
+    }
+}
+
 /// Listens on `path`, unless somebody else does: then `None`, and that one is left alone.
 ///
 /// # Errors
@@ -144,7 +149,7 @@ pub fn bind(path: &Path) -> io::Result<Option<UnixListener>> {
 
 /// Serves the pod's applications until drained.
 pub async fn serve(listener: UnixListener, store: Arc<SecretStore>, trust_domain: TrustDomain, drain: Drain) {
-    let api = WorkloadApiServer::new(WorkloadApi::new(&store, trust_domain));
+    let api = SpiffeWorkloadApiServer::new(WorkloadApi::new(&store, trust_domain));
     let routes = Routes::new(api).add_service(own_secret_service(store));
     let options = ListenOptions { max_connections: LIMIT, ..ListenOptions::default() };
     info!("the Workload API is served");

@@ -383,7 +383,7 @@ impl Control {
         let routes = tonic::service::Routes::new(ads_service(Arc::new(ads)))
             .add_service(CertificateServer::new(certificates))
             .add_service(TrustServer::new(trust))
-            .add_service(DeliveryServer::new(deliveries));
+            .add_service(DeliveryServer::from_arc(deliveries));
         let server = serve_tls(
             xds,
             routes,

@@ -6,18 +6,12 @@
 //! reports, and what they are told, is decided by the implementor of [`TrustService`]. Authorities of others do not have it:
 //! then the roots come with each certificate, as ever.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+pub use wire::trust_client::TrustClient;
+pub use wire::trust_server::{Trust as TrustService, TrustServer};
 
-use tonic::codegen::tokio_stream::Stream;
-use tonic::codegen::{Body, BoxFuture, BoxStream, Bytes, GrpcMethod, Service, StdError, async_trait, http};
-use tonic::{Request, Response, Status, Streaming};
-
-/// The full gRPC method path.
-pub const FOLLOW: &str = "/carrick.ca.v1.Trust/Follow";
-/// The gRPC service name.
-pub const SERVICE: &str = "carrick.ca.v1.Trust";
+mod wire {
+    tonic::include_proto!("carrick.ca.v1.Trust");
+}
 
 /// What a proxy holds at this moment.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -49,110 +43,4 @@ pub struct Order {
     /// Milliseconds over which proxies spread that renewal.
     #[prost(uint64, tag = "3")]
     pub spread_ms: u64,
-}
-
-/// What a certificate authority's server does.
-#[async_trait]
-pub trait TrustService: Send + Sync + 'static {
-    /// Takes the reports of the proven caller and gives orders, until either side ends.
-    async fn follow(&self, reports: Request<Streaming<Report>>) -> Result<Response<BoxStream<Order>>, Status>;
-}
-
-/// Serves a [`TrustService`].
-#[derive(Debug)]
-pub struct TrustServer<T> {
-    inner: Arc<T>,
-}
-
-impl<T> TrustServer<T> {
-    /// A server of `inner`.
-    pub fn new(inner: T) -> Self {
-        Self { inner: Arc::new(inner) }
-    }
-}
-
-impl<T> Clone for TrustServer<T> {
-    fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
-    }
-}
-
-impl<T> tonic::server::NamedService for TrustServer<T> {
-    const NAME: &'static str = SERVICE;
-}
-
-struct Follow<T>(Arc<T>);
-
-impl<T: TrustService> tonic::server::StreamingService<Report> for Follow<T> {
-    type Response = Order;
-    type ResponseStream = BoxStream<Order>;
-    type Future = BoxFuture<Response<BoxStream<Order>>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<Report>>) -> Self::Future {
-        let inner = Arc::clone(&self.0);
-        Box::pin(async move { inner.follow(request).await })
-    }
-}
-
-impl<T, B> Service<http::Request<B>> for TrustServer<T>
-where
-    T: TrustService,
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if request.uri().path() != FOLLOW {
-            return Box::pin(async { Ok(Status::unimplemented("no such method").into_http()) });
-        }
-        let method = Follow(Arc::clone(&self.inner));
-        Box::pin(async move {
-            let codec = tonic_prost::ProstCodec::default();
-            Ok(tonic::server::Grpc::new(codec).streaming(method, request).await)
-        })
-    }
-}
-
-/// Follows a certificate authority.
-#[derive(Clone, Debug)]
-pub struct TrustClient<T> {
-    inner: tonic::client::Grpc<T>,
-}
-
-impl<T> TrustClient<T>
-where
-    T: tonic::client::GrpcService<tonic::body::Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as Body>::Error: Into<StdError> + Send,
-{
-    /// A client over `channel`.
-    pub fn new(channel: T) -> Self {
-        Self { inner: tonic::client::Grpc::new(channel) }
-    }
-
-    /// Sends reports and gives the orders that come back.
-    ///
-    /// # Errors
-    /// What the authority answers; `Unimplemented` from one that does not know this, `Unavailable` when it is not there.
-    pub async fn follow(
-        &mut self,
-        reports: impl Stream<Item = Report> + Send + 'static,
-    ) -> Result<Response<Streaming<Order>>, Status> {
-        self.inner.ready().await.map_err(|e| {
-            let error: StdError = e.into();
-            Status::unavailable(format!("certificate authority: {error}"))
-        })?;
-        let mut request = Request::new(reports);
-        request.extensions_mut().insert(GrpcMethod::new(SERVICE, "Follow"));
-        let path = http::uri::PathAndQuery::from_static(FOLLOW);
-        self.inner.streaming(request, path, tonic_prost::ProstCodec::default()).await
-    }
 }

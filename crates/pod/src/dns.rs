@@ -1,4 +1,4 @@
-//! Cluster DNS, answered in each pod by its own runner: table, decision, sockets.
+//! Cluster DNS, answered in each pod by its own runner: the table, and what is said of it. Sockets are those of `carrick-dns`.
 
 use hickory_proto::op::Message;
 
@@ -6,7 +6,6 @@ pub(crate) mod answer;
 pub(crate) mod asker;
 pub(crate) mod server;
 pub(crate) mod table;
-pub(crate) mod upstream;
 
 /// One entry for fuzzing: a packet through decoding and decision, over a table of one service.
 #[doc(hidden)]

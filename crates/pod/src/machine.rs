@@ -125,7 +125,7 @@ fn capture(machine: &Machine) -> Result<HostCapture, PodError> {
 /// Servers of a resolver configuration; with none the resolver asks loopback.
 fn name_servers(path: &Path) -> BTreeSet<IpAddr> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let servers: BTreeSet<IpAddr> = crate::dns::upstream::nameservers(&text).collect();
+    let servers: BTreeSet<IpAddr> = carrick_dns::nameservers(&text).collect();
     if servers.is_empty() { BTreeSet::from([IpAddr::from([127, 0, 0, 1])]) } else { servers }
 }
 

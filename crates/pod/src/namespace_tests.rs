@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use carrick_capture::netns::NetNs;
 use carrick_capture::nft::{self, Table};
 use carrick_capture::sidecar::{SidecarCapture, ruleset};
+use carrick_dns::{Sockets, Upstream, read_framed, serve, write_framed};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::process::Command;
 
-use crate::dns::server::{Responder, Sockets, serve};
+use crate::dns::server::Responder;
 use crate::dns::table::TableFile;
-use crate::dns::upstream::{Upstream, read_framed, write_framed};
 use crate::network::Netlink;
 use crate::options::DNS_ADDRESS;
 use crate::sandbox::{Sandbox, View};
@@ -226,7 +226,7 @@ fn a_pod_resolves_the_cluster_and_the_world() {
             let mut buffer = [0; 1024];
             while let Ok((length, client)) = outside.recv_from(&mut buffer).await {
                 let query = Message::from_vec(&buffer[..length]).unwrap();
-                let mut answer = crate::dns::answer::reply_to(&query, ResponseCode::NoError);
+                let mut answer = carrick_dns::reply_to(&query, ResponseCode::NoError);
                 let data = hickory_proto::rr::RData::A(hickory_proto::rr::rdata::A(Ipv4Addr::new(192, 0, 2, 99)));
                 answer.add_answer(hickory_proto::rr::Record::from_rdata(query.queries[0].name().clone(), 9, data));
                 let _ = outside.send_to(&answer.to_vec().unwrap(), client).await;
@@ -239,10 +239,10 @@ fn a_pod_resolves_the_cluster_and_the_world() {
             table: TableFile::new(table.clone()),
             domain: "cluster.local".into(),
             mesh: None,
-            upstream: Upstream::new(&resolv),
+            upstream: Upstream::new(&resolv, None),
             host: tokio::runtime::Handle::current(),
         });
-        let sockets = pod.sandbox.run(Sockets::bind(DNS_ADDRESS, 53)).await.unwrap().unwrap();
+        let sockets = pod.sandbox.run(Sockets::bind((DNS_ADDRESS, 53).into())).await.unwrap().unwrap();
         let serving = pod.sandbox.handle().spawn(serve(sockets, responder));
         // The rules of an injected pod leave its DNS alone.
         let rules = ruleset(&SidecarCapture::default());

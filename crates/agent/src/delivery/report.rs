@@ -157,7 +157,7 @@ async fn tell(connector: &Connector, reports: Vec<Report>) -> Result<(), String>
     let channel = open_channel(connector).await.map_err(|e| e.to_string())?;
     let mut client = DeliveryClient::new(channel);
     match tokio::time::timeout(LIMIT, client.report(ReportRequest { reports })).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(_)) => Ok(()),
         Ok(Err(status)) => Err(format!("{:?}: {}", status.code(), status.message())),
         Err(_) => Err("the control plane does not answer in time".to_owned()),
     }

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use carrick_dns::reply_to;
 use carrick_xds::name_table::NameTable;
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 
@@ -99,21 +100,6 @@ pub fn answer(table: &Table, query: &Message, shuffle: usize) -> Outcome {
     reply.metadata.authoritative = true;
     reply.add_answers(records.into_iter().map(|data| Record::from_rdata(question.name().clone(), TTL, data)));
     Outcome::Reply(reply)
-}
-
-/// An answer without records to `query`.
-pub fn reply_to(query: &Message, code: ResponseCode) -> Message {
-    let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-    reply.metadata.response_code = code;
-    reply.metadata.recursion_desired = query.metadata.recursion_desired;
-    reply.metadata.recursion_available = true;
-    reply.add_queries(query.queries.iter().cloned());
-    if query.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(1232);
-        reply.set_edns(edns);
-    }
-    reply
 }
 
 #[cfg(test)]

@@ -3,18 +3,14 @@
 //! Invariant: messages, tags and paths are SPIFFE's (workload.proto). What is told is decided by [`WorkloadApi`].
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::task::{Context, Poll};
 
-use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
-use tonic::server::{Grpc, ServerStreamingService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
+pub use generated::spiffe_workload_a_p_i_server::{
+    SpiffeWorkloadAPI as SpiffeWorkloadApi, SpiffeWorkloadAPIServer as SpiffeWorkloadApiServer,
+};
 
-use super::{Answers, WorkloadApi};
-
-const FETCH_SVIDS: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
-const FETCH_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
+mod generated {
+    tonic::include_proto!(".SpiffeWorkloadAPI");
+}
 
 /// `X509SVIDRequest` and `X509BundlesRequest`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -70,71 +66,4 @@ pub struct X509Bundles {
     /// Roots, DER one after the other, by SPIFFE ID of the trust domain.
     #[prost(map = "string, bytes", tag = "2")]
     pub bundles: HashMap<String, Vec<u8>>,
-}
-
-/// Serves a [`WorkloadApi`].
-#[derive(Clone, Debug)]
-pub struct WorkloadApiServer(WorkloadApi);
-
-impl WorkloadApiServer {
-    /// A server of `api`.
-    pub fn new(api: WorkloadApi) -> Self {
-        Self(api)
-    }
-}
-
-impl tonic::server::NamedService for WorkloadApiServer {
-    const NAME: &'static str = "SpiffeWorkloadAPI";
-}
-
-struct Svids(WorkloadApi);
-struct Bundles(WorkloadApi);
-
-impl ServerStreamingService<Empty> for Svids {
-    type Response = X509Svids;
-    type ResponseStream = Answers<X509Svids>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<Empty>) -> Self::Future {
-        let answers = self.0.svids(request.metadata());
-        Box::pin(async { answers })
-    }
-}
-
-impl ServerStreamingService<Empty> for Bundles {
-    type Response = X509Bundles;
-    type ResponseStream = Answers<X509Bundles>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<Empty>) -> Self::Future {
-        let answers = self.0.bundles(request.metadata());
-        Box::pin(async { answers })
-    }
-}
-
-impl<B> Service<http::Request<B>> for WorkloadApiServer
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let api = self.0.clone();
-        match request.uri().path() {
-            FETCH_SVIDS => {
-                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).server_streaming(Svids(api), request).await) })
-            }
-            FETCH_BUNDLES => {
-                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).server_streaming(Bundles(api), request).await) })
-            }
-            _ => Box::pin(async { Ok(Status::unimplemented("only X.509 identities are issued here").into_http()) }),
-        }
-    }
 }

@@ -56,6 +56,8 @@ impl Drop for Presence {
 
 #[tonic::async_trait]
 impl TrustService for Trust {
+    type FollowStream = BoxStream<Order>;
+
     async fn follow(&self, reports: Request<Streaming<Report>>) -> Result<Response<BoxStream<Order>>, Status> {
         let peer = reports.extensions().get::<Peer>().cloned().unwrap_or_default();
         // No token counts here: what is shown on this connection is what the proxy has.

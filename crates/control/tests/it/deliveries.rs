@@ -169,7 +169,7 @@ async fn only_whom_the_api_lets_gets_a_secret_and_may_report_on_it() {
     };
     let tell = async |namespace: &str, account: &str, report: Report| {
         let channel = open_channel(&world.connector(Some(world.identity(namespace, account)))).await.expect("connects");
-        DeliveryClient::new(channel).report(ReportRequest { reports: vec![report] }).await
+        DeliveryClient::new(channel).report(ReportRequest { reports: vec![report] }).await.map(|_| ())
     };
     for (namespace, account) in [("bank", "web"), ("shop", "other")] {
         let refused = tell(namespace, account, report("x", ("True", "ServesIssued", &two.serial))).await;

@@ -5,7 +5,8 @@
 
 use std::net::Ipv4Addr;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use carrick_dns::reply_to;
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, PTR, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
@@ -104,21 +105,6 @@ pub(crate) fn answer(
         }
     }
     Outcome::Reply(authoritative(reply))
-}
-
-/// An answer without records to `query`.
-pub(crate) fn reply_to(query: &Message, code: ResponseCode) -> Message {
-    let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-    reply.metadata.response_code = code;
-    reply.metadata.recursion_desired = query.metadata.recursion_desired;
-    reply.metadata.recursion_available = true;
-    reply.add_queries(query.queries.iter().cloned());
-    if query.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(1232);
-        reply.set_edns(edns);
-    }
-    reply
 }
 
 fn authoritative(mut reply: Message) -> Message {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use carrick_capture::netns::NetNs;
 use carrick_capture::nft::{self, Table};
+use carrick_dns::{Sockets, Upstream, serve};
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::tasks::TaskSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -24,9 +25,8 @@ use super::files::{PodFiles, SidecarPaths};
 use super::sidecar::{Sidecar, tail};
 use super::status::{self, now};
 use super::{Plan, readiness, volumes};
-use crate::dns::server::{Responder, Sockets, serve};
+use crate::dns::server::Responder;
 use crate::dns::table::{self, TableFile};
-use crate::dns::upstream::Upstream;
 use crate::network::Netlink;
 use crate::object::{self, ContainerView, Observed};
 use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, PROXY_ID, host_name, run_dir};
@@ -217,11 +217,12 @@ impl Life {
             table: TableFile::new(table::path(&plan.options.data_dir)),
             domain: CLUSTER_DOMAIN.into(),
             mesh: self.folder.state.engine.is_some().then(|| plan.options.namespace.clone()),
-            upstream: Upstream::new("/etc/resolv.conf"),
+            upstream: Upstream::new("/etc/resolv.conf", None),
             host: tokio::runtime::Handle::current(),
         });
         let sandbox = self.sandbox()?;
-        let sockets = sandbox.run(Sockets::bind(DNS_ADDRESS, 53)).await?.map_err(PodError::io("bind the pod's DNS"))?;
+        let sockets =
+            sandbox.run(Sockets::bind((DNS_ADDRESS, 53).into())).await?.map_err(PodError::io("bind the pod's DNS"))?;
         let serving = sandbox.handle().spawn(serve(sockets, responder));
         self.inside.push(serving);
         Ok(())

@@ -1,4 +1,4 @@
-//! Names that are not the mesh's: asked of the machine's own servers.
+//! Names that are somebody else's: asked of the servers of a resolver configuration.
 //!
 //! Invariant: an answer is passed on only if it is one to the question (same id, from the server asked); every question ends within a bound.
 
@@ -13,27 +13,27 @@ use tokio::time::timeout;
 /// For one server, one try.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The machine's servers.
+/// Servers of a resolver configuration.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     resolv_conf: PathBuf,
     /// Ourselves, who are not asked.
-    own: SocketAddr,
+    own: Option<SocketAddr>,
 }
 
 impl Upstream {
-    /// Those of a resolver configuration, but for ourselves.
-    pub fn new(resolv_conf: PathBuf, own: SocketAddr) -> Self {
-        Self { resolv_conf, own }
+    /// Those of the file, but for `own`: the asker itself, where the file may name it.
+    pub fn new(resolv_conf: impl Into<PathBuf>, own: Option<SocketAddr>) -> Self {
+        Self { resolv_conf: resolv_conf.into(), own }
     }
 
     /// Servers as the file has them now; it changes when the machine moves between networks.
     fn servers(&self) -> Vec<SocketAddr> {
         let text = std::fs::read_to_string(&self.resolv_conf).unwrap_or_default();
-        nameservers(&text).map(|ip| SocketAddr::new(ip, 53)).filter(|server| *server != self.own).collect()
+        nameservers(&text).map(|ip| SocketAddr::new(ip, 53)).filter(|server| Some(*server) != self.own).collect()
     }
 
-    /// The raw answer of the first server that gives one.
+    /// The raw answer of the first server that gives one. Goes out of the calling thread's network namespace.
     pub async fn ask(&self, query: &[u8], stream: bool) -> Option<Vec<u8>> {
         for server in self.servers() {
             let answer = if stream {
@@ -54,6 +54,7 @@ pub fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == "nameserver").then_some(())?;
+        // A zone (`%eth0`) cannot be parsed and is of no use to us.
         words.next()?.parse().ok()
     })
 }
@@ -79,7 +80,10 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> 
     read_framed(&mut stream).await
 }
 
-/// One message with its length in front (RFC 1035 §4.2.2).
+/// Writes one message with its length in front (RFC 1035 §4.2.2).
+///
+/// # Errors
+/// The connection's; a message of more than 65,535 bytes.
 pub async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> std::io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| std::io::Error::other("message over 65535 bytes"))?;
     let mut framed = length.to_be_bytes().to_vec();
@@ -87,7 +91,10 @@ pub async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> std::io::Re
     stream.write_all(&framed).await
 }
 
-/// One message with its length in front.
+/// Reads one message with its length in front.
+///
+/// # Errors
+/// The connection's.
 pub async fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     let mut message = vec![0; length.into()];
@@ -100,9 +107,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_asked() {
-        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nnameserver\n";
+    fn reads_resolv_conf() {
+        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nnameserver ::1\nnameserver\n";
         let servers: Vec<String> = nameservers(text).map(|ip| ip.to_string()).collect();
-        assert_eq!(servers, ["10.0.0.2"]);
+        assert_eq!(servers, ["10.0.0.2", "::1"]);
     }
 }
