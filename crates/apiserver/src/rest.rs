@@ -275,10 +275,14 @@ impl Api {
             "/metrics" => Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text())),
             "/openid/v1/jwks" => Ok(respond::json(200, &self.tokens.key_set())),
             "/.well-known/openid-configuration" => Ok(respond::json(200, &Tokens::discovery())),
-            "" => Ok(respond::json(200, &serde_json::json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}))),
+            "" => Ok(respond::json(
+                200,
+                &serde_json::json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+            )),
             "/openapi/v2" => {
                 let (api, accept) = (self.clone(), header(headers, ACCEPT).to_owned());
-                let answer = tokio::task::spawn_blocking(move || api.openapi.second(api.store.catalog(), &accept)).await;
+                let answer =
+                    tokio::task::spawn_blocking(move || api.openapi.second(api.store.catalog(), &accept)).await;
                 answer.map_err(|e| ApiError::Internal(e.to_string()))
             }
             _ if path == "/openapi/v3" || path.starts_with("/openapi/v3/") => {

@@ -73,7 +73,13 @@ fn convert_object(definition: &str, schema: &Map<String, Value>) -> Type {
     let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
     // Every kind of k8s-openapi declares its metadata as required, which no server asks for.
     let required = required.filter_map(Value::as_str).filter(|name| *name != "metadata").map(Arc::from).collect();
-    Type::Object(ObjectType { description: description_of(schema), fields, required, enforce_required: false, open: false })
+    Type::Object(ObjectType {
+        description: description_of(schema),
+        fields,
+        required,
+        enforce_required: false,
+        open: false,
+    })
 }
 
 /// The name of the definition that a schema refers to, also where the reference sits in an `allOf` beside a description.
