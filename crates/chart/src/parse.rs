@@ -52,8 +52,11 @@ pub(crate) enum Operand {
     Group(Pipe, Vec<String>),
 }
 
-/// The nodes of a file, and what it defines by name.
-pub(crate) fn template(text: &str) -> Result<(Vec<Node>, BTreeMap<String, Vec<Node>>), String> {
+/// What a file defines, by name.
+pub(crate) type Defined = BTreeMap<String, Vec<Node>>;
+
+/// The nodes of a file, and what it defines.
+pub(crate) fn template(text: &str) -> Result<(Vec<Node>, Defined), String> {
     let mut parser = Parser { pieces: pieces(text)?.into_iter(), defined: BTreeMap::new() };
     let (nodes, end) = parser.block()?;
     match end {

@@ -126,11 +126,15 @@ pub struct ClientTls {
     verified: bool,
 }
 
+/// A transport socket by its address, what a host or request puts in the place of its settings, the protocol offered, and whether the
+/// server is told a name.
+type ClientKey = (usize, UpstreamOverrides, &'static str, bool);
+
 /// One worker's configurations.
 pub struct TlsCache {
     secrets: watch::Receiver<Arc<Secrets>>,
     servers: RefCell<HashMap<usize, ServerEntry>>,
-    clients: RefCell<HashMap<(usize, UpstreamOverrides, &'static str, bool), ClientEntry>>,
+    clients: RefCell<HashMap<ClientKey, ClientEntry>>,
 }
 
 impl TlsCache {

@@ -38,8 +38,11 @@ pub(super) fn translate(arguments: &[String], env: &BTreeMap<String, String>) ->
     }
 }
 
-/// Flags with their values; a flag without one is `true`. Words that are no flags follow.
-fn flags(arguments: &[String], bare: &[&str]) -> Result<(Vec<(String, String)>, Vec<String>), String> {
+/// Flags with their values.
+type Flags = Vec<(String, String)>;
+
+/// Flags, where one without a value is `true`; words that are no flags follow.
+fn flags(arguments: &[String], bare: &[&str]) -> Result<(Flags, Vec<String>), String> {
     let (mut flags, mut words) = (Vec::new(), Vec::new());
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {

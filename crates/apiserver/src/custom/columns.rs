@@ -99,7 +99,10 @@ fn follow<'a>(step: &Step, value: &'a Value) -> Vec<&'a Value> {
         Step::Where(path, wanted) => {
             let equals = |item: &&Value| {
                 let found = path.iter().try_fold(*item, |v, name| v.get(name));
-                found.is_some_and(|v| v.as_str() == Some(wanted) || v.to_string() == *wanted)
+                found.is_some_and(|v| match v {
+                    Value::String(text) => text == wanted,
+                    other => other.to_string().as_str() == wanted.as_str(),
+                })
             };
             items().iter().filter(equals).collect()
         }

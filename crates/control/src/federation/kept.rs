@@ -47,7 +47,7 @@ pub(super) struct Kept {
 impl Kept {
     pub(super) fn open(dir: Option<&Path>) -> Self {
         let path = dir.map(|dir| dir.join(FILE));
-        let all = match path.as_ref().map(|path| std::fs::read(path)) {
+        let all = match path.as_ref().map(std::fs::read) {
             Some(Ok(text)) => read(&text).unwrap_or_else(|reason| {
                 warn!(reason, "the bundles of other trust domains that were kept cannot be read");
                 BTreeMap::new()

@@ -256,7 +256,8 @@ impl Sidecar<'_> {
         }
         let added: Vec<Value> = [(self.tproxy, "NET_ADMIN"), (self.bind_low_ports, "NET_BIND_SERVICE")]
             .into_iter()
-            .filter_map(|(wanted, capability)| wanted.then(|| capability.into()))
+            .filter(|(wanted, _)| *wanted)
+            .map(|(_, capability)| capability.into())
             .collect();
         let as_root = !added.is_empty();
         let capabilities = fields([("add", as_root.then_some(Value::Array(added))), ("drop", Some(json!(["ALL"])))]);

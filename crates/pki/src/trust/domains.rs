@@ -52,14 +52,13 @@ mod tests {
         let of = |name: &str| vec![format!("spiffe://{name}/ns/a/sa/b")];
         let plain = TrustBundle::default();
         assert_eq!(plain.for_names(&of("anybody")), Some(&plain), "one domain: nothing is told apart");
-        let mut revoking = TrustBundle::default();
-        revoking.revocations = Arc::default();
-        let others = BTreeMap::from([(domain("partner"), revoking.clone()), (domain("old.example"), revoking.clone())]);
+        let theirs = TrustBundle::default();
+        let others = BTreeMap::from([(domain("partner"), theirs.clone()), (domain("old.example"), theirs.clone())]);
         let own = BTreeSet::from([domain("cluster.local"), domain("old.example")]);
         let bundle = plain.with_domains(Domains { own, others });
         assert_eq!(bundle.for_names(&of("cluster.local")), Some(&bundle));
         assert_eq!(bundle.for_names(&of("old.example")), Some(&bundle), "an alias is ours");
-        assert_eq!(bundle.for_names(&of("partner")), Some(&revoking));
+        assert_eq!(bundle.for_names(&of("partner")), Some(&theirs));
         assert_eq!(bundle.for_names(&of("partner.evil")), None);
         assert_eq!(bundle.for_names(&[]), None);
         assert_eq!(bundle.for_names(&[of("partner"), of("cluster.local")].concat()), None);
