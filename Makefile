@@ -49,7 +49,9 @@ e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed 
 	$(TARGET)/debug/carrick demo authority --certificate-ttl 30s --grace-ratio 0.7 --rate 5
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick
-	$(TARGET)/debug/carrick demo cases || { echo "once more, in a new mesh: a busy machine can be late"; $(TARGET)/debug/carrick demo cases; }
+	set -o pipefail; log=$(TARGET)/cases.log; $(TARGET)/debug/carrick demo cases | tee $$log || { \
+	  echo "what failed once more, in a new mesh: a busy machine can be late"; \
+	  $(TARGET)/debug/carrick demo cases $$(sed -n 's#^ *FAIL  \([^ ]*\) .*#cases/\1.yaml#p' $$log | sort -u); }
 
 e2e-kubernetes: build ## install, upgrade and uninstall in a Kubernetes API: KUBECONFIG=…, ADDRESS=… of this machine; the embedded one unless told
 	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick $(KUBECONFIG_OF) --address $(ADDRESS)
