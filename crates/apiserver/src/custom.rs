@@ -11,6 +11,7 @@ mod values;
 
 use crate::error::Cause;
 use carrick_api::schema::Schema;
+use carrick_api::schema::check::type_name;
 use carrick_api::timestamp::Timestamp;
 use columns::Column;
 use kube_cel::cel::Program;
@@ -177,7 +178,7 @@ impl Definition {
         let Err(errors) = outcome else { return Vec::new() };
         let one = |error: kube_cel::ValidationError| {
             let value = object.pointer(&values::pointer(&error.field_path)).unwrap_or(&Value::Null);
-            let shown = format!("{:?}", values::type_name(value));
+            let shown = format!("{:?}", type_name(value));
             let (reason, message) = match error.reason.as_deref() {
                 Some("FieldValueRequired") => ("FieldValueRequired", format!("Required value: {}", error.message)),
                 Some("FieldValueForbidden") => ("FieldValueForbidden", format!("Forbidden: {}", error.message)),

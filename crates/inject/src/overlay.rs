@@ -3,6 +3,7 @@
 //! Invariant: lists that have a key are merged element by element, what the overlay names comes first and in its own order, and
 //! every other list is replaced as a whole; `null` removes. Which lists have which key is Kubernetes' API (`patchMergeKey`).
 
+use carrick_api::istio::mesh_config::without_nulls;
 use serde_json::{Map, Value};
 
 /// Lists of objects that are merged, by the name of their field, and the key of their elements. The names are unambiguous within
@@ -110,18 +111,6 @@ fn keyed(field: &str, key: &'static str, below: &mut Vec<Value>, over: &[Value])
         below.push(next);
     }
     Ok(())
-}
-
-/// A copy without nulls: where there is nothing below, there is nothing to remove.
-fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let kept = map.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
-        other => other.clone(),
-    }
 }
 
 #[cfg(test)]

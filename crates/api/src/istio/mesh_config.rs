@@ -136,7 +136,8 @@ impl MeshConfig {
     }
 }
 
-fn without_nulls(value: &Value) -> Value {
+/// A copy without nulls, at any depth: a null in an object stands for nothing.
+pub fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
             let kept = map.iter().filter(|(_, value)| !value.is_null());

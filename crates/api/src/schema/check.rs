@@ -249,7 +249,8 @@ fn expected_name(ty: &Type) -> &'static str {
     }
 }
 
-fn type_name(value: &Value) -> &'static str {
+/// The JSON type of a value, as schemas call it.
+pub fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",

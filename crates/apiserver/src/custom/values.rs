@@ -5,6 +5,7 @@
 //! bounded. Types were checked before, so that a value of a wrong type is passed over here.
 
 use crate::error::Cause;
+use carrick_api::schema::check::type_name;
 use regex::Regex;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -37,19 +38,6 @@ impl Patterns {
             Value::Array(list) => list.iter().for_each(|v| self.collect(v)),
             _ => {}
         }
-    }
-}
-
-/// The JSON type of a value.
-pub fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(n) if n.is_f64() => "number",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
     }
 }
 
