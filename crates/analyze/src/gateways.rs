@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use carrick_api::core::decode_base64;
+use carrick_api::timestamp::Timestamp;
 use serde_json::Value;
+use x509_parser::pem::Pem;
 
 use crate::objects::{Labels, Object, items, labels, number, selector_text, selects, text, texts};
 use crate::report::Report;
@@ -141,7 +144,7 @@ pub(crate) fn secrets(report: &mut Report<'_>) {
             let field = format!("spec.servers[{index}].tls.credentialName");
             match objects.find("", "Secret", pod.namespace(), credential) {
                 None => report.not_found(gateway, &field, "credentialName", credential),
-                Some(secret) if !is_certificate(secret) => {
+                Some(secret) if !is_certificate(secret, report.now) => {
                     report.add("IST0161", gateway, &field, format!(
                         "The credential referenced by the Gateway {} in namespace {} is invalid, which can cause the traffic not to work as expected.",
                         gateway.name(),
@@ -154,56 +157,33 @@ pub(crate) fn secrets(report: &mut Report<'_>) {
     }
 }
 
-/// Whether a secret holds a certificate with its key, in one of the forms gateways read.
-fn is_certificate(secret: &Object) -> bool {
-    let mut data: BTreeMap<String, String> = BTreeMap::new();
+/// Whether a secret holds a key and certificates, the first of them in its time, in one of the forms gateways read.
+fn is_certificate(secret: &Object, now: Timestamp) -> bool {
+    let mut data: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (key, value) in labels(secret.at("/data")) {
-        data.insert(key.to_owned(), String::from_utf8(base64(value)).unwrap_or_default());
+        data.insert(key.to_owned(), decode_base64(value).unwrap_or_default());
     }
     for (key, value) in labels(secret.at("/stringData")) {
-        data.insert(key.to_owned(), value.to_owned());
+        data.insert(key.to_owned(), value.as_bytes().to_owned());
     }
-    let has = |key: &str, what: &str| data.get(key).is_some_and(|text| is_pem(text, what));
-    (has("tls.crt", "CERTIFICATE") && has("tls.key", "PRIVATE KEY"))
-        || (has("cert", "CERTIFICATE") && has("key", "PRIVATE KEY"))
-}
-
-/// Whether a text has a PEM block whose content is DER.
-fn is_pem(text: &str, what: &str) -> bool {
-    let Some((_, after)) = text.split_once("-----BEGIN ") else { return false };
-    let Some((label, body)) = after.split_once("-----") else { return false };
-    let Some((body, _)) = body.split_once("-----END ") else { return false };
-    let der = base64(&body.split_whitespace().collect::<String>());
-    // A SEQUENCE whose length fits what follows.
-    let length = match der.get(1..4) {
-        Some([n, ..]) if *n < 0x80 => usize::from(*n) + 2,
-        Some([0x81, n, _]) => usize::from(*n) + 3,
-        Some([0x82, high, low]) => usize::from(*high) * 256 + usize::from(*low) + 4,
-        _ => return false,
+    let usable = |certificate: &str, key: &str| {
+        data.get(certificate).is_some_and(|pem| is_valid(pem, now)) && data.get(key).is_some_and(|pem| is_key(pem))
     };
-    label.ends_with(what) && der.first() == Some(&0x30) && length == der.len()
+    usable("tls.crt", "tls.key") || usable("cert", "key")
 }
 
-/// Base64 → bytes; what is no base64 yields nothing.
-fn base64(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let (mut buffer, mut bits) = (0u32, 0u32);
-    for c in text.bytes().filter(|c| !c.is_ascii_whitespace() && *c != b'=') {
-        let value = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            _ => return Vec::new(),
-        };
-        buffer = (buffer << 6) | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((buffer >> bits) as u8);
-            buffer &= (1 << bits) - 1;
-        }
-    }
-    bytes
+/// Whether every PEM block is a certificate, and the first one is neither too young nor too old.
+fn is_valid(pem: &[u8], now: Timestamp) -> bool {
+    let blocks: Result<Vec<Pem>, _> = Pem::iter_from_buffer(pem).collect();
+    let Ok(blocks) = blocks else { return false };
+    let mut chain = blocks.iter().map(|block| block.parse_x509().ok().map(|certificate| certificate.validity().clone()));
+    let Some(Some(leaf)) = chain.next() else { return false };
+    let lives = (leaf.not_before.timestamp()..=leaf.not_after.timestamp()).contains(&now.seconds());
+    lives && chain.all(|certificate| certificate.is_some())
+}
+
+fn is_key(pem: &[u8]) -> bool {
+    Pem::iter_from_buffer(pem)
+        .flatten()
+        .any(|block| block.label.ends_with("PRIVATE KEY") && block.contents.first() == Some(&0x30))
 }

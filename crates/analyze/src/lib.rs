@@ -39,6 +39,7 @@ pub use self::message::{CODES, Message};
 pub use self::objects::{Object, Objects, Origin};
 
 use self::report::Report;
+use carrick_api::timestamp::Timestamp;
 
 /// One analyzer: its name as `--analyzer` takes it, what it does, and the doing.
 pub struct Analyzer {
@@ -201,12 +202,13 @@ pub fn names() -> Vec<(String, String)> {
 }
 
 /// Runs the analyzers named (all of them when none is), and returns what they found: worst first, nothing twice.
-pub fn analyze(objects: &Objects, only: &[String]) -> Vec<Message> {
+/// `now` is for the certificates in secrets.
+pub fn analyze(objects: &Objects, only: &[String], now: Timestamp) -> Vec<Message> {
     let known = names();
     let wanted: Vec<&str> =
         only.iter().map(String::as_str).filter(|name| known.iter().any(|(known, _)| known == name)).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.contains(&name);
-    let mut report = Report::new(objects);
+    let mut report = Report::new(objects, now);
     for analyzer in ANALYZERS.iter().filter(|analyzer| runs(analyzer.name)) {
         (analyzer.run)(&mut report);
     }

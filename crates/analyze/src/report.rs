@@ -2,6 +2,7 @@
 //!
 //! Invariant: a message is on an object that somebody gave, never on a stand-in; the same message is kept once.
 
+use carrick_api::timestamp::Timestamp;
 use carrick_base::Severity;
 
 use crate::lines;
@@ -11,12 +12,13 @@ use crate::objects::{Object, Objects};
 /// Collects messages.
 pub(crate) struct Report<'a> {
     pub(crate) objects: &'a Objects,
+    pub(crate) now: Timestamp,
     messages: Vec<Message>,
 }
 
 impl<'a> Report<'a> {
-    pub(crate) fn new(objects: &'a Objects) -> Self {
-        Self { objects, messages: Vec::new() }
+    pub(crate) fn new(objects: &'a Objects, now: Timestamp) -> Self {
+        Self { objects, now, messages: Vec::new() }
     }
 
     /// A message on an object. `field`: the path that it is about, to tell its line; empty for the object itself.

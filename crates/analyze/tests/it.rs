@@ -3,7 +3,11 @@
 //! A case names the analyzers that run (`only`) and each message by parts of its line, in order, with ` … ` between parts.
 
 use carrick_analyze::{ANALYZERS, CODES, Filter, Objects, Suppression, analyze, names, read_file};
+use carrick_api::timestamp::Timestamp;
 use serde_json::Value;
+
+/// In 2027.
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
 fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(|v| v.as_str().expect("a text").to_owned()).collect()
@@ -44,7 +48,7 @@ fn the_analysis_finds_what_it_should() {
         objects.complete();
         let only = texts(&case["only"]);
         assert!(only.iter().all(|name| names().iter().any(|(known, _)| known == name)), "{name}: {only:?}");
-        let found = analyze(&objects, &only);
+        let found = analyze(&objects, &only, NOW);
         let expected = texts(&case["messages"]);
         let fits = |(message, expected): (&carrick_analyze::Message, &String)| {
             let line = message.to_line(false);
@@ -71,7 +75,7 @@ fn messages_are_filtered() {
     read_file("f.yaml", manifest, "").0.into_iter().for_each(|object| objects.add(object));
     objects.complete();
     let shown = |filter: Filter| {
-        let mut messages = analyze(&objects, &[]);
+        let mut messages = analyze(&objects, &[], NOW);
         filter.apply(&objects, &mut messages);
         messages.iter().map(|message| message.origin.name.clone()).collect::<Vec<_>>()
     };
@@ -129,5 +133,5 @@ fn odd_shapes_are_survived() {
         }
     }
     objects.complete();
-    assert!(!analyze(&objects, &[]).is_empty());
+    assert!(!analyze(&objects, &[], NOW).is_empty());
 }

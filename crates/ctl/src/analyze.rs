@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carrick_analyze::{CODES, Filter, Message, Object, Objects, Suppression, analyze, names, read_file};
+use carrick_api::timestamp::Timestamp;
 use carrick_base::Severity;
 use kube::{
     Client,
@@ -131,7 +132,7 @@ pub async fn run(options: Options) -> Result<u8> {
     for problem in &problems {
         eprintln!("Error(s) adding files: {problem}");
     }
-    let mut messages = analyze(&objects, &options.analyzers);
+    let mut messages = analyze(&objects, &options.analyzers, Timestamp::from_system(std::time::SystemTime::now()));
     // Who names files and no namespace wants to hear of all that is in the files.
     let everywhere = options.all_namespaces || (options.namespace.is_none() && !options.use_kube);
     let shown = if everywhere { String::new() } else { namespace.clone() };

@@ -61,7 +61,8 @@ impl RouteTable {
     #[must_use]
     pub fn find<'a>(&'a self, request: &RequestHead<'_>, facts: &RouteFacts<'_>) -> RouteLookup<'a> {
         let Some(virtual_host) = self.virtual_host(request.authority) else { return RouteLookup::NotFound };
-        let plain = request.scheme != "https";
+        // Whether TLS was there is what the header says (it was made sure of before), whatever scheme the target names.
+        let plain = request.headers.get("x-forwarded-proto").is_none_or(|proto| proto != "https");
         let must_redirect = match virtual_host.require_tls {
             RequireTls::None => false,
             RequireTls::ExternalOnly => plain && !facts.internal,

@@ -36,7 +36,7 @@ pub struct Client {
     pub internal: bool,
     /// It crossed the edge here.
     pub edge: bool,
-    /// `http` or `https`, for `:scheme`.
+    /// `http` or `https`: as `x-forwarded-proto` says where it may, else as the connection.
     pub scheme: &'static str,
 }
 
@@ -100,6 +100,18 @@ fn set_request_id(hcm: &HttpConnectionManager, edge: bool, headers: &mut HeaderM
     } else if edge {
         crate::trace::unmark(headers);
     }
+}
+
+/// A request's `:scheme`: the one that is configured, else the one its target names (absolute form, or `:scheme` of HTTP/2), else the
+/// client's. What names another than `http` and `https` names none.
+#[must_use]
+pub fn scheme_of(hcm: &HttpConnectionManager, target: Option<&str>, client: &Client) -> &'static str {
+    let known = |scheme: &str| match scheme {
+        s if s.eq_ignore_ascii_case("https") => Some("https"),
+        s if s.eq_ignore_ascii_case("http") => Some("http"),
+        _ => None,
+    };
+    hcm.scheme_overwrite.as_deref().and_then(known).or_else(|| target.and_then(known)).unwrap_or(client.scheme)
 }
 
 fn scheme(headers: &HeaderMap, connection: &'static str) -> &'static str {

@@ -57,9 +57,13 @@ pub(super) fn prepare(
         LocalReply::Redirect(_) => 307,
     };
     let mut headers = request.headers.clone();
-    let (authority, target) = absolute(request.path).unwrap_or((request.authority, request.path));
+    let (named, authority, target) = match absolute(request.path) {
+        Some((scheme, authority, target)) => (Some(scheme), authority, target),
+        None => (None, request.authority, request.path),
+    };
     // What the codec refuses comes to no policy.
-    if !h2 && (!METHODS.contains(&request.method.as_bytes()) || target.contains('#')) {
+    let https_in_plaintext = !tls && named.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    if !h2 && (https_in_plaintext || !METHODS.contains(&request.method.as_bytes()) || target.contains('#')) {
         return Err(400);
     }
     reject::head(manager, version, request.method, target, Some(authority), &headers).map_err(status)?;
@@ -79,11 +83,7 @@ pub(super) fn prepare(
     if !client.internal && headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
         hop::strip_internal(&mut headers, manager.addresses.use_remote_address, &[]);
     }
-    let scheme = match manager.scheme_overwrite.as_deref() {
-        Some("https") => "https",
-        Some("http") => "http",
-        _ => client.scheme,
-    };
+    let scheme = address::scheme_of(manager, named, &client);
     Ok(Ready {
         path: path.into_owned(),
         authority: cleaned.unwrap_or_else(|| authority.to_owned()),
@@ -94,12 +94,12 @@ pub(super) fn prepare(
     })
 }
 
-/// Host and path of a target in absolute form (RFC 9112 §3.2.2).
-fn absolute(target: &str) -> Option<(&str, &str)> {
+/// Scheme, host and path of a target in absolute form (RFC 9112 §3.2.2).
+fn absolute(target: &str) -> Option<(&str, &str, &str)> {
     let (scheme, rest) = target.split_once("://")?;
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return None;
     }
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    Some((authority, if path.is_empty() { "/" } else { path }))
+    Some((scheme, authority, if path.is_empty() { "/" } else { path }))
 }

@@ -84,6 +84,11 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
         let refused = |_| Failure::Refused(LocalReply::Status(400, details::NOMINATED));
         hop::drop_nominated(&mut parts.headers).map_err(refused)?;
     }
+    // As Envoy: nobody may have a plaintext request taken for one that came over TLS.
+    let https = parts.uri.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    if https && !conn.h2 && conn.info.tls.is_none() {
+        return Err(Failure::Refused(LocalReply::Status(400, details::BAD_PATH)));
+    }
     // Absolute-form and :authority go before Host (RFC 9112 §3.2.2).
     let authority = match parts.uri.authority() {
         Some(a) => HeaderValue::from_str(a.as_str()).ok(),
@@ -129,11 +134,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
     let arrival = Arrival { remote: conn.info.peer, local_port: conn.info.local.port(), tls: conn.info.tls.is_some() };
     let client =
         address::apply(hcm, &arrival, &mut parts.headers, || request_id(conn.worker.random(), conn.worker.random()));
-    let scheme = match hcm.scheme_overwrite.as_deref() {
-        Some("https") => "https",
-        Some("http") => "http",
-        _ => client.scheme,
-    };
+    let scheme = address::scheme_of(hcm, parts.uri.scheme_str(), &client);
     Ok(Head { parts, authority, scheme, internal: client.internal, client: client.address, upgrade })
 }
 
