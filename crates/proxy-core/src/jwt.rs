@@ -143,7 +143,7 @@ impl JwtAuthn {
     #[must_use]
     pub fn has_token(&self, message: &Message<'_>) -> bool {
         let all: Vec<&Provider> = self.providers.iter().collect();
-        places(&all).iter().any(|place| place.kind.token(message).is_some())
+        places(&all).iter().any(|place| !place.kind.tokens(message).is_empty())
     }
 
     /// Checks a request against a requirement and writes what its tokens say into it. `url` is the original URL up to the path;
@@ -158,9 +158,8 @@ impl JwtAuthn {
     ) -> Verdict {
         // The path that came first, where somebody says so, as Envoy has it.
         let told = |name: &str| message.headers.get(name).and_then(|value| value.to_str().ok());
-        let scheme = told("x-forwarded-proto").unwrap_or(url.0);
         let path = told("x-envoy-original-path").unwrap_or(&message.path);
-        let realm = format!("{scheme}://{}{}", url.1, clip(path, MAX_REALM_PATH));
+        let realm = format!("{}://{}{}", url.0, url.1, clip(path, MAX_REALM_PATH));
         let mut run = Run { filter: self, now, keys, passed: Passed::default() };
         match run.requirement(requirement, message) {
             Ok(()) => Verdict::Passed(run.passed),
@@ -268,7 +267,8 @@ impl<'a> Run<'a> {
             }
         }
         let places = places(providers);
-        let found: Vec<_> = places.iter().filter_map(|p| Some((p, p.kind.token(message)?))).collect();
+        let found: Vec<_> =
+            places.iter().flat_map(|p| p.kind.tokens(message).into_iter().map(move |t| (p, t))).collect();
         let mut result = Err(Status::Missed);
         // From the last place to the first, as Envoy does: where failures are forgiven, the last look decides.
         for (place, text) in found.into_iter().rev() {

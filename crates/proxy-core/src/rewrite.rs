@@ -85,8 +85,8 @@ pub fn redirect(redirect: &Redirect, matched: &PathMatch, request: &RequestHead<
         (Some(port), _) => Some(port.to_string()),
         // A change of scheme drops a port that was the old scheme's default, as Envoy does; a new host brings its own port.
         (None, Some(_)) if redirect.host.is_some() => None,
-        (None, Some("80")) if redirect.scheme.as_deref() == Some("https") => None,
-        (None, Some("443")) if redirect.scheme.as_deref() == Some("http") => None,
+        (None, Some("80")) if request.scheme == "http" && scheme == "https" => None,
+        (None, Some("443")) if request.scheme == "https" && scheme == "http" => None,
         (None, port) => port.map(str::to_owned),
     };
     let (only, query) = split_path(request.path);

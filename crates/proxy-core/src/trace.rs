@@ -254,8 +254,7 @@ pub fn downstream(facts: &Facts<'_>, max_path: usize) -> Vec<(&'static str, Stri
         }
         let path = header("x-envoy-original-path").unwrap_or(request.path);
         let path = path.get(..max_path.min(path.len())).unwrap_or(path);
-        let scheme = header("x-forwarded-proto").unwrap_or(request.scheme);
-        out.push(("http.url", format!("{scheme}://{}{path}", request.authority)));
+        out.push(("http.url", format!("{}://{}{path}", request.scheme, request.authority)));
         out.push(("http.method", request.method.to_owned()));
         out.push(("downstream_cluster", or(header("x-envoy-downstream-service-cluster"))));
         out.push(("user_agent", or(header("user-agent"))));

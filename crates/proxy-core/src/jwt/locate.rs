@@ -74,27 +74,30 @@ pub fn places<'a>(providers: &[&'a Provider]) -> Vec<Place<'a>> {
 }
 
 impl PlaceKind<'_> {
-    /// The token's text there.
+    /// The texts of the tokens there: of a header each of its lines, since Envoy wants them all to be good; else the first.
     #[must_use]
-    pub fn token(&self, message: &Message<'_>) -> Option<String> {
+    pub fn tokens(&self, message: &Message<'_>) -> Vec<String> {
         match self {
             Self::Header(name, prefix) => {
-                let all = crate::request::joined(message.headers, name, |v| String::from_utf8_lossy(v).into_owned())?;
-                if prefix.is_empty() {
-                    return Some(all);
-                }
-                let at = all.find(prefix)?;
-                all.get(at.saturating_add(prefix.len())..).map(str::to_owned)
+                let lines =
+                    message.headers.get_all(name).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+                let token =
+                    |line: Cow<'_, str>| Some(line.get(line.find(prefix)?.saturating_add(prefix.len())..)?.to_owned());
+                lines.filter_map(token).collect()
             }
             Self::Param(name) => {
-                let found = query_pairs(split_path(&message.path).1?).find(|(key, _)| key == name);
-                found.map(|(_, value)| value.into_owned())
+                let mut pairs = query_pairs(split_path(&message.path).1.unwrap_or_default());
+                let found = pairs.find(|(key, _)| key == name);
+                found.map(|(_, value)| value.into_owned()).into_iter().collect()
             }
             Self::Cookie(name) => {
                 let headers = message.headers.get_all(COOKIE);
                 let pairs = headers.into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
-                let found = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| key == name)?.1;
-                Some(found.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(found).to_owned())
+                let found = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| key == name);
+                let bare = |(_, value): (_, &str)| {
+                    value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value).to_owned()
+                };
+                found.map(bare).into_iter().collect()
             }
         }
     }

@@ -6,6 +6,7 @@ use carrick_proxy_core::model::listener::Direction;
 use carrick_proxy_core::model::route::{Action, DirectResponse, PathMatch, RouteTable};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -233,6 +234,59 @@ async fn slow_bodies_are_ended() {
         assert_eq!(outcome(at, request).await, ("504".to_owned(), true), "{body:?}");
     }
     assert_eq!(get(at, "/").await.0, 200);
+}
+
+/// Clients that ask and read nothing: what the application may send for them is bounded, and the stream's idle time ends them.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_piles_up_for_who_does_not_read() {
+    const CHUNK: &[u8] = &[b'x'; 16 << 10];
+    let (sent, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (writing, ending) = (Arc::clone(&sent), Arc::clone(&ended));
+    let app = raw_server(move |_, mut tcp| {
+        let (writing, ending) = (Arc::clone(&writing), Arc::clone(&ending));
+        async move {
+            if !read_head(&mut tcp).await {
+                return;
+            }
+            let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            loop {
+                let piece = [b"4000\r\n", CHUNK, b"\r\n"].concat();
+                if tcp.write_all(&piece).await.is_err() {
+                    ending.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+                writing.fetch_add(CHUNK.len(), Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let (echo, _) = echo_app().await;
+    let (at, echo_at) = (free_port(), free_port());
+    let listening = |name: &str, at: SocketAddr, to: &str| {
+        let mut manager = hcm(all_to(to));
+        manager.stream_idle_timeout = Some(Duration::from_millis(500));
+        let kind = carrick_proxy_core::model::listener::ChainKind::Http(Box::new(manager));
+        listener(name, at, Direction::Unspecified, vec![chain("c", kind)])
+    };
+    let clusters = vec![(cluster("endless"), Some(endpoints(&[app]))), (cluster("app"), Some(endpoints(&[echo])))];
+    let listeners = vec![listening("endless", at, "endless"), listening("echo", echo_at, "app")];
+    let _running = start(config(listeners, clusters), Default::default());
+
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    until("the application to be told", || ended.load(Ordering::SeqCst) == 1).await;
+    let sent = sent.load(Ordering::SeqCst);
+    assert!((1..32 << 20).contains(&sent), "{sent} bytes were taken for a client that reads none");
+
+    // One request after the other without reading an answer.
+    let before = resident();
+    let mut tcp = TcpStream::connect(echo_at).await.unwrap();
+    let requests = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n".repeat(500);
+    let endless = async { while tcp.write_all(&requests).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(10), endless).await.expect("ended");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more");
+    assert_eq!(get(echo_at, "/").await.0, 200, "others are served");
 }
 
 #[tokio::test(flavor = "multi_thread")]
