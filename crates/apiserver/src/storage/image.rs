@@ -97,6 +97,17 @@ impl Image {
         self.resources.get(&key.resource)?.objects.get(&(key.namespace.clone(), key.name.clone()))
     }
 
+    /// All records, by resource, namespace and name.
+    pub fn everything(&self) -> (u64, Vec<(Key, Record)>) {
+        let mut resources: Vec<_> = self.resources.iter().collect();
+        resources.sort_by(|a, b| a.0.cmp(b.0));
+        let of = |(resource, image): (&Arc<str>, &ResourceImage)| {
+            let key = |slot: &Slot| Key { resource: resource.clone(), namespace: slot.0.clone(), name: slot.1.clone() };
+            image.objects.iter().map(|(slot, record)| (key(slot), record.clone())).collect::<Vec<_>>()
+        };
+        (self.revision, resources.into_iter().flat_map(of).collect())
+    }
+
     pub fn len(&self, resource: &str) -> usize {
         self.resources.get(resource).map_or(0, |r| r.objects.len())
     }
@@ -185,7 +196,24 @@ impl Image {
         self.compacted = self.compacted.max(through);
     }
 
-    /// Changes of `resource` after `since`, at most `limit`.
+    /// Nothing visible has happened up to `revision`.
+    pub fn advance(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes another state in, of which it is not known how it came about: every watch has to begin anew.
+    pub fn replace(&mut self, loaded: Loaded) {
+        let old = std::mem::replace(self, Self::new(loaded));
+        let (lost, revision) = (self.compacted, self.revision);
+        for (resource, was) in old.resources {
+            let now = self.resource(&resource);
+            now.lost_through = now.lost_through.max(lost);
+            now.notify = was.notify;
+            now.notify.send_replace(revision);
+        }
+    }
+
+    /// Changes of `resource` after `since`, about `limit` at most: those of one revision stay together.
     pub fn tail(&self, resource: &str, since: u64, limit: usize) -> Result<Tail, StorageError> {
         let Some(image) = self.resources.get(resource) else {
             return if since < self.compacted {
@@ -198,7 +226,13 @@ impl Image {
             return Err(StorageError::Compacted { asked: since, oldest: image.lost_through });
         }
         let start = image.log.partition_point(|c| c.revision <= since);
-        let changes: Vec<_> = image.log.range(start..).take(limit).cloned().collect();
+        let mut last = 0;
+        let whole = image.log.range(start..).enumerate().take_while(|(at, change)| {
+            let goes_on = *at < limit || limit > 0 && change.revision == last;
+            last = change.revision;
+            goes_on
+        });
+        let changes: Vec<_> = whole.map(|(_, change)| change.clone()).collect();
         let complete = start.saturating_add(changes.len()) >= image.log.len();
         let through = match changes.last() {
             Some(last) if !complete => last.revision,
