@@ -316,7 +316,7 @@ mod tests {
         let engine = Engine::start(RedbFile::open(folder.path()).unwrap(), EngineOptions::default()).unwrap();
         assert_eq!((engine.revision(), engine.count("configmaps")), (again, 2));
         assert_eq!(engine.get(&smaller.records[0].0), Some(smaller.records[0].1.clone()));
-        assert!(matches!(engine.tail("configmaps", revision, 9), Err(StorageError::Compacted { .. })));
+        assert!(matches!(engine.tail("configmaps", None, revision, 9), Err(StorageError::Compacted { .. })));
         assert!(matches!(
             sample().restore_folder(folder.path(), true),
             Err(BackupError::Storage(StorageError::Locked(_)))

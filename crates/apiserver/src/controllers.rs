@@ -23,22 +23,33 @@ pub use self::admission::Admission;
 pub use self::bootstrap::bootstrap;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carrick_runtime::tasks::TaskSet;
 use tokio::sync::watch;
 
 use crate::store::Store;
 
+/// The usual length of the loops' turn: after a server that has it is killed, another one begins within this.
+pub const TURN: Duration = Duration::from_secs(9);
+
 /// The mesh's root certificates as PEM; `None` until the authority is known.
 pub type RootPem = Option<Arc<str>>;
 
 /// Starts the loops. `root` and `lists` may change at any time; every namespace's `istio-ca-root-cert` and `istio-ca-crl` follow them.
-pub fn start(store: &Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
+/// Where several servers share a storage, one of them has the turn to run most loops, for `length` at least.
+pub fn start(
+    store: &Store,
+    root: watch::Receiver<RootPem>,
+    lists: watch::Receiver<RootPem>,
+    length: Duration,
+    tasks: &mut TaskSet,
+) {
     // What is served depends on it: every server does that for itself.
     let own = store.clone();
     tasks.spawn("definitions", turn::run_here(store.clone(), move || definitions::run(own.clone())));
     let own = store.clone();
-    tasks.spawn("loops", turn::run(store.clone(), move || loops(own.clone(), root.clone(), lists.clone())));
+    tasks.spawn("loops", turn::run(store.clone(), length, move || loops(own.clone(), root.clone(), lists.clone())));
 }
 
 /// Ends when one of them does.

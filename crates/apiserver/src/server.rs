@@ -51,6 +51,8 @@ pub struct ApiOptions {
     pub engine: EngineOptions,
     /// Where objects are kept instead of the data folder.
     pub etcd: Option<EtcdOptions>,
+    /// How long a server that shares its storage has the loops' turn without renewing it.
+    pub turn: Duration,
 }
 
 impl ApiOptions {
@@ -65,6 +67,7 @@ impl ApiOptions {
             clock: SystemClock::shared(),
             engine: EngineOptions::default(),
             etcd: None,
+            turn: controllers::TURN,
         }
     }
 }
@@ -119,7 +122,7 @@ impl ApiServer {
     /// # Errors
     /// `StartError`; nothing keeps running then.
     pub async fn start(options: ApiOptions) -> Result<Self, StartError> {
-        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine, etcd } = options;
+        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine, etcd, turn } = options;
         let pki = data_dir.join("pki");
         for folder in [&data_dir, &pki] {
             files::private_folder(folder).map_err(|source| StartError::File { path: folder.clone(), source })?;
@@ -168,7 +171,7 @@ impl ApiServer {
             servers.spawn(format!("api {address}"), serve::run(listener, tls.clone(), api.clone(), drain.clone()));
         }
         let mut loops = TaskSet::new();
-        controllers::start(&store, root_pem, crl_pem, &mut loops);
+        controllers::start(&store, root_pem, crl_pem, turn, &mut loops);
         api.set_ready();
         tracing::info!(%address, data = %data_dir.display(), revision = store.revision(), "the API answers");
         Ok(Self { api, address, kubeconfig, trigger, servers, loops, _lock: lock })

@@ -70,7 +70,16 @@ pub struct Change {
     /// The record before, absent for `Created`.
     pub previous: Option<Record>,
     /// Decoded forms shared by the watchers that are up to date; dropped when the change is no longer recent.
-    pub decoded: OnceLock<Arc<serde_json::Value>>,
+    pub decoded: OnceLock<Arc<Decoded>>,
+}
+
+/// Forms of a change that are made once for all who want them.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The object.
+    pub object: Arc<serde_json::Value>,
+    /// The line of a watch that shows it as it is stored.
+    pub line: OnceLock<Bytes>,
 }
 
 impl Change {

@@ -156,7 +156,15 @@ impl Store {
     /// # Errors
     /// `Expired` when the history does not reach back to `revision`.
     pub fn watch(&self, resource: &str, revision: u64) -> ApiResult<Watch> {
-        Watch::start(self, resource, revision)
+        Watch::start(self, resource, None, revision)
+    }
+
+    /// As [`Store::watch`], of one namespace.
+    ///
+    /// # Errors
+    /// As [`Store::watch`].
+    pub fn watch_within(&self, resource: &str, namespace: Option<&str>, revision: u64) -> ApiResult<Watch> {
+        Watch::start(self, resource, namespace, revision)
     }
 
     /// Creates an object: sets its metadata, checks that its namespace is there. No admission.

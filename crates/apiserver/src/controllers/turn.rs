@@ -15,19 +15,18 @@ use crate::store::{Intent, Store, WriteOptions, resource_version_of, rfc3339};
 const LEASES: &str = "leases.coordination.k8s.io";
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "carrick-api-controllers";
-const LENGTH: Duration = Duration::from_secs(9);
-const PAUSE: Duration = Duration::from_secs(1);
 /// Before a loop that ended by an error of the storage begins anew.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Runs `work` for as long as this server has the turn, again and again. It begins anew when it ends by itself: loops end
 /// when the storage fails them.
-pub async fn run<F: Future<Output = ()>>(store: Store, mut work: impl FnMut() -> F) {
-    let mut election = Election { identity: uuid::Uuid::new_v4().to_string(), seen: None, renewed: None };
+pub async fn run<F: Future<Output = ()>>(store: Store, length: Duration, mut work: impl FnMut() -> F) {
+    let pause = length / 9;
+    let mut election = Election { length, identity: uuid::Uuid::new_v4().to_string(), seen: None, renewed: None };
     loop {
         if store.engine().is_shared() {
             while !election.attempt(&store).await {
-                store.clock().sleep(PAUSE).await;
+                store.clock().sleep(pause).await;
             }
             info!(lease = NAME, "this server runs the API's loops");
         }
@@ -36,7 +35,7 @@ pub async fn run<F: Future<Output = ()>>(store: Store, mut work: impl FnMut() ->
                 return std::future::pending::<()>().await;
             }
             while election.attempt(&store).await {
-                store.clock().sleep(PAUSE).await;
+                store.clock().sleep(pause).await;
             }
             info!(lease = NAME, "another server is to run the API's loops");
         };
@@ -56,6 +55,7 @@ pub async fn run_here<F: Future<Output = ()>>(store: Store, mut work: impl FnMut
 }
 
 struct Election {
+    length: Duration,
     identity: String,
     /// The Lease's version as it was last seen to change, and when.
     seen: Option<(u64, Duration)>,
@@ -66,14 +66,14 @@ impl Election {
     /// One look at the Lease, and a write to it if it is ours or nobody's; whether we have the turn.
     async fn attempt(&mut self, store: &Store) -> bool {
         let begun = store.clock().monotonic();
-        match tokio::time::timeout(LENGTH / 3, self.take(store)).await {
+        match tokio::time::timeout(self.length / 3, self.take(store)).await {
             Ok(Ok(true)) => self.renewed = Some(begun),
             Ok(Ok(false)) => self.renewed = None,
             Ok(Err(error)) => debug!(%error, "lease"),
             Err(_) => debug!("the storage does not answer about the lease"),
         }
         let now = store.clock().monotonic();
-        self.renewed.is_some_and(|at| now.saturating_sub(at) < LENGTH * 2 / 3)
+        self.renewed.is_some_and(|at| now.saturating_sub(at) < self.length * 2 / 3)
     }
 
     async fn take(&mut self, store: &Store) -> ApiResult<bool> {
@@ -87,7 +87,7 @@ impl Election {
                 self.seen = Some((version, now));
             }
             let holder = spec("holderIdentity").and_then(|h| h.as_str().map(str::to_owned)).unwrap_or_default();
-            let length = spec("leaseDurationSeconds").and_then(|s| s.as_u64()).map_or(LENGTH, Duration::from_secs);
+            let length = spec("leaseDurationSeconds").and_then(|s| s.as_u64()).map_or(self.length, Duration::from_secs);
             let mine = holder == self.identity;
             let free = holder.is_empty() || self.seen.is_some_and(|(_, at)| now.saturating_sub(at) > length);
             ours = mine || free;
@@ -108,7 +108,7 @@ impl Election {
             }
             meta["annotations"]["carrick.dev/renewal"] = renewal.into();
             lease["spec"] = json!({
-                "holderIdentity": self.identity, "leaseDurationSeconds": LENGTH.as_secs(), "acquireTime": acquired,
+                "holderIdentity": self.identity, "leaseDurationSeconds": self.length.as_secs().max(1), "acquireTime": acquired,
                 "renewTime": stamp, "leaseTransitions": moves.saturating_add(u64::from(!mine)),
             });
             Ok(Intent::Put(lease))

@@ -60,6 +60,8 @@ struct Stream {
     initial: VecDeque<Value>,
     initial_revision: Option<u64>,
     first: bool,
+    /// Events are shown as they are stored, so that all such watches share their bytes.
+    as_stored: bool,
     ends: Instant,
     next_bookmark: Instant,
     done: bool,
@@ -82,7 +84,7 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
             (page.revision, objects, Some(page.revision))
         }
     };
-    let watch = match store.watch(&id, since) {
+    let watch = match store.watch_within(&id, request.namespace.as_deref(), since) {
         Err(error @ ApiError::Expired(_)) => return Ok(respond::json(200, &error_event(&error))),
         watch => watch?,
     };
@@ -90,6 +92,9 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
     let stream = Stream {
         ends: now + request.timeout,
         next_bookmark: now + BOOKMARK_EVERY,
+        as_stored: matches!(request.form, Form::Plain)
+            && request.selectors.is_empty()
+            && request.resource.versions.first() == Some(&request.version),
         request,
         store: store.clone(),
         watch,
@@ -167,6 +172,7 @@ impl Stream {
 
     fn take(&mut self, event: ApiResult<Event>, out: &mut Vec<u8>) {
         match event {
+            Ok(event) if self.as_stored => out.extend_from_slice(&event.line()),
             Ok(event) => {
                 if let Some((kind, object)) = self.seen(&event) {
                     self.emit(kind.as_str(), object, out);

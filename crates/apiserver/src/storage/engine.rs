@@ -163,17 +163,23 @@ impl Engine {
         self.read(|image| image.page(resource, namespace, after, limit, at))
     }
 
-    /// Changes of a resource after `since`.
+    /// Changes of a resource, of one namespace or all, after `since`.
     ///
     /// # Errors
     /// `Compacted` when `since` is older than the kept history.
-    pub fn tail(&self, resource: &str, since: u64, limit: usize) -> Result<Tail, StorageError> {
-        self.read(|image| image.tail(resource, since, limit))
+    pub fn tail(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        since: u64,
+        limit: usize,
+    ) -> Result<Tail, StorageError> {
+        self.read(|image| image.tail(resource, namespace, since, limit))
     }
 
-    /// Tells of changes of one resource; the value is the revision of its last one.
-    pub fn subscribe(&self, resource: &str) -> watch::Receiver<u64> {
-        self.image.write().unwrap_or_else(PoisonError::into_inner).subscribe(resource)
+    /// Tells of changes of one resource, of one namespace (and now and then of others') or all.
+    pub fn subscribe(&self, resource: &str, namespace: Option<&str>) -> watch::Receiver<u64> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner).subscribe(resource, namespace)
     }
 
     /// Does all of `ops` or none; returns when the outcome is durable. Once sent it happens even if the caller goes away.
