@@ -8,6 +8,7 @@ mod apply;
 mod continuation;
 mod decode;
 mod discovery;
+mod listing;
 mod negotiate;
 mod objects;
 mod openapi;

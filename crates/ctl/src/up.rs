@@ -108,6 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
     let stop = stopped()?;
+    crate::process::take_descriptors();
     if options.api_only {
         return api_alone(&options, stop).await;
     }

@@ -98,6 +98,7 @@ fn rounded(value: f64) -> Value {
 }
 
 async fn measure(options: &Options, folder: &std::path::Path) -> Result<Value> {
+    process::take_descriptors();
     let mut server = Served::start(folder, options.etcd.clone().resolve()).await?;
     let client = server.client().await?;
     let mut shown = serde_json::Map::new();
@@ -125,18 +126,26 @@ async fn measure(options: &Options, folder: &std::path::Path) -> Result<Value> {
 
     let seen = Arc::new(AtomicU64::new(0));
     let mut watches = JoinSet::new();
+    let mut watching = client.clone();
     for number in 0..options.watches {
+        // As many programs would, each by connections of its own.
+        if number % 20 == 0 {
+            watching = server.client().await?;
+        }
         let path = format!(
             "/api/v1/namespaces/{}/configmaps?watch=1&resourceVersion={}",
             namespace(options, number),
             at(&client).await?
         );
-        watches.spawn(follow(client.clone(), path, seen.clone()));
+        watches.spawn(follow(watching.clone(), path, seen.clone()));
     }
     let mut slow = Vec::new();
     for _ in 0..options.slow {
         let request = Request::get("/api/v1/configmaps?watch=1").body(Body::empty())?;
-        slow.push(client.send(request).await.context("a slow watch")?);
+        // A connection that nobody reads stands still for everybody on it.
+        let alone = server.client().await?;
+        let answer = alone.send(request).await.context("a slow watch")?;
+        slow.push((alone, answer));
     }
     let load = load(&client, options, server.pid()).await?;
     let expected = load.writes.saturating_mul(u64::from(options.watches) / u64::from(options.namespaces.max(1)));
