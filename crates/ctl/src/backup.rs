@@ -38,7 +38,7 @@ pub struct Backup {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    etcd: etcd::Options,
+    etcd: etcd::EtcdFlags,
     /// Output format.
     #[arg(short, long, value_enum, default_value = "short")]
     output: Format,
@@ -53,7 +53,7 @@ pub struct Restore {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    etcd: etcd::Options,
+    etcd: etcd::EtcdFlags,
     /// Output format.
     #[arg(short, long, value_enum, default_value = "short")]
     output: Format,

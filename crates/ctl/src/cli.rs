@@ -217,7 +217,7 @@ struct Up {
     #[arg(long)]
     api_only: bool,
     #[command(flatten)]
-    etcd: etcd::Options,
+    etcd: etcd::EtcdFlags,
     /// Leave the host's network alone: no bridge, no cluster IPs; `carrick run` needs both.
     #[arg(long)]
     no_network: bool,

@@ -9,7 +9,7 @@ use clap::Args;
 
 /// Which etcd.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Options {
+pub struct EtcdFlags {
     /// Keep the API's objects in this etcd instead of the data folder: endpoints of one cluster, http://HOST:PORT or
     /// https://HOST:PORT. Several servers may share it.
     #[arg(long, value_delimiter = ',', value_name = "URL")]
@@ -31,7 +31,7 @@ pub struct Options {
     etcd_compaction_interval: Duration,
 }
 
-impl Options {
+impl EtcdFlags {
     /// The etcd, if one was named.
     pub fn resolve(self) -> Option<EtcdOptions> {
         if self.etcd_servers.is_empty() {

@@ -65,7 +65,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
-    etcd: etcd::Options,
+    etcd: etcd::EtcdFlags,
     /// Output format.
     #[arg(short, long, value_enum, default_value = "short")]
     output: Format,
