@@ -46,6 +46,9 @@ pub enum BackupError {
     /// The file is no backup, or not a whole one.
     #[error("this is no whole backup: {0}")]
     Damaged(String),
+    /// There is nothing to back up.
+    #[error("there are no objects in {0}: choose another folder with --data-dir, or name --etcd-servers")]
+    Nothing(String),
     /// There is something already.
     #[error("{place} holds {objects} objects already; --force replaces them")]
     NotEmpty {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use carrick_api::timestamp::Timestamp;
 use carrick_apiserver::{
     backup::{BackupError, Snapshot},
-    storage::StorageError,
+    storage::{FolderLock, StorageError},
 };
 use clap::Args;
 use serde_json::json;
@@ -105,15 +105,19 @@ fn beside(path: &Path) -> PathBuf {
 /// The data file itself, or, while a server has it, what that server says.
 async fn of_folder(data_dir: &Path) -> Result<Snapshot> {
     let folder = data_dir.to_owned();
-    if !folder.join("api.redb").exists() && !folder.join("api.lock").exists() {
-        bail!(
-            "there is nothing in {}: choose another folder with --data-dir, or name --etcd-servers",
-            folder.display()
-        );
-    }
-    match tokio::task::spawn_blocking(move || Snapshot::of_folder(&folder)).await? {
-        Err(BackupError::Storage(StorageError::Locked(_))) => {}
-        other => return Ok(other?),
+    let read = move || -> Result<Option<Snapshot>, BackupError> {
+        if !folder.join("api.redb").exists() {
+            // Not there to be made by looking at it; perhaps a server keeps its objects elsewhere.
+            let held = folder.is_dir() && matches!(FolderLock::take(&folder), Err(StorageError::Locked(_)));
+            return if held { Ok(None) } else { Err(BackupError::Nothing(folder.display().to_string())) };
+        }
+        match Snapshot::of_folder(&folder) {
+            Err(BackupError::Storage(StorageError::Locked(_))) => Ok(None),
+            other => other.map(Some),
+        }
+    };
+    if let Some(snapshot) = tokio::task::spawn_blocking(read).await?? {
+        return Ok(snapshot);
     }
     let client = cluster::client(&data_dir.join("kubeconfig")).await?;
     let request = http::Request::get("/carrick/backup").body(Vec::new())?;

@@ -74,7 +74,7 @@ impl Client {
             Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
         match tokio::time::timeout(CONNECT, grpc.ready()).await {
             Ok(Ok(())) => Ok(grpc),
-            Ok(Err(error)) => Err(StorageError::Unreachable(causes(&error))),
+            Ok(Err(error)) => Err(StorageError::Unreachable(innermost(&error))),
             Err(_) => Err(StorageError::Unreachable("no connection to etcd".into())),
         }
     }
@@ -145,7 +145,7 @@ pub fn told(status: &tonic::Status) -> StorageError {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         if error.is::<tonic::ConnectError>() {
-            return StorageError::Unreachable(causes(status));
+            return StorageError::Unreachable(innermost(error));
         }
         cause = error.source();
     }
@@ -159,15 +159,13 @@ pub fn told(status: &tonic::Status) -> StorageError {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
+/// What it comes down to; the layers above say the same again.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut inner = error;
+    while let Some(next) = inner.source() {
+        inner = next;
     }
-    text
+    format!("etcd: {inner}")
 }
 
 impl Dialler {

@@ -10,6 +10,7 @@ use super::super::{Change, ChangeKind, Expect, Op, StorageError};
 use super::{Shared, revision_of, signed, unsigned, wire};
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -19,6 +20,9 @@ use tokio::task::JoinSet;
 const SHOWN: Duration = Duration::from_secs(3);
 /// How long a read waits for the watch before it asks for a sign by a write of its own.
 const SIGN: Duration = Duration::from_millis(50);
+
+/// For a watch that was cut to come back.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Leases are shared by what is written within this part of their length.
 const LEASE_SHARE: u32 = 20;
@@ -48,6 +52,7 @@ pub async fn run(shared: Shared, mut commands: mpsc::Receiver<Command>, together
 }
 
 async fn commit(shared: &Shared, leases: &Leases, ops: &[Op]) -> Result<Vec<Arc<Change>>, StorageError> {
+    shared.in_reach().await?;
     let mut txn = wire::TxnRequest::default();
     for op in ops {
         let key = shared.layout.path(&op.key);
@@ -128,6 +133,18 @@ async fn lease(shared: &Shared, leases: &Leases, ttl: Duration) -> Result<i64, S
 }
 
 impl Shared {
+    /// While the watch is known to be cut, nobody is kept waiting for an answer that does not come.
+    async fn in_reach(&self) -> Result<(), StorageError> {
+        let until = Instant::now() + PATIENCE;
+        while !self.healthy.load(Ordering::Relaxed) {
+            if Instant::now() >= until {
+                return Err(StorageError::Unreachable("etcd does not answer".into()));
+            }
+            tokio::time::sleep(SIGN).await;
+        }
+        Ok(())
+    }
+
     /// A write that nobody's object is, for its place in the order.
     pub(super) async fn tick(&self) -> Result<u64, StorageError> {
         let request = wire::PutRequest { key: self.layout.own("tick"), value: Bytes::new(), lease: 0 };
@@ -157,6 +174,7 @@ pub async fn freshen(shared: Shared, mut asked: mpsc::Receiver<Freshener>) {
             waiting.push(next);
         }
         let outcome = async {
+            shared.in_reach().await?;
             let key = shared.layout.own("tick");
             let read = wire::RangeRequest { key, keys_only: true, ..wire::RangeRequest::default() };
             let revision = revision_of(shared.client.range(read).await?.header.as_ref());
