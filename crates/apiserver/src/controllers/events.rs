@@ -15,17 +15,17 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// Runs for ever.
 pub async fn run(store: Store) {
     loop {
-        sweep(&store).await;
+        sweep(&store, store.now()).await;
         store.clock().sleep(PAUSE).await;
     }
 }
 
-/// Removes what is too old.
-pub(super) async fn sweep(store: &Store) {
+/// Removes what is too old `now`.
+async fn sweep(store: &Store, now: OffsetDateTime) {
     for resource in ["events", "events.events.k8s.io"] {
         for event in store.list(resource, None).items {
             let Some(written) = written(&event) else { continue };
-            if store.now() - written <= EVENT_LIFE {
+            if now - written <= EVENT_LIFE {
                 continue;
             }
             let options = DeleteOptions {
@@ -44,4 +44,30 @@ fn written(event: &Value) -> Option<OffsetDateTime> {
         .iter()
         .filter_map(|field| OffsetDateTime::parse(event.pointer(field)?.as_str()?, &Rfc3339).ok())
         .max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::fixture::Fixture;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn events_go_an_hour_after_they_were_last_written() {
+        let fixture = Fixture::new(false).await;
+        let event = |name: &str, last: &str| {
+            json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"},
+                "involvedObject": {}, "lastTimestamp": last})
+        };
+        for (name, last) in [("once", "2020-01-01T00:00:00Z"), ("again", "2999-01-01T00:00:00Z")] {
+            fixture.store.create("events", event(name, last)).await.unwrap();
+        }
+        let there =
+            || fixture.store.list("events", None).items.iter().map(|e| name_of(e).to_owned()).collect::<Vec<_>>();
+        let now = fixture.store.now();
+        sweep(&fixture.store, now + EVENT_LIFE - Duration::from_secs(10)).await;
+        assert_eq!(there(), ["again", "once"]);
+        sweep(&fixture.store, now + EVENT_LIFE + Duration::from_secs(10)).await;
+        assert_eq!(there(), ["again"]);
+    }
 }

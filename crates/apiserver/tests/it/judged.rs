@@ -12,17 +12,17 @@ pub async fn judged(bench: &Bench, options: Options) -> Outcome {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watchers_that_drop_and_resume_lose_nothing() {
     let bench = Bench::start().await;
-    let outcome = judged(&bench, Options { events: 3_000, ..Options::default() }).await;
+    let outcome = judged(&bench, Options { events: 2_000, ..Options::default() }).await;
     assert_eq!(outcome.findings, []);
     assert_eq!((outcome.doubtful, outcome.relists), (0, 0));
-    assert!(outcome.changes >= 3_000 && outcome.streams > 50 && outcome.refused > 0, "{outcome:?}");
+    assert!(outcome.changes >= 2_000 && outcome.streams > 50 && outcome.refused > 0, "{outcome:?}");
     bench.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watchers_that_compaction_sends_back_lose_nothing() {
     let bench = Bench::with(|o| o.engine = EngineOptions { history_changes: 40, ..EngineOptions::default() }).await;
-    let outcome = judged(&bench, Options { events: 3_000, lag: 60, stretch: 60, ..Options::default() }).await;
+    let outcome = judged(&bench, Options { events: 2_000, lag: 60, stretch: 60, ..Options::default() }).await;
     assert_eq!(outcome.findings, []);
     assert!(outcome.relists > 3, "{outcome:?}");
     bench.stop().await;

@@ -222,7 +222,7 @@ fn a_damaged_file_is_told_of_or_whole() {
         .flatten()
         .collect();
     let every = std::env::var("CARRICK_EVERY_OFFSET").is_ok();
-    let stride = if every { 1 } else { (tail.len() / 150).max(1) };
+    let stride = if every { 1 } else { (tail.len() / 100).max(1) };
     let (mut refused, mut good) = (0, 0);
     let mut check = |bytes: Vec<u8>, what: String| {
         let outcome = std::panic::catch_unwind(|| Disk::holding(bytes).file().and_then(|mut file| file.load()));
@@ -242,12 +242,12 @@ fn a_damaged_file_is_told_of_or_whole() {
         check(bytes, format!("a bit at {offset}"));
     }
     let header = 512.min(whole.len());
-    for offset in (0..header).step_by(if every { 1 } else { 5 }) {
+    for offset in (0..header).step_by(if every { 1 } else { 9 }) {
         let mut bytes = whole.clone();
         bytes[offset] ^= 0x40;
         check(bytes, format!("a bit of the header at {offset}"));
     }
-    let step = if every { 512 } else { whole.len() / 60 };
+    let step = if every { 512 } else { whole.len() / 25 };
     for length in (1..whole.len()).step_by(step.max(1)) {
         check(whole[..length].to_vec(), format!("cut to {length}"));
     }
