@@ -144,6 +144,9 @@ pub enum StorageError {
     /// The medium is elsewhere and did not answer in time: whether the change was made is not known.
     #[error("the storage did not answer: {0}")]
     Unanswered(String),
+    /// The medium takes no values of this size.
+    #[error("{0}")]
+    TooLarge(String),
     /// The engine has been shut down.
     #[error("storage is closed")]
     Closed,

@@ -373,6 +373,7 @@ pub(crate) fn storage_error(resource: &str, name: &str, error: StorageError) -> 
             ApiError::Expired(format!("too old resource version: {asked} ({oldest})"))
         }
         StorageError::Closed => ApiError::Unavailable("the server is shutting down".into()),
+        StorageError::TooLarge(message) => ApiError::TooLarge(message),
         StorageError::Unreachable(_) => ApiError::Unavailable(error.to_string()),
         StorageError::Unanswered(_) => ApiError::Timeout { message: error.to_string(), cause: None },
         StorageError::Locked(message) | StorageError::Medium(message) => ApiError::Internal(message),

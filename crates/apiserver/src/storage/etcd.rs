@@ -192,6 +192,7 @@ pub fn agree(options: &EtcdOptions, entries: Vec<(&str, Vec<u8>)>) -> Result<Vec
         .map_err(|e| StorageError::Medium(e.to_string()))?;
     runtime.block_on(async {
         let (client, layout) = (Client::new(options.clone()), Layout::new(&options.prefix));
+        client.appears(layout.own("tick")).await;
         let mut txn = wire::TxnRequest::default();
         for (name, content) in &entries {
             let key = layout.own(name);

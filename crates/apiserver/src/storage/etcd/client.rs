@@ -33,6 +33,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(3);
 /// A watch that catches up may be told of a thousand changes at once.
 const LARGEST: usize = 1 << 30;
+/// For etcd to be there when a server starts.
+const START: Duration = Duration::from_secs(30);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -91,6 +93,19 @@ impl Client {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(told(&status)),
             Err(_) => Err(StorageError::Unanswered(format!("etcd gave no answer in {} s", ANSWER.as_secs()))),
+        }
+    }
+
+    /// Waits for etcd at the start; what it then answers is nobody's concern here.
+    pub async fn appears(&self, key: Vec<u8>) {
+        let until = tokio::time::Instant::now() + START;
+        let request = || wire::RangeRequest { key: key.clone(), keys_only: true, ..wire::RangeRequest::default() };
+        while let Err(StorageError::Unreachable(error)) = self.range(request()).await {
+            if tokio::time::Instant::now() >= until {
+                return;
+            }
+            tracing::info!(%error, "waiting for etcd");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -155,6 +170,7 @@ pub fn told(status: &tonic::Status) -> StorageError {
             StorageError::Unanswered(text)
         }
         Code::ResourceExhausted if status.message().contains("too many requests") => StorageError::Unreachable(text),
+        Code::InvalidArgument if status.message().contains("request is too large") => StorageError::TooLarge(text),
         _ => StorageError::Medium(text),
     }
 }
