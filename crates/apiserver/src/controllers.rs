@@ -2,7 +2,7 @@
 //! right: namespaces' contents, service accounts, root certificates, endpoint slices, garbage.
 //!
 //! Invariant: admission reads the store and never writes it; loops write through the store like any client, and each
-//! derived object has exactly one of them as its writer. A loop that misses history starts again from a list, so nothing
+//! derived object has exactly one of them as its writer, also where several servers share one storage (`turn`). A loop that misses history starts again from a list, so nothing
 //! depends on having seen every event.
 //!
 //! Order at start: `bootstrap` (awaited, before the server answers), then `start` (tasks). `Admission` is made once and
@@ -13,29 +13,56 @@ mod admission;
 mod bootstrap;
 mod definitions;
 mod endpoint_slices;
+mod events;
 mod follow;
 mod garbage;
 mod namespaces;
+mod turn;
 
 pub use self::admission::Admission;
 pub use self::bootstrap::bootstrap;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carrick_runtime::tasks::TaskSet;
 use tokio::sync::watch;
 
 use crate::store::Store;
 
+/// The usual length of the loops' turn: after a server that has it is killed, another one begins within this.
+pub const TURN: Duration = Duration::from_secs(9);
+
 /// The mesh's root certificates as PEM; `None` until the authority is known.
 pub type RootPem = Option<Arc<str>>;
 
 /// Starts the loops. `root` and `lists` may change at any time; every namespace's `istio-ca-root-cert` and `istio-ca-crl` follow them.
-pub fn start(store: &Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
-    tasks.spawn("namespaces", namespaces::run(store.clone(), root, lists));
-    tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
-    tasks.spawn("definitions", definitions::run(store.clone()));
-    tasks.spawn("garbage", garbage::run(store.clone()));
+/// Where several servers share a storage, one of them has the turn to run most loops, for `length` at least.
+pub fn start(
+    store: &Store,
+    root: watch::Receiver<RootPem>,
+    lists: watch::Receiver<RootPem>,
+    length: Duration,
+    tasks: &mut TaskSet,
+) {
+    // What is served depends on it: every server does that for itself.
+    let own = store.clone();
+    tasks.spawn("definitions", turn::run_here(store.clone(), move || definitions::run(own.clone())));
+    let own = store.clone();
+    tasks.spawn("loops", turn::run(store.clone(), length, move || loops(own.clone(), root.clone(), lists.clone())));
+}
+
+/// Ends when one of them does.
+async fn loops(store: Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
+    let expiry = async {
+        if store.engine().is_shared() { std::future::pending().await } else { events::run(store.clone()).await }
+    };
+    tokio::select! {
+        () = namespaces::run(store.clone(), root, lists) => {}
+        () = endpoint_slices::run(store.clone()) => {}
+        () = garbage::run(store.clone()) => {}
+        () = expiry => {}
+    }
 }
 
 #[cfg(test)]

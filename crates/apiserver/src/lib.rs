@@ -16,7 +16,9 @@
 pub mod admission;
 mod auth;
 pub mod authorize;
+pub mod backup;
 pub mod catalog;
+pub mod check;
 pub mod controllers;
 mod custom;
 pub mod error;

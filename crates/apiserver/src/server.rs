@@ -2,9 +2,10 @@
 //!
 //! Invariant: when `start` returns the server answers; everything it keeps is under the data folder; a second server on
 //! the same folder is refused before anything is touched.
+//! With its objects in etcd, the folder still keeps the API's keys, which are the same for all servers over one etcd.
 //! What it leaves to others: the process (signals, other components).
 
-use crate::auth::certs::{Authority, CertError, Leaf};
+use crate::auth::certs::{self, Authority, CertError, Leaf};
 use crate::auth::files;
 use crate::auth::tokens::Tokens;
 use crate::catalog::Catalog;
@@ -13,7 +14,8 @@ use crate::error::ApiError;
 use crate::rbac::Rbac;
 use crate::rest::Api;
 use crate::serve;
-use crate::storage::{Engine, EngineOptions, RedbFile, StorageError};
+use crate::storage::etcd::{self, EtcdOptions};
+use crate::storage::{Engine, EngineOptions, FolderLock, RedbFile, StorageError};
 use crate::store::Store;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -47,6 +49,10 @@ pub struct ApiOptions {
     pub clock: SharedClock,
     /// Sizes of the storage engine.
     pub engine: EngineOptions,
+    /// Where objects are kept instead of the data folder.
+    pub etcd: Option<EtcdOptions>,
+    /// How long a server that shares its storage has the loops' turn without renewing it.
+    pub turn: Duration,
 }
 
 impl ApiOptions {
@@ -60,6 +66,8 @@ impl ApiOptions {
             crl_pem: watch::channel(None).1,
             clock: SystemClock::shared(),
             engine: EngineOptions::default(),
+            etcd: None,
+            turn: controllers::TURN,
         }
     }
 }
@@ -104,6 +112,8 @@ pub struct ApiServer {
     servers: TaskSet,
     /// Controllers; they are stopped.
     loops: TaskSet,
+    /// Where the storage is not in the folder, and so does not hold it.
+    _lock: Option<FolderLock>,
 }
 
 impl ApiServer {
@@ -112,15 +122,23 @@ impl ApiServer {
     /// # Errors
     /// `StartError`; nothing keeps running then.
     pub async fn start(options: ApiOptions) -> Result<Self, StartError> {
-        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine } = options;
+        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine, etcd, turn } = options;
         let pki = data_dir.join("pki");
         for folder in [&data_dir, &pki] {
             files::private_folder(folder).map_err(|source| StartError::File { path: folder.clone(), source })?;
         }
         let folder = data_dir.clone();
-        let open = move || Engine::start(RedbFile::open(&folder)?, engine);
+        let now = clock.now().into();
+        let open = move || match etcd {
+            None => Ok((Engine::start(RedbFile::open(&folder)?, engine)?, None)),
+            Some(cluster) => {
+                let lock = FolderLock::take(&folder)?;
+                share_keys(&cluster, &folder.join("pki"), now)?;
+                Ok::<_, StartError>((Engine::over_etcd(cluster, engine)?, Some(lock)))
+            }
+        };
         let opened = tokio::task::spawn_blocking(open).await;
-        let engine = opened.map_err(|e| StorageError::Medium(e.to_string()))??;
+        let (engine, lock) = opened.map_err(|e| StorageError::Medium(e.to_string()))??;
         let store = Store::new(engine, Catalog::of(carrick_api::kinds::registry()), clock);
         controllers::bootstrap(&store).await?;
 
@@ -153,10 +171,10 @@ impl ApiServer {
             servers.spawn(format!("api {address}"), serve::run(listener, tls.clone(), api.clone(), drain.clone()));
         }
         let mut loops = TaskSet::new();
-        controllers::start(&store, root_pem, crl_pem, &mut loops);
+        controllers::start(&store, root_pem, crl_pem, turn, &mut loops);
         api.set_ready();
         tracing::info!(%address, data = %data_dir.display(), revision = store.revision(), "the API answers");
-        Ok(Self { api, address, kubeconfig, trigger, servers, loops })
+        Ok(Self { api, address, kubeconfig, trigger, servers, loops, _lock: lock })
     }
 
     /// Where it listens.
@@ -194,6 +212,28 @@ impl ApiServer {
         }
         drained
     }
+}
+
+/// Makes the API's keys those that all servers over this etcd have; the first one's are everybody's.
+fn share_keys(cluster: &EtcdOptions, pki: &Path, now: time::OffsetDateTime) -> Result<(), StartError> {
+    Authority::load_or_create(pki, now)?;
+    certs::load_or_create_key(&pki.join(certs::TOKEN_KEY))?;
+    let named = |name: &str| {
+        let path = pki.join(name);
+        move |source| StartError::File { path, source }
+    };
+    let mut entries = Vec::new();
+    for name in certs::SHARED {
+        entries.push((name, std::fs::read(pki.join(name)).map_err(named(name))?));
+    }
+    let all = etcd::agree(cluster, entries.clone())?;
+    for ((name, ours), theirs) in entries.into_iter().zip(all) {
+        if ours != theirs {
+            tracing::info!(name, "taken from etcd, where another server has put it");
+            files::write(&pki.join(name), &theirs, 0o600).map_err(named(name))?;
+        }
+    }
+    Ok(())
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -6,15 +6,17 @@
 //! so that a distributed one can take the file's place.
 
 mod engine;
+pub mod etcd;
 mod image;
 mod redb_file;
 
 pub use engine::{Engine, EngineOptions};
 pub use image::{Page, Tail};
-pub use redb_file::RedbFile;
+pub use redb_file::{FolderLock, RedbFile};
 
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Names one record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +70,16 @@ pub struct Change {
     /// The record before, absent for `Created`.
     pub previous: Option<Record>,
     /// Decoded forms shared by the watchers that are up to date; dropped when the change is no longer recent.
-    pub decoded: OnceLock<Arc<serde_json::Value>>,
+    pub decoded: OnceLock<Arc<Decoded>>,
+}
+
+/// Forms of a change that are made once for all who want them.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The object.
+    pub object: Arc<serde_json::Value>,
+    /// The line of a watch that shows it as it is stored.
+    pub line: OnceLock<Bytes>,
 }
 
 impl Change {
@@ -96,6 +107,9 @@ pub struct Op {
     pub expect: Expect,
     /// New value, or `None` to remove the key.
     pub value: Option<Bytes>,
+    /// For how long it is kept if nobody writes it again; `None`: for good. Only a medium that can do so by itself keeps
+    /// to it (etcd, by leases).
+    pub ttl: Option<Duration>,
 }
 
 /// Why nothing was changed.
@@ -124,6 +138,15 @@ pub enum StorageError {
     /// The medium failed; nothing of the batch was acknowledged.
     #[error("storage failed: {0}")]
     Medium(String),
+    /// The medium is elsewhere and does not answer; nothing was sent.
+    #[error("the storage is out of reach: {0}")]
+    Unreachable(String),
+    /// The medium is elsewhere and did not answer in time: whether the change was made is not known.
+    #[error("the storage did not answer: {0}")]
+    Unanswered(String),
+    /// The medium takes no values of this size.
+    #[error("{0}")]
+    TooLarge(String),
     /// The engine has been shut down.
     #[error("storage is closed")]
     Closed,
@@ -154,6 +177,13 @@ pub trait Storage: Send + 'static {
     /// On return the changes survive a crash of the machine.
     ///
     /// # Errors
-    /// `Medium`: then none of them may become visible later.
+    /// `Medium`: then nothing more is committed before [`Storage::recover`] has said what became of them.
     fn commit(&mut self, changes: &[Arc<Change>], compact_through: u64) -> Result<(), StorageError>;
+
+    /// After a failed commit: brings the medium back into use, and gives the last durable revision, which is the one before
+    /// that commit or its last one.
+    ///
+    /// # Errors
+    /// `Medium` while that is not possible.
+    fn recover(&mut self) -> Result<u64, StorageError>;
 }

@@ -21,6 +21,7 @@ use carrick_runtime::clock::SharedClock;
 use serde_json::Value;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
@@ -28,6 +29,13 @@ use tokio::sync::Mutex;
 const WRITE_ATTEMPTS: usize = 64;
 /// Queues of losers; different keys may share one.
 const TURNS: usize = 64;
+/// How long an Event is kept after it was last written, as in Kubernetes.
+pub(crate) const EVENT_LIFE: Duration = Duration::from_secs(3600);
+
+/// For how long the objects of a resource are kept, if not for good.
+fn ttl(resource: &str) -> Option<Duration> {
+    matches!(resource, "events" | "events.events.k8s.io").then_some(EVENT_LIFE)
+}
 
 /// A list at one revision.
 #[derive(Debug, Clone)]
@@ -108,6 +116,15 @@ impl Store {
         &self.engine
     }
 
+    /// Returns when everything that was acknowledged before, by this server or another one over the same storage, is seen
+    /// by reads here.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` when the storage is elsewhere and does not answer.
+    pub async fn fresh(&self) -> ApiResult<()> {
+        self.engine.fresh().await.map_err(|e| storage_error("", "", e))
+    }
+
     fn resource(&self, resource: &str) -> ApiResult<Arc<Resource>> {
         self.catalog.get(resource).ok_or(ApiError::NoSuchPath)
     }
@@ -139,7 +156,15 @@ impl Store {
     /// # Errors
     /// `Expired` when the history does not reach back to `revision`.
     pub fn watch(&self, resource: &str, revision: u64) -> ApiResult<Watch> {
-        Watch::start(self, resource, revision)
+        Watch::start(self, resource, None, revision)
+    }
+
+    /// As [`Store::watch`], of one namespace.
+    ///
+    /// # Errors
+    /// As [`Store::watch`].
+    pub fn watch_within(&self, resource: &str, namespace: Option<&str>, revision: u64) -> ApiResult<Watch> {
+        Watch::start(self, resource, namespace, revision)
     }
 
     /// Creates an object: sets its metadata, checks that its namespace is there. No admission.
@@ -168,7 +193,7 @@ impl Store {
                 }
                 return Ok(object);
             }
-            let op = Op { key, expect: Expect::Absent, value: Some(encode(&object)?) };
+            let op = Op { key, expect: Expect::Absent, value: Some(encode(&object)?), ttl: ttl(resource) };
             match self.engine.commit(vec![op]).await {
                 Ok(changes) => return Ok(with_revision(object, revision_of(&changes))),
                 Err(StorageError::Exists(_)) if generated && attempt + 1 < WRITE_ATTEMPTS => {
@@ -250,7 +275,7 @@ impl Store {
             }
             let gone = delete::is_finished(&object);
             let value = if gone { None } else { Some(encode(&object)?) };
-            let op = Op { key: key.clone(), expect: Expect::Revision(record.revision), value };
+            let op = Op { key: key.clone(), expect: Expect::Revision(record.revision), value, ttl: ttl(resource) };
             match self.engine.commit(vec![op]).await {
                 Ok(changes) => {
                     return Ok(Written { object: with_revision(object, revision_of(&changes)), created: false });
@@ -348,6 +373,9 @@ pub(crate) fn storage_error(resource: &str, name: &str, error: StorageError) -> 
             ApiError::Expired(format!("too old resource version: {asked} ({oldest})"))
         }
         StorageError::Closed => ApiError::Unavailable("the server is shutting down".into()),
+        StorageError::TooLarge(message) => ApiError::TooLarge(message),
+        StorageError::Unreachable(_) => ApiError::Unavailable(error.to_string()),
+        StorageError::Unanswered(_) => ApiError::Timeout { message: error.to_string(), cause: None },
         StorageError::Locked(message) | StorageError::Medium(message) => ApiError::Internal(message),
     }
 }

@@ -3,6 +3,9 @@
 //! Invariant: both data planes get the same configuration from the same control plane and the same load in
 //! turns, so that what the machine does to one it does to the other; what counts are ratios within a round.
 
+pub mod api;
+pub mod check;
+mod served;
 pub mod sidecars;
 pub mod summary;
 
@@ -16,6 +19,10 @@ use clap::Subcommand;
 pub enum Command {
     /// A pair of sidecars with mutual TLS between them.
     Sidecars(sidecars::Options),
+    /// The embedded API: many objects, many watches, many writes, slow watchers, hostile bodies.
+    Api(api::Options),
+    /// Whether the embedded API loses, doubles or reorders anything: random writers, and watchers that drop and resume.
+    Check(check::Options),
 }
 
 /// Runs a benchmark.
@@ -25,5 +32,7 @@ pub enum Command {
 pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
     match command {
         Command::Sidecars(options) => sidecars::run(&options, data_dir).await,
+        Command::Api(options) => api::run(options).await,
+        Command::Check(options) => check::run(options).await,
     }
 }

@@ -9,7 +9,7 @@ use carrick_pod::{Engine, ExecOptions, ManifestRef, Port, RunOptions, options::D
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    analyze, apply, bench, ca, certs, cluster, control, convert, demo, experimental,
+    analyze, apply, backup, bench, ca, certs, cluster, control, convert, demo, etcd, experimental,
     flags::{beside, key_value},
     inject, install,
     output::Format,
@@ -85,6 +85,10 @@ enum Command {
     /// Machines that are no pods: tokens to join by, joining, and the sidecar on the machine's own network.
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Write all objects of the embedded Kubernetes API, and the keys that go with them, to one file.
+    Backup(backup::Backup),
+    /// Put a backup in place: into the data folder of a server that is stopped, or into an etcd.
+    Restore(backup::Restore),
     /// Create or update the objects of manifest files (server-side apply).
     Apply(Apply),
     /// Print manifests with a sidecar in every pod template, as the webhook would inject it.
@@ -212,6 +216,8 @@ struct Up {
     /// Run the Kubernetes API alone, for a control plane that is installed into it (`carrick install`, `carrick control`).
     #[arg(long)]
     api_only: bool,
+    #[command(flatten)]
+    etcd: etcd::EtcdFlags,
     /// Leave the host's network alone: no bridge, no cluster IPs; `carrick run` needs both.
     #[arg(long)]
     no_network: bool,
@@ -765,6 +771,8 @@ impl Cli {
             Command::Authn(command) => experimental_command(Experimental::Auth(command), &global).await.map(|()| 0),
             Command::Demo(options) => demo::run(options.command, &global.data_dir).await,
             Command::Bench(options) => bench::run(options.command, &global.data_dir).await,
+            Command::Backup(options) => options.run(&global.data_dir).await,
+            Command::Restore(options) => options.run(&global.data_dir).await,
             Command::Version(options) => {
                 let port = options.remote.then_some(options.debug_port);
                 let cluster = match port {
@@ -932,6 +940,7 @@ impl Up {
             api_addresses: self.api_addresses,
             host_names: !self.no_host_names,
             api_only: self.api_only,
+            etcd: self.etcd.resolve(),
             network: !self.no_network,
             log: self.log,
         }

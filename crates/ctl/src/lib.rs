@@ -7,6 +7,7 @@
 
 pub mod analyze;
 pub mod apply;
+pub mod backup;
 pub mod bench;
 pub mod ca;
 pub mod certs;
@@ -16,6 +17,7 @@ pub mod control;
 pub mod convert;
 pub mod demo;
 pub mod duration;
+pub mod etcd;
 pub mod experimental;
 pub mod flags;
 pub mod inject;

@@ -10,6 +10,15 @@ use nix::{
     unistd::Pid,
 };
 
+/// Takes as many descriptors as this process may have: each connection is one, and the usual 1,024 are few.
+pub fn take_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the number of descriptors stays as it is");
+    }
+}
+
 /// CPU time of a process and its threads, by the scheduler's own nanosecond count.
 ///
 /// # Errors

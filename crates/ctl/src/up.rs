@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use carrick_api::{MeshConfig, MeshNetworks, validate};
-use carrick_apiserver::{ApiOptions, ApiServer};
+use carrick_apiserver::{ApiOptions, ApiServer, storage::etcd::EtcdOptions};
 use carrick_base::TrustDomain;
 use carrick_control::{
     BundleEndpoint, Control, ControlOptions, FederationOptions, Profile,
@@ -92,6 +92,8 @@ pub struct Options {
     pub host_names: bool,
     /// Whether there is nothing but the Kubernetes API.
     pub api_only: bool,
+    /// Where the API's objects are instead of the data folder.
+    pub etcd: Option<EtcdOptions>,
     /// Whether bridge and service rules are made.
     pub network: bool,
     /// What to log.
@@ -106,6 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let _log = carrick_runtime::telemetry::init(&options.log, false).context("--log")?;
     let stop = stopped()?;
+    crate::process::take_descriptors();
     if options.api_only {
         return api_alone(&options, stop).await;
     }
@@ -123,6 +126,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (root_changes, root_pem) = tokio::sync::watch::channel(Some(Arc::<str>::from(roots)));
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.root_pem = root_pem;
+    api_options.etcd = options.etcd.clone();
     let (list_changes, crl_pem) = watch::channel(authority.set().crl().map(Arc::<str>::from));
     api_options.crl_pem = crl_pem;
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
@@ -202,6 +206,7 @@ async fn api_alone(options: &Options, stop: impl Future<Output = ()>) -> Result<
     let lock = lock(&options.data_dir).await?;
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
+    api_options.etcd = options.etcd.clone();
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     println!("carrick is ready: API https://{}, kubeconfig {}", api.address(), api.kubeconfig().display());
     stop.await;

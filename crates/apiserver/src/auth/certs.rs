@@ -28,6 +28,10 @@ const SERVER_NAMES: [&str; 6] = [
     "kubernetes.default.svc.cluster.local",
     "carrick",
 ];
+/// File of the key that signs service accounts' tokens.
+pub const TOKEN_KEY: &str = "service-account-key.pem";
+/// Files that all servers of one cluster have to have in common.
+pub const SHARED: [&str; 3] = ["api-ca-key.pem", "api-ca.pem", TOKEN_KEY];
 const CA_YEARS: i64 = 10;
 const LEAF_DAYS: i64 = 365;
 

@@ -102,7 +102,7 @@ impl Tokens {
     /// # Errors
     /// `CertError` when the key cannot be read, made or used.
     pub fn load_or_create(folder: &Path, store: Store) -> Result<Self, CertError> {
-        let key = certs::load_or_create_key(&folder.join("service-account-key.pem"))?;
+        let key = certs::load_or_create_key(&folder.join(certs::TOKEN_KEY))?;
         let content = |e: jsonwebtoken::errors::Error| CertError::Content(format!("service-account key: {e}"));
         let signing = EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).map_err(content)?;
         let raw = key.public_key_raw();

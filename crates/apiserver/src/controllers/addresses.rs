@@ -75,7 +75,13 @@ struct State {
 impl Addresses {
     /// Claims of the services in `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, state: Mutex::default(), nameless: AtomicU64::new(0) }
+        let mut state = State::default();
+        if store.engine().is_shared() {
+            // Other servers search too, and what they find shows here a moment later: each begins at another place.
+            state.next_ip = rand::random_range(0..NETWORK_SIZE - STATIC_BAND - 1);
+            state.next_port = rand::random_range(0..u32::from(NODE_PORTS.end() - NODE_PORTS.start()));
+        }
+        Self { store, state: Mutex::new(state), nameless: AtomicU64::new(0) }
     }
 
     /// A name for a service whose own is generated later. No service can have it, and no two calls give the same, so that

@@ -81,7 +81,7 @@ impl Controller {
         match news {
             News::All(list) => {
                 self.index.clear_pods();
-                list.iter().for_each(|pod| _ = self.index.set_pod(pod));
+                list.iter().for_each(|pod| _ = self.index.set_pod(&pod));
                 self.dirty.extend(self.index.services());
             }
             News::Change(event) if event.kind == EventType::Deleted => {
@@ -95,8 +95,8 @@ impl Controller {
         match news {
             News::All(list) => {
                 self.dirty.extend(self.index.clear_services());
-                for service in &list {
-                    self.dirty.insert(self.index.set_service(service));
+                for service in list.iter() {
+                    self.dirty.insert(self.index.set_service(&service));
                 }
             }
             News::Change(event) if event.kind == EventType::Deleted => {
@@ -110,7 +110,7 @@ impl Controller {
         match news {
             News::All(list) => {
                 self.index.clear_slices();
-                list.into_iter().for_each(|slice| self.dirty.extend(self.index.set_slice(slice)));
+                list.iter().for_each(|slice| self.dirty.extend(self.index.set_slice(slice)));
                 self.dirty.extend(self.index.services());
             }
             News::Change(event) if event.kind == EventType::Deleted => {

@@ -5,7 +5,8 @@
 use serde_json::Value;
 
 use crate::error::{ApiError, ApiResult};
-use crate::store::{Event, Store, Watch};
+use crate::storage::Record;
+use crate::store::{Event, Store, Watch, decode_record, storage_error};
 
 /// A list and the changes after it.
 pub struct Follower {
@@ -17,7 +18,7 @@ pub struct Follower {
 /// What a follower hands out.
 pub enum News {
     /// All objects there are; what was known before is void.
-    All(Vec<Value>),
+    All(Listed),
     /// One change.
     Change(Event),
 }
@@ -62,8 +63,19 @@ impl Follower {
     }
 
     fn list(&mut self) -> ApiResult<News> {
-        let list = self.store.list(&self.resource, None);
-        self.watch = Some(self.store.watch(&self.resource, list.revision)?);
-        Ok(News::All(list.items))
+        let page = self.store.engine().page(&self.resource, None, None, None, None);
+        let page = page.map_err(|e| storage_error(&self.resource, "", e))?;
+        self.watch = Some(self.store.watch(&self.resource, page.revision)?);
+        Ok(News::All(Listed(page.items.into_iter().map(|(_, record)| record).collect())))
+    }
+}
+
+/// Everything there is, as it is stored: each object is read when it is looked at, so that many cost little.
+pub struct Listed(Vec<Record>);
+
+impl Listed {
+    /// The objects, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = Value> + '_ {
+        self.0.iter().filter_map(decode_record)
     }
 }

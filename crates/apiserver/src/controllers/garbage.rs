@@ -60,8 +60,8 @@ impl Collector {
             let resource = follower.resource().to_owned();
             match news? {
                 News::All(list) => {
-                    for object in &list {
-                        self.seen(&resource, object).await?;
+                    for object in list.iter() {
+                        self.seen(&resource, &object).await?;
                     }
                 }
                 News::Change(event) if event.kind == EventType::Deleted => self.gone(&resource, &event.object).await?,

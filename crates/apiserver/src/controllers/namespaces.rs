@@ -84,7 +84,7 @@ impl Keeper {
             News::All(list) => {
                 self.active.clear();
                 self.dying.clear();
-                list.iter().for_each(|namespace| self.namespace(namespace));
+                list.iter().for_each(|namespace| self.namespace(&namespace));
             }
             News::Change(event) if event.kind == EventType::Deleted => {
                 for set in [&mut self.active, &mut self.dying, &mut self.dirty] {

@@ -13,7 +13,7 @@ use super::respond::{self, Answer};
 use super::selector::Selectors;
 use super::table::{ListMeta, Shape};
 use super::watch::{self, WatchRequest};
-use super::{Api, continuation};
+use super::{Api, continuation, listing};
 use crate::admission::{AdmitContext, Operation};
 use crate::authorize::User;
 use crate::catalog::Resource;
@@ -144,6 +144,13 @@ impl Call<'_> {
         let want = if selectors.is_empty() { limit } else { None };
         let page = engine.page(self.id(), self.namespace(), after, want, at);
         let page = page.map_err(|error| self.list_error(error))?;
+        if form == Form::Plain && selectors.is_empty() && page.items.len() > listing::LONG {
+            let next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name));
+            let meta = ListMeta { revision: page.revision, next, remaining: page.remaining };
+            let records = page.items.into_iter().map(|(_, record)| record).collect();
+            let (resource, now) = (self.resource.clone(), self.api.store.clock().now());
+            return Ok(listing::answer(resource, &self.path.version, now, records, &meta));
+        }
         let (objects, meta) = select(page, &selectors, limit);
         Ok(respond::json(200, &self.shape(form).list(objects, &meta)))
     }

@@ -10,6 +10,7 @@ use super::table::Shape;
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult};
 use crate::rest::negotiate::Form;
+use crate::storage::Record;
 use crate::store::{Event, EventType, Store, Watch, decode_record};
 use bytes::Bytes;
 use carrick_runtime::drain::Drain;
@@ -25,6 +26,8 @@ use tokio::time::Instant;
 
 /// Events are packed into frames of about this size.
 const FRAME: usize = 64 << 10;
+/// Objects that are there at the beginning are fetched so many at a time.
+const INITIAL: usize = 500;
 /// How often an idle watcher is told the revision.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
 
@@ -57,9 +60,15 @@ struct Stream {
     store: Store,
     watch: Watch,
     drain: Drain,
-    initial: VecDeque<Value>,
+    /// What is there at the beginning, as far as it was fetched.
+    initial: VecDeque<Record>,
+    /// Where the rest of it goes on: after this namespace and name.
+    more: Option<(String, String)>,
+    /// What it is of, until its end is told.
     initial_revision: Option<u64>,
     first: bool,
+    /// Events are shown as they are stored, so that all such watches share their bytes.
+    as_stored: bool,
     ends: Instant,
     next_bookmark: Instant,
     done: bool,
@@ -72,17 +81,16 @@ struct Stream {
 /// What the store says, except `Expired`.
 pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSemaphorePermit) -> ApiResult<Answer> {
     let id = request.resource.id.clone();
-    let (since, initial, initial_revision) = match request.since {
-        Some(since) => (since, VecDeque::new(), None),
+    let (since, initial, more, initial_revision) = match request.since {
+        Some(since) => (since, VecDeque::new(), None, None),
         None => {
-            let page = store.engine().page(&id, request.namespace.as_deref(), None, None, None);
+            let page = store.engine().page(&id, request.namespace.as_deref(), None, Some(INITIAL), None);
             let page = page.map_err(|e| crate::store::storage_error(&id, "", e))?;
-            let objects = page.items.iter().filter_map(|(_, r)| decode_record(r));
-            let objects = objects.filter(|o| request.selectors.matches(o)).collect();
-            (page.revision, objects, Some(page.revision))
+            let records = page.items.into_iter().map(|(_, record)| record).collect();
+            (page.revision, records, page.next, Some(page.revision))
         }
     };
-    let watch = match store.watch(&id, since) {
+    let watch = match store.watch_within(&id, request.namespace.as_deref(), since) {
         Err(error @ ApiError::Expired(_)) => return Ok(respond::json(200, &error_event(&error))),
         watch => watch?,
     };
@@ -90,11 +98,15 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
     let stream = Stream {
         ends: now + request.timeout,
         next_bookmark: now + BOOKMARK_EVERY,
+        as_stored: matches!(request.form, Form::Plain)
+            && request.selectors.is_empty()
+            && request.resource.versions.first() == Some(&request.version),
         request,
         store: store.clone(),
         watch,
         drain,
         initial,
+        more,
         initial_revision,
         first: true,
         done: false,
@@ -144,8 +156,16 @@ impl Stream {
     /// Appends everything that can be had without waiting, up to a frame.
     fn fill(&mut self, out: &mut Vec<u8>) {
         while out.len() < FRAME {
-            if let Some(object) = self.initial.pop_front() {
-                self.emit(EventType::Added.as_str(), object, out);
+            if let Some(record) = self.initial.pop_front() {
+                if let Some(object) = decode_record(&record).filter(|o| self.request.selectors.matches(o)) {
+                    self.emit(EventType::Added.as_str(), object, out);
+                }
+                continue;
+            }
+            if let Some(after) = self.more.take() {
+                if let Err(error) = self.fetch(&after) {
+                    return self.take(Err(error), out);
+                }
                 continue;
             }
             if let Some(revision) = self.initial_revision.take() {
@@ -165,8 +185,20 @@ impl Stream {
         }
     }
 
+    /// More of what is there at the beginning, as it was then.
+    fn fetch(&mut self, (namespace, name): &(String, String)) -> ApiResult<()> {
+        let id = &self.request.resource.id;
+        let (within, at) = (self.request.namespace.as_deref(), self.initial_revision);
+        let page = self.store.engine().page(id, within, Some((namespace, name)), Some(INITIAL), at);
+        let page = page.map_err(|e| crate::store::storage_error(id, "", e))?;
+        self.initial = page.items.into_iter().map(|(_, record)| record).collect();
+        self.more = page.next;
+        Ok(())
+    }
+
     fn take(&mut self, event: ApiResult<Event>, out: &mut Vec<u8>) {
         match event {
+            Ok(event) if self.as_stored => out.extend_from_slice(&event.line()),
             Ok(event) => {
                 if let Some((kind, object)) = self.seen(&event) {
                     self.emit(kind.as_str(), object, out);

@@ -1,9 +1,11 @@
 //! The single writer: takes operations, checks preconditions, gives revisions, commits in groups, then answers.
 //!
 //! Invariant: one thread writes; a batch is made durable before any of its callers is answered and before any reader
-//! sees it. A failed commit changes nothing and fails its callers.
+//! sees it. A failed commit fails its callers; what became of it is asked of the medium before the next one, and only
+//! then it is visible or never was.
 //! What it leaves to others: the medium (`Storage`), the meaning of values (`store`).
 
+use super::etcd::{self, EtcdOptions};
 use super::image::{Image, Page, Retention, Tail};
 use super::{Change, ChangeKind, Expect, Key, Op, Record, Storage, StorageError};
 use std::collections::HashMap;
@@ -30,16 +32,22 @@ impl Default for EngineOptions {
     }
 }
 
-struct Command {
-    ops: Vec<Op>,
-    answer: oneshot::Sender<Result<Vec<Arc<Change>>, StorageError>>,
+/// One transaction, and who waits for it.
+pub(super) struct Command {
+    pub ops: Vec<Op>,
+    pub answer: oneshot::Sender<Result<Vec<Arc<Change>>, StorageError>>,
 }
+
+/// Somebody who wants to see everything that was written before now, wherever.
+pub(super) type Freshener = oneshot::Sender<Result<(), StorageError>>;
 
 /// Handle to the running engine; clones share it. The writer ends when the last handle is gone.
 #[derive(Clone)]
 pub struct Engine {
     image: Arc<RwLock<Image>>,
     writer: mpsc::Sender<Command>,
+    /// Only where others write too.
+    fresheners: Option<mpsc::Sender<Freshener>>,
     healthy: Arc<AtomicBool>,
     ended: watch::Receiver<()>,
 }
@@ -54,7 +62,7 @@ impl Engine {
         let image = Arc::new(RwLock::new(Image::new(loaded)));
         let (sender, receiver) = mpsc::channel(options.queue.max(1));
         let healthy = Arc::new(AtomicBool::new(true));
-        let writer = Writer { storage, image: image.clone(), healthy: healthy.clone(), options };
+        let writer = Writer { storage, image: image.clone(), healthy: healthy.clone(), options, doubtful: None };
         let (alive, ended) = watch::channel(());
         std::thread::Builder::new()
             .name("api-store".into())
@@ -64,7 +72,40 @@ impl Engine {
                 drop(alive);
             })
             .map_err(|e| StorageError::Medium(format!("cannot start the writer: {e}")))?;
-        Ok(Self { image, writer: sender, healthy, ended })
+        Ok(Self { image, writer: sender, fresheners: None, healthy, ended })
+    }
+
+    /// Follows an etcd, which several replicas may do at the same time; blocks until everything is read.
+    ///
+    /// # Errors
+    /// `Unreachable` when it does not answer, `Medium` when it refuses or holds something that is not ours.
+    pub fn over_etcd(cluster: EtcdOptions, options: EngineOptions) -> Result<Self, StorageError> {
+        let (sender, receiver) = mpsc::channel(options.queue.max(1));
+        let (fresh, fresheners) = mpsc::channel(options.queue.max(1));
+        let (alive, ended) = watch::channel(());
+        let healthy = Arc::new(AtomicBool::new(true));
+        let (told, started) = std::sync::mpsc::sync_channel(1);
+        let ends = etcd::Ends { commands: receiver, fresheners, healthy: healthy.clone() };
+        std::thread::Builder::new()
+            .name("api-store".into())
+            .spawn(move || {
+                etcd::run(cluster, options, ends, &told);
+                drop(alive);
+            })
+            .map_err(|e| StorageError::Medium(format!("cannot start the writer: {e}")))?;
+        let image = started.recv().map_err(|_| StorageError::Closed)??;
+        Ok(Self { image, writer: sender, fresheners: Some(fresh), healthy, ended })
+    }
+
+    /// Returns when everything that was acknowledged to anybody before the call is visible here.
+    ///
+    /// # Errors
+    /// `Unreachable` or `Unanswered` when that cannot be known now.
+    pub async fn fresh(&self) -> Result<(), StorageError> {
+        let Some(fresheners) = &self.fresheners else { return Ok(()) };
+        let (answer, answered) = oneshot::channel();
+        fresheners.send(answer).await.map_err(|_| StorageError::Closed)?;
+        answered.await.map_err(|_| StorageError::Closed)?
     }
 
     fn read<T>(&self, f: impl FnOnce(&Image) -> T) -> T {
@@ -82,6 +123,11 @@ impl Engine {
         async move { while ended.changed().await.is_ok() {} }
     }
 
+    /// Whether other servers may write to the same storage.
+    pub fn is_shared(&self) -> bool {
+        self.fresheners.is_some()
+    }
+
     /// Last visible revision.
     pub fn revision(&self) -> u64 {
         self.read(Image::revision)
@@ -90,6 +136,11 @@ impl Engine {
     /// The record of one key.
     pub fn get(&self, key: &Key) -> Option<Record> {
         self.read(|image| image.record(key).cloned())
+    }
+
+    /// All records of all resources, and the revision they are at.
+    pub fn everything(&self) -> (u64, Vec<(Key, Record)>) {
+        self.read(Image::everything)
     }
 
     /// How many objects a resource has.
@@ -112,17 +163,23 @@ impl Engine {
         self.read(|image| image.page(resource, namespace, after, limit, at))
     }
 
-    /// Changes of a resource after `since`.
+    /// Changes of a resource, of one namespace or all, after `since`.
     ///
     /// # Errors
     /// `Compacted` when `since` is older than the kept history.
-    pub fn tail(&self, resource: &str, since: u64, limit: usize) -> Result<Tail, StorageError> {
-        self.read(|image| image.tail(resource, since, limit))
+    pub fn tail(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        since: u64,
+        limit: usize,
+    ) -> Result<Tail, StorageError> {
+        self.read(|image| image.tail(resource, namespace, since, limit))
     }
 
-    /// Tells of changes of one resource; the value is the revision of its last one.
-    pub fn subscribe(&self, resource: &str) -> watch::Receiver<u64> {
-        self.image.write().unwrap_or_else(PoisonError::into_inner).subscribe(resource)
+    /// Tells of changes of one resource, of one namespace (and now and then of others') or all.
+    pub fn subscribe(&self, resource: &str, namespace: Option<&str>) -> watch::Receiver<u64> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner).subscribe(resource, namespace)
     }
 
     /// Does all of `ops` or none; returns when the outcome is durable. Once sent it happens even if the caller goes away.
@@ -141,6 +198,8 @@ struct Writer<S> {
     image: Arc<RwLock<Image>>,
     healthy: Arc<AtomicBool>,
     options: EngineOptions,
+    /// A batch whose commit failed: nobody was told that it is there, but it may be.
+    doubtful: Option<(Vec<Arc<Change>>, u64)>,
 }
 
 /// Keys changed earlier in the same batch.
@@ -158,7 +217,39 @@ impl<S: Storage> Writer<S> {
         }
     }
 
+    /// Learns what became of a failed commit.
+    fn settle(&mut self) -> Result<(), StorageError> {
+        let Some((changes, compact_through)) = self.doubtful.take() else { return Ok(()) };
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let (before, after) = (image.revision(), changes.last().map_or(0, |c| c.revision));
+        match self.storage.recover() {
+            Ok(revision) if revision == before => {
+                tracing::info!(revision, "the storage is back; the failed commit is not in it");
+                Ok(())
+            }
+            Ok(revision) if revision == after => {
+                tracing::info!(revision, "the storage is back; the failed commit is in it");
+                image.apply(&changes, compact_through);
+                Ok(())
+            }
+            Ok(revision) => {
+                self.doubtful = Some((changes, compact_through));
+                Err(StorageError::Medium(format!("the data file is at revision {revision}, not {before} or {after}")))
+            }
+            Err(error) => {
+                self.doubtful = Some((changes, compact_through));
+                Err(error)
+            }
+        }
+    }
+
     fn batch(&mut self, group: Vec<Command>) {
+        if let Err(error) = self.settle() {
+            for command in group {
+                drop(command.answer.send(Err(error.clone())));
+            }
+            return;
+        }
         let mut changes: Vec<Arc<Change>> = Vec::new();
         let mut answers = Vec::new();
         let compact_through = {
@@ -196,6 +287,7 @@ impl<S: Storage> Writer<S> {
             }
             Err(error) => {
                 tracing::error!(%error, "a commit failed; nothing of it was acknowledged");
+                self.doubtful = Some((changes, compact_through));
                 for (answer, _) in answers {
                     drop(answer.send(Err(error.clone())));
                 }

@@ -23,11 +23,46 @@ pub(super) struct ResourceImage {
     lost_through: u64,
     /// Revision of the last change of this resource.
     notify: watch::Sender<u64>,
+    /// The same, of one namespace; those that somebody follows.
+    within: HashMap<Arc<str>, watch::Sender<u64>>,
+    /// Changes since everybody was told.
+    quiet: usize,
 }
+
+/// Whoever follows one namespace is told of all others' changes once in so many, so that history does not run past it.
+const QUIET: usize = 4096;
 
 impl ResourceImage {
     fn new(lost_through: u64, revision: u64) -> Self {
-        Self { objects: BTreeMap::new(), log: VecDeque::new(), lost_through, notify: watch::Sender::new(revision) }
+        Self {
+            objects: BTreeMap::new(),
+            log: VecDeque::new(),
+            lost_through,
+            notify: watch::Sender::new(revision),
+            within: HashMap::new(),
+            quiet: 0,
+        }
+    }
+}
+
+impl ResourceImage {
+    /// Wakes whom a change concerns.
+    fn tell(&mut self, change: &Change) {
+        self.notify.send_replace(change.revision);
+        self.quiet = self.quiet.saturating_add(1);
+        if self.quiet >= QUIET {
+            self.tell_all(change.revision);
+        } else if let Some(told) = self.within.get(&change.key.namespace) {
+            told.send_replace(change.revision);
+        }
+    }
+
+    fn tell_all(&mut self, revision: u64) {
+        self.quiet = 0;
+        self.notify.send_replace(revision);
+        for told in self.within.values() {
+            told.send_replace(revision);
+        }
     }
 }
 
@@ -97,12 +132,31 @@ impl Image {
         self.resources.get(&key.resource)?.objects.get(&(key.namespace.clone(), key.name.clone()))
     }
 
+    /// All records, by resource, namespace and name.
+    pub fn everything(&self) -> (u64, Vec<(Key, Record)>) {
+        let mut resources: Vec<_> = self.resources.iter().collect();
+        resources.sort_by(|a, b| a.0.cmp(b.0));
+        let of = |(resource, image): (&Arc<str>, &ResourceImage)| {
+            let key = |slot: &Slot| Key { resource: resource.clone(), namespace: slot.0.clone(), name: slot.1.clone() };
+            image.objects.iter().map(|(slot, record)| (key(slot), record.clone())).collect::<Vec<_>>()
+        };
+        (self.revision, resources.into_iter().flat_map(of).collect())
+    }
+
     pub fn len(&self, resource: &str) -> usize {
         self.resources.get(resource).map_or(0, |r| r.objects.len())
     }
 
-    pub fn subscribe(&mut self, resource: &str) -> watch::Receiver<u64> {
-        self.resource(resource).notify.subscribe()
+    pub fn subscribe(&mut self, resource: &str, namespace: Option<&str>) -> watch::Receiver<u64> {
+        let revision = self.revision;
+        let image = self.resource(resource);
+        match namespace {
+            None => image.notify.subscribe(),
+            Some(namespace) => {
+                image.within.retain(|_, told| told.receiver_count() > 0);
+                image.within.entry(namespace.into()).or_insert_with(|| watch::Sender::new(revision)).subscribe()
+            }
+        }
     }
 
     fn resource(&mut self, resource: &str) -> &mut ResourceImage {
@@ -164,8 +218,8 @@ impl Image {
             self.remember(change.clone());
         }
         for change in changes {
-            if let Some(image) = self.resources.get(&change.key.resource) {
-                image.notify.send_replace(change.revision);
+            if let Some(image) = self.resources.get_mut(&change.key.resource) {
+                image.tell(change);
             }
         }
     }
@@ -185,8 +239,32 @@ impl Image {
         self.compacted = self.compacted.max(through);
     }
 
-    /// Changes of `resource` after `since`, at most `limit`.
-    pub fn tail(&self, resource: &str, since: u64, limit: usize) -> Result<Tail, StorageError> {
+    /// Nothing visible has happened up to `revision`.
+    pub fn advance(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes another state in, of which it is not known how it came about: every watch has to begin anew.
+    pub fn replace(&mut self, loaded: Loaded) {
+        let old = std::mem::replace(self, Self::new(loaded));
+        let (lost, revision) = (self.compacted, self.revision);
+        for (resource, was) in old.resources {
+            let now = self.resource(&resource);
+            now.lost_through = now.lost_through.max(lost);
+            (now.notify, now.within) = (was.notify, was.within);
+            now.tell_all(revision);
+        }
+    }
+
+    /// Changes of `resource`, of one namespace or all, after `since`, about `limit` at most: those of one revision stay
+    /// together.
+    pub fn tail(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        since: u64,
+        limit: usize,
+    ) -> Result<Tail, StorageError> {
         let Some(image) = self.resources.get(resource) else {
             return if since < self.compacted {
                 Err(StorageError::Compacted { asked: since, oldest: self.compacted })
@@ -198,12 +276,19 @@ impl Image {
             return Err(StorageError::Compacted { asked: since, oldest: image.lost_through });
         }
         let start = image.log.partition_point(|c| c.revision <= since);
-        let changes: Vec<_> = image.log.range(start..).take(limit).cloned().collect();
-        let complete = start.saturating_add(changes.len()) >= image.log.len();
-        let through = match changes.last() {
-            Some(last) if !complete => last.revision,
-            _ => self.revision,
-        };
+        let mut changes: Vec<Arc<Change>> = Vec::new();
+        let mut last = since;
+        for change in image.log.range(start..) {
+            if namespace.is_some_and(|ns| ns != &*change.key.namespace) {
+                continue;
+            }
+            if changes.len() >= limit && change.revision != last {
+                return Ok(Tail { changes, through: last });
+            }
+            last = change.revision;
+            changes.push(change.clone());
+        }
+        let through = self.revision;
         Ok(Tail { changes, through })
     }
 
@@ -222,7 +307,7 @@ impl Image {
         // What the objects were at `revision`, for those that have changed since.
         let mut undo: BTreeMap<Slot, Option<Record>> = BTreeMap::new();
         if revision < self.revision {
-            for change in self.tail(resource, revision, usize::MAX)?.changes {
+            for change in self.tail(resource, None, revision, usize::MAX)?.changes {
                 undo.entry((change.key.namespace.clone(), change.key.name.clone())).or_insert(change.previous.clone());
             }
         }
@@ -331,11 +416,11 @@ mod tests {
             let through = image.compact_through(std::slice::from_ref(&c), Retention { changes: 4, bytes: usize::MAX });
             image.apply(&[c], through);
         }
-        assert!(matches!(image.tail("things", 3, 9), Err(StorageError::Compacted { .. })));
-        let tail = image.tail("things", 8, 2).unwrap();
+        assert!(matches!(image.tail("things", None, 3, 9), Err(StorageError::Compacted { .. })));
+        let tail = image.tail("things", Some("ns"), 8, 2).unwrap();
         assert_eq!(tail.changes.iter().map(|c| c.revision).collect::<Vec<_>>(), [9, 10]);
         assert_eq!(tail.through, 10);
-        assert_eq!(image.tail("things", 11, 9).unwrap().through, 11);
+        assert_eq!(image.tail("things", None, 11, 9).unwrap().through, 11);
         assert!(image.page("things", None, None, None, Some(2)).is_err());
     }
 }

@@ -1,13 +1,15 @@
 //! The embedded backend: one redb file, exclusively ours, synced at every commit.
 //!
-//! Invariant: records, history and the revision counter change in one transaction with immediate durability.
-//! The format is versioned in the file; an unknown version is refused, never guessed at.
+//! Invariant: records, history and the revision counter change in one transaction, which is synced to the medium
+//! (`fdatasync`) before it is answered: there is no mode that answers earlier. A transaction that a crash cut short is
+//! not there at the next start; a page that is not what was written is found at the start (every page has a hash), and
+//! then the file is refused and left alone, never guessed at. So is an unknown version of the format.
 //! What it leaves to others: everything in memory (`image`), batching (`engine`).
 
 use super::{Change, ChangeKind, Key, Loaded, Record, Storage, StorageError};
 use bytes::Bytes;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,10 +23,28 @@ const FORMAT: u64 = 1;
 /// Page cache; all reads are at start, so it serves the writer only.
 const CACHE_BYTES: usize = 16 << 20;
 
+type Open = Box<dyn Fn() -> Result<Database, StorageError> + Send>;
+
 /// An open data file and the lock of its folder.
 pub struct RedbFile {
-    database: Database,
-    _lock: File,
+    open: Open,
+    /// Absent between a failed commit and the recovery from it.
+    database: Option<Database>,
+    _lock: Option<FolderLock>,
+}
+
+/// Held by whoever uses a data folder; given back when dropped, however the process ends.
+#[derive(Debug)]
+pub struct FolderLock(#[allow(dead_code, reason = "held for its lock")] File);
+
+impl FolderLock {
+    /// Takes the folder for this process.
+    ///
+    /// # Errors
+    /// `Locked` when another process has it, `Medium` when the lock's file cannot be written.
+    pub fn take(folder: &Path) -> Result<Self, StorageError> {
+        lock(folder).map(Self)
+    }
 }
 
 fn medium(error: impl std::fmt::Display) -> StorageError {
@@ -37,15 +57,61 @@ impl RedbFile {
     /// # Errors
     /// `Locked` when another process has the folder, `Medium` when the file cannot be opened or repaired.
     pub fn open(folder: &Path) -> Result<Self, StorageError> {
-        let lock = lock(folder)?;
+        let lock = FolderLock::take(folder)?;
         let path = folder.join("api.redb");
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(|e| StorageError::Medium(format!("{}: {e}", path.display())))?;
-        let backend = FileBackend::new(file).map_err(|e| StorageError::Medium(format!("{}: {e}", path.display())))?;
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
-        let database = database.map_err(|e| StorageError::Medium(format!("{}: {e}", path.display())))?;
-        Ok(Self { database, _lock: lock })
+        if !path.exists() {
+            // Whole or not at all: a file that a crash left half made could not be told from a damaged one.
+            place(folder, &Loaded { revision: 1, ..Loaded::default() })?;
+        }
+        let mut file = Self::over(Box::new(move || {
+            let shown = |e: &dyn std::fmt::Display| StorageError::Medium(format!("{}: {e}", path.display()));
+            let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let backend = file.map_err(|e| shown(&e)).and_then(|f| FileBackend::new(f).map_err(|e| shown(&e)))?;
+            database(backend).map_err(|e| match e {
+                damaged @ redb::DatabaseError::Storage(redb::StorageError::Corrupted(_)) => {
+                    StorageError::Medium(format!(
+                        "{}: {damaged}; the file is left as it is: keep it, and restore a backup (`carrick restore`)",
+                        path.display()
+                    ))
+                }
+                other => shown(&other),
+            })
+        }))?;
+        file._lock = Some(lock);
+        Ok(file)
     }
+
+    /// Puts what `content` makes of what is there in its place: aside, synced, and then by one renaming. Gives the new
+    /// revision.
+    ///
+    /// # Errors
+    /// What `content` says; `Locked` when a server uses the folder; `Medium`.
+    pub fn replace<E: From<StorageError>>(
+        folder: &Path,
+        content: impl FnOnce(Loaded) -> Result<Loaded, E>,
+    ) -> Result<u64, E> {
+        let mut old = Self::open(folder)?;
+        let content = content(old.load()?)?;
+        // Closed before it is replaced; the folder's lock is held on.
+        old.database = None;
+        place(folder, &content)?;
+        Ok(content.revision)
+    }
+
+    /// A data file wherever `open` finds it.
+    fn over(open: Open) -> Result<Self, StorageError> {
+        let database = Some(open()?);
+        Ok(Self { open, database, _lock: None })
+    }
+
+    fn database(&self) -> Result<&Database, StorageError> {
+        self.database.as_ref().ok_or_else(|| medium("the data file is closed after a failure"))
+    }
+}
+
+/// The database of a medium; every page is verified.
+fn database(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create_with_backend(backend)
 }
 
 /// An exclusive lock that the kernel drops with the process, however it ends; holds the owner's pid for the message.
@@ -81,7 +147,7 @@ fn lock(folder: &Path) -> Result<File, StorageError> {
 
 impl Storage for RedbFile {
     fn load(&mut self) -> Result<Loaded, StorageError> {
-        let setup = self.database.begin_write().map_err(medium)?;
+        let setup = self.database()?.begin_write().map_err(medium)?;
         let mut loaded = Loaded::default();
         {
             let mut meta = setup.open_table(META).map_err(medium)?;
@@ -106,7 +172,7 @@ impl Storage for RedbFile {
             setup.open_table(HISTORY).map_err(medium)?;
         }
         setup.commit().map_err(medium)?;
-        let read = self.database.begin_read().map_err(medium)?;
+        let read = self.database()?.begin_read().map_err(medium)?;
         for row in read.open_table(RECORDS).map_err(medium)?.iter().map_err(medium)? {
             let (key, value) = row.map_err(medium)?;
             let key = decode_key(key.value()).ok_or_else(|| medium("a damaged key"))?;
@@ -123,7 +189,7 @@ impl Storage for RedbFile {
     }
 
     fn commit(&mut self, changes: &[Arc<Change>], compact_through: u64) -> Result<(), StorageError> {
-        let transaction = self.database.begin_write().map_err(medium)?;
+        let transaction = self.database()?.begin_write().map_err(medium)?;
         {
             let mut records = transaction.open_table(RECORDS).map_err(medium)?;
             let mut history = transaction.open_table(HISTORY).map_err(medium)?;
@@ -146,6 +212,52 @@ impl Storage for RedbFile {
         }
         transaction.commit().map_err(medium)
     }
+
+    fn recover(&mut self) -> Result<u64, StorageError> {
+        // Closed first: two handles of one file would not know of each other.
+        self.database = None;
+        let database = (self.open)()?;
+        let read = database.begin_read().map_err(medium)?;
+        let meta = read.open_table(META).map_err(medium)?;
+        let revision = meta.get("revision").map_err(medium)?.map_or(1, |v| v.value());
+        drop((meta, read));
+        self.database = Some(database);
+        Ok(revision)
+    }
+}
+
+/// Makes a data file of `content`: aside, synced, and then in its place by one renaming.
+fn place(folder: &Path, content: &Loaded) -> Result<(), StorageError> {
+    let aside = folder.join("api.redb.new");
+    let io = |e: std::io::Error| StorageError::Medium(format!("{}: {e}", aside.display()));
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&aside).map_err(io)?;
+    let new = database(FileBackend::new(file).map_err(medium)?).map_err(medium)?;
+    fill(&new, content)?;
+    drop(new);
+    std::fs::rename(&aside, folder.join("api.redb")).map_err(io)?;
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io)
+}
+
+/// Writes a whole state into a new file.
+fn fill(database: &Database, content: &Loaded) -> Result<(), StorageError> {
+    let transaction = database.begin_write().map_err(medium)?;
+    {
+        let mut meta = transaction.open_table(META).map_err(medium)?;
+        for (name, value) in [("format", FORMAT), ("revision", content.revision), ("compacted", content.compacted)] {
+            meta.insert(name, value).map_err(medium)?;
+        }
+        let mut records = transaction.open_table(RECORDS).map_err(medium)?;
+        for (key, record) in &content.records {
+            let bytes = encode_record(record.revision, &record.value);
+            records.insert(encode_key(key).as_str(), bytes.as_slice()).map_err(medium)?;
+        }
+        let mut history = transaction.open_table(HISTORY).map_err(medium)?;
+        for change in &content.changes {
+            history.insert(change.revision, encode_change(change).as_slice()).map_err(medium)?;
+        }
+    }
+    transaction.commit().map_err(medium)
 }
 
 fn encode_key(key: &Key) -> String {
@@ -212,6 +324,9 @@ fn decode_change(revision: u64, bytes: &[u8]) -> Option<Change> {
     };
     rest.is_empty().then_some(Change { revision, kind, key, value, previous, decoded: OnceLock::new() })
 }
+
+#[cfg(test)]
+mod crashes;
 
 #[cfg(test)]
 mod tests {

@@ -96,8 +96,8 @@ pub(super) async fn delete(
             map.insert("status".into(), json!({"phase": "Terminating"}));
         }
         let value = if gone { None } else { Some(super::encode(&object)?) };
-        match store.engine.commit(vec![Op { key: key.clone(), expect: Expect::Revision(record.revision), value }]).await
-        {
+        let op = Op { key: key.clone(), expect: Expect::Revision(record.revision), value, ttl: super::ttl(resource) };
+        match store.engine.commit(vec![op]).await {
             Ok(changes) => {
                 let object = with_revision(object, super::revision_of(&changes));
                 return Ok(if gone { Deleted::Gone(object) } else { Deleted::Pending(object) });

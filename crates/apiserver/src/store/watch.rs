@@ -6,10 +6,11 @@
 
 use super::{Store, decode, decode_record, storage_error};
 use crate::error::ApiResult;
-use crate::storage::{Change, ChangeKind, Engine};
+use crate::storage::{Change, ChangeKind, Decoded, Engine};
+use bytes::Bytes;
 use serde_json::Value;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Changes fetched from the history at once.
 const STRIDE: usize = 256;
@@ -62,6 +63,23 @@ impl Event {
         &self.change.key.name
     }
 
+    /// The line of a watch that shows the change as it is; made once for all watchers that are up to date.
+    pub(crate) fn line(&self) -> Bytes {
+        let make = || {
+            // A `Value` always serializes: its keys are strings.
+            let mut bytes = br#"{"type":""#.to_vec();
+            bytes.extend_from_slice(self.kind.as_str().as_bytes());
+            bytes.extend_from_slice(br#"","object":"#);
+            bytes.extend(serde_json::to_vec(&*self.object).unwrap_or_default());
+            bytes.extend_from_slice(b"}\n");
+            Bytes::from(bytes)
+        };
+        match self.change.decoded.get() {
+            Some(decoded) => decoded.line.get_or_init(make).clone(),
+            None => make(),
+        }
+    }
+
     /// The object before; decoded on demand.
     pub fn previous(&self) -> Option<Value> {
         self.change.previous.as_ref().and_then(decode_record)
@@ -74,10 +92,11 @@ impl Event {
             ChangeKind::Deleted => EventType::Deleted,
         };
         let object = match change.decoded.get() {
-            Some(object) => object.clone(),
+            Some(decoded) => decoded.object.clone(),
             None => {
                 let object = Arc::new(decode(&change.value, change.revision)?);
-                change.decoded.get_or_init(|| object).clone()
+                let decoded = Arc::new(Decoded { object, line: OnceLock::new() });
+                change.decoded.get_or_init(|| decoded).object.clone()
             }
         };
         Some(Self { kind, object, change })
@@ -88,6 +107,7 @@ impl Event {
 pub struct Watch {
     engine: Engine,
     resource: String,
+    namespace: Option<String>,
     /// Everything up to here has been handed out or fetched.
     seen: u64,
     fetched: VecDeque<Arc<Change>>,
@@ -95,11 +115,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(store: &Store, resource: &str, revision: u64) -> ApiResult<Self> {
+    pub(super) fn start(store: &Store, resource: &str, namespace: Option<&str>, revision: u64) -> ApiResult<Self> {
         let engine = store.engine.clone();
-        let news = engine.subscribe(resource);
-        engine.tail(resource, revision, 0).map_err(|e| storage_error(resource, "", e))?;
-        Ok(Self { engine, resource: resource.to_owned(), seen: revision, fetched: VecDeque::new(), news })
+        let news = engine.subscribe(resource, namespace);
+        engine.tail(resource, namespace, revision, 0).map_err(|e| storage_error(resource, "", e))?;
+        let namespace = namespace.map(str::to_owned);
+        Ok(Self { engine, resource: resource.to_owned(), namespace, seen: revision, fetched: VecDeque::new(), news })
     }
 
     /// The next change. Cancel safe.
@@ -132,7 +153,7 @@ impl Watch {
             self.news.mark_unchanged();
             let tail = self
                 .engine
-                .tail(&self.resource, self.seen, STRIDE)
+                .tail(&self.resource, self.namespace.as_deref(), self.seen, STRIDE)
                 .map_err(|e| storage_error(&self.resource, "", e))?;
             self.seen = self.seen.max(tail.through);
             if tail.changes.is_empty() {

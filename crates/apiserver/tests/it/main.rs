@@ -5,9 +5,12 @@
 mod bench;
 mod checker;
 mod crash;
+mod disk;
+mod etcd;
 mod helm;
 mod hostile;
 mod http;
+mod judged;
 mod kubectl;
 mod transcript;
 mod webhooks;
