@@ -213,12 +213,18 @@ mod tests {
         let links = BTreeMap::from([("bin/other".to_owned(), "sh".to_owned())]);
         let layer = layer(files, links);
         let inside = listed(&layer, &scratch.join("layer.tar"));
-        assert!(inside.contains("drwxrwxrwt") && inside.contains("bin/other -> sh") && inside.contains(&long), "{inside}");
+        assert!(
+            inside.contains("drwxrwxrwt") && inside.contains("bin/other -> sh") && inside.contains(&long),
+            "{inside}"
+        );
         let image = layout(&IMAGES[0], "1", &layer).unwrap();
         assert_eq!(image, layout(&IMAGES[0], "1", &layer).unwrap());
         let inside = listed(&image, &scratch.join("image.tar"));
         let compressed = packed(&layer).unwrap();
-        assert!(compressed.len() < layer.len() && inside.contains(&format!("blobs/sha256/{}", hex(&compressed))), "{inside}");
+        assert!(
+            compressed.len() < layer.len() && inside.contains(&format!("blobs/sha256/{}", hex(&compressed))),
+            "{inside}"
+        );
         let unpacked = Command::new("tar").arg("-C").arg(&scratch).arg("-xf").arg(scratch.join("image.tar")).status();
         assert!(unpacked.unwrap().success());
         for blob in std::fs::read_dir(scratch.join("blobs/sha256")).unwrap() {

@@ -493,8 +493,14 @@ mod tests {
             (json!({"profile": "ambient"}), "ambient"),
             (json!({"components": {"pilot": {"k8s": {"overlays": []}}}}), "components.pilot.k8s.overlays"),
             (json!({"components": {"ztunnel": {"enabled": true}}}), "components.ztunnel"),
-            (json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"ambient": {}}}}), "values.cni.ambient"),
-            (json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"chained": false}}}), "values.cni.chained"),
+            (
+                json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"ambient": {}}}}),
+                "values.cni.ambient",
+            ),
+            (
+                json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"chained": false}}}),
+                "values.cni.chained",
+            ),
             (
                 json!({"values": {"gateways": {"istio-ingressgateway": {"x": 1}}}}),
                 "values.gateways.istio-ingressgateway.x",

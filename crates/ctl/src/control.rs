@@ -144,9 +144,10 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
         inject: Some(inject),
     });
     let control = Control::start(control_options).await.context("the control plane")?;
-    for (address, router) in
-        [(options.health_address, health(control.synced(), injects)), (options.metrics_address, shown(metrics, leading))]
-    {
+    for (address, router) in [
+        (options.health_address, health(control.synced(), injects)),
+        (options.metrics_address, shown(metrics, leading)),
+    ] {
         let Some(address) = address else { continue };
         let server = AdminServer::bind(address, router).await.with_context(|| address.to_string())?;
         tasks.spawn(format!("pages at {address}"), server.run(draining.clone()));

@@ -50,7 +50,16 @@ fn header(entry: &Entry) -> [u8; 512] {
     put(148, b"        ");
     let link = entry.link.as_deref().unwrap_or_default();
     put(157, &link.as_bytes()[..link.len().min(100)]);
-    put(156, if entry.path.ends_with('/') { b"5" } else if link.is_empty() { b"0" } else { b"2" });
+    put(
+        156,
+        if entry.path.ends_with('/') {
+            b"5"
+        } else if link.is_empty() {
+            b"0"
+        } else {
+            b"2"
+        },
+    );
     put(257, b"ustar\x0000");
     put(345, prefix.as_bytes());
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();

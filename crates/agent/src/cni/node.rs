@@ -65,7 +65,8 @@ impl Life {
                     life.places.excluded = value().split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect();
                 }
                 "--daemonset" => {
-                    let (namespace, name) = flag.rsplit_once('=').and_then(|(_, v)| v.split_once('/')).unwrap_or(("", ""));
+                    let (namespace, name) =
+                        flag.rsplit_once('=').and_then(|(_, v)| v.split_once('/')).unwrap_or(("", ""));
                     if !is_name(namespace) || !is_name(name) {
                         return Err(format!("{flag}: NAMESPACE/NAME expected"));
                     }
@@ -143,9 +144,8 @@ impl Life {
         let Some(node) = &self.repair else { return };
         let done = async {
             let access = Access::read(&self.places.kubeconfig())?;
-            let path = format!(
-                "/api/v1/pods?fieldSelector=spec.nodeName%3D{node}&labelSelector=security.istio.io%2FtlsMode"
-            );
+            let path =
+                format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}&labelSelector=security.istio.io%2FtlsMode");
             let (status, pods) = access.ask(Method::GET, &path, None).await?;
             if !status.is_success() {
                 return Err(format!("{path}: {status}"));
@@ -204,12 +204,14 @@ mod tests {
 
     #[test]
     fn flags() {
-        let all = life(&["--bin-dir=/b", "--exclude-namespaces=a,b", "--daemonset=kube-system/set", "--repair=node-1"]).unwrap();
+        let all = life(&["--bin-dir=/b", "--exclude-namespaces=a,b", "--daemonset=kube-system/set", "--repair=node-1"])
+            .unwrap();
         assert_eq!(all.places.server, "https://[fd00::1]:443");
         assert_eq!((all.places.binaries, all.places.excluded), ("/b".into(), vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(all.set, Some(("kube-system".to_owned(), "set".to_owned())));
         assert_eq!(all.repair.as_deref(), Some("node-1"));
-        for wrong in ["--bin-dir", "--nothing=1", "--daemonset=set", "--daemonset=a/b/c", "--repair=../x", "--repair="] {
+        for wrong in ["--bin-dir", "--nothing=1", "--daemonset=set", "--daemonset=a/b/c", "--repair=../x", "--repair="]
+        {
             assert!(life(&[wrong]).unwrap_err().contains(wrong.split('=').next().unwrap()), "{wrong}");
         }
     }

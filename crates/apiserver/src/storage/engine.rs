@@ -275,7 +275,8 @@ mod tests {
     async fn whoever_is_told_that_something_exists_can_read_it() {
         let engine = Engine::start(Slow, EngineOptions::default()).unwrap();
         let create = |name: &str| {
-            let op = Op { key: Key::new("things", "", name), expect: Expect::Absent, value: Some(b"{}".to_vec().into()) };
+            let op =
+                Op { key: Key::new("things", "", name), expect: Expect::Absent, value: Some(b"{}".to_vec().into()) };
             let engine = engine.clone();
             async move {
                 let key = op.key.clone();

@@ -159,7 +159,8 @@ fn helm_finds_nothing_to_complain_of() {
 
 #[test]
 fn objects_have_the_shapes_of_their_kinds() {
-    let spec = json!({"profile": "demo", "values": {"revisionTags": ["prod"]}, "components": {"cni": {"enabled": true}}});
+    let spec =
+        json!({"profile": "demo", "values": {"revisionTags": ["prod"]}, "components": {"cni": {"enabled": true}}});
     for piece in installation(&spec).unwrap().pieces {
         for object in piece.objects().unwrap() {
             let kind = carrick_api::kinds::registry().of_object(&object).unwrap_or_else(|| panic!("{object}"));

@@ -96,7 +96,11 @@ pub(super) async fn found(client: &Client, namespace: &str) -> Result<Option<(St
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for name in [PLUGGED, OWN] {
         let there = api.get_opt(name).await;
-        let there = there.map_err(|source| KeyError::Api { namespace: namespace.to_owned(), name, source: Box::new(source) })?;
+        let there = there.map_err(|source| KeyError::Api {
+            namespace: namespace.to_owned(),
+            name,
+            source: Box::new(source),
+        })?;
         if let Some(secret) = there {
             return Ok(Some((format!("{namespace}/{name}"), secret)));
         }

@@ -131,7 +131,8 @@ mod tests {
     /// The set of `own` with the roots of `roots`.
     fn set(own: &SetTexts, roots: &[&SetTexts], now: SystemTime) -> CaSet {
         let pem: Vec<u8> = roots.iter().flat_map(|texts| texts.cert.bytes.iter().copied()).collect();
-        let data = [("ca-cert.pem", own.cert.bytes.to_vec()), ("ca-key.pem", own.key.bytes.to_vec()), ("root-cert.pem", pem)];
+        let data =
+            [("ca-cert.pem", own.cert.bytes.to_vec()), ("ca-key.pem", own.key.bytes.to_vec()), ("root-cert.pem", pem)];
         let data = data.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
         let texts = SetTexts::of_secret("test", &data).expect("texts").expect("a set");
         CaSet::check(&texts, now).expect("checked")

@@ -3,10 +3,10 @@
 use crate::fixture::{World, authority, local};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_control::{Control, ControlOptions};
-use k8s_openapi::ByteString;
 use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest};
 use carrick_pki::{Identity, KeyAlgorithm, csr};
 use carrick_xds::client::open_channel;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams, PostParams};
