@@ -4,11 +4,17 @@
 
 Without a kubeconfig the embedded API is started for the time of the run. Pods do not run here, since a bare API server has no nodes:
 the control plane's replicas are processes on this machine, each with the service account (and so the rights) of the Deployment, and the
-API server reaches their webhooks at ADDRESS. Everything made is removed; what was there before is compared with what is there after.
+API server reaches their webhooks at ADDRESS. Gateways are processes too, with tokens of an account of their own; `carrick-proxy` lies
+beside CARRICK. Everything made is removed; what was there before is compared with what is there after.
+
+Nothing but an API server is needed: where no controllers run (they make the account `default` of a namespace, and end namespaces), their
+part is done here after a while. An API server's caches are some moments old, so what depends on them is tried until it holds.
 """
 
 import argparse
 import base64
+import http.client
+import http.server
 import json
 import os
 import signal
@@ -27,6 +33,11 @@ HELM = os.environ.get("CARRICK_HELM", "helm")
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 SYSTEM = "istio-system"
 LEASE = 3.0
+# Namespaces of this run.
+OWN = (SYSTEM, "shop", "later")
+# Kinds whose objects come and go by themselves, in every cluster.
+RESTLESS = ("events", "endpointslices", "endpoints", "nodes", "componentstatuses", "leases", "ipaddresses", "csinodes", "csistoragecapacities",
+            "volumeattachments", "apiservices", "flowschemas", "prioritylevelconfigurations", "storageversions")
 
 
 class Failed(Exception):
@@ -91,13 +102,47 @@ class Run:
         process.wait(timeout=30)
         self.processes.remove(process)
 
+    def listed(self, *scope):
+        return [k for k in self.kubectl("api-resources", "--verbs=list", "-o", "name", *scope).split() if k.split(".")[0] not in RESTLESS]
+
     def everything(self):
-        """The names of all objects, but for those that come and go by themselves."""
-        kinds = [k for k in self.kubectl("api-resources", "--verbs=list", "-o", "name").split()
-                 if k.split(".")[0] not in ("events", "endpointslices", "endpoints", "nodes", "componentstatuses", "leases")]
+        """The names of all objects of no namespace and of ours, but for those that come and go by themselves."""
         columns = "custom-columns=K:.kind,NS:.metadata.namespace,N:.metadata.name"
-        lines = self.kubectl("get", ",".join(kinds), "-A", "--no-headers", "--ignore-not-found", "-o", columns).splitlines()
-        return {" ".join(line.split()) for line in lines if line.strip()}
+        lines = self.kubectl("get", ",".join(self.listed()), "-A", "--no-headers", "--ignore-not-found", "-o", columns).splitlines()
+        found = {tuple(line.split()) for line in lines if line.strip()}
+        return {" ".join(line) for line in found if line[1] in OWN or line[1] == "<none>"}
+
+    def is_gone(self, *what):
+        done = self.call(KUBECTL, "get", *what, ok=False)
+        return done.returncode != 0 and "NotFound" in done.stderr
+
+    def no_more(self, namespace, patience=20.0):
+        """Waits until a namespace that is being deleted is gone; ends it where no controller does."""
+        try:
+            until("the namespace is gone", lambda: self.is_gone("ns", namespace), patience)
+            return
+        except Failed:
+            there = self.get("ns", namespace)
+        if there.get("status", {}).get("conditions"):
+            raise Failed(f"a controller does not end {namespace}: {there['status']['conditions']}")
+        for kind in self.listed("--namespaced"):
+            self.call(KUBECTL, "delete", kind, "--all", "-n", namespace, "--wait=false", "--grace-period=0", "--force", ok=False)
+        there["spec"]["finalizers"] = []
+        self.kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/finalize", "-f", "-", text=json.dumps(there))
+        until("the namespace is gone", lambda: self.is_gone("ns", namespace))
+
+    def drop(self, namespace):
+        self.kubectl("delete", "namespace", namespace, "--wait=false")
+        self.no_more(namespace)
+
+    def account(self, namespace):
+        """The account of a namespace's pods: a controller makes it, if there are any."""
+        there = lambda: self.call(KUBECTL, "get", "sa", "default", "-n", namespace, ok=False).returncode == 0
+        try:
+            until("the account of the namespace", there, 10)
+        except Failed:
+            self.call(KUBECTL, "create", "sa", "default", "-n", namespace, ok=False)
+            until("the account of the namespace", there)
 
 
 class Replica:
@@ -115,10 +160,10 @@ class Replica:
         with open(path, "w") as file:
             json.dump(config, file)
         self.port, self.health = WEBHOOKS[revision] if number == 0 else free_port(), free_port()
-        self.metrics = free_port()
+        self.metrics, self.xds = free_port(), free_port()
         self.process = run.start(
             run.carrick, "control", f"--kubeconfig={path}", f"--revision={revision}", f"--name={name}",
-            f"--data-dir={run.folder}/{name}", f"--xds-port={free_port()}", f"--webhook-port={self.port}",
+            f"--data-dir={run.folder}/{name}", f"--xds-port={self.xds}", f"--webhook-port={self.port}",
             f"--debug-port={free_port()}", f"--health-address=127.0.0.1:{self.health}",
             f"--metrics-address=127.0.0.1:{self.metrics}", f"--server-ip={run.address}", f"--lease={LEASE:.0f}s", log=f"{name}.log")
 
@@ -149,6 +194,105 @@ class Replica:
 
 
 WEBHOOKS = {}
+
+
+class Gateway:
+    """A gateway of a revision, as its pod would be."""
+
+    def __init__(self, run, replica, roots, port):
+        self.run, self.port, self.health = run, port, free_port()
+        name = f"edge-{replica.revision}"
+        folder = os.path.join(run.folder, name)
+        os.makedirs(folder)
+        token = run.kubectl("create", "token", "edge", "-n", "shop", "--audience=istio-ca", "--duration=1h").strip()
+        for file, text in (("token", token), ("roots.pem", roots), ("labels", f'istio="{name}"\n')):
+            with open(os.path.join(folder, file), "w") as out:
+                out.write(text)
+        account = "istiod" if replica.revision == "default" else f"istiod-{replica.revision}"
+        self.process = run.start(
+            os.path.join(os.path.dirname(run.carrick), "carrick-proxy"), "gateway", "--engine=native", f"--pod-name={name}-1",
+            "--pod-namespace=shop", "--service-account=edge", f"--instance-ip={run.address}", "--bind-address=127.0.0.1",
+            f"--discovery-address=127.0.0.1:{replica.xds}", f"--control-plane-name={account}.{SYSTEM}.svc",
+            f"--root-file={folder}/roots.pem", f"--token-file={folder}/token", f"--labels-file={folder}/labels",
+            f"--state-dir={folder}/s", f"--admin-port={free_port()}", f"--status-port={free_port()}",
+            f"--health-port={self.health}", f"--prometheus-port={free_port()}", "--drain-duration=5s", log=f"{name}.log")
+
+    def ready(self):
+        def answers():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/healthz/ready", timeout=2) as answer:
+                    return answer.status == 200 and self.ask() == "shown"
+            except OSError as error:
+                raise Failed(error) from error
+
+        until(f"the gateway at {self.port} serves", answers, 60)
+        return self
+
+    def ask(self):
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}/", headers={"host": "web.example.org"})
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return answer.read().decode()
+
+
+class Load:
+    """Something done again and again in a thread of its own; `failed` says what went wrong."""
+
+    def __init__(self, once):
+        self.once, self.count, self.failed, self.done = once, 0, [], threading.Event()
+        self.thread = threading.Thread(target=self.loop)
+        self.thread.start()
+
+    def loop(self):
+        while not self.done.is_set():
+            try:
+                self.once(self.count)
+            except (Failed, OSError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
+                self.failed.append(f"{time.strftime('%H:%M:%S')} {error}")
+            self.count += 1
+
+    def end(self):
+        self.done.set()
+        self.thread.join()
+
+
+def backend():
+    """What is behind the gateways."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-length", "5")
+            self.end_headers()
+            self.wfile.write(b"shown")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def edges(ports, behind):
+    """One route behind a gateway of each revision."""
+    def made(kind, name, spec):
+        return {"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec}
+
+    gateways = [made("Gateway", f"edge-{revision}", {
+        "selector": {"istio": f"edge-{revision}"},
+        "servers": [{"port": {"number": port, "name": "http", "protocol": "HTTP"}, "hosts": ["web.example.org"]}],
+    }) for revision, port in ports.items()]
+    entry = made("ServiceEntry", "behind", {
+        "hosts": ["behind.example.org"], "location": "MESH_EXTERNAL", "resolution": "STATIC",
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "endpoints": [{"address": "127.0.0.1", "ports": {"http": behind}}],
+    })
+    route = made("VirtualService", "web", {
+        "hosts": ["web.example.org"], "gateways": [f"edge-{revision}" for revision in ports],
+        "http": [{"route": [{"destination": {"host": "behind.example.org", "port": {"number": 80}}}]}],
+    })
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": [*gateways, entry, route]})
 
 
 def policy(name, namespace, spec):
@@ -183,7 +327,7 @@ def kinds(run):
               "wasmplugins.extensions.istio.io", "policies.authentication.istio.io"}
     if not wanted <= there:
         raise Failed(f"kinds are missing: {wanted - there}")
-    run.kubectl("explain", "peerauthentications.spec.mtls")
+    until("the kinds are explained", lambda: "mode" in run.kubectl("explain", "peerauthentications.spec.mtls"))
 
 
 def rules(run):
@@ -220,23 +364,24 @@ def bundles(run, replicas):
     return roots
 
 
-def injected(run, replica, roots):
+def pod_of(name):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"containers": [{"name": "web", "image": "example.org/web:1"}]}}
+
+
+def made_with_sidecar(run, name):
+    """Makes a pod, gives whether it has a sidecar, and removes it."""
+    made = json.loads(run.kubectl("create", "-f", "-", "-o", "json", text=json.dumps(pod_of(name))))
+    run.kubectl("delete", "pod", name, "-n", "shop", "--grace-period=0", "--force", "--wait=false")
+    return "istio-proxy" in [c["name"] for c in made["spec"]["containers"] + made["spec"].get("initContainers", [])]
+
+
+def injected(run):
     """A pod that kubectl makes has a sidecar; it does not run, since there are no nodes."""
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
-           "spec": {"containers": [{"name": "web", "image": "example.org/web:1"}]}}
-    asked = {"operation": "CREATE", "namespace": "shop", "object": pod, "kind": {"group": "", "version": "v1", "kind": "Pod"},
-             "resource": {"group": "", "version": "v1", "resource": "pods"}}
-    if replica.ask("/inject", asked, roots).get("status", {}).get("code") == 404:
-        return "this control plane has no injector"
     run.kubectl("label", "namespace", "shop", "istio-injection=enabled")
-    until("the account of the namespace", lambda: run.call(KUBECTL, "get", "sa", "default", "-n", "shop", ok=False).returncode == 0)
-    run.kubectl("apply", "-f", "-", text=json.dumps(pod))
-    spec = run.get("pod", "web", "-n", "shop")["spec"]
-    names = [c["name"] for c in spec["containers"] + spec.get("initContainers", [])]
-    if "istio-proxy" not in names:
-        raise Failed(f"the pod has no sidecar: {names}")
-    run.kubectl("delete", "pod", "web", "-n", "shop", "--grace-period=0", "--force")
-    return None
+    run.account("shop")
+    tries = iter(range(1000))
+    until("a pod has a sidecar", lambda: made_with_sidecar(run, f"web-{next(tries)}"))
 
 
 def statuses(run):
@@ -256,27 +401,34 @@ def leader_killed(run, replicas):
     until("another writes", lambda: roots_of(run, "later"), LEASE * 4)
     took = time.monotonic() - killed
     until("another leads", lambda: any(r.leads() for r in others))
-    run.kubectl("delete", "namespace", "later")
+    run.drop("later")
     # A Deployment would replace it, and the Service lead there meanwhile to the others; here the webhooks' URL is that of the first.
     others.append(Replica(run, "default", leader.number).ready())
     return others, f"after {took:.1f} s, lease {LEASE:.0f} s"
 
 
-def upgrade(run, replicas):
-    """Another revision beside the first, then in its place, while objects are written all the time."""
-    failures, done, written = [], threading.Event(), 0
+def upgrade(run, replicas, roots):
+    """Another revision beside the first, then in its place, under load of three kinds: requests, pods, policies."""
+    ports = {"default": free_port(), "canary": free_port()}
+    behind = backend()
+    run.kubectl("create", "serviceaccount", "edge", "-n", "shop")
+    run.kubectl("apply", "-f", "-", text=edges(ports, behind.server_port))
+    old = Gateway(run, replicas[-1], roots, ports["default"]).ready()
+    serving = [old]
 
-    def write():
-        nonlocal written
-        while not done.is_set():
-            mode = ("STRICT", "PERMISSIVE")[written % 2]
-            answer = run.call(KUBECTL, "apply", "-f", "-", text=policy("good", "shop", {"mtls": {"mode": mode}}), ok=False)
-            if answer.returncode:
-                failures.append(answer.stderr)
-            written += 1
+    def request(number):
+        gateway = serving[number % len(serving)]
+        if gateway.ask() != "shown":
+            raise Failed("another answer")
 
-    writer = threading.Thread(target=write)
-    writer.start()
+    def pod(number):
+        if not made_with_sidecar(run, f"load-{number}"):
+            raise Failed("a pod without a sidecar")
+
+    def write(number):
+        run.kubectl("apply", "-f", "-", text=policy("good", "shop", {"mtls": {"mode": ("STRICT", "PERMISSIVE")[number % 2]}}))
+
+    loads = {"requests": Load(request), "pods": Load(pod), "writes": Load(write)}
     try:
         run.own("install", "-y", "--wait=false", "--revision", "canary", *where(run, "canary"))
         canary = Replica(run, "canary", 0).ready()
@@ -289,19 +441,32 @@ def upgrade(run, replicas):
         until("the canary has the bundle", lambda: all(
             hook["clientConfig"].get("caBundle")
             for hook in run.get("mutatingwebhookconfigurations", "istio-revision-tag-default")["webhooks"]))
+        # As the pods of a Deployment: the new ones serve before the old ones end.
+        new = Gateway(run, canary, roots, ports["canary"]).ready()
+        serving.append(new)
+        run.own("uninstall", "-y", "--revision", "default")
+        # The pods of a Deployment that is gone end some seconds later, when the API server knows of their webhooks no more.
+        time.sleep(3)
         for replica in replicas:
             run.stop(replica.process)
-        run.own("uninstall", "-y", "--revision", "default")
         until("the canary leads", canary.leads)
         run.own("upgrade", "-y", "--wait=false", "--revision", "canary", *where(run, "canary"), "--set", "meshConfig.accessLogFile=/dev/stdout")
         if "/dev/stdout" not in run.get("configmap", "istio-canary", "-n", SYSTEM)["data"]["mesh"]:
             raise Failed("upgrade did not change the mesh's settings")
+        # The old gateway has had no control plane for a while.
+        time.sleep(1)
+        serving.remove(old)
+        time.sleep(1)
+        run.stop(old.process)
     finally:
-        done.set()
-        writer.join()
-    if failures or not written:
-        raise Failed(f"{len(failures)} of {written} writes failed: {failures[:1]}")
-    return canary, f"{written} writes, 0 failed"
+        for load in loads.values():
+            load.end()
+        behind.shutdown()
+    run.stop(new.process)
+    for what, load in loads.items():
+        if load.failed or not load.count:
+            raise Failed(f"{len(load.failed)} of {load.count} {what} failed: {load.failed[:3]}")
+    return canary, ", ".join(f"{load.count} {what}" for what, load in loads.items()) + ", 0 failed"
 
 
 def helm(run):
@@ -329,8 +494,7 @@ def helm(run):
     # Helm keeps the kinds, as it is told to.
     run.kubectl("delete", "crd", "-l", "app.kubernetes.io/part-of=istio")
     if made:
-        run.kubectl("delete", "namespace", SYSTEM)
-        until("the namespace is gone", lambda: run.call(KUBECTL, "get", "ns", SYSTEM, ok=False).returncode)
+        run.drop(SYSTEM)
 
 
 def main():
@@ -371,16 +535,19 @@ def main():
             step("objects are taken and refused by their schemas and rules")
             roots = bundles(run, replicas)
             step("roots are in namespaces, bundles in webhooks, and both are kept so")
-            step("a pod made by kubectl has a sidecar (it does not run: there are no nodes)", injected(run, replicas[0], roots))
+            injected(run)
+            step("a pod made by kubectl has a sidecar (it does not run: there are no nodes)")
             statuses(run)
             step("a policy tells what became of it")
             replicas, took = leader_killed(run, replicas)
             step("the leader is killed, another writes", took)
-            canary, counted = upgrade(run, replicas)
+            canary, counted = upgrade(run, replicas, roots)
             step("upgraded from one revision to another, with tags", counted)
             run.stop(canary.process)
-            run.kubectl("delete", "namespace", "shop")
+            run.drop("shop")
             run.own("uninstall", "--purge", "-y")
+            if f"Namespace <none> {SYSTEM}" not in before:
+                run.no_more(SYSTEM)
             try:
                 until("everything is gone", lambda: run.everything() <= before)
             except Failed as error:

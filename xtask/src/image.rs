@@ -7,8 +7,9 @@ mod archive;
 mod materials;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -22,16 +23,23 @@ const USER: u32 = 1337;
 struct Image {
     name: &'static str,
     program: &'static str,
-    /// Programs of the system that it calls, and files that it reads; left out with a word when the machine lacks them.
+    /// Other names of the program, by which pods call it.
+    names: &'static [&'static str],
+    /// Programs of the system that it calls, and files that it reads.
     besides: &'static [&'static str],
 }
 
+/// Whom servers outside of the mesh are verified by.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 const IMAGES: [Image; 2] = [
-    Image { name: "pilot", program: "carrick", besides: &["/etc/ssl/certs/ca-certificates.crt"] },
+    Image { name: "pilot", program: "carrick", names: &["pilot-discovery"], besides: &[AUTHORITIES] },
     Image {
         name: "proxyv2",
         program: "carrick-proxy",
-        besides: &["/etc/ssl/certs/ca-certificates.crt", "/usr/sbin/nft"],
+        // Hooks of an injected pod call the first.
+        names: &["pilot-agent", "carrick-cni"],
+        besides: &[AUTHORITIES, "/usr/sbin/nft"],
     },
 ];
 
@@ -47,18 +55,15 @@ pub fn write(root: &Path, programs: &Path, out: &Path) -> Result<()> {
         let program = programs.join(image.program);
         add(&mut files, &program, &format!("usr/local/bin/{}", image.program))?;
         for path in image.besides {
-            if Path::new(path).exists() {
-                add(&mut files, Path::new(path), path.trim_start_matches('/'))?;
-            } else {
-                eprintln!("{}: {path} is not on this machine and stays out", image.name);
-            }
+            add(&mut files, Path::new(path), path.trim_start_matches('/'))
+                .with_context(|| format!("{}: `tools/install test` puts it here", image.name))?;
         }
-        files.insert(
-            "etc/passwd".to_owned(),
-            (format!("istio-proxy:x:{USER}:{USER}::/:/nonexistent\n").into_bytes(), 0o644),
-        );
-        files.insert("usr/share/doc/carrick/sbom.json".to_owned(), (bill.clone().into_bytes(), 0o644));
-        let bytes = layout(image, version, &layer(files))?;
+        let mut text = |path: &str, text: String| files.insert(path.to_owned(), (text.into_bytes(), 0o644));
+        text("etc/passwd", format!("root:x:0:0::/:/nonexistent\nistio-proxy:x:{USER}:{USER}::/:/nonexistent\n"));
+        text("etc/group", format!("root:x:0:\nistio-proxy:x:{USER}:\n"));
+        text("usr/share/doc/carrick/sbom.json", bill.clone());
+        let links = image.names.iter().map(|name| (format!("usr/local/bin/{name}"), image.program.to_owned()));
+        let bytes = layout(image, version, &layer(files, links.collect()))?;
         let path = out.join(format!("{}.tar", image.name));
         std::fs::write(&path, &bytes).with_context(|| path.display().to_string())?;
         println!("{}: {} bytes", path.display(), bytes.len());
@@ -99,7 +104,8 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn layer(files: Files) -> Vec<u8> {
+/// Folders, files, and links to files beside them by path.
+fn layer(files: Files, links: BTreeMap<String, String>) -> Vec<u8> {
     let mut folders: BTreeMap<String, Entry> = BTreeMap::new();
     for path in files.keys() {
         for (at, _) in path.match_indices('/') {
@@ -107,8 +113,9 @@ fn layer(files: Files) -> Vec<u8> {
         }
     }
     folders.insert("tmp/".to_owned(), Entry::folder("tmp/", 0o1777));
-    let files = files.into_iter().map(|(path, (bytes, mode))| Entry { path, mode, bytes });
-    tar(folders.into_values().chain(files))
+    let files = files.into_iter().map(|(path, (bytes, mode))| Entry { path, mode, bytes, link: None });
+    let links = links.into_iter().map(|(path, to)| Entry { path, mode: 0o777, bytes: Vec::new(), link: Some(to) });
+    tar(folders.into_values().chain(files).chain(links))
 }
 
 /// The image as an OCI layout.
@@ -131,10 +138,11 @@ fn layout(image: &Image, version: &str, layer: &[u8]) -> Result<Vec<u8>> {
             bytes.len()
         )
     };
+    let packed = packed(layer)?;
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
         describe("config.v1+json", config.as_bytes()),
-        describe("layer.v1.tar", layer)
+        describe("layer.v1.tar+gzip", &packed)
     );
     let about = describe("manifest.v1+json", manifest.as_bytes());
     let named = format!(
@@ -143,7 +151,7 @@ fn layout(image: &Image, version: &str, layer: &[u8]) -> Result<Vec<u8>> {
     );
     let index =
         format!(r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{named}]}}"#);
-    let file = |path: String, bytes: &[u8]| Entry { path, mode: 0o644, bytes: bytes.to_vec() };
+    let file = |path: String, bytes: &[u8]| Entry { path, mode: 0o644, bytes: bytes.to_vec(), link: None };
     let blob = |bytes: &[u8]| file(format!("blobs/sha256/{}", hex(bytes)), bytes);
     Ok(tar([
         file("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#),
@@ -152,9 +160,29 @@ fn layout(image: &Image, version: &str, layer: &[u8]) -> Result<Vec<u8>> {
         Entry::folder("blobs/sha256/", 0o755),
         blob(config.as_bytes()),
         blob(manifest.as_bytes()),
-        blob(layer),
+        blob(&packed),
     ]
     .into_iter()))
+}
+
+/// Compressed by the system's `gzip`, without name and time.
+fn packed(layer: &[u8]) -> Result<Vec<u8>> {
+    let mut child = Command::new("gzip")
+        .args(["-n", "-6", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("gzip")?;
+    let mut input = child.stdin.take().context("gzip")?;
+    // Written beside reading: neither waits for the other.
+    let output = std::thread::scope(|scope| {
+        let writing = scope.spawn(move || input.write_all(layer));
+        let output = child.wait_with_output();
+        writing.join().map_err(|_| anyhow::anyhow!("gzip"))?.context("gzip")?;
+        output.context("gzip")
+    })?;
+    ensure!(output.status.success(), "gzip: {}", output.status);
+    Ok(output.stdout)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -182,13 +210,21 @@ mod tests {
         assert!(files.keys().any(|path| path.contains("libc.so")), "{:?}", files.keys());
         let long = format!("usr/{}/{}", "a".repeat(90), "b".repeat(60));
         files.insert(long.clone(), (b"x".to_vec(), 0o644));
-        let layer = layer(files);
+        let links = BTreeMap::from([("bin/other".to_owned(), "sh".to_owned())]);
+        let layer = layer(files, links);
         let inside = listed(&layer, &scratch.join("layer.tar"));
-        assert!(inside.contains("drwxrwxrwt") && inside.contains("bin/sh") && inside.contains(&long), "{inside}");
+        assert!(
+            inside.contains("drwxrwxrwt") && inside.contains("bin/other -> sh") && inside.contains(&long),
+            "{inside}"
+        );
         let image = layout(&IMAGES[0], "1", &layer).unwrap();
         assert_eq!(image, layout(&IMAGES[0], "1", &layer).unwrap());
         let inside = listed(&image, &scratch.join("image.tar"));
-        assert!(inside.contains(&format!("blobs/sha256/{}", hex(&layer))), "{inside}");
+        let compressed = packed(&layer).unwrap();
+        assert!(
+            compressed.len() < layer.len() && inside.contains(&format!("blobs/sha256/{}", hex(&compressed))),
+            "{inside}"
+        );
         let unpacked = Command::new("tar").arg("-C").arg(&scratch).arg("-xf").arg(scratch.join("image.tar")).status();
         assert!(unpacked.unwrap().success());
         for blob in std::fs::read_dir(scratch.join("blobs/sha256")).unwrap() {

@@ -19,6 +19,14 @@ fn main() -> ExitCode {
     if let Some(("cni-install", flags)) = arguments.split_first().map(|(command, rest)| (command.as_str(), rest)) {
         return install(flags);
     }
+    if let Some(("cni-ready", flags)) = arguments.split_first().map(|(command, rest)| (command.as_str(), rest)) {
+        let file = flags.first().and_then(|flag| flag.strip_prefix("--ready-file="));
+        let ready = file.ok_or_else(|| "--ready-file=FILE expected".to_owned());
+        return match ready.and_then(|file| cni::node::ready(file.as_ref(), std::time::SystemTime::now())) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
     // What sets rules needs no runtime and no identity.
     if let Some(("istio-iptables", flags)) = arguments.split_first().map(|(command, rest)| (command.as_str(), rest)) {
         return match rules::run(flags) {
@@ -26,7 +34,11 @@ fn main() -> ExitCode {
                 println!("{told}");
                 ExitCode::SUCCESS
             }
-            Err(error) => fail(&error),
+            Err(error @ rules::RulesError::Missing(_)) => {
+                fail(&error.to_string());
+                ExitCode::from(rules::NO_RULES)
+            }
+            Err(error) => fail(&error.to_string()),
         };
     }
     match parse(&arguments, &Process) {
@@ -95,20 +107,11 @@ fn plugin() -> ExitCode {
 /// Keeps the plugin on this node until it is told to end.
 fn install(flags: &[String]) -> ExitCode {
     use tokio::signal::unix::{SignalKind, signal};
-    let flag = |name: &str, default: &str| {
-        let given = flags.iter().find_map(|flag| flag.strip_prefix(&format!("--{name}=")));
-        given.unwrap_or(default).to_owned()
-    };
     let host = std::env::var("KUBERNETES_SERVICE_HOST").unwrap_or_default();
     let port = std::env::var("KUBERNETES_SERVICE_PORT").unwrap_or_else(|_| "443".to_owned());
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let places = cni::install::Places {
-        binaries: flag("bin-dir", "/host/opt/cni/bin").into(),
-        configurations: flag("conf-dir", "/host/etc/cni/net.d").into(),
-        configurations_on_node: flag("node-conf-dir", "/etc/cni/net.d").into(),
-        account: flag("service-account", "/var/run/secrets/kubernetes.io/serviceaccount").into(),
-        server: flag("server", &format!("https://{host}:{port}")),
-        excluded: flag("exclude-namespaces", "kube-system").split(',').map(str::to_owned).collect(),
+    let life = match cni::node::Life::parse(flags, &host, &port) {
+        Ok(life) => life,
+        Err(error) => return fail(&error),
     };
     let own = match std::env::current_exe() {
         Ok(own) => own,
@@ -118,18 +121,13 @@ fn install(flags: &[String]) -> ExitCode {
         let io = |source| AgentError::Io { what: "signals", source };
         let (mut term, mut int) =
             (signal(SignalKind::terminate()).map_err(io)?, signal(SignalKind::interrupt()).map_err(io)?);
-        loop {
-            match cni::install::install(&places, &own) {
-                Ok(changed) => changed.iter().for_each(|file| println!("written: {file}")),
-                Err(error) => eprintln!("carrick-proxy: {error}"),
-            }
+        let stop = async {
             tokio::select! {
-                _ = term.recv() => break,
-                _ = int.recv() => break,
-                () = tokio::time::sleep(std::time::Duration::from_secs(10)) => {}
+                _ = term.recv() => {}
+                _ = int.recv() => {}
             }
-        }
-        cni::install::uninstall(&places).map_err(AgentError::Config)
+        };
+        life.run(&own, stop).await.map_err(AgentError::Config)
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod api;
 pub mod install;
+pub mod node;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -56,6 +56,17 @@ const GATEWAY: &[(&str, &str)] = files!("gateway":
     "templates/serviceaccount.yaml",
     "values.yaml",
 );
+const CNI: &[(&str, &str)] = files!("cni":
+    "Chart.yaml",
+    "templates/_helpers.tpl",
+    "templates/clusterrole.yaml",
+    "templates/configmap.yaml",
+    "templates/daemonset.yaml",
+    "templates/resourcequota.yaml",
+    "templates/role.yaml",
+    "templates/serviceaccount.yaml",
+    "values.yaml",
+);
 
 /// A chart's files by their path in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,12 +82,13 @@ pub struct Release<'a> {
 }
 
 impl Chart {
-    /// One of `base`, `istiod` and `gateway`.
+    /// One of `base`, `istiod`, `cni` and `gateway`.
     pub fn named(name: &str) -> Option<Self> {
         let files = match name {
             "base" => BASE,
             "istiod" => ISTIOD,
             "gateway" => GATEWAY,
+            "cni" => CNI,
             _ => return None,
         };
         Some(Self::of(files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect()))

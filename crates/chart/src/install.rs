@@ -23,7 +23,7 @@ pub struct Installation {
 /// One chart to be installed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// What it is called when it is told about: `Istio core`, `Istiod`, `Ingress gateways`, `Egress gateways`.
+    /// What it is called when it is told about: `Istio core`, `CNI`, `Istiod`, `Ingress gateways`, `Egress gateways`.
     pub component: &'static str,
     pub chart: &'static str,
     pub release: String,
@@ -159,15 +159,14 @@ pub fn installation(spec: &Value) -> Result<Installation, ChartError> {
     }
     let pilot = given.get("pilot").cloned().unwrap_or_else(|| json!({}));
     let gateways = given.get("gateways").cloned().unwrap_or_else(|| json!({}));
+    let cni = given.get("cni").cloned().unwrap_or_else(|| json!({}));
     if let Some(fields) = given.as_object_mut() {
-        fields.retain(|name, _| name != "pilot" && name != "gateways" && name != "profile");
+        fields.retain(|name, _| !["pilot", "gateways", "profile", "cni"].contains(&name.as_str()));
     }
     let components = all.get("components").cloned().unwrap_or_else(|| json!({}));
     only(&components, &["base", "pilot", "ingressGateways", "egressGateways", "cni", "ztunnel"], "components.")?;
-    for name in ["cni", "ztunnel"] {
-        if components.pointer(&format!("/{name}/enabled")) == Some(&Value::Bool(true)) {
-            return Err(ChartError::Values(format!("components.{name}: there is no such component here")));
-        }
+    if components.pointer("/ztunnel/enabled") == Some(&Value::Bool(true)) {
+        return Err(ChartError::Values("components.ztunnel: there is no such component here".to_owned()));
     }
 
     let mut pieces = Vec::new();
@@ -186,9 +185,15 @@ pub fn installation(spec: &Value) -> Result<Installation, ChartError> {
             values,
         });
     }
+    if enabled("cni") {
+        pieces.push(plugin(components.get("cni").unwrap_or(&Value::Null), &shared, &cni, &namespace)?);
+    }
     if enabled("pilot") {
         let mut values = shared.clone();
+        // Who installs the plugin wants its pods without capabilities.
+        values["cni"] = json!({"enabled": enabled("cni")});
         merge(&mut values, &given);
+        merge(&mut values, &json!({"gateways": of_pods(&gateways)}));
         merge(&mut values, &pilot);
         values["revision"] = revision.as_str().into();
         let component = components.get("pilot").cloned().unwrap_or(Value::Null);
@@ -242,6 +247,62 @@ pub fn installation(spec: &Value) -> Result<Installation, ChartError> {
         }
     }
     Ok(Installation { namespace, revision, profile, pieces })
+}
+
+/// The CNI plugin's chart.
+fn plugin(component: &Value, shared: &Value, given: &Value, namespace: &str) -> Result<Piece, ChartError> {
+    only(component, &["enabled", "namespace", "hub", "tag", "k8s"], "components.cni.")?;
+    const VALUES: [&str; 15] = [
+        "affinity",
+        "chained",
+        "cniBinDir",
+        "cniConfDir",
+        "env",
+        "excludeNamespaces",
+        "hub",
+        "image",
+        "podAnnotations",
+        "podLabels",
+        "pullPolicy",
+        "repair",
+        "resources",
+        "seLinuxOptions",
+        "tolerations",
+    ];
+    only(given, &VALUES, "values.cni.")?;
+    if given.get("chained") == Some(&Value::Bool(false)) {
+        return Err(ChartError::Values("values.cni.chained: the plugin is part of the node's chain here".to_owned()));
+    }
+    let repair = given.get("repair").cloned().unwrap_or_else(|| json!({}));
+    only(&repair, &["enabled", "deletePods"], "values.cni.repair.")?;
+    let mut values = shared.clone();
+    let mut own = given.clone();
+    if let Some(fields) = own.as_object_mut() {
+        fields.retain(|name, _| name != "chained" && name != "repair");
+    }
+    merge(&mut values, &own);
+    // Deleting is the only way in which a pod is mended here.
+    let asked = [repair.get("enabled"), repair.get("deletePods")];
+    if asked.iter().flatten().any(|asked| **asked == Value::Bool(false)) {
+        values["repair"] = json!({"enabled": false});
+    }
+    for field in ["hub", "tag"] {
+        if let Some(value) = component.get(field).and_then(scalar) {
+            values[field] = value.into();
+        }
+    }
+    let settings = settings(component.get("k8s"), "components.cni.k8s.", "")?;
+    only(&settings, &["affinity", "env", "podAnnotations", "resources", "tolerations"], "components.cni.k8s.")?;
+    merge(&mut values, &settings);
+    let place = component.get("namespace").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let namespace = place.unwrap_or(namespace).to_owned();
+    Ok(Piece { component: "CNI", chart: "cni", release: "istio-cni".to_owned(), namespace, values })
+}
+
+/// What of the gateways' values is for pods that are injected as gateways, not for a gateway's chart.
+fn of_pods(gateways: &Value) -> Value {
+    let known = |name: &str| gateways.get(name).map(|value| (name.to_owned(), value.clone()));
+    Value::Object(["securityContext", "seccompProfile"].into_iter().filter_map(known).collect())
 }
 
 /// Lays a spec on a profile: lists of gateways merge by name.
@@ -384,6 +445,32 @@ mod tests {
     }
 
     #[test]
+    fn with_the_plugin_pods_need_no_capability() {
+        let spec = json!({"profile": "minimal", "components": {"cni": {"enabled": true, "namespace": "kube-system"}},
+            "values": {"cni": {"cniBinDir": "/home/kubernetes/bin", "repair": {"deletePods": false}},
+                "gateways": {"securityContext": {"runAsNonRoot": true}}}});
+        let all = installation(&spec).unwrap();
+        let pieces: Vec<_> = all.pieces.iter().map(|p| (p.chart, p.namespace.as_str())).collect();
+        assert_eq!(pieces, [("base", "istio-system"), ("cni", "kube-system"), ("istiod", "istio-system")]);
+        let objects = all.pieces[1].objects().unwrap();
+        let set = objects.iter().find(|o| o["kind"] == "DaemonSet").unwrap();
+        assert_eq!(set["spec"]["template"]["spec"]["volumes"][0]["hostPath"]["path"], "/home/kubernetes/bin");
+        assert!(!set.to_string().contains("--repair"), "{set}");
+        let values = |piece: &Piece| -> Value {
+            let objects = piece.objects().unwrap();
+            let map = objects.iter().find(|o| o["metadata"]["name"] == "istio-sidecar-injector").unwrap();
+            serde_json::from_str(map["data"]["values"].as_str().unwrap()).unwrap()
+        };
+        let injected = values(&all.pieces[2]);
+        assert_eq!(injected["pilot"]["cni"]["enabled"], true, "the injector knows of it");
+        assert_eq!(injected["gateways"]["securityContext"]["runAsNonRoot"], true);
+        // By the names of Istio's documents, and without.
+        let named = json!({"profile": "minimal", "values": {"pilot": {"cni": {"enabled": true}}}});
+        assert_eq!(values(&installation(&named).unwrap().pieces[1])["pilot"]["cni"]["enabled"], true);
+        assert_eq!(values(&installation(&json!({})).unwrap().pieces[1])["pilot"]["cni"]["enabled"], false);
+    }
+
+    #[test]
     fn fields_reach_the_charts_or_are_refused() {
         let spec = json!({
             "profile": "minimal", "hub": "example.org/mesh", "tag": "7",
@@ -405,7 +492,15 @@ mod tests {
             (json!({"foo": 1}), "foo"),
             (json!({"profile": "ambient"}), "ambient"),
             (json!({"components": {"pilot": {"k8s": {"overlays": []}}}}), "components.pilot.k8s.overlays"),
-            (json!({"components": {"cni": {"enabled": true}}}), "components.cni"),
+            (json!({"components": {"ztunnel": {"enabled": true}}}), "components.ztunnel"),
+            (
+                json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"ambient": {}}}}),
+                "values.cni.ambient",
+            ),
+            (
+                json!({"components": {"cni": {"enabled": true}}, "values": {"cni": {"chained": false}}}),
+                "values.cni.chained",
+            ),
             (
                 json!({"values": {"gateways": {"istio-ingressgateway": {"x": 1}}}}),
                 "values.gateways.istio-ingressgateway.x",

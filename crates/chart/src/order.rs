@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "CustomResourceDefinition",
     "Namespace",
     "ServiceAccount",
@@ -14,8 +14,10 @@ const ORDER: [&str; 16] = [
     "RoleBinding",
     "Secret",
     "ConfigMap",
+    "ResourceQuota",
     "NetworkPolicy",
     "Service",
+    "DaemonSet",
     "Deployment",
     "HorizontalPodAutoscaler",
     "PodDisruptionBudget",

@@ -38,8 +38,8 @@ impl CertificateService for Certificates {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let bearer = Bearer::of(request.metadata());
         let request = request.into_inner();
-        let proven = match bearer.as_ref().filter(|bearer| JoinToken::is_one(&bearer.0)) {
-            Some(token) => self.join(&token.0, &request.csr, &peer).await.map(|j| (j.caller, Some(j.profile))),
+        let proven = match bearer.as_ref().filter(|bearer| JoinToken::is_one(&bearer.token)) {
+            Some(token) => self.join(&token.token, &request.csr, &peer).await.map(|j| (j.caller, Some(j.profile))),
             None => self.callers.prove(&peer, bearer.as_ref()).await.map(|caller| (caller, None)),
         };
         let (caller, profile) = proven.map_err(|status| {

@@ -3,6 +3,7 @@
 //! Invariant: a [`Caller`] is proven; nothing in it comes from what the caller says of itself. No proof, no caller.
 
 use crate::quarantine::Board;
+use crate::remote::{ClusterId, Reviewers};
 use carrick_base::{SpiffeId, TrustDomain};
 use carrick_xds::server::{Bearer, Peer};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -89,6 +90,10 @@ pub(crate) struct Caller {
 /// Proves callers.
 pub(crate) struct Callers {
     pub(crate) reviewer: Arc<dyn TokenReviewer>,
+    /// Whoever says that its token is of another cluster is believed by that cluster's API.
+    pub(crate) others: Reviewers,
+    /// What the own cluster is called.
+    pub(crate) cluster: ClusterId,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) aliases: Vec<TrustDomain>,
     pub(crate) quarantine: Arc<Board>,
@@ -126,7 +131,10 @@ impl Callers {
         let Some(bearer) = bearer else {
             return Err(Status::unauthenticated("neither a client certificate nor a token"));
         };
-        let (namespace, service_account) = self.reviewer.review(&bearer.0).await.map_err(|error| match error {
+        let other = bearer.cluster.as_deref().filter(|cluster| **cluster != *self.cluster);
+        // A cluster that nobody knows proves nothing either way; the own API then says whether the token is its own.
+        let reviewer = other.and_then(|cluster| self.others.of(cluster)).unwrap_or_else(|| self.reviewer.clone());
+        let (namespace, service_account) = reviewer.review(&bearer.token).await.map_err(|error| match error {
             ReviewError::Refused(reason) => Status::unauthenticated(reason),
             ReviewError::Unavailable(reason) => Status::unavailable(reason),
         })?;

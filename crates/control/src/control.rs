@@ -18,12 +18,13 @@ use crate::machines::{self, Machines, Place};
 use crate::mesh_settings::{CONFIG_MAP, MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
-use crate::remote;
+use crate::remote::{self, Reviewers};
 use crate::renderer::Renderer;
 use crate::resident::{
     Resident,
     bundle::{self, Webhooks},
     maps,
+    reload::Reload,
 };
 use crate::roots::Published;
 use crate::rotation::{Around, Driver, Population, RotationOptions, Trust};
@@ -213,7 +214,8 @@ impl Control {
         let (xds_addr, debug_addr) = (local(&xds, options.xds_addr)?, local(&debug, options.debug_addr)?);
         let plain_xds_addr = plain.as_ref().and_then(|listener| listener.local_addr().ok());
         let quarantine = Board::new(options.ledger.clone(), options.authority.clone());
-        let callers = Arc::new(callers(&options, quarantine.clone())?);
+        let reviewers = Reviewers::default();
+        let callers = Arc::new(callers(&options, reviewers.clone(), quarantine.clone())?);
         let domains = std::iter::once(&callers.trust_domain).chain(&callers.aliases).map(ToString::to_string).collect();
         let certificate = ServerCert::issue(
             options.authority.clone(),
@@ -250,7 +252,7 @@ impl Control {
         tasks.spawn("keys", fetching);
         let fetched_keys = keys.follow();
         let root = Arc::from(options.mesh_config.root_namespace.as_str());
-        let (remotes, following) = remote::task(root, client.clone(), drain.clone());
+        let (remotes, following) = remote::task(root, client.clone(), reviewers, drain.clone());
         tasks.spawn("other clusters", following);
         let cluster_id: Arc<str> = options.cluster_id.into();
         let mesh = MeshSettings::new(options.mesh_config.clone(), options.mesh_file, options.mesh_map);
@@ -302,6 +304,16 @@ impl Control {
                 metrics: metrics.clone(),
             };
             tasks.spawn("roots", Driver::new(rotation, around).run(drain.clone()));
+        } else if let (Some(client), true) = (client.clone(), options.resident.is_some()) {
+            let reload = Reload {
+                client,
+                namespace: options.mesh_config.root_namespace.clone(),
+                authority: options.authority.clone(),
+                published,
+                quarantine: quarantine.clone(),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("signing set", reload.run(drain.clone()));
         } else {
             idle = Some(published);
         }
@@ -487,11 +499,13 @@ impl Drop for Control {
     }
 }
 
-fn callers(options: &ControlOptions, quarantine: Arc<Board>) -> Result<Callers, ControlError> {
+fn callers(options: &ControlOptions, others: Reviewers, quarantine: Arc<Board>) -> Result<Callers, ControlError> {
     let parse =
         |text: &str| TrustDomain::new(&text.replace('@', ".")).map_err(|_| ControlError::TrustDomain(text.to_owned()));
     Ok(Callers {
         reviewer: options.reviewer.clone(),
+        others,
+        cluster: options.cluster_id.as_str().into(),
         trust_domain: parse(&options.mesh_config.trust_domain)?,
         aliases: options.mesh_config.trust_domain_aliases.iter().map(|a| parse(a)).collect::<Result<_, _>>()?,
         quarantine,

@@ -16,6 +16,7 @@ use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// How old what is known of the cluster may be.
@@ -61,8 +62,14 @@ impl InjectorOptions {
     }
 }
 
-/// An injector, and the work that keeps what it knows fresh. Until that has read the cluster once, the defaults are injected.
-pub fn injector(client: Client, options: InjectorOptions, drain: Drain) -> (Answers, impl Future<Output = ()> + Send) {
+/// An injector, and the work that keeps what it knows fresh. `knows` becomes true when that has read the cluster once; until then the
+/// defaults would be injected.
+pub fn injector(
+    client: Client,
+    options: InjectorOptions,
+    knows: watch::Sender<bool>,
+    drain: Drain,
+) -> (Answers, impl Future<Output = ()> + Send) {
     let known = Arc::new(ArcSwap::from_pointee(Cluster {
         root_namespace: options.root_namespace.clone(),
         revision: options.revision.clone(),
@@ -72,10 +79,16 @@ pub fn injector(client: Client, options: InjectorOptions, drain: Drain) -> (Answ
     }));
     let shown = Arc::clone(&known);
     let answers: Answers = Arc::new(move |path, request| answer(path, request, &shown.load()));
-    (answers, keep(client, options, known, drain))
+    (answers, keep(client, options, known, knows, drain))
 }
 
-async fn keep(client: Client, options: InjectorOptions, known: Arc<ArcSwap<Cluster>>, drain: Drain) {
+async fn keep(
+    client: Client,
+    options: InjectorOptions,
+    known: Arc<ArcSwap<Cluster>>,
+    knows: watch::Sender<bool>,
+    drain: Drain,
+) {
     let (mut nodes_at, mut told, mut first) = (None::<Instant>, None::<String>, true);
     loop {
         let mut cluster = Cluster::clone(&known.load());
@@ -91,6 +104,7 @@ async fn keep(client: Client, options: InjectorOptions, known: Arc<ArcSwap<Clust
                 }
                 first = false;
                 known.store(Arc::new(cluster));
+                knows.send_if_modified(|knows| !std::mem::replace(knows, true));
             }
             Err(reason) => {
                 if told.as_ref() != Some(&reason) {

@@ -6,6 +6,7 @@
 pub(crate) mod bundle;
 mod key;
 pub(crate) mod maps;
+pub(crate) mod reload;
 
 pub use key::{KeyError, authority};
 

@@ -118,7 +118,8 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     let (_unchanged, mesh_file) = tokio::sync::watch::channel(Arc::new(fixed));
     let mut injecting = InjectorOptions::new(namespace, &options.revision);
     injecting.mesh["trustDomain"] = mesh_config.trust_domain.as_str().into();
-    let (inject, knowing) = injector(client.clone(), injecting, draining.clone());
+    let (knows, injects) = tokio::sync::watch::channel(false);
+    let (inject, knowing) = injector(client.clone(), injecting, knows, draining.clone());
     tasks.spawn("injector", knowing);
     let metrics = Metrics::new();
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
@@ -143,9 +144,10 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
         inject: Some(inject),
     });
     let control = Control::start(control_options).await.context("the control plane")?;
-    for (address, router) in
-        [(options.health_address, health(control.synced())), (options.metrics_address, shown(metrics, leading))]
-    {
+    for (address, router) in [
+        (options.health_address, health(control.synced(), injects)),
+        (options.metrics_address, shown(metrics, leading)),
+    ] {
         let Some(address) = address else { continue };
         let server = AdminServer::bind(address, router).await.with_context(|| address.to_string())?;
         tasks.spawn(format!("pages at {address}"), server.run(draining.clone()));
@@ -196,16 +198,20 @@ async fn settings(client: &Client, namespace: &str, map: &str) -> Result<(MeshCo
     Ok((mesh, networks))
 }
 
-fn health(synced: tokio::sync::watch::Receiver<bool>) -> Router {
+/// Ready is who has listed every object once, and knows what it injects: no pod may get the defaults for want of a moment's patience.
+fn health(synced: tokio::sync::watch::Receiver<bool>, injects: tokio::sync::watch::Receiver<bool>) -> Router {
     let mut router = Router::new();
     router.get("/healthz", |_| async { Response::text(StatusCode::OK, "alive\n") });
     router.get("/ready", move |_| {
-        let ready = *synced.borrow();
+        let missing = match (*synced.borrow(), *injects.borrow()) {
+            (true, true) => None,
+            (false, _) => Some("objects are not listed yet\n"),
+            (true, false) => Some("the injector's settings are not read yet\n"),
+        };
         async move {
-            if ready {
-                Response::text(StatusCode::OK, "ready\n")
-            } else {
-                Response::text(StatusCode::SERVICE_UNAVAILABLE, "objects are not listed yet\n")
+            match missing {
+                None => Response::text(StatusCode::OK, "ready\n"),
+                Some(missing) => Response::text(StatusCode::SERVICE_UNAVAILABLE, missing),
             }
         }
     });

@@ -50,13 +50,21 @@ pub struct Hello {
 
 /// A bearer token; never printed.
 #[derive(Clone)]
-pub struct Bearer(pub String);
+pub struct Bearer {
+    /// The token.
+    pub token: String,
+    /// The cluster that it is said to be of (`clusterid`).
+    pub cluster: Option<String>,
+}
 
 impl Bearer {
-    /// The token of an `authorization: Bearer …` header.
+    /// The token of an `authorization: Bearer …` header, and what `clusterid` says.
     pub fn of(metadata: &tonic::metadata::MetadataMap) -> Option<Self> {
         let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| Self(token.trim().to_owned()))
+        let cluster = metadata.get("clusterid").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+        scheme
+            .eq_ignore_ascii_case("bearer")
+            .then(|| Self { token: token.trim().to_owned(), cluster: cluster.map(str::to_owned) })
     }
 }
 

@@ -2,16 +2,18 @@
 //!
 //! Invariant: no times and no owners, so that equal entries give equal bytes.
 
-/// One file or folder; a folder's path ends with a slash.
+/// One file, folder or link; a folder's path ends with a slash.
 pub(super) struct Entry {
     pub(super) path: String,
     pub(super) mode: u32,
     pub(super) bytes: Vec<u8>,
+    /// What a link leads to.
+    pub(super) link: Option<String>,
 }
 
 impl Entry {
     pub(super) fn folder(path: &str, mode: u32) -> Self {
-        Self { path: path.to_owned(), mode, bytes: Vec::new() }
+        Self { path: path.to_owned(), mode, bytes: Vec::new(), link: None }
     }
 }
 
@@ -46,7 +48,18 @@ fn header(entry: &Entry) -> [u8; 512] {
     put(124, format!("{:011o}", entry.bytes.len()).as_bytes());
     put(136, b"00000000000");
     put(148, b"        ");
-    put(156, if entry.path.ends_with('/') { b"5" } else { b"0" });
+    let link = entry.link.as_deref().unwrap_or_default();
+    put(157, &link.as_bytes()[..link.len().min(100)]);
+    put(
+        156,
+        if entry.path.ends_with('/') {
+            b"5"
+        } else if link.is_empty() {
+            b"0"
+        } else {
+            b"2"
+        },
+    );
     put(257, b"ustar\x0000");
     put(345, prefix.as_bytes());
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();

@@ -1,4 +1,4 @@
-//! The one question that the plugin asks of the API server: a pod, by a kubeconfig that the installer wrote.
+//! What plugin and installer ask of the API server, by a kubeconfig that the installer wrote: a pod, a node's pods, a set of pods.
 //!
 //! Invariant: the server is believed by the kubeconfig's authority alone; time and size of the answer are bounded.
 
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -26,30 +26,57 @@ const MAX: usize = 4 << 20;
 /// # Errors
 /// What is wrong with the kubeconfig, or that the server does not give the pod.
 pub(super) fn pod(kubeconfig: &Path, namespace: &str, name: &str) -> Result<Value, String> {
-    let fine = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
-    if !fine(namespace) || !fine(name) {
+    if !is_name(namespace) || !is_name(name) {
         return Err(format!("{namespace}/{name} is no pod's name"));
     }
-    let text = std::fs::read_to_string(kubeconfig).map_err(|error| format!("{}: {error}", kubeconfig.display()))?;
-    let config: Value = serde_saphyr::from_str(&text).map_err(|error| format!("{}: {error}", kubeconfig.display()))?;
-    let access = Access::of(&config)?;
+    let access = Access::read(kubeconfig)?;
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let asked = tokio::time::timeout(PATIENCE, access.get(&path)).await;
-        asked.map_err(|_| format!("{}: no answer in time", access.server))?
-    })
+    let (status, body) = runtime.block_on(access.ask(Method::GET, &path, None))?;
+    if !status.is_success() {
+        return Err(format!("{}{path}: {status}", access.server));
+    }
+    Ok(body)
+}
+
+/// Whether a text can be a name of Kubernetes', and so part of a path.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
 }
 
 /// What a kubeconfig's context says.
-struct Access {
+pub(super) struct Access {
     server: Uri,
     token: String,
     authority: Option<String>,
 }
 
 impl Access {
+    /// Reads a kubeconfig.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(kubeconfig: &Path) -> Result<Self, String> {
+        let words = |error: &dyn std::fmt::Display| format!("{}: {error}", kubeconfig.display());
+        let text = std::fs::read_to_string(kubeconfig).map_err(|error| words(&error))?;
+        Self::of(&serde_saphyr::from_str(&text).map_err(|error| words(&error))?)
+    }
+
+    /// Asks, and gives the status with what was answered; an answer that is no JSON is nothing.
+    ///
+    /// # Errors
+    /// When there is no answer in time, or the server is not the one that the kubeconfig means.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Value), String> {
+        let asked = tokio::time::timeout(PATIENCE, self.connect(method, path, body)).await;
+        asked.map_err(|_| format!("{}: no answer in time", self.server))?
+    }
+
     fn of(config: &Value) -> Result<Self, String> {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
         let entry = |list: &str, name: &str, field: &str| -> Option<Value> {
@@ -78,14 +105,14 @@ impl Access {
         Ok(Self { server, token, authority })
     }
 
-    async fn get(&self, path: &str) -> Result<Value, String> {
+    async fn connect(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
         let words = |error: &dyn std::fmt::Display| format!("{}: {error}", self.server);
         let host = self.server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let secure = self.server.scheme_str() == Some("https");
         let port = self.server.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|e| words(&e))?;
         if !secure {
-            return self.exchange(stream, path).await;
+            return self.exchange(stream, method, path, body).await;
         }
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(self.authority.as_deref().unwrap_or_default().as_bytes()) {
@@ -99,31 +126,38 @@ impl Access {
             .with_no_client_auth();
         let name = ServerName::try_from(host).map_err(|e| words(&e))?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| words(&e))?;
-        self.exchange(stream, path).await
+        self.exchange(stream, method, path, body).await
     }
 
     async fn exchange(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        method: Method,
         path: &str,
-    ) -> Result<Value, String> {
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Value), String> {
         let words = |error: &dyn std::fmt::Display| format!("{}{path}: {error}", self.server);
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
         let (mut sender, connection) = handshake.await.map_err(|e| words(&e))?;
-        let request = Request::get(path)
+        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", self.server.authority().map(ToString::to_string).unwrap_or_default())
             .header("authorization", format!("Bearer {}", self.token))
             .header("accept", "application/json")
-            .body(Empty::<Bytes>::new())
+            .header("content-type", "application/json")
+            .body(Full::new(body))
             .map_err(|e| words(&e))?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(|e| words(&e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX).collect().await.map_err(|e| words(&e))?.to_bytes();
-            if !status.is_success() {
-                return Err(words(&status));
+            match serde_json::from_slice(&body) {
+                Ok(body) => Ok((status, body)),
+                Err(error) if status.is_success() => Err(words(&error)),
+                Err(_) => Ok((status, Value::Null)),
             }
-            serde_json::from_slice(&body).map_err(|e| words(&e))
         };
         tokio::pin!(answer, connection);
         let mut ended = false;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::NAME;
 
 /// Where things are on the node, as mounted here, and as the runtime sees them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// Folder of plugins, `/opt/cni/bin`.
     pub binaries: PathBuf,
@@ -31,6 +31,13 @@ pub struct Places {
 
 /// Name of the kubeconfig; not one that a runtime takes for a configuration.
 const KUBECONFIG: &str = "ZZZ-carrick-cni-kubeconfig";
+
+impl Places {
+    /// By what the plugin asks the API server.
+    pub(super) fn kubeconfig(&self) -> PathBuf {
+        self.configurations.join(KUBECONFIG)
+    }
+}
 
 /// Installs what is not as it should be. Gives what was changed.
 ///
@@ -54,7 +61,7 @@ pub fn install(places: &Places, own: &Path) -> Result<Vec<String>, String> {
         fs::read_to_string(&path).map_err(|error| words(&path, &error))
     };
     let kubeconfig = kubeconfig(&places.server, &read("ca.crt")?, read("token")?.trim());
-    put(places.configurations.join(KUBECONFIG), kubeconfig.to_string().into_bytes(), 0o600)?;
+    put(places.kubeconfig(), kubeconfig.to_string().into_bytes(), 0o600)?;
     let path = first(&places.configurations).map_err(|error| words(&places.configurations, &error))?;
     let path =
         path.ok_or_else(|| format!("{}: there is no network configuration yet", places.configurations.display()))?;
@@ -94,7 +101,7 @@ pub fn uninstall(places: &Places) -> Result<(), String> {
             replace(&path, format!("{after:#}\n").as_bytes(), 0o644).map_err(|error| words(&path, &error))?;
         }
     }
-    for path in [places.configurations.join(KUBECONFIG), places.binaries.join(NAME)] {
+    for path in [places.kubeconfig(), places.binaries.join(NAME)] {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(words(&path, &error)),
             _ => {}

@@ -146,6 +146,12 @@ pub(super) fn kinds() -> Vec<Kind> {
             ..kind("apps", "Deployment", "deployments", definitions_of::<apps::Deployment>, name_age)
         },
         Kind {
+            short_names: &["ds"],
+            categories: all,
+            subresources: &["status"],
+            ..kind("apps", "DaemonSet", "daemonsets", definitions_of::<apps::DaemonSet>, name_age)
+        },
+        Kind {
             versions: &["v2"],
             short_names: &["hpa"],
             categories: all,

@@ -252,6 +252,7 @@ impl<S: Storage> Writer<S> {
         }
         let mut changes: Vec<Arc<Change>> = Vec::new();
         let mut answers = Vec::new();
+        let mut refused = Vec::new();
         let compact_through = {
             let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
             let mut overlay = Overlay::new();
@@ -263,16 +264,20 @@ impl<S: Storage> Writer<S> {
                         changes.extend(planned.iter().cloned());
                         answers.push((command.answer, planned));
                     }
-                    // The caller may have gone away; then nobody is to be told.
-                    Err(error) => drop(command.answer.send(Err(error))),
+                    // It may be refused because of what comes before it in this group, and is told so when that can be read.
+                    Err(error) => refused.push((command.answer, error)),
                 }
             }
             let keep = Retention { changes: self.options.history_changes, bytes: self.options.history_bytes };
             image.compact_through(&changes, keep)
         };
+        // Callers may have gone away; then nobody is to be told.
         if changes.is_empty() {
             for (answer, planned) in answers {
                 drop(answer.send(Ok(planned)));
+            }
+            for (answer, error) in refused {
+                drop(answer.send(Err(error)));
             }
             return;
         }
@@ -284,11 +289,15 @@ impl<S: Storage> Writer<S> {
                 for (answer, planned) in answers {
                     drop(answer.send(Ok(planned)));
                 }
+                for (answer, error) in refused {
+                    drop(answer.send(Err(error)));
+                }
             }
             Err(error) => {
                 tracing::error!(%error, "a commit failed; nothing of it was acknowledged");
                 self.doubtful = Some((changes, compact_through));
-                for (answer, _) in answers {
+                let failed = answers.into_iter().map(|(answer, _)| answer);
+                for answer in failed.chain(refused.into_iter().map(|(answer, _)| answer)) {
                     drop(answer.send(Err(error.clone())));
                 }
             }
@@ -332,4 +341,46 @@ fn plan(image: &Image, overlay: &mut Overlay, mut revision: u64, ops: &[Op]) -> 
     }
     overlay.extend(own);
     Ok(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Loaded;
+    use super::*;
+    use std::time::Duration;
+
+    /// A medium that takes its time.
+    struct Slow;
+
+    impl Storage for Slow {
+        fn load(&mut self) -> Result<Loaded, StorageError> {
+            Ok(Loaded::default())
+        }
+
+        fn commit(&mut self, _: &[Arc<Change>], _: u64) -> Result<(), StorageError> {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_told_that_something_exists_can_read_it() {
+        let engine = Engine::start(Slow, EngineOptions::default()).unwrap();
+        let create = |name: &str| {
+            let op =
+                Op { key: Key::new("things", "", name), expect: Expect::Absent, value: Some(b"{}".to_vec().into()) };
+            let engine = engine.clone();
+            async move {
+                let key = op.key.clone();
+                let outcome = engine.commit(vec![op]).await;
+                (outcome.is_ok(), engine.get(&key).is_some())
+            }
+        };
+        // While the first is written, the other two come into one group.
+        let first = tokio::spawn(create("first"));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let (one, other) = tokio::join!(create("same"), create("same"));
+        assert_eq!((one, other), ((true, true), (false, true)));
+        assert_eq!(first.await.unwrap(), (true, true));
+    }
 }

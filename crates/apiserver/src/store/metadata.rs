@@ -123,9 +123,10 @@ fn check_labels(meta: &Map<String, Value>) -> Vec<Cause> {
 }
 
 /// Kubernetes' own kinds that say which form of their desired state they are at; of the others none does.
-const WITH_GENERATION: [&str; 8] = [
+const WITH_GENERATION: [&str; 9] = [
     "pods",
     "deployments.apps",
+    "daemonsets.apps",
     "customresourcedefinitions.apiextensions.k8s.io",
     "mutatingwebhookconfigurations.admissionregistration.k8s.io",
     "validatingwebhookconfigurations.admissionregistration.k8s.io",

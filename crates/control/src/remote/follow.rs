@@ -3,7 +3,7 @@
 //! Invariant: watches of one cluster end with its Secret and before newer ones begin, so that nothing old is told after something new.
 
 use super::secrets::finding;
-use super::{ClusterId, REMOTE_KINDS, RemoteEvent, Remotes, Source, Wanted, What, kubeconfig};
+use super::{ClusterId, REMOTE_KINDS, RemoteEvent, Remotes, Reviewers, Source, Wanted, What, kubeconfig};
 use crate::source::kube::watch as watch_kind;
 use carrick_runtime::drain::Drain;
 use futures_util::future::join_all;
@@ -23,16 +23,18 @@ const EVENTS: usize = 4096;
 pub(crate) fn task(
     root: Arc<str>,
     own: Option<kube::Client>,
+    reviewers: Reviewers,
     drain: Drain,
 ) -> (Remotes, impl Future<Output = ()> + use<>) {
     let (wanted, wanted_here) = watch::channel(Wanted::new());
     let (sender, events) = mpsc::channel(EVENTS);
-    (Remotes { wanted, events }, run(root, own, wanted_here, sender, drain))
+    (Remotes { wanted, events }, run(root, own, reviewers, wanted_here, sender, drain))
 }
 
 async fn run(
     root: Arc<str>,
     own: Option<kube::Client>,
+    reviewers: Reviewers,
     mut wanted: watch::Receiver<Wanted>,
     events: mpsc::Sender<RemoteEvent>,
     drain: Drain,
@@ -46,6 +48,7 @@ async fn run(
             if let Some((_, task)) = followed.remove(&cluster) {
                 task.abort();
             }
+            reviewers.forget(&cluster);
             info!(%cluster, "no Secret names this cluster any more");
             if events.send(RemoteEvent { cluster, what: What::Gone }).await.is_err() {
                 return;
@@ -58,7 +61,9 @@ async fn run(
             if let Some((_, task)) = followed.remove(&cluster) {
                 task.abort();
             }
-            let follow = follow(root.clone(), own.clone(), cluster.clone(), source.clone(), events.clone());
+            reviewers.forget(&cluster);
+            let follow =
+                follow(root.clone(), own.clone(), reviewers.clone(), cluster.clone(), source.clone(), events.clone());
             followed.insert(cluster, (source, running.spawn(follow)));
         }
         tokio::select! {
@@ -75,6 +80,7 @@ async fn run(
 async fn follow(
     root: Arc<str>,
     own: Option<kube::Client>,
+    reviewers: Reviewers,
     cluster: ClusterId,
     source: Source,
     events: mpsc::Sender<RemoteEvent>,
@@ -97,6 +103,7 @@ async fn follow(
         }
     };
     info!(%cluster, secret = &*source.secret, "following another cluster");
+    reviewers.learn(&cluster, client.clone());
     let (sender, mut changes) = mpsc::channel(64);
     let watches = join_all(REMOTE_KINDS.map(|kind| watch_kind(client.clone(), kind.info(), sender.clone())));
     drop(sender);

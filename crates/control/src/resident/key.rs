@@ -14,8 +14,8 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use tracing::info;
 
-const PLUGGED: &str = "cacerts";
-const OWN: &str = "istio-ca-secret";
+pub(super) const PLUGGED: &str = "cacerts";
+pub(super) const OWN: &str = "istio-ca-secret";
 const OWN_TYPE: &str = "istio.io/ca-root";
 const CERT: &str = "ca-cert.pem";
 const KEY: &str = "ca-key.pem";
@@ -55,15 +55,11 @@ pub async fn authority(client: &Client, namespace: &str, options: CaOptions) -> 
     let failed = |name: &'static str| {
         move |source| KeyError::Api { namespace: namespace.to_owned(), name, source: Box::new(source) }
     };
-    let now = SystemTime::now();
-    if let Some(secret) = api.get_opt(PLUGGED).await.map_err(failed(PLUGGED))? {
-        info!(secret = PLUGGED, "the signing set is plugged in");
-        return opened(&format!("{namespace}/{PLUGGED}"), secret, options);
+    if let Some((place, secret)) = found(client, namespace).await? {
+        info!(place, "the signing set is in the cluster");
+        return Ok(Authority::new(set(&place, secret)?, options));
     }
-    if let Some(secret) = api.get_opt(OWN).await.map_err(failed(OWN))? {
-        return opened(&format!("{namespace}/{OWN}"), secret, options);
-    }
-    let texts = SetTexts::self_signed(&options, "", now)?;
+    let texts = SetTexts::self_signed(&options, "", SystemTime::now())?;
     let bytes = |text: &[u8]| ByteString(text.to_vec());
     let data: BTreeMap<String, ByteString> = [
         (CERT.to_owned(), bytes(&texts.cert.bytes)),
@@ -79,13 +75,13 @@ pub async fn authority(client: &Client, namespace: &str, options: CaOptions) -> 
     match api.create(&PostParams::default(), &secret).await {
         Ok(secret) => {
             info!(secret = OWN, "a root was made");
-            opened(&format!("{namespace}/{OWN}"), secret, options)
+            Ok(Authority::new(set(&format!("{namespace}/{OWN}"), secret)?, options))
         }
         Err(kube::Error::Api(status)) if status.code == 409 => {
             // Another replica was quicker. What it is just writing may not be readable yet.
             for _ in 0..LOOKS {
                 if let Some(secret) = api.get_opt(OWN).await.map_err(failed(OWN))? {
-                    return opened(&format!("{namespace}/{OWN}"), secret, options);
+                    return Ok(Authority::new(set(&format!("{namespace}/{OWN}"), secret)?, options));
                 }
                 tokio::time::sleep(PAUSE).await;
             }
@@ -95,7 +91,25 @@ pub async fn authority(client: &Client, namespace: &str, options: CaOptions) -> 
     }
 }
 
-fn opened(place: &str, secret: Secret, options: CaOptions) -> Result<Authority, KeyError> {
+/// The Secret that holds the set, with its place: the one that is plugged in, or else our own.
+pub(super) async fn found(client: &Client, namespace: &str) -> Result<Option<(String, Secret)>, KeyError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    for name in [PLUGGED, OWN] {
+        let there = api.get_opt(name).await;
+        let there = there.map_err(|source| KeyError::Api {
+            namespace: namespace.to_owned(),
+            name,
+            source: Box::new(source),
+        })?;
+        if let Some(secret) = there {
+            return Ok(Some((format!("{namespace}/{name}"), secret)));
+        }
+    }
+    Ok(None)
+}
+
+/// The set that a Secret holds, checked.
+pub(super) fn set(place: &str, secret: Secret) -> Result<CaSet, KeyError> {
     let mut data: BTreeMap<String, Vec<u8>> =
         secret.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect();
     // A set that signs itself is its own root, which Istio leaves out of the Secret.
@@ -106,6 +120,5 @@ fn opened(place: &str, secret: Secret, options: CaOptions) -> Result<Authority, 
     }
     let texts = SetTexts::of_secret(&format!("Secret {place}"), &data)?;
     let texts = texts.ok_or_else(|| KeyError::Empty(place.to_owned()))?;
-    let set = CaSet::check(&texts, SystemTime::now())?;
-    Ok(Authority::new(set, options))
+    Ok(CaSet::check(&texts, SystemTime::now())?)
 }

@@ -47,18 +47,18 @@ pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc:
                 continue;
             }
             Ok(watcher::Event::InitApply(object)) => {
-                listing.extend(value(&object));
+                listing.extend(value(info.kind, object));
                 continue;
             }
             Ok(watcher::Event::InitDone) => {
                 told_missing = false;
                 Change::Replace(std::mem::take(&mut listing))
             }
-            Ok(watcher::Event::Apply(object)) => match value(&object) {
+            Ok(watcher::Event::Apply(object)) => match value(info.kind, object) {
                 Some(value) => Change::Apply(value),
                 None => continue,
             },
-            Ok(watcher::Event::Delete(object)) => match value(&object) {
+            Ok(watcher::Event::Delete(object)) => match value(info.kind, object) {
                 Some(value) => Change::Delete(value),
                 None => continue,
             },
@@ -84,7 +84,42 @@ pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc:
     }
 }
 
-fn value(object: &DynamicObject) -> Option<Value> {
+/// What people and tools keep on objects beside what they say: who wrote which field, and what was written last.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// An object without what the mesh never reads, so that a listing of ten thousand pods is not held as a whole: in a cluster most of a
+/// pod is volumes, variables, probes and the statuses of its containers.
+fn value(kind: Kind, mut object: DynamicObject) -> Option<Value> {
+    const SPEC: [&str; 8] = [
+        "serviceAccountName",
+        "serviceAccount",
+        "nodeName",
+        "hostname",
+        "subdomain",
+        "hostNetwork",
+        "containers",
+        "initContainers",
+    ];
+    const CONTAINER: [&str; 4] = ["name", "image", "restartPolicy", "ports"];
+    const STATUS: [&str; 5] = ["phase", "podIP", "podIPs", "hostIP", "conditions"];
+    object.metadata.managed_fields = None;
+    if let Some(annotations) = &mut object.metadata.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    if kind == Kind::Pod {
+        let only = |value: Option<&mut Value>, fields: &[&str]| {
+            if let Some(map) = value.and_then(Value::as_object_mut) {
+                map.retain(|name, _| fields.contains(&name.as_str()));
+            }
+        };
+        only(object.data.get_mut("spec"), &SPEC);
+        only(object.data.get_mut("status"), &STATUS);
+        for list in ["/spec/containers", "/spec/initContainers"] {
+            for container in object.data.pointer_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                only(Some(container), &CONTAINER);
+            }
+        }
+    }
     serde_json::to_value(object).ok()
 }
 
@@ -122,4 +157,37 @@ pub(crate) async fn list(client: &Client) -> Result<BTreeMap<Kind, Listed>, kube
         all.insert(info.kind, Listed { version: number(list.metadata.resource_version), objects });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Every field that the mesh reads of a pod is there: a field that is read anew has to be let through here.
+    #[test]
+    fn pods_are_held_without_what_nobody_reads() {
+        let pod: Value = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}, "managedFields": [{"manager": "x"}],
+                "annotations": {LAST_APPLIED: "{}", "a": "b"}},
+            "spec": {"serviceAccountName": "seller", "serviceAccount": "old", "nodeName": "n", "hostname": "h", "subdomain": "s",
+                "hostNetwork": true, "volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": [{"name": "a", "image": "i", "env": [{"name": "E", "value": "1"}],
+                    "ports": [{"name": "http", "containerPort": 80, "protocol": "TCP"}]}],
+                "initContainers": [{"name": "p", "restartPolicy": "Always", "command": ["x"]}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "hostIP": "192.0.2.1",
+                "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"name": "a"}]},
+        });
+        let lean = value(Kind::Pod, serde_json::from_value(pod.clone()).unwrap()).unwrap();
+        for gone in ["managedFields", LAST_APPLIED, "volumes", "env", "command", "containerStatuses"] {
+            assert!(pod.to_string().contains(gone) && !lean.to_string().contains(gone), "{gone}: {lean}");
+        }
+        let read = |value: &Value| {
+            let mut value = value.clone();
+            value["metadata"]["annotations"].as_object_mut().unwrap().remove(LAST_APPLIED);
+            carrick_api::from_value::<carrick_api::Pod>(&value).unwrap()
+        };
+        assert_eq!(read(&lean), read(&pod));
+    }
 }

@@ -3,8 +3,11 @@
 use crate::fixture::{World, authority, local};
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_control::{Control, ControlOptions};
+use carrick_pki::ca_service::{CertificateClient, IstioCertificateRequest};
+use carrick_pki::{Identity, KeyAlgorithm, csr};
+use carrick_xds::client::open_channel;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Event, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Event, Namespace, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -178,6 +181,31 @@ async fn another_cluster_is_followed_by_its_secret() {
     };
     tokio::time::timeout(Duration::from_secs(10), told).await.expect("an event on the Secret");
     assert_eq!(endpoints(&world.json("/debug/endpointz").await, ONLY).len(), 1);
+
+    // Its tokens are believed by its own API, and by no other.
+    let accounts: Api<ServiceAccount> = Api::namespaced(west.client.clone(), "shop");
+    let account = serde_json::from_value(json!({"metadata": {"name": "seller"}})).expect("an account");
+    accounts.create(&PostParams::default(), &account).await.expect("created");
+    let asked = serde_json::from_value(json!({"spec": {"audiences": ["istio-ca"]}})).expect("a request");
+    let token = accounts.create_token_request("seller", &PostParams::default(), &asked).await.expect("a token");
+    let token = token.status.expect("a token").token;
+    let signed = |cluster: &'static str| {
+        let (key, csr) = csr::new(KeyAlgorithm::default()).expect("key and request");
+        let mut request = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata: None });
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+        request.metadata_mut().insert("clusterid", cluster.parse().expect("a header"));
+        let connector = world.connector(None);
+        async move {
+            let channel = open_channel(&connector).await.expect("connects");
+            let answer = CertificateClient::new(channel).create_certificate(request).await?.into_inner();
+            let identity = Identity::from_pem(answer.cert_chain[0].as_bytes(), key.to_pem().as_bytes()).expect("fits");
+            Ok::<_, tonic::Status>(identity.spiffe.expect("a name").to_string())
+        }
+    };
+    assert_eq!(signed("west").await.expect("signed"), "spiffe://cluster.local/ns/shop/sa/seller");
+    for other in ["east", "nowhere"] {
+        assert_eq!(signed(other).await.unwrap_err().code(), tonic::Code::Unauthenticated, "{other}");
+    }
 
     // One that is away keeps what was seen, and goes on where it was.
     let port = west.server.address().port();

@@ -5,6 +5,7 @@ use crate::fixture::local;
 use carrick_apiserver::{ApiOptions, ApiServer};
 use carrick_control::leader::{LeaseOptions, election};
 use carrick_control::{Control, ControlOptions, Resident, resident};
+use carrick_pki::{Authority, SetTexts};
 use carrick_runtime::drain;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
@@ -20,6 +21,7 @@ const LENGTH: Duration = Duration::from_secs(2);
 /// One replica; killed when it is dropped, as if its machine were gone.
 struct Replica {
     _control: Control,
+    authority: Arc<Authority>,
     leading: tokio::sync::watch::Receiver<bool>,
     election: JoinHandle<()>,
     _drain: drain::DrainTrigger,
@@ -33,7 +35,8 @@ impl Drop for Replica {
 
 async fn replica(client: &kube::Client, name: &str) -> Replica {
     let authority = resident::authority(client, "istio-system", Default::default()).await.expect("an authority");
-    let mut options = ControlOptions::new(client.clone(), Arc::new(authority), Default::default());
+    let authority = Arc::new(authority);
+    let mut options = ControlOptions::new(client.clone(), authority.clone(), Default::default());
     (options.xds_addr, options.debug_addr) = (local(0), local(0));
     let (trigger, draining) = drain::channel();
     let mut lease = LeaseOptions::new("istio-system", "istio-leader", name);
@@ -42,7 +45,7 @@ async fn replica(client: &kube::Client, name: &str) -> Replica {
     options.leading = Some(leading.clone());
     options.resident = Some(Resident { revision: "default".to_owned(), webhooks: local(0), inject: None });
     let control = Control::start(options).await.expect("starts");
-    Replica { _control: control, leading, election: tokio::spawn(electing), _drain: trigger }
+    Replica { _control: control, authority, leading, election: tokio::spawn(electing), _drain: trigger }
 }
 
 async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
@@ -93,6 +96,60 @@ async fn a_killed_leader_is_followed_and_writing_goes_on() {
     until("the other writes", || has_root("shop")).await;
     assert!(killed.elapsed() < LENGTH * 6, "{:?}", killed.elapsed());
     drop(other);
+    server.drain(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugged_in_keys_are_exchanged_without_a_restart() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = ApiServer::start(ApiOptions::new(dir.path().join("api"), 0)).await.expect("API");
+    let client = client(&server).await;
+    let made = || SetTexts::self_signed(&Default::default(), "", std::time::SystemTime::now()).expect("a set");
+    let text = |texts: &SetTexts| String::from_utf8(texts.cert.bytes.to_vec()).expect("PEM");
+    let (old, new) = (made(), made());
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "istio-system");
+    let plug = |own: &SetTexts, roots: String| {
+        let key = String::from_utf8(own.key.bytes.to_vec()).expect("PEM");
+        let data = json!({"ca-cert.pem": text(own), "ca-key.pem": key, "cert-chain.pem": "", "root-cert.pem": roots});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cacerts"}, "stringData": data});
+        let secrets = secrets.clone();
+        async move {
+            let params = PatchParams::apply("test").force();
+            secrets.patch("cacerts", &params, &Patch::Apply(&secret)).await.expect("plugged in");
+        }
+    };
+    plug(&old, text(&old)).await;
+    let (first, second) = tokio::join!(replica(&client, "a"), replica(&client, "b"));
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "istio-system");
+    let roots = || async {
+        let map = maps.get_opt("istio-ca-root-cert").await.expect("API");
+        map.and_then(|map| map.data?.remove("root-cert.pem")).unwrap_or_default()
+    };
+    until("the old root is told", || async { roots().await == text(&old) }).await;
+    let signer = first.authority.set().key_id();
+    // A root that nobody knows yet is not taken over; with the old one beside it, both replicas publish both.
+    plug(&new, text(&new)).await;
+    let both = text(&old) + &text(&new);
+    plug(&old, both.clone()).await;
+    let published = |count: usize| {
+        let authorities = [first.authority.clone(), second.authority.clone()];
+        move || {
+            let all = authorities.iter().all(|authority| authority.roots().roots().len() == count);
+            async move { all }
+        }
+    };
+    until("both replicas publish both", published(2)).await;
+    until("both roots are told", || async { roots().await == both }).await;
+    assert_eq!(first.authority.set().key_id(), signer, "who signs is the same");
+    plug(&new, both).await;
+    until("both replicas sign with the new key", || async {
+        [&first, &second].iter().all(|replica| replica.authority.set().key_id() != signer)
+    })
+    .await;
+    plug(&new, text(&new)).await;
+    until("the old root is gone", || async { roots().await == text(&new) }).await;
+    until("at both replicas", published(1)).await;
+    drop((first, second));
     server.drain(Duration::from_secs(2)).await;
 }
 

@@ -24,12 +24,13 @@ pub(super) fn label(object: &mut Value, component: &str, revision: &str) {
     let short = match component {
         "Istio core" => "Base",
         "Istiod" => "Pilot",
+        "CNI" => "Cni",
         "Ingress gateways" => "IngressGateways",
         _ => "EgressGateways",
     };
     for (name, value) in [(OWNED, "installed-state"), (COMPONENT, short), (VERSION, OWN), (REVISION, revision)] {
         // What belongs to all revisions belongs to none.
-        if name == REVISION && short == "Base" {
+        if name == REVISION && matches!(short, "Base" | "Cni") {
             continue;
         }
         labels.entry(name).or_insert_with(|| value.into());

@@ -46,6 +46,9 @@ pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<Stri
             "there is no container runtime here, so no pods are made of this Deployment: run each process with `carrick run -f FILE --as deployment/NAME -- COMMAND`"
                 .into(),
         ),
+        "daemonsets.apps" => {
+            Some("there is no container runtime here and no nodes, so no pods are made of this DaemonSet".into())
+        }
         _ => None,
     }
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod refusals;
+
 use carrick_api::crd;
 use carrick_chart::{Chart, Release, installation};
 use serde_json::{Value, json};
 
-const CHARTS: [&str; 3] = ["base", "istiod", "gateway"];
+const CHARTS: [&str; 4] = ["base", "istiod", "gateway", "cni"];
 
 fn charts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts")
@@ -98,6 +100,7 @@ fn what_is_rendered_is_what_helm_renders() {
                 "istiodRemote": {"injectionURL": "https://127.0.0.1:1/inject"}, "base": {"validationURL": "https://127.0.0.1:1/validate"},
                 "tolerations": [{"key": "k", "operator": "Exists"}], "affinity": {"nodeAffinity": {}}, "podLabels": {"x": "1"},
                 "extraContainerArgs": ["--a=b c"], "deploymentLabels": {"y": "true"}, "nodeSelector": {"kubernetes.io/os": "linux"},
+                "cni": {"enabled": true}, "pilot": {"cni": {"provider": "multus"}}, "gateways": {"securityContext": {"runAsUser": 7}},
                 "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
             }),
         ),
@@ -115,6 +118,17 @@ fn what_is_rendered_is_what_helm_renders() {
                 "name": "istio-eastwest", "networkGateway": "n1", "labels": {"team": "a"}, "revision": "canary", "env": {"A": "b"},
                 "autoscaling": {"enabled": false}, "replicaCount": 3, "podDisruptionBudget": {"minAvailable": 1},
                 "service": {"type": "NodePort", "annotations": {"a": "b"}, "externalIPs": ["192.0.2.1"]},
+            }),
+        ),
+        ("cni", "kube-system", json!({})),
+        (
+            "cni",
+            "istio-system",
+            json!({
+                "revision": "canary", "excludeNamespaces": ["kube-system", "istio-system"], "repair": {"enabled": false},
+                "podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}, "affinity": {"nodeAffinity": {}}, "tolerations": [], "env": {"A": 1},
+                "seLinuxOptions": {"type": "spc_t"}, "cniBinDir": "/home/kubernetes/bin", "hub": "a.b/c", "tag": "9",
+                "global": {"imagePullSecrets": ["one"], "imagePullPolicy": "Always", "resourceQuotas": {"enabled": true}},
             }),
         ),
         ("gateway", "edge", json!({"kind": "DaemonSet", "service": {"type": "None"}, "rbac": {"enabled": false}})),
@@ -145,7 +159,8 @@ fn helm_finds_nothing_to_complain_of() {
 
 #[test]
 fn objects_have_the_shapes_of_their_kinds() {
-    let spec = json!({"profile": "demo", "values": {"revisionTags": ["prod"]}});
+    let spec =
+        json!({"profile": "demo", "values": {"revisionTags": ["prod"]}, "components": {"cni": {"enabled": true}}});
     for piece in installation(&spec).unwrap().pieces {
         for object in piece.objects().unwrap() {
             let kind = carrick_api::kinds::registry().of_object(&object).unwrap_or_else(|| panic!("{object}"));
