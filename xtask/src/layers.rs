@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("inject", 2),
     ("envoy-json", 2),
     ("pki", 2),
+    ("streams", 2),
     ("render", 3),
     ("xds", 3),
     ("token", 3),
