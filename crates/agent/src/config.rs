@@ -33,6 +33,8 @@ pub struct AgentConfig {
     pub engine: EngineKind,
     /// Worker threads of the engine.
     pub concurrency: usize,
+    /// The native engine takes TLS sessions up again.
+    pub session_resumption: bool,
     /// Where the control plane is.
     pub control_plane: ControlPlane,
     /// How the certificate is asked for and renewed.

@@ -81,6 +81,7 @@ impl NativeEngine {
     ) -> std::io::Result<Arc<Self>> {
         let options = EngineOptions {
             workers: config.concurrency,
+            resume: config.session_resumption,
             workload: workload(config, &node),
             ..EngineOptions::default()
         };

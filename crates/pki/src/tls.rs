@@ -1,14 +1,16 @@
 //! TLS configurations of rustls for mesh peers, control-plane servers and ordinary servers.
 //!
-//! Invariant: there is no way to a configuration that skips verification but the explicit [`ServerAuth::None`], and a
-//! session is never resumed, so that every connection passes the verifier with the current roots and names.
-//! Which policy applies to which connection is decided by the caller.
+//! Invariant: there is no way to a configuration that skips verification but the explicit [`ServerAuth::None`], and no
+//! session is resumed unless the caller says under what trust ([`with_tickets`], [`with_sessions`]), so that every connection was judged
+//! under the roots and names in force. Which policy applies to which connection is decided by the caller.
 
 mod certificates;
 mod old;
 mod options;
+mod passed;
 mod peer;
 mod policy;
+mod resume;
 mod verify;
 
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use crate::trust::TrustBundle;
 pub use options::{Curve, TlsOptions, TlsVersion};
 pub use peer::VerifiedPeer;
 pub use policy::{AcceptNames, PeerPolicy, SanMatch};
+pub use resume::{Sessions, TicketKeys, TrustDigest, in_time, with_sessions, with_tickets};
 
 /// Why there is no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -115,7 +118,7 @@ pub fn server_config_of<'a, A: AsRef<[u8]>>(
         .with_protocol_versions(&options.versions()?)
         .map_err(|e| TlsError::Rustls(e.to_string()))?;
     let client = |policy, spiffe, mandatory| {
-        Arc::new(verify::ClientVerifier::new(verify::ChainVerifier { policy, spiffe, algorithms }, mandatory))
+        Arc::new(verify::ClientVerifier::new(verify::ChainVerifier::new(policy, spiffe, algorithms), mandatory))
     };
     let builder = match auth {
         ClientAuth::None => builder.with_no_client_auth(),
@@ -151,7 +154,7 @@ pub fn client_config<A: AsRef<[u8]>>(
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&options.versions()?)
         .map_err(|e| TlsError::Rustls(e.to_string()))?;
-    let chain = |policy, spiffe| verify::ChainVerifier { policy, spiffe, algorithms };
+    let chain = |policy, spiffe| verify::ChainVerifier::new(policy, spiffe, algorithms);
     let check = match auth {
         ServerAuth::Spiffe(policy) => verify::ServerCheck::Policy(chain(policy, true)),
         ServerAuth::Chain(policy) => verify::ServerCheck::Policy(chain(policy, false)),

@@ -212,6 +212,30 @@ impl TrustBundle {
         self.roots.iter().filter(signed).map(certificate::fingerprint).collect()
     }
 
+    /// Everything that decides who is believed, for [`crate::tls::TrustDigest`]: bundles that differ give other parts.
+    pub fn parts(&self) -> Vec<Vec<u8>> {
+        let mut parts = vec![vec![u8::from(self.leaves_only)]];
+        let counted = |count: usize| u64::try_from(count).unwrap_or(u64::MAX).to_be_bytes().to_vec();
+        parts.push(counted(self.roots.len()));
+        parts.extend(self.roots.iter().map(|root| root.to_vec()));
+        parts.push(counted(self.revocations.len()));
+        parts.extend(self.revocations_der());
+        for domains in self.domains.iter() {
+            parts.extend(domains.own.iter().map(|domain| domain.to_string().into_bytes()));
+            for (domain, bundle) in &domains.others {
+                parts.push(domain.to_string().into_bytes());
+                parts.extend(bundle.parts());
+            }
+        }
+        parts
+    }
+
+    /// Whether revocation lists are asked about anybody.
+    pub fn has_revocations(&self) -> bool {
+        let others = || self.domains.iter().flat_map(|domains| domains.others.values());
+        !self.revocations.is_empty() || others().any(|bundle| bundle.has_revocations())
+    }
+
     /// Whether nobody is trusted.
     pub fn is_empty(&self) -> bool {
         self.roots.is_empty()

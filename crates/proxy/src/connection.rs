@@ -157,6 +157,7 @@ async fn prepare(
                         return None;
                     }
                     stats.ssl_handshake.inc();
+                    stats.ssl_session_reused.add(u64::from(stream.resumed()));
                     (stream, Some(proof))
                 }
                 Ok(Err(e)) => {

@@ -62,6 +62,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             config: ArcSwap::from_pointee(RuntimeConfig::default()),
             secrets,
+            tickets: options.resume.then(Arc::default),
             started: std::time::Instant::now(),
             joints: Default::default(),
             options,

@@ -40,7 +40,7 @@ fn hostname() -> String {
 impl Local {
     pub fn new(shared: Arc<Shared>, stats: Arc<WorkerStats>) -> Self {
         Local {
-            tls: TlsCache::new(shared.secrets.clone()),
+            tls: TlsCache::new(shared.secrets.clone(), shared.tickets.clone()),
             ties: Ties::default(),
             log: Log::default(),
             hostname: hostname(),

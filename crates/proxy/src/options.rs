@@ -19,6 +19,8 @@ pub struct EngineOptions {
     pub original_dst: OriginalDst,
     /// Labels of this workload for Istio's metrics.
     pub workload: Workload,
+    /// TLS sessions between mesh peers are taken up again, under the trust that made them. Default true.
+    pub resume: bool,
     /// `%ENVIRONMENT(X)%` and the like are answered from the process environment only if set. Default false.
     pub expose_environment: bool,
 }
@@ -31,6 +33,7 @@ impl Default for EngineOptions {
             drain_time: Duration::from_secs(45),
             original_dst: OriginalDst::Kernel,
             workload: Workload::default(),
+            resume: true,
             expose_environment: false,
         }
     }

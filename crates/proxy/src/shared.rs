@@ -6,6 +6,7 @@ use crate::joint::Joints;
 use crate::options::EngineOptions;
 use crate::secrets::Secrets;
 use arc_swap::ArcSwap;
+use carrick_pki::tls::TicketKeys;
 use carrick_proxy_core::RuntimeConfig;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ pub(crate) struct Shared {
     pub options: EngineOptions,
     pub config: ArcSwap<RuntimeConfig>,
     pub secrets: watch::Receiver<Arc<Secrets>>,
+    /// Keys of session tickets; none where sessions are not taken up.
+    pub tickets: Option<Arc<TicketKeys>>,
     pub started: std::time::Instant,
     pub joints: Joints,
 }

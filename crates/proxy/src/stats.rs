@@ -34,7 +34,7 @@ counters! {
         upstream_rq_total, upstream_rq_active, upstream_rq_completed, upstream_rq_2xx, upstream_rq_3xx, upstream_rq_4xx,
         upstream_rq_5xx, upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_limit_exceeded,
         upstream_rq_retry_overflow, upstream_rq_pending_overflow, upstream_rq_timeout, upstream_rq_per_try_timeout,
-        upstream_rq_rx_reset, upstream_rq_resent_unseen, upstream_rq_shadow, health_check_success, health_check_failure, ssl_handshake, ssl_connection_error,
+        upstream_rq_rx_reset, upstream_rq_resent_unseen, upstream_rq_shadow, health_check_success, health_check_failure, ssl_handshake, ssl_session_reused, ssl_connection_error,
     }
 }
 counters! {
@@ -59,7 +59,7 @@ counters! {
     /// `listener.<address>.`
     ListenerStats {
         downstream_cx_total, downstream_cx_active, downstream_cx_destroy, no_filter_chain_match,
-        downstream_pre_cx_timeout, ssl_handshake, ssl_connection_error, ssl_no_certificate,
+        downstream_pre_cx_timeout, ssl_handshake, ssl_session_reused, ssl_connection_error, ssl_no_certificate,
         ssl_fail_verify_error, loop_refused,
     }
 }

@@ -1,7 +1,8 @@
 //! TLS configurations for chains and clusters, made of their settings and the secrets of the moment, and the handshakes.
 //!
 //! Invariant: no secret, no connection. A configuration is kept until its identity or roots are replaced, so new
-//! handshakes use the new ones and open connections stay. What makes a peer acceptable is decided in `carrick-pki`.
+//! handshakes use the new ones and open connections stay. Sessions are taken up again between mesh peers only, and under the same
+//! secrets, settings and quarantine only. What makes a peer acceptable is decided in `carrick-pki`.
 
 use crate::inspect::client_hello;
 use crate::io::socket::Socket;
@@ -9,8 +10,8 @@ use crate::io::stream::{Kind, Shown, Stream};
 use crate::io::ties::{End, Quarantined, Ties};
 use crate::secrets::Secrets;
 use carrick_pki::tls::{
-    self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, TlsError,
-    TlsOptions, VerifiedPeer,
+    self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, Sessions,
+    TicketKeys, TlsError, TlsOptions, TrustDigest, VerifiedPeer,
 };
 use carrick_pki::{CertificateInfo, Identity, Quarantine, TrustBundle};
 use carrick_proxy_core::model::Name;
@@ -26,7 +27,9 @@ use rustls::pki_types::ServerName;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
@@ -115,6 +118,8 @@ struct ClientEntry {
     config: Arc<ClientConfig>,
     own: Option<Arc<Identity>>,
     verified: bool,
+    /// Of this configuration; none where sessions are not taken up.
+    sessions: Option<Arc<Sessions>>,
 }
 
 /// What a cluster's connections do TLS with.
@@ -124,6 +129,7 @@ pub struct ClientTls {
     own: Option<Arc<Identity>>,
     /// The server is verified, so that its name means something.
     verified: bool,
+    sessions: Option<Arc<Sessions>>,
 }
 
 /// A transport socket by its address, what a host or request puts in the place of its settings, the protocol offered, and whether the
@@ -133,14 +139,15 @@ type ClientKey = (usize, UpstreamOverrides, &'static str, bool);
 /// One worker's configurations.
 pub struct TlsCache {
     secrets: watch::Receiver<Arc<Secrets>>,
+    tickets: Option<Arc<TicketKeys>>,
     servers: RefCell<HashMap<usize, ServerEntry>>,
     clients: RefCell<HashMap<ClientKey, ClientEntry>>,
 }
 
 impl TlsCache {
-    /// An empty one that reads `secrets`.
-    pub fn new(secrets: watch::Receiver<Arc<Secrets>>) -> Self {
-        TlsCache { secrets, servers: RefCell::default(), clients: RefCell::default() }
+    /// An empty one that reads `secrets`. `tickets` are all workers'; without them every handshake is a full one.
+    pub fn new(secrets: watch::Receiver<Arc<Secrets>>, tickets: Option<Arc<TicketKeys>>) -> Self {
+        TlsCache { secrets, tickets, servers: RefCell::default(), clients: RefCell::default() }
     }
 
     /// The secrets that are meant by name, all of them or none.
@@ -183,9 +190,13 @@ impl TlsCache {
         let local = identities.first().cloned();
         let local = local.ok_or_else(|| Refused::Unusable { what: "certificates", reason: "there is none".into() })?;
         let mut untrusted = None;
+        let mut digest = None;
         let auth = match &tls.validation {
             Some(v) => {
                 let policy = policy(v, &named, None)?;
+                if takes_up(v, &policy) {
+                    digest = Some(trust_digest(chain, tls, &identities, &policy));
+                }
                 match (is_mesh(v), tls.require_client_certificate) {
                     _ if v.accept_untrusted => {
                         untrusted = Some(Arc::new(policy));
@@ -201,7 +212,11 @@ impl TlsCache {
         };
         let alpn: Vec<&[u8]> = tls.alpn.iter().map(|a| a.as_bytes()).collect();
         let own = identities.iter().map(|identity| &**identity);
-        let config = AlpnServerConfig::new(pki::server_config_of(own, auth, &alpn, &options(&tls.params)?)?);
+        let mut config = pki::server_config_of(own, auth, &alpn, &options(&tls.params)?)?;
+        if let (Some(tickets), Some(digest)) = (&self.tickets, digest) {
+            config = pki::with_tickets(config, tickets, digest);
+        }
+        let config = AlpnServerConfig::new(config);
         let entry = ServerEntry { _chain: Arc::clone(chain), named, local, config, untrusted };
         let out = made(&entry);
         servers.insert(key, entry);
@@ -225,16 +240,21 @@ impl TlsCache {
         let key = (Arc::as_ptr(socket) as usize, overrides.clone(), protocol, says_name);
         let mut clients = self.clients.borrow_mut();
         if let Some(e) = clients.get(&key).filter(|e| e.named == named) {
-            return Ok(ClientTls { config: Arc::clone(&e.config), own: e.own.clone(), verified: e.verified });
+            let (config, sessions) = (Arc::clone(&e.config), e.sessions.clone());
+            return Ok(ClientTls { config, own: e.own.clone(), verified: e.verified, sessions });
         }
         let own: Vec<CertificateSource> = tls.certificate.iter().cloned().collect();
         let identity = identities(&own, &named)?.into_iter().next();
         identity.iter().try_for_each(|own| usable(own, &named.quarantine))?;
         let by_name = tls.auto_sni_san_validation && says_name || tls.auto_san_of_requests && !protocol.is_empty();
+        let mut sessions = None;
         let auth = match &tls.validation {
             Some(v) if v.accept_untrusted => ServerAuth::None,
             Some(v) => {
                 let mut policy = policy(v, &named, overrides.sans.as_deref())?;
+                if self.tickets.is_some() && takes_up(v, &policy) {
+                    sessions = Some(Arc::default());
+                }
                 if is_mesh(v) {
                     ServerAuth::Spiffe(policy)
                 } else if by_name && overrides.sans.is_none() {
@@ -254,9 +274,9 @@ impl TlsCache {
         }
         let config = pki::client_config(identity.as_deref(), auth, &alpn, &options(&tls.params)?)?;
         let verified = tls.validation.as_ref().is_some_and(|v| !v.accept_untrusted);
-        let made = ClientTls { config, own: identity, verified };
-        let ClientTls { config, own, verified } = made.clone();
-        clients.insert(key, ClientEntry { _socket: Arc::clone(socket), named, config, own, verified });
+        let made = ClientTls { config, own: identity, verified, sessions };
+        let ClientTls { config, own, verified, sessions } = made.clone();
+        clients.insert(key, ClientEntry { _socket: Arc::clone(socket), named, config, own, verified, sessions });
         Ok(made)
     }
 
@@ -322,6 +342,28 @@ fn policy(v: &Validation, named: &Named, replaced: Option<&[Name]>) -> Result<Pe
     Ok(policy)
 }
 
+/// Whether sessions are taken up again under a policy: between mesh peers, where no list says who is revoked until when.
+fn takes_up(v: &Validation, policy: &PeerPolicy) -> bool {
+    is_mesh(v) && !v.accept_untrusted && !policy.roots.has_revocations()
+}
+
+/// Everything that a server's sessions depend on. Settings count by their debug form, which has all of them; certificates, roots and
+/// quarantine by their bytes.
+fn trust_digest(
+    chain: &FilterChain,
+    tls: &DownstreamTls,
+    identities: &[Arc<Identity>],
+    policy: &PeerPolicy,
+) -> TrustDigest {
+    let settings = format!("{}\n{:?}\n{:?}", chain.name, tls.validation, tls.params);
+    let required = format!("{} {}", tls.require_client_certificate, tls.require_sni);
+    let mut parts = vec![settings.into_bytes(), required.into_bytes(), policy.quarantine.to_text().into_bytes()];
+    let certificates = identities.iter().flat_map(|identity| identity.chain.iter());
+    parts.extend(certificates.map(|certificate| certificate.to_vec()));
+    parts.extend(policy.roots.parts());
+    TrustDigest::of(parts.iter().map(Vec::as_slice))
+}
+
 /// The names of a validation, in the words of the configuration.
 #[derive(Debug)]
 struct Names(Validation);
@@ -368,6 +410,7 @@ pub async fn accept(tls: &ServerTls, mut socket: Socket, ties: &Ties) -> io::Res
         socket.write_all(&[21, 3, 1, 0, 2, FATAL, alert]).await?;
         return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|ClientHello refused:TLS_error_end"));
     }
+    socket.read_ahead();
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     if tls.require_sni && start.client_hello().server_name().is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|no server name:TLS_error_end"));
@@ -375,6 +418,7 @@ pub async fn accept(tls: &ServerTls, mut socket: Socket, ties: &Ties) -> io::Res
     let config = tls.config.for_hello(&start.client_hello());
     let stream = start.into_stream(config).await?;
     let connection = stream.get_ref().1;
+    judge_in_time(connection)?;
     let peer = match &tls.untrusted {
         None => VerifiedPeer::of_client(connection),
         Some(policy) => VerifiedPeer::of_unverified_client(connection, policy),
@@ -394,13 +438,34 @@ pub async fn accept(tls: &ServerTls, mut socket: Socket, ties: &Ties) -> io::Res
     Ok((stream, proof))
 }
 
-/// The client side of a handshake.
+/// A session's certificates may have come to their end since: a full handshake would be refused now too.
+fn judge_in_time(connection: &rustls::CommonState) -> io::Result<()> {
+    if pki::in_time(connection, SystemTime::now()) {
+        return Ok(());
+    }
+    let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+    Err(io::Error::new(io::ErrorKind::InvalidData, expired))
+}
+
+/// The client side of a handshake. `address` is where `socket` leads.
 ///
 /// # Errors
 /// What the TLS library or the socket says.
-pub async fn connect(tls: ClientTls, name: ServerName<'static>, socket: Socket, ties: &Ties) -> io::Result<Stream> {
-    let stream = TlsConnector::from(tls.config).connect(name, socket).await?;
+pub async fn connect(
+    tls: ClientTls,
+    name: ServerName<'static>,
+    address: SocketAddr,
+    mut socket: Socket,
+    ties: &Ties,
+) -> io::Result<Stream> {
+    let config = match &tls.sessions {
+        Some(sessions) => pki::with_sessions(&tls.config, sessions, address),
+        None => tls.config,
+    };
+    socket.read_ahead();
+    let stream = TlsConnector::from(config).connect(name, socket).await?;
     let connection = stream.get_ref().1;
+    judge_in_time(connection)?;
     let leaf = connection.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
     let leaf = leaf.and_then(|leaf| CertificateInfo::read(leaf).ok());
     let peer = leaf.as_ref().and_then(|leaf| leaf.uris.first()).map(|uri| Arc::from(uri.as_str()));

@@ -68,6 +68,7 @@ const OPTIONS: &[Opt] = options![
     "envoy" ["CARRICK_ENVOY"] "envoy" "Envoy's binary, for --engine envoy" in "binaryPath";
     "envoy-log-level" ["PROXY_LOG_LEVEL"] "warning" "Envoy's log level";
     "concurrency" ["PROXY_CONCURRENCY", "ISTIO_CPU_LIMIT"] "2" "worker threads of the engine; 0: one for each core" in "concurrency";
+    "session-resumption" ["CARRICK_SESSION_RESUMPTION"] "true" "the native engine takes TLS sessions between mesh peers up again, under the trust that made them";
     "drain-duration" ["TERMINATION_DRAIN_DURATION"] "5s" "longest time for open connections after TERM" in "terminationDrainDuration";
     "minimum-drain-duration" ["MINIMUM_DRAIN_DURATION"] "0s" "shortest time from TERM to the end";
     "exit-on-zero-connections" ["EXIT_ON_ZERO_ACTIVE_CONNECTIONS"] "true" "end as soon as no connection is open";
@@ -480,6 +481,7 @@ impl<S: Surroundings> Reader<'_, S> {
         let node = self.node();
         let engine = self.engine();
         let concurrency = self.take("concurrency", value::threads);
+        let session_resumption = self.take("session-resumption", value::boolean);
         let control_plane = self.control_plane();
         let identity = self.identity();
         let drain = self.drain();
@@ -503,6 +505,7 @@ impl<S: Surroundings> Reader<'_, S> {
             node: node?,
             engine: engine?,
             concurrency: concurrency?,
+            session_resumption: session_resumption?,
             control_plane: control_plane?,
             identity: identity?,
             state_dir,

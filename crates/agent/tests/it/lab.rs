@@ -234,6 +234,7 @@ impl Plane {
             },
             engine,
             concurrency: 1,
+            session_resumption: true,
             control_plane: ControlPlane {
                 discovery_address: self.address.to_string(),
                 ca_address: self.address.to_string(),

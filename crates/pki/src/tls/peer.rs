@@ -28,7 +28,7 @@ impl VerifiedPeer {
     pub fn of_unverified_client(connection: &ServerConnection, policy: &PeerPolicy) -> Option<Self> {
         let (leaf, intermediates) = connection.peer_certificates()?.split_first()?;
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-        let chain = super::verify::ChainVerifier { policy: policy.clone(), spiffe: false, algorithms };
+        let chain = super::verify::ChainVerifier::new(policy.clone(), false, algorithms);
         let now = rustls_pki_types::UnixTime::now();
         chain.verify(leaf, intermediates, now, webpki::KeyUsage::client_auth(), None).ok()?;
         Self::read(connection)

@@ -21,8 +21,10 @@ use webpki::{
     VerifiedPath,
 };
 
+use super::passed::{Passed, Window};
 use super::{PeerPolicy, old};
 use crate::certificate::CertificateInfo;
+use crate::trust::TrustBundle;
 
 /// Why a verified chain is still not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,12 +43,17 @@ pub(super) enum NameError {
 /// Chain and names of one peer.
 #[derive(Debug)]
 pub(super) struct ChainVerifier {
-    pub(super) policy: PeerPolicy,
-    pub(super) spiffe: bool,
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    policy: PeerPolicy,
+    spiffe: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+    passed: Passed,
 }
 
 impl ChainVerifier {
+    pub(super) fn new(policy: PeerPolicy, spiffe: bool, algorithms: WebPkiSupportedAlgorithms) -> Self {
+        Self { policy, spiffe, algorithms, passed: Passed::default() }
+    }
+
     pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -96,6 +103,31 @@ impl ChainVerifier {
         let policy = &self.policy;
         // Before the chain: a root of another domain must not even be tried on a name of ours.
         let roots = policy.roots.for_names(&info.uris).ok_or(CertificateError::UnknownIssuer)?;
+        // What lists say ends with the lists, so it is asked anew.
+        if !roots.revocations().is_empty() {
+            return self.judge_chain(roots, leaf, intermediates, now, usage, info);
+        }
+        let key = Passed::key(leaf, intermediates);
+        if self.passed.knows(&key, now) {
+            return Ok(());
+        }
+        self.judge_chain(roots, leaf, intermediates, now, usage, info)?;
+        if let Some(window) = Window::of(info, intermediates) {
+            self.passed.add(key, window);
+        }
+        Ok(())
+    }
+
+    fn judge_chain(
+        &self,
+        roots: &TrustBundle,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+        info: &CertificateInfo,
+    ) -> Result<(), Error> {
+        let policy = &self.policy;
         if !info.is_v3 && !self.spiffe {
             return old::verify(roots, leaf, info, now).map_err(Error::InvalidCertificate);
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use carrick_pki::tls::{
-    AlpnServerConfig, ClientAuth, PeerPolicy, SanMatch, ServerAuth, TlsOptions, TlsVersion, VerifiedPeer,
-    client_config, server_config,
+    AlpnServerConfig, ClientAuth, PeerPolicy, SanMatch, ServerAuth, TicketKeys, TlsOptions, TlsVersion, TrustDigest,
+    VerifiedPeer, client_config, in_time, server_config, with_sessions, with_tickets,
 };
 use carrick_pki::{Identity, KeyAlgorithm, Quarantine, Subject};
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
@@ -226,6 +226,50 @@ fn sessions_are_not_resumed() {
             assert_eq!(c.handshake_kind(), Some(rustls::HandshakeKind::Full), "{version:?}");
         }
     }
+}
+
+#[test]
+fn sessions_are_resumed_under_the_trust_that_made_them_alone() {
+    let folder = Folder::new();
+    let ca = authority(&folder, KeyAlgorithm::EcdsaP256);
+    let (web, cart) = (workload(&ca, &spiffe("shop", "web")), workload(&ca, &spiffe("shop", "cart")));
+    let options = TlsOptions::default();
+    let keys = Arc::new(TicketKeys::default());
+    let server = |keys: &Arc<TicketKeys>, trust: &str| {
+        let auth = ClientAuth::Require(mesh_policy(&ca.roots()));
+        let config = server_config(&web, auth, &NO_ALPN, &options).unwrap();
+        with_tickets(config, keys, TrustDigest::of([trust.as_bytes()]))
+    };
+    let auth = || ServerAuth::Spiffe(mesh_policy(&ca.roots()));
+    let client = client_config(Some(&cart), auth(), &NO_ALPN, &options).unwrap();
+    let sessions = Arc::default();
+    let (here, there) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+    let kind = |address, server: &Arc<rustls::ServerConfig>| {
+        let (c, s) = shake(&with_sessions(&client, &sessions, address), server, SNI).unwrap();
+        let peer = VerifiedPeer::of_client(&s).expect("known in either case");
+        assert_eq!(peer.spiffe(), Some(&spiffe("shop", "cart")));
+        let late = SystemTime::now() + Duration::from_secs(24 * 3600);
+        let resumed = c.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        assert!(in_time(&s, SystemTime::now()) && in_time(&c, SystemTime::now()));
+        assert_eq!(
+            (in_time(&s, late), in_time(&c, late)),
+            (!resumed, !resumed),
+            "certificates end inside of sessions too"
+        );
+        resumed
+    };
+    let now = server(&keys, "roots 1");
+    assert!(!kind(here, &now), "nothing is known yet");
+    assert!(kind(here, &now));
+    assert!(kind(here, &server(&keys, "roots 1")), "the same trust in another worker");
+    assert!(!kind(there, &now), "another endpoint");
+    assert!(!kind(here, &server(&keys, "roots 2")), "other roots, names, or quarantine");
+    assert!(kind(here, &server(&keys, "roots 2")));
+    assert!(!kind(here, &server(&Arc::default(), "roots 2")), "another process");
+    // A new identity is a new configuration, which remembers nothing.
+    let renewed = client_config(Some(&workload(&ca, &spiffe("shop", "cart"))), auth(), &NO_ALPN, &options).unwrap();
+    let (c, _) = shake(&with_sessions(&renewed, &sessions, there), &now, SNI).unwrap();
+    assert_eq!(c.handshake_kind(), Some(rustls::HandshakeKind::Full), "even where somebody gives it old sessions");
 }
 
 #[test]

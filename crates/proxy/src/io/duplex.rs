@@ -58,6 +58,8 @@ struct Half {
     at: usize,
     stage: Stage,
     flush: bool,
+    /// How reading ended, while what came before it is held: it may not be told again.
+    over: Option<Over>,
 }
 
 #[derive(Default, PartialEq, Eq, Clone, Copy)]
@@ -71,6 +73,39 @@ enum Stage {
 enum Failed {
     Reading,
     Writing,
+}
+
+/// Why reading has paused.
+enum Came {
+    /// There is no more room.
+    Full,
+    /// Nothing more is there yet.
+    Later,
+    Over(Over),
+}
+
+/// How reading ended.
+#[derive(Clone, Copy)]
+enum Over {
+    End,
+    Broken,
+}
+
+/// Reads what is there, so that one write passes it on: several TLS records, or a burst of small ones. A socket that gave less than it
+/// was asked for is not asked again by a system call.
+fn fill<R: AsyncRead + Unpin>(cx: &mut Context<'_>, from: &mut R, buf: &mut ReadBuf<'_>) -> Came {
+    loop {
+        let before = buf.filled().len();
+        match Pin::new(&mut *from).poll_read(cx, buf) {
+            Poll::Pending => return Came::Later,
+            Poll::Ready(Ok(())) if buf.filled().len() == before => return Came::Over(Over::End),
+            Poll::Ready(Ok(())) if buf.remaining() == 0 => return Came::Full,
+            Poll::Ready(Ok(())) => {}
+            // A TLS peer that closes without close_notify: for opaque bytes that is an end like TCP's own.
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Came::Over(Over::End),
+            Poll::Ready(Err(_)) => return Came::Over(Over::Broken),
+        }
+    }
 }
 
 impl<A, B> Duplex<A, B>
@@ -197,24 +232,12 @@ impl Half {
                 self.held = Vec::new();
                 self.at = 0;
             }
+            if let Some(over) = self.over.take() {
+                return self.finish(over);
+            }
             let mut buf = ReadBuf::new(scratch);
-            match Pin::new(&mut *from).poll_read(cx, &mut buf) {
-                Poll::Pending => {
-                    if self.flush {
-                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Failed::Writing)?;
-                        self.flush = false;
-                    }
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(())) => {}
-                // A TLS peer that closes without close_notify: for opaque bytes that is an end like TCP's own.
-                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return self.finish(cx, to),
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Reading)),
-            }
+            let came = fill(cx, from, &mut buf);
             let read = buf.filled();
-            if read.is_empty() {
-                return self.finish(cx, to);
-            }
             *moved = moved.saturating_add(read.len() as u64);
             let mut rest = read;
             while !rest.is_empty() {
@@ -227,18 +250,32 @@ impl Half {
                     Poll::Pending => {
                         self.held = rest.to_vec();
                         self.at = 0;
+                        self.over = if let Came::Over(over) = came { Some(over) } else { None };
                         return Poll::Pending;
                     }
                 }
             }
+            match came {
+                Came::Full => {}
+                Came::Later => {
+                    if self.flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Failed::Writing)?;
+                        self.flush = false;
+                    }
+                    return Poll::Pending;
+                }
+                Came::Over(over) => return self.finish(over),
+            }
         }
     }
 
-    fn finish<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Failed>> {
-        // poll_shutdown flushes as well; nothing is held here.
-        let _ = (cx, to);
+    /// `poll_shutdown` flushes as well, and nothing is held here.
+    fn finish(&mut self, over: Over) -> Poll<Result<(), Failed>> {
         self.flush = false;
-        Poll::Ready(Ok(()))
+        Poll::Ready(match over {
+            Over::End => Ok(()),
+            Over::Broken => Err(Failed::Reading),
+        })
     }
 }
 
@@ -294,5 +331,42 @@ mod tests {
         let copy = tokio::spawn(async move { run(&mut Duplex::new(down, up, None)).await });
         client.write_all(b"hello").await.unwrap();
         assert_eq!(copy.await.unwrap(), End::UpstreamFailed);
+    }
+
+    /// Gives a few bytes, then breaks off once; afterwards it looks ended, as a socket does.
+    struct Breaks(u8);
+
+    impl AsyncRead for Breaks {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.0 += 1;
+            match self.0 {
+                1 => buf.put_slice(&[1; 100]),
+                2 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                _ => {}
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Breaks {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_break_behind_bytes_that_wait_is_still_a_break() {
+        // The other side takes 16 bytes at a time, so that the rest is held when the break has been seen.
+        let (mut client, down) = duplex(16);
+        let copy = tokio::spawn(async move { run(&mut Duplex::new(down, Breaks(0), None)).await });
+        let mut got = [0; 100];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!((got, copy.await.unwrap()), ([1; 100], End::UpstreamFailed));
     }
 }

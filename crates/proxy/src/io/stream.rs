@@ -112,6 +112,16 @@ impl Stream {
         &self.kind
     }
 
+    /// Whether its handshake took a session up again.
+    pub fn resumed(&self) -> bool {
+        let kind = match &self.kind {
+            Kind::Plain(_) => None,
+            Kind::Server(s) => s.get_ref().1.handshake_kind(),
+            Kind::Client(s) => s.get_ref().1.handshake_kind(),
+        };
+        kind == Some(rustls::HandshakeKind::Resumed)
+    }
+
     /// The socket underneath.
     pub fn socket(&self) -> &Socket {
         match &self.kind {

@@ -139,9 +139,10 @@ async fn steps(
                 .unwrap_or(ServerName::IpAddress(to.address.ip().into()));
             let says_name = matches!(name, ServerName::DnsName(_));
             let config = local.tls.client(transport, settings, &to.overrides, protocol, says_name)?;
-            match tls::connect(config, name, socket, &local.ties).await {
+            match tls::connect(config, name, to.address, socket, &local.ties).await {
                 Ok(stream) => {
                     stats.ssl_handshake.inc();
+                    stats.ssl_session_reused.add(u64::from(stream.resumed()));
                     Ok(stream)
                 }
                 Err(e) => {

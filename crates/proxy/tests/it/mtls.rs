@@ -176,6 +176,49 @@ async fn rotation_drops_no_request_and_new_handshakes_use_the_new_leaf() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_taken_up_again_until_anything_about_trust_changes() {
+    let mesh = Mesh::new();
+    let (app, _) = echo_app().await;
+    let (out, inn) = (free_port(), free_port());
+    let server = start_with(server_side(inn), mesh.secrets("app"), meant_for(app));
+    let mut config = client_side(out, inn, "app", false);
+    // A connection for each request.
+    let name: Arc<str> = "outbound|80||app.test.svc.cluster.local".into();
+    let mut c = cluster(&name);
+    let offered = &["istio-http/1.1", "istio", "http/1.1"];
+    c.transport = Transport { matches: Vec::new(), default: Arc::new(client_tls("app", offered)) };
+    c.max_requests_per_connection = Some(1);
+    config.clusters.insert(name, Arc::new(c));
+    let client = start(config, mesh.secrets("caller"));
+    let mut requests = Client::connect(out).await;
+    let mut reused = async || {
+        let count = || server.engine.stats().get("listener.virtualInbound.ssl.session_reused");
+        let before = count();
+        for _ in 0..3 {
+            let (parts, body) = requests.get("/").await.unwrap();
+            assert_eq!(parts.status, 200, "{body}");
+            assert!(body.contains(";URI=spiffe://cluster.local/ns/test/sa/caller"), "whoever it is, is known: {body}");
+        }
+        count() - before
+    };
+    assert_eq!(reused().await, 2, "all but the first");
+    assert_eq!(reused().await, 3);
+    // Somebody else is quarantined; nothing that was agreed before the list counts any more.
+    let listed = |account: &str, serial: &str| {
+        let quarantine = Arc::new(Quarantine::new([], [serial.to_owned()]));
+        Secrets { quarantine, ..mesh.secrets(account) }
+    };
+    server.secrets.send_replace(Arc::new(listed("app", "12")));
+    assert_eq!(reused().await, 2, "the server's new list");
+    client.secrets.send_replace(Arc::new(listed("caller", "12")));
+    assert_eq!(reused().await, 2, "the client's new certificate");
+    server.secrets.send_replace(Arc::new(mesh.secrets("app")));
+    assert_eq!(reused().await, 2, "the server's new certificate");
+    let counted = client.engine.stats().get("cluster.outbound|80||app.test.svc.cluster.local.ssl.session_reused");
+    assert_eq!(counted, server.engine.stats().get("listener.virtualInbound.ssl.session_reused"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hello_in_small_pieces_is_still_a_hello() {
     let mesh = Mesh::new();
     let (app, _) = echo_app().await;

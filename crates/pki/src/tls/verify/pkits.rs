@@ -91,11 +91,8 @@ fn judge(
     if !text.is_empty() {
         roots = roots.with_revocations(text.as_bytes()).map_err(|_| "a list is not usable".to_owned())?;
     }
-    let verifier = ChainVerifier {
-        policy: PeerPolicy::new(roots, Vec::new()),
-        spiffe: false,
-        algorithms: aws_lc_rs::default_provider().signature_verification_algorithms,
-    };
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+    let verifier = ChainVerifier::new(PeerPolicy::new(roots, Vec::new()), false, algorithms);
     let path: Vec<CertificateDer<'_>> = path.iter().map(|file| CertificateDer::from(file.der.as_slice())).collect();
     let leaf = CertificateDer::from(leaf.der.as_slice());
     verifier.verify(&leaf, &path, NOW, KeyUsage::client_auth(), None).map_err(|error| match error {
