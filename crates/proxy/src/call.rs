@@ -3,6 +3,8 @@
 //! Invariant: they go through the cluster's own balancing, pools, limits and TLS, take no longer than they are told, and their
 //! answers are no longer than they are told. They ask without changing anything, so a broken reused connection is replaced once.
 
+use crate::h1::client::SendError;
+use crate::incoming::{Broken, Incoming};
 use crate::local::Local;
 use crate::request_body::RequestBody;
 use crate::upstream::Upstreams;
@@ -14,7 +16,6 @@ use carrick_proxy_core::RuntimeConfig;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use http::{HeaderMap, Request, Response, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(crate) enum CallError {
     #[error("no connection: {0}")]
     Connect(#[from] ConnectError),
     #[error("broken off: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] Broken),
     #[error("no answer in time")]
     TimedOut,
     #[error("the answer is too long")]
@@ -111,24 +112,28 @@ async fn attempts(
         };
         let request = request(&call, h2);
         let need = Need { fresh, high: false, careful: true };
-        let (result, reused, home) = match pool::take(local, &state, &key, &chosen.target, need).await? {
-            Taken::Http1 { mut connection, home, reused } => {
-                let result = connection.send(request).await.map_err(|e| e.into_error());
-                (result, reused, Some((connection, home)))
-            }
-            Taken::Http2 { mut sender, stream, reused, .. } => {
-                let result = sender.send_request(request).await;
-                let result = match result {
-                    Ok(response) => Ok(collect(response, call.limit).await),
-                    Err(e) => Err(e),
-                };
-                drop(stream);
-                match result {
-                    Ok(answered) => return answered,
-                    Err(e) => (Err(e), reused, None),
+        let (result, reused, home): (Result<_, Broken>, _, _) =
+            match pool::take(local, &state, &key, &chosen.target, need).await? {
+                Taken::Http1 { mut connection, home, reused } => {
+                    let result = connection.send(request, reused).await.map_err(|e| match e {
+                        SendError::Unsent(_) => Broken::Incomplete,
+                        SendError::Broken(e) => e,
+                    });
+                    (result, reused, Some((connection, home)))
                 }
-            }
-        };
+                Taken::Http2 { mut sender, stream, reused, .. } => {
+                    let result = sender.send_request(request).await;
+                    let result = match result {
+                        Ok(response) => Ok(collect(response.map(Incoming::Http2), call.limit).await),
+                        Err(e) => Err(e.into()),
+                    };
+                    drop(stream);
+                    match result {
+                        Ok(answered) => return answered,
+                        Err(e) => (Err(e), reused, None),
+                    }
+                }
+            };
         match result {
             Ok(response) => {
                 let answered = collect(response, call.limit).await?;

@@ -1,6 +1,6 @@
 //! HTTP connections from clients: which codec, its limits, and how a connection ends.
 //!
-//! Invariant: hyper frames messages, `proxy-core` decides; here they meet. A connection that is to leave is told so in
+//! Invariant: a codec frames messages, `proxy-core` decides; here they meet. A connection that is to leave is told so in
 //! its protocol's way (`connection: close`, GOAWAY) and never cut while a request is under way before the deadline.
 
 pub mod body;
@@ -8,8 +8,8 @@ mod connection;
 pub mod exchange;
 mod filters;
 mod forward;
-mod guard;
 mod head;
+mod http1;
 mod mirror;
 mod reply;
 mod service;
@@ -17,21 +17,23 @@ mod trace;
 mod upgrade;
 
 use crate::exec::LocalExec;
+use crate::h1::server::Line;
+use crate::incoming::Incoming;
 use crate::info::Info;
 use crate::io::stream::Stream;
 use crate::lifecycle::{Lease, Phase};
 use crate::upstream::pool::{CONNECTION_WINDOW, WINDOW};
 use crate::worker::Worker;
-use carrick_proxy_core::model::hcm::{Codec, HeaderCase, HttpConnectionManager};
+use carrick_proxy_core::model::hcm::{Codec, HttpConnectionManager};
 use connection::HttpConn;
 
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -64,20 +66,21 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
         }
         None => return,
     };
-    let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, h2));
+    if !h2 {
+        let line = Rc::new(Line::new(stream, http1::limits(hcm)));
+        let conn = HttpConn::new(worker, Rc::clone(&info), stats, lease, Some(Rc::clone(&line)));
+        return http1::serve(Rc::new(conn), hcm, line).await;
+    }
+    let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, None));
     let service = {
         let conn = Rc::clone(&conn);
-        service_fn(move |request| service::answer(Rc::clone(&conn), request))
+        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let answer = service::answer(Rc::clone(&conn), request.map(Incoming::Http2));
+            async move { Ok::<_, Infallible>(answer.await) }
+        })
     };
-    let result = if h2 {
-        let connection = pin!(http2_builder(hcm).serve_connection(TokioIo::new(stream), service));
-        drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
-    } else {
-        let limit = usize::try_from(hcm.max_request_headers_bytes).unwrap_or(60 * 1024);
-        let guarded = guard::Guard::new(stream, limit, hcm.http1.accept_http_10, Arc::clone(&conn.verdict));
-        let connection = pin!(http1_builder(hcm).serve_connection(TokioIo::new(guarded), service).with_upgrades());
-        drive(&conn, hcm, connection, |c| c.graceful_shutdown()).await
-    };
+    let mut connection = Box::pin(http2_builder(hcm).serve_connection(TokioIo::new(stream), service));
+    let result = drive(&conn, hcm, connection.as_mut(), |c| c.graceful_shutdown()).await;
     if let Err(e) = result
         && (e.is_parse() || e.is_parse_too_large())
     {
@@ -126,7 +129,7 @@ fn begins(seen: &[u8], otherwise: Beginning) -> Option<Beginning> {
     }
 }
 
-/// Polls a connection while its lease allows: leaving, closing and cutting as phases come, and closing when idle.
+/// Polls an HTTP/2 connection while its lease allows: leaving, closing and cutting as phases come, and closing when idle.
 async fn drive<C>(
     conn: &Rc<HttpConn>,
     hcm: &HttpConnectionManager,
@@ -145,11 +148,9 @@ where
             seen = phase;
             match phase {
                 Phase::Cut => return Poll::Ready(Ok(())),
-                Phase::Closing => leave(connection.as_mut()),
-                // HTTP/2 says goodbye without a race. HTTP/1 is told on its next response: closing an idle
-                // connection now could cross a request on its way.
-                Phase::Draining if conn.h2 => leave(connection.as_mut()),
-                _ => {}
+                // A goodbye without a race.
+                Phase::Draining | Phase::Closing => leave(connection.as_mut()),
+                Phase::Serving => {}
             }
             conn.stats.downstream_cx_drain_close.inc();
         }
@@ -186,18 +187,6 @@ impl Timer {
         let _ = sleep.as_mut().poll(cx);
         true
     }
-}
-
-fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
-    let mut b = http1::Builder::new();
-    b.timer(TokioTimer::new())
-        // hyper's timer for this runs on idle connections too; the idle timeout is ours.
-        .header_read_timeout(hcm.request_headers_timeout)
-        .max_headers(usize::try_from(hcm.max_headers_count).unwrap_or(100))
-        .max_buf_size(usize::try_from(hcm.max_request_headers_bytes).unwrap_or(60 * 1024).max(8192))
-        .title_case_headers(hcm.http1.header_case == HeaderCase::ProperWords)
-        .preserve_header_case(hcm.http1.header_case == HeaderCase::Preserve);
-    b
 }
 
 fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExec> {

@@ -10,6 +10,7 @@
 //! A connection's way: `engine` binds → `accept` → `connection` asks the original destination, finds the
 //! listener, inspects the first bytes, finds the chain, makes the handshake → `http` or `tcp` → `upstream`.
 
+pub mod h1;
 pub mod inspect;
 pub mod io;
 
@@ -22,6 +23,7 @@ mod engine;
 mod exec;
 mod export;
 mod http;
+mod incoming;
 mod info;
 mod joint;
 mod jwks;

@@ -2,10 +2,10 @@
 //!
 //! Invariant: only the latest attempt reads on; an attempt that was given up never sees an end that is not the body's.
 
+use crate::incoming::{Broken, Incoming};
 use crate::metrics::GrpcFrames;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -105,7 +105,7 @@ impl Source {
         Source { first: None, body, intake, taps }
     }
 
-    fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, hyper::Error>>, last: bool) {
+    fn tap(&mut self, frame: &Option<Result<Frame<Bytes>, Broken>>, last: bool) {
         self.taps.retain(|tap| match frame {
             Some(Ok(f)) => {
                 let piece = match (f.data_ref(), f.trailers_ref()) {
@@ -139,7 +139,7 @@ impl Source {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if let Some(first) = self.first.take() {
             self.intake.pass(&first);
             let frame = Some(Ok(Frame::data(first)));
@@ -213,7 +213,7 @@ impl Replay {
         Some(Replay { shared: Rc::clone(&self.shared), next: 0, attempt: m.attempt })
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let mut m = self.shared.borrow_mut();
         if m.attempt != self.attempt {
             // Given up: an end here would look like a whole body to a peer that still listens.
@@ -260,9 +260,9 @@ impl Replay {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Streamed(s) => s.poll(cx),

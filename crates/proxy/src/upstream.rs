@@ -26,6 +26,13 @@ pub struct Upstreams {
     clusters: RefCell<HashMap<Name, Rc<ClusterState>>>,
 }
 
+impl Drop for Upstreams {
+    fn drop(&mut self) {
+        // Idle connections hold what they are counted in.
+        self.clusters.get_mut().values().for_each(|state| state.retire());
+    }
+}
+
 impl Upstreams {
     /// The state of a cluster; `None` if the configuration does not know it.
     pub(crate) fn get(&self, local: &Rc<Local>, config: &RuntimeConfig, name: &str) -> Option<Rc<ClusterState>> {

@@ -41,15 +41,28 @@ pub const METHODS: &[&[u8]] = &[
     b"SOURCE",
 ];
 
-/// What follows a head.
+/// How a body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// So many bytes of body.
     Length(u64),
     /// A chunked body.
     Chunked,
-    /// Possibly another protocol (CONNECT, `Upgrade`).
-    Opaque,
+}
+
+/// The first line of a head that was read whole, and what follows the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start<'a> {
+    /// One of [`METHODS`].
+    pub method: &'a [u8],
+    /// As it stands there; no byte of it is a control character or a space.
+    pub target: &'a [u8],
+    /// HTTP/1.0.
+    pub http_10: bool,
+    /// How its body is framed.
+    pub framing: Framing,
+    /// Another protocol may follow (CONNECT, `Upgrade`).
+    pub opaque: bool,
 }
 
 /// Why a head is refused: status and details.
@@ -63,6 +76,8 @@ pub enum Refusal {
     Version,
     /// Too long.
     TooLarge,
+    /// More fields than are allowed.
+    TooMany,
     /// A fragment, which no request has.
     Fragment,
     /// `OPTIONS` of no path.
@@ -84,6 +99,7 @@ impl Refusal {
             Self::Coding => super::LocalReply::Status(501, "http1.invalid_transfer_encoding"),
             Self::Version => super::LocalReply::Status(426, "low_version"),
             Self::TooLarge => super::LocalReply::Status(431, "http1.headers_too_large"),
+            Self::TooMany => super::LocalReply::Status(431, "http1.too_many_headers"),
             Self::Fragment => super::LocalReply::Status(400, "path_normalization_failed"),
             Self::NoPath => super::LocalReply::Status(404, "absolute_path_rejected"),
         }
@@ -118,24 +134,42 @@ pub fn may_begin(bytes: &[u8]) -> bool {
     line.is_empty() || line == b"\r" || METHODS.iter().any(|m| if complete { *m == word } else { m.starts_with(word) })
 }
 
-/// Looks at a whole head, its empty line included.
+/// Reads a whole head, its empty line included. `field` is given each field in its place, its value without the space around it.
 ///
 /// # Errors
 /// Why it is refused; nothing of the connection may be believed after it.
-pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
-    let head = head.strip_prefix(b"\r\n").or_else(|| head.strip_prefix(b"\n")).unwrap_or(head);
-    let mut lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let request = lines.next().unwrap_or_default();
-    // A folded line belongs to the one before for some, and is a field of its own for others.
-    if lines.clone().any(|line| line.first().is_some_and(|b| matches!(b, b' ' | b'\t'))) {
-        return Err(Refusal::Malformed);
-    }
+pub fn read<'a>(
+    head: &'a [u8],
+    accept_http_10: bool,
+    mut field: impl FnMut(&'a [u8], &'a [u8]),
+) -> Result<Start<'a>, Refusal> {
+    let mut rest = head.strip_prefix(b"\r\n").or_else(|| head.strip_prefix(b"\n")).unwrap_or(head);
+    let request = line(&mut rest);
     let mut framing = Fields::default();
-    for line in lines {
-        framing.line(line)?;
+    while !rest.is_empty() {
+        let line = line(&mut rest);
+        match line.first() {
+            None => continue,
+            // A folded line belongs to the one before for some, and is a field of its own for others.
+            Some(b' ' | b'\t') => return Err(Refusal::Malformed),
+            Some(_) => {}
+        }
+        let colon = line.iter().position(|b| !is_token(*b)).filter(|at| *at > 0 && line.get(*at) == Some(&b':'));
+        let (name, value) = line.split_at(colon.ok_or(Refusal::Malformed)?);
+        let value = value.get(1..).unwrap_or_default();
+        // The only CRs are those before an LF: others end a line for some parsers and not for others.
+        if value.iter().any(|b| is_control(*b)) {
+            return Err(Refusal::Malformed);
+        }
+        let value = value.trim_ascii();
+        if let Err(refusal) = framing.field(name, value) {
+            // Folded, the value is another one; that is told first.
+            let folds = |line: &[u8]| matches!(line.first(), Some(b' ' | b'\t'));
+            return Err(if rest.split(|b| *b == b'\n').any(folds) { Refusal::Malformed } else { refusal });
+        }
+        field(name, value);
     }
-    // The only CRs are those before an LF: others end a line for some parsers and not for others.
-    if head.iter().enumerate().any(|(i, b)| *b == b'\r' && head.get(i.saturating_add(1)) != Some(&b'\n')) {
+    if request.contains(&b'\r') {
         return Err(Refusal::Malformed);
     }
     let (method, rest) = request.split_at(request.iter().position(|b| *b == b' ').unwrap_or(request.len()));
@@ -144,14 +178,14 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     }
     let mut words = rest.trim_ascii().splitn(2, |b| *b == b' ');
     let (target, version) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().trim_ascii());
-    match version {
-        b"HTTP/1.1" => {}
-        b"HTTP/1.0" if accept_http_10 => {}
+    let http_10 = match version {
+        b"HTTP/1.1" => false,
+        b"HTTP/1.0" if accept_http_10 => true,
         version if version.starts_with(b"HTTP/") && !version.contains(&b' ') => return Err(Refusal::Version),
         // A target alone is HTTP/0.9.
         b"" => return Err(Refusal::Version),
         _ => return Err(Refusal::Malformed),
-    }
+    };
     if method == b"OPTIONS" && target.starts_with(b"*") && target != b"*" {
         return Err(Refusal::NoPath);
     }
@@ -161,8 +195,16 @@ pub fn judge(head: &[u8], accept_http_10: bool) -> Result<Framing, Refusal> {
     if target.contains(&b'#') {
         return Err(Refusal::Fragment);
     }
-    let body = framing.body()?;
-    Ok(if method == b"CONNECT" || framing.upgrade { Framing::Opaque } else { body })
+    let opaque = method == b"CONNECT" || framing.upgrade;
+    Ok(Start { method, target, http_10, framing: framing.body()?, opaque })
+}
+
+/// Takes a line off, its end included; given without it.
+fn line<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let end = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+    let (line, after) = rest.split_at(end);
+    *rest = after.get(1..).unwrap_or_default();
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// The first value of a field of a head that was judged before, by its name in lower case.
@@ -189,20 +231,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn line(&mut self, line: &[u8]) -> Result<(), Refusal> {
-        if line.is_empty() {
-            return Ok(());
-        }
-        let Some(colon) = line.iter().position(|b| *b == b':') else { return Err(Refusal::Malformed) };
-        let (name, value) = line.split_at(colon);
-        if name.is_empty() || !name.iter().copied().all(is_token) {
-            return Err(Refusal::Malformed);
-        }
-        let value = value.get(1..).unwrap_or_default();
-        if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
-            return Err(Refusal::Malformed);
-        }
-        let value = value.trim_ascii();
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
@@ -232,7 +261,26 @@ impl Fields {
 
 /// A byte of a field's name (RFC 9110 §5.6.2).
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let (mut at, marks) = (0_u8, b"!#$%&'*+-.^_`|~");
+        while at < 128 {
+            table[at as usize] = at.is_ascii_alphanumeric();
+            at += 1;
+        }
+        let mut mark = 0;
+        while mark < marks.len() {
+            table[marks[mark] as usize] = true;
+            mark += 1;
+        }
+        table
+    };
+    TOKEN.get(usize::from(byte)).copied().unwrap_or(false)
+}
+
+/// What no field's value holds.
+fn is_control(byte: u8) -> bool {
+    (byte < 0x20 && byte != b'\t') || byte == 0x7f
 }
 
 /// Follows a chunked body to its end.
@@ -273,11 +321,31 @@ impl Default for Chunks {
 }
 
 impl Chunks {
+    /// Takes a byte that is none of a chunk's data.
+    ///
+    /// # Errors
+    /// The body is broken from here on.
+    pub fn frame(&mut self, byte: u8) -> Result<(), Refusal> {
+        *self = self.byte(byte)?;
+        Ok(())
+    }
+
+    /// Counts data that was taken; no more than is left of the chunk.
+    pub fn data(&mut self, taken: u64) {
+        if let Self::Data(left) = self {
+            *left = left.saturating_sub(taken);
+            if *left == 0 {
+                *self = Self::DataEnd(0);
+            }
+        }
+    }
+
     /// Takes bytes; gives how many belong to the body.
     ///
     /// # Errors
     /// The body is broken from here on.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    #[cfg(test)]
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         let mut at = 0_usize;
         while let Some(byte) = bytes.get(at) {
             if let Self::Data(left) = self {

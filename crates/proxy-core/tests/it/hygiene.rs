@@ -286,8 +286,11 @@ fn a_proxys_close_is_one() {
 
 #[test]
 fn targets_without_a_path_are_answered_and_not_routed() {
-    use carrick_proxy_core::hygiene::wire::{Refusal, judge};
-    let of = |line: &str| judge(format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes(), false);
+    use carrick_proxy_core::hygiene::wire::{Refusal, Start, read};
+    let of = |line: &str| {
+        let head = format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n");
+        read(head.as_bytes(), false, |_, _| {}).map(|Start { http_10, .. }| http_10)
+    };
     assert_eq!(of("GET /a#b"), Err(Refusal::Fragment));
     assert_eq!(of("OPTIONS *x"), Err(Refusal::NoPath));
     assert_eq!(of("GET *"), Err(Refusal::Malformed));

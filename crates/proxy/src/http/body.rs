@@ -3,9 +3,9 @@
 //! Invariant: a body knows how it ended, and its exchange is told exactly once, also by a drop.
 
 use super::exchange::Exchange;
+use crate::incoming::{Broken, Incoming};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 pub enum BodyError {
     /// The connection it came on.
     #[error(transparent)]
-    Connection(#[from] hyper::Error),
+    Connection(#[from] Broken),
     /// A time limit.
     #[error("time limit reached")]
     TimedOut,
@@ -34,8 +34,17 @@ pub enum ResponseBody {
         /// Whom to tell; set when the response is complete.
         exchange: Option<Box<Exchange>>,
     },
-    /// The connection becomes a byte stream.
-    Upgraded(super::upgrade::Start),
+    /// The connection becomes a byte stream; the exchange is there where the connection's own task begins that.
+    Upgraded(super::upgrade::Start, Option<Box<Exchange>>),
+}
+
+impl ResponseBody {
+    /// Moves on what is still to be sent upstream while the client takes nothing.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let ResponseBody::Upstream { body, .. } = self {
+            body.drive(cx);
+        }
+    }
 }
 
 impl Body for ResponseBody {
@@ -44,7 +53,7 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            ResponseBody::Empty | ResponseBody::Upgraded(_) => Poll::Ready(None),
+            ResponseBody::Empty | ResponseBody::Upgraded(..) => Poll::Ready(None),
             ResponseBody::Full(b) => Poll::Ready(b.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             ResponseBody::Upstream { body, exchange } => {
                 let Some(exchange) = exchange else { return Poll::Ready(None) };
@@ -57,16 +66,22 @@ impl Body for ResponseBody {
                         });
                     }
                 };
-                match &frame {
-                    None => exchange.finished(),
-                    Some(Err(_)) => exchange.failed(),
+                let over = match &frame {
+                    None => true,
+                    Some(Err(_)) => {
+                        exchange.failed();
+                        false
+                    }
                     Some(Ok(f)) => {
                         exchange.passed(f);
-                        // hyper does not ask again once a length is reached, so the end is told here.
-                        if f.is_trailers() || body.is_end_stream() {
-                            exchange.finished();
-                        }
+                        // Nobody asks again once a length is reached, so the end is told here.
+                        f.is_trailers() || body.is_end_stream()
                     }
+                };
+                if over {
+                    // The connection goes back to its pool: what comes on it next is not of this response.
+                    *body = Incoming::Empty;
+                    exchange.finished();
                 }
                 Poll::Ready(frame.map(|f| f.map_err(BodyError::from)))
             }
@@ -75,7 +90,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            ResponseBody::Empty | ResponseBody::Upgraded(_) => true,
+            ResponseBody::Empty | ResponseBody::Upgraded(..) => true,
             ResponseBody::Full(b) => b.as_ref().is_none_or(Bytes::is_empty),
             ResponseBody::Upstream { body, .. } => body.is_end_stream(),
         }
@@ -83,7 +98,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            ResponseBody::Empty | ResponseBody::Upgraded(_) => SizeHint::with_exact(0),
+            ResponseBody::Empty | ResponseBody::Upgraded(..) => SizeHint::with_exact(0),
             ResponseBody::Full(b) => SizeHint::with_exact(b.as_ref().map_or(0, |b| b.len() as u64)),
             ResponseBody::Upstream { body, .. } => body.size_hint(),
         }

@@ -3,6 +3,7 @@
 //! Invariant: lives on one worker; its configuration (connection manager) is that of its chain for as long as it lives,
 //! while routes, clusters and endpoints are those of the moment.
 
+use crate::h1::server::Line;
 use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
 use crate::metrics::Memo;
@@ -47,12 +48,20 @@ pub struct HttpConn {
     /// Overrides of the last route, where they do not depend on the request.
     pub(super) last_overrides: RefCell<Option<RouteOverrides>>,
     pub(super) plain_overrides: Rc<UpstreamOverrides>,
-    /// What the bytes of the client were refused for.
-    pub(super) verdict: super::guard::Verdict,
+    /// Its bytes, where it speaks HTTP/1.
+    pub(super) line: Option<Rc<Line>>,
 }
 
 impl HttpConn {
-    pub(super) fn new(worker: Rc<Worker>, info: Rc<Info>, stats: Arc<HttpStats>, lease: Lease, h2: bool) -> Self {
+    /// `line`: of HTTP/1; without one it is HTTP/2.
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        info: Rc<Info>,
+        stats: Arc<HttpStats>,
+        lease: Lease,
+        line: Option<Rc<Line>>,
+    ) -> Self {
+        let h2 = line.is_none();
         let outbound = match info.listener.direction {
             Direction::Outbound => true,
             Direction::Inbound => false,
@@ -87,13 +96,13 @@ impl HttpConn {
             served: Cell::new(0),
             last_overrides: RefCell::new(None),
             plain_overrides: Rc::default(),
-            verdict: Default::default(),
+            line,
         }
     }
 
     /// The answer to bytes that no request can be made of; the connection ends with it.
     pub(super) fn refusal(&self) -> Option<LocalReply> {
-        self.verdict.get().map(|refusal| refusal.reply())
+        self.line.as_ref()?.refusal().map(|refusal| refusal.reply())
     }
 
     /// The chain's connection manager.
@@ -116,7 +125,8 @@ impl HttpConn {
             Some((known, peer)) if *known == header => peer.clone(),
             _ => {
                 let peer = self.worker.peers.of_header(&header);
-                *last = Some((header, peer.clone()));
+                // A copy of its own: the header is a slice of all that was read with it.
+                *last = HeaderValue::from_bytes(header.as_bytes()).ok().map(|header| (header, peer.clone()));
                 peer
             }
         }
@@ -131,7 +141,7 @@ impl HttpConn {
             return Some(Arc::clone(host));
         }
         let host: Arc<str> = header.to_str().ok()?.into();
-        *last = Some((header.clone(), Arc::clone(&host)));
+        *last = HeaderValue::from_bytes(header.as_bytes()).ok().map(|header| (header, Arc::clone(&host)));
         Some(host)
     }
 

@@ -227,7 +227,7 @@ impl Exchange {
         }
         self.active = None;
         match self.checkout.take() {
-            Some(Checkout::Http1(connection, home)) => home.give_back(&self.conn.worker, connection),
+            Some(Checkout::Http1(connection, home)) => home.give_back(&self.conn.worker.local, connection),
             Some(Checkout::Http2(stream)) => drop(stream),
             None => {}
         }

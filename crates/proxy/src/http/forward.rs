@@ -10,6 +10,8 @@ use super::head::{Head, Routed, weighted};
 use super::mirror;
 use super::reply::Failure;
 use super::upgrade;
+use crate::h1::client::SendError;
+use crate::incoming::{Broken, Incoming};
 use crate::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
@@ -30,7 +32,6 @@ use http::header::{COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use std::error::Error as _;
 use std::net::SocketAddr;
@@ -268,7 +269,7 @@ async fn attempts(
         exchange.active = Some(active);
         let again = plan.upgrade.is_none();
         let request = match unsent.take() {
-            Some(r) => r,
+            Some(r) => *r,
             None => {
                 let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
                 exchange.attempts = exchange.attempts.saturating_add(1);
@@ -287,7 +288,7 @@ async fn attempts(
                 if plan.conn.exchanges() && plan.conn.outbound && exchange.meets_mesh() {
                     worker.peers.tell(made.headers_mut());
                 }
-                Box::new(made)
+                made
             }
         };
         let key = PoolKey {
@@ -303,7 +304,7 @@ async fn attempts(
         };
         let need = Need { fresh, high, careful };
         let received = Rc::clone(&exchange.received);
-        let one = attempt(plan, state, &key, &chosen.target, *request, need, exchange);
+        let one = attempt(plan, state, &key, &chosen.target, request, need, exchange);
         let silence = retry.as_ref().and_then(RetryState::per_try_idle);
         let over = if per_try.is_some() { Failure::PerTryTimeout } else { Failure::PerTryIdle };
         let outcome = match (per_try, silence) {
@@ -449,7 +450,7 @@ async fn attempt(
             exchange.upstream_protocol = Some("HTTP/1.1");
             exchange.shown.clone_from(&connection.shown);
             witness = (!reused || need.careful).then(|| connection.arm()).flatten().map(|b| (b, connection.fate()));
-            let result = connection.send(request).await;
+            let result = connection.send(request, reused).await;
             if let (Ok(_), Some((_, fate))) = (&result, &witness) {
                 fate.disarm();
             }
@@ -459,24 +460,27 @@ async fn attempt(
             exchange.upstream_local = local;
             exchange.upstream_protocol = Some("HTTP/2");
             exchange.shown = shown;
-            (sender.try_send_request(request).await, Checkout::Http2(stream), reused)
+            let result = sender.try_send_request(request).await.map(|r| r.map(Incoming::Http2));
+            let result = result.map_err(|mut e| match e.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request)),
+                None => SendError::Broken(Broken::Http2(e.into_error())),
+            });
+            (result, Checkout::Http2(stream), reused)
         }
     };
     match result {
         Ok(response) => Attempt::Response(response, checkout),
-        Err(mut e) => match e.take_message() {
-            Some(request) => Attempt::Unsent(Box::new(request)),
-            None => {
-                let (failure, reset) = judge(e.error());
-                // The connection has to be gone before its remains can tell.
-                drop(checkout);
-                let unseen = match witness {
-                    Some((before, fate)) => fate.unseen(before, ended_first(e.error())).await,
-                    None => false,
-                };
-                Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen }
-            }
-        },
+        Err(SendError::Unsent(request)) => Attempt::Unsent(request),
+        Err(SendError::Broken(e)) => {
+            let (failure, reset) = judge(&e);
+            // The connection has to be gone before its remains can tell.
+            drop(checkout);
+            let unseen = match witness {
+                Some((before, fate)) => fate.unseen(before, e.is_end()).await,
+                None => false,
+            };
+            Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen }
+        }
     }
 }
 
@@ -503,18 +507,6 @@ async fn within<F: Future<Output = Attempt>>(
     }
 }
 
-/// Whether the peer had ended its side before it refused anything.
-fn ended_first(e: &hyper::Error) -> bool {
-    let mut source = e.source();
-    while let Some(s) = source {
-        if let Some(io) = s.downcast_ref::<std::io::Error>() {
-            return matches!(io.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::UnexpectedEof);
-        }
-        source = s.source();
-    }
-    e.is_incomplete_message() || e.is_closed()
-}
-
 /// The subset labels of a request: the route's, and the weighted cluster's over them.
 fn subset(plan: &Forward<'_>) -> SubsetLabels {
     let own = weighted(plan.action, plan.cluster).and_then(|w| w.subset.as_ref());
@@ -529,7 +521,12 @@ fn subset(plan: &Forward<'_>) -> SubsetLabels {
 }
 
 /// What an error before the response means.
-fn judge(e: &hyper::Error) -> (Failure, Reset) {
+fn judge(e: &Broken) -> (Failure, Reset) {
+    let e = match e {
+        Broken::Http2(e) => e,
+        Broken::NotHttp(_) => return (Failure::NotHttp, Reset::ProtocolError),
+        Broken::Io(_) | Broken::Incomplete => return (Failure::Terminated, Reset::Remote),
+    };
     let mut source = e.source();
     while let Some(s) = source {
         if let Some(h2) = s.downcast_ref::<h2::Error>() {
@@ -622,7 +619,7 @@ fn build(
         request.extensions_mut().insert(protocol);
     }
     if preserve_case && !h2 {
-        // hyper keeps the names as they were written in an extension of its own.
+        // The names as they were written.
         *request.extensions_mut() = head.parts.extensions.clone();
     }
     request

@@ -127,7 +127,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
             parts.headers.remove(name);
         }
     }
-    // We answer expectations ourselves (hyper does, when the body is first asked for).
+    // We answer expectations ourselves (the codec does, when the body is first asked for).
     if !hcm.proxy_100_continue {
         parts.headers.remove(http::header::EXPECT);
     }

@@ -6,6 +6,7 @@
 use super::exchange::Checkout;
 use super::forward::{Forward, absolute, auto_sni, join_cookies};
 use super::head::Head;
+use crate::incoming::Incoming;
 use crate::request_body::{RequestBody, TAP_DEPTH, Tapped};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::pool::{self, Need, PoolKey, Taken};
@@ -106,17 +107,19 @@ impl Copied<'_> {
             };
             let need = Need { fresh: false, high: false, careful: false };
             let (response, checkout) = match pool::take(&worker.local, &state, &key, &target, need).await.ok()? {
-                Taken::Http1 { mut connection, home, .. } => {
-                    (connection.send(request).await.ok()?, Checkout::Http1(connection, home))
+                Taken::Http1 { mut connection, home, reused } => {
+                    (connection.send(request, reused).await.ok()?, Checkout::Http1(connection, home))
                 }
                 Taken::Http2 { mut sender, stream, .. } => {
-                    (sender.try_send_request(request).await.ok()?, Checkout::Http2(stream))
+                    let response = sender.try_send_request(request).await.ok()?;
+                    (response.map(Incoming::Http2), Checkout::Http2(stream))
                 }
             };
             let mut body = response.into_body();
             while let Some(piece) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 piece.ok()?;
             }
+            drop(body);
             if let Checkout::Http1(connection, home) = checkout {
                 home.give_back(&worker.local, connection);
             }

@@ -5,12 +5,13 @@
 
 use super::body::ResponseBody;
 use super::connection::HttpConn;
-use super::exchange::{Exchange, Logged};
+use super::exchange::{Checkout, Exchange, Logged};
 use super::filters::{self, Found, Lookup, look_up};
 use super::forward::{self, Forward};
 use super::head::{Head, prepare, set_path, weighted};
 use super::reply::{self, Failure};
 use super::{trace, upgrade};
+use crate::incoming::Incoming;
 use crate::names::details;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::hygiene::{LocalReply, hop};
@@ -25,8 +26,6 @@ use carrick_proxy_core::routing::{ClusterChoice, RouteFacts};
 use carrick_proxy_core::timeouts::timeouts;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,12 +37,9 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The service of a connection.
-pub(super) async fn answer(
-    conn: Rc<HttpConn>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+pub(super) async fn answer(conn: Rc<HttpConn>, request: Request<Incoming>) -> Response<ResponseBody> {
     let mut exchange = Exchange::new(Rc::clone(&conn), request.version());
-    let Some(hcm) = conn.hcm() else { return Ok(Response::new(ResponseBody::Empty)) };
+    let Some(hcm) = conn.hcm() else { return Response::new(ResponseBody::Empty) };
     let id = request.headers().get(REQUEST_ID).cloned();
     exchange.is_head = request.method() == Method::HEAD;
     exchange.has_body = !http_body::Body::is_end_stream(request.body());
@@ -89,7 +85,7 @@ pub(super) async fn answer(
     if let Some(l) = &mut exchange.logged {
         l.response = response.headers().clone();
     }
-    Ok(attach(response, exchange))
+    attach(response, exchange)
 }
 
 /// Gives the exchange to the body, so that it ends with it.
@@ -107,7 +103,8 @@ fn attach(mut response: Response<ResponseBody>, mut exchange: Box<Exchange>) -> 
             exchange.finished();
             *response.body_mut() = ResponseBody::Full(Some(text));
         }
-        ResponseBody::Upgraded(start) => start.begin(exchange),
+        ResponseBody::Upgraded(start, _) if exchange.conn.h2 => start.begin(exchange),
+        ResponseBody::Upgraded(start, _) => *response.body_mut() = ResponseBody::Upgraded(start, Some(exchange)),
         other => {
             exchange.finished();
             *response.body_mut() = other;
@@ -140,7 +137,7 @@ async fn handle(
     exchange: &mut Exchange,
 ) -> Result<Response<ResponseBody>, Failed> {
     exchange.is_grpc = is_grpc(request.headers());
-    let on_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let on_upgrade = (conn.h2 && wants_upgrade(&request)).then(|| hyper::upgrade::on(&mut request));
     let (parts, mut body) = request.into_parts();
     if http_body::Body::is_end_stream(&body) {
         exchange.received.ended.set(Some(exchange.started));
@@ -310,7 +307,10 @@ async fn handle(
         None => false,
     };
     let took = exchange.started.elapsed().as_millis();
-    let on_response = switched.then(|| hyper::upgrade::on(&mut response));
+    let up = switched.then(|| match &exchange.checkout {
+        Some(Checkout::Http1(connection, _)) => upgrade::Up::Http1(connection.wire()),
+        _ => upgrade::Up::Http2(hyper::upgrade::on(&mut response)),
+    });
     let (mut parts, body) = response.into_parts();
     hop::strip_response(&mut parts.headers, switched);
     if conn.exchanges() && conn.outbound {
@@ -346,10 +346,10 @@ async fn handle(
     if routed.virtual_host.include_attempt_count_in_response {
         parts.headers.insert(ATTEMPTS, HeaderValue::from(exchange.attempts));
     }
-    let body = match (on_response, on_upgrade) {
-        (Some(up), Some(down)) => {
+    let body = match up {
+        Some(up) => {
             upgrade::translate(&mut parts, conn.h2);
-            ResponseBody::Upgraded(upgrade::Start { down, up })
+            ResponseBody::Upgraded(upgrade::Start { down: on_upgrade, up }, None)
         }
         _ => ResponseBody::Upstream { body, exchange: None },
     };

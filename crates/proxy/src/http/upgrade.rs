@@ -2,7 +2,9 @@
 //!
 //! Invariant: bytes go through the one duplex engine, and the exchange ends with them.
 
+use super::connection::HttpConn;
 use super::exchange::Exchange;
+use crate::h1::client;
 use crate::io::duplex::{Duplex, End};
 use crate::lifecycle::Phase;
 use crate::names::flag;
@@ -11,14 +13,35 @@ use http::{StatusCode, response::Parts};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::Poll;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Both halves of an upgrade that both sides agreed to.
-#[derive(Debug)]
 pub struct Start {
-    pub(super) down: OnUpgrade,
-    pub(super) up: OnUpgrade,
+    /// The client's; an HTTP/1 connection's own task has it.
+    pub(super) down: Option<OnUpgrade>,
+    pub(super) up: Up,
 }
+
+/// The upstream's half.
+pub enum Up {
+    /// A whole connection.
+    Http1(client::Shared),
+    /// A stream.
+    Http2(OnUpgrade),
+}
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Start").finish_non_exhaustive()
+    }
+}
+
+/// Bytes both ways, whatever they come on.
+trait Both: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
+type Wire = Box<dyn Both>;
 
 /// Whether a response says that the upstream switched.
 pub(super) fn has_switched(kind: &str, _h2: bool, status: StatusCode) -> bool {
@@ -50,39 +73,63 @@ pub(super) fn agreed<B>(response: &mut http::Response<B>, kind: &str) {
 }
 
 impl Start {
+    /// Begins in a task of its own.
+    pub(super) fn begin(self, exchange: Box<Exchange>) {
+        let worker = Rc::clone(&exchange.conn.worker);
+        worker.spawn(self.run(exchange));
+    }
+
     /// Copies until both ends are done; the exchange is recorded then.
-    pub(super) fn begin(self, mut exchange: Box<Exchange>) {
-        let conn = std::rc::Rc::clone(&exchange.conn);
-        let worker = std::rc::Rc::clone(&conn.worker);
+    pub(super) async fn run(mut self, mut exchange: Box<Exchange>) {
+        let conn = Rc::clone(&exchange.conn);
         let idle = conn.hcm().and_then(|h| h.stream_idle_timeout);
-        worker.spawn(async move {
-            // The connection to the upstream is no longer HTTP, so it does not go back to its pool.
-            exchange.checkout = None;
-            let Ok((down, up)) = tokio::try_join!(self.down, self.up) else {
-                exchange.flags = flag::UPSTREAM_CLOSED;
-                return;
-            };
-            conn.stats.downstream_cx_upgrades_total.inc();
-            conn.stats.downstream_cx_upgrades_active.inc();
-            let mut duplex = Duplex::new(TokioIo::new(down), TokioIo::new(up), idle);
-            let end = poll_fn(|cx| {
-                if conn.lease.poll_past(cx, Phase::Closing).is_ready() {
-                    return Poll::Ready(None);
-                }
-                duplex.poll(cx).map(Some)
-            })
-            .await;
-            let moved = duplex.moved();
-            exchange.received.set(moved.up);
-            exchange.sent = moved.down;
-            exchange.flags = match end {
-                Some(End::Finished) => flag::NONE,
-                Some(End::Idle) => flag::STREAM_IDLE,
-                Some(End::UpstreamFailed) => flag::UPSTREAM_CLOSED,
-                Some(End::DownstreamFailed) | None => flag::DOWNSTREAM_CLOSED,
-            };
-            exchange.finished();
-            conn.stats.downstream_cx_upgrades_active.dec();
-        });
+        let Some((down, up)) = self.halves(&conn).await else {
+            exchange.flags = flag::UPSTREAM_CLOSED;
+            return;
+        };
+        // The connection to the upstream is no longer HTTP, so it does not go back to its pool.
+        exchange.checkout = None;
+        conn.stats.downstream_cx_upgrades_total.inc();
+        conn.stats.downstream_cx_upgrades_active.inc();
+        let mut duplex = Duplex::new(down, up, idle);
+        let end = poll_fn(|cx| {
+            if conn.lease.poll_past(cx, Phase::Closing).is_ready() {
+                return Poll::Ready(None);
+            }
+            duplex.poll(cx).map(Some)
+        })
+        .await;
+        let moved = duplex.moved();
+        exchange.received.set(moved.up);
+        exchange.sent = moved.down;
+        exchange.flags = match end {
+            Some(End::Finished) => flag::NONE,
+            Some(End::Idle) => flag::STREAM_IDLE,
+            Some(End::UpstreamFailed) => flag::UPSTREAM_CLOSED,
+            Some(End::DownstreamFailed) | None => flag::DOWNSTREAM_CLOSED,
+        };
+        exchange.finished();
+        conn.stats.downstream_cx_upgrades_active.dec();
+    }
+
+    /// Both wires, with what has come on them already.
+    async fn halves(&mut self, conn: &HttpConn) -> Option<(Wire, Wire)> {
+        let down: Wire = match self.down.take() {
+            Some(down) => Box::new(TokioIo::new(down.await.ok()?)),
+            None => {
+                let (mut stream, ahead) = conn.line.as_ref()?.take()?;
+                stream.replay(ahead.freeze());
+                Box::new(stream)
+            }
+        };
+        let up: Wire = match &mut self.up {
+            Up::Http1(connection) => {
+                let (mut stream, ahead) = connection.borrow_mut().take()?;
+                stream.replay(ahead.freeze());
+                Box::new(stream)
+            }
+            Up::Http2(up) => Box::new(TokioIo::new(up.await.ok()?)),
+        };
+        Some((down, up))
     }
 }

@@ -107,6 +107,14 @@ impl Stream {
         Ok(decided)
     }
 
+    /// Puts bytes that were read back to the front.
+    pub fn replay(&mut self, seen: Bytes) {
+        debug_assert!(self.prefix.is_empty() || seen.is_empty());
+        if !seen.is_empty() {
+            self.prefix = seen;
+        }
+    }
+
     /// Server name that a client connection asked for, and so on, are asked of the TLS library.
     pub fn kind(&self) -> &Kind {
         &self.kind

@@ -3,7 +3,7 @@
 //! Invariant: "unseen" is said only if the peer had ended its side before, its kernel then refused our bytes, and acknowledged
 //! none of them: whoever listened there had closed the socket, so no program has read them. Anything less is "perhaps".
 
-use super::stream::Stream;
+use super::stream::{Kind, Stream};
 use super::sys::{self, TcpState};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,6 +41,16 @@ impl Witness {
     pub fn new(stream: Stream) -> (Self, Arc<Fate>) {
         let fate = Arc::new(Fate::default());
         (Witness { stream, fate: Arc::clone(&fate) }, fate)
+    }
+
+    /// Puts bytes that were read back to the front.
+    pub fn replay(&mut self, seen: bytes::Bytes) {
+        self.stream.replay(seen);
+    }
+
+    /// What the stream is.
+    pub fn kind(&self) -> &Kind {
+        self.stream.kind()
     }
 }
 
@@ -128,7 +138,6 @@ impl AsyncWrite for Witness {
 mod tests {
     use super::*;
     use crate::io::socket::Socket;
-    use crate::io::stream::Kind;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 

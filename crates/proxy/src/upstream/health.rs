@@ -8,12 +8,17 @@ use super::choose::plain_target;
 use super::cluster::ClusterState;
 use super::connect::{Target, connect};
 use crate::exec::LocalExec;
+use crate::h1::client;
+use crate::incoming::Incoming;
 use crate::io::stream::Stream;
+use crate::io::witness::Witness;
 use crate::local::Local;
+use crate::request_body::RequestBody;
 use bytes::Bytes;
 use carrick_proxy_core::model::cluster::{HealthCheck, HealthCheckKind};
+use carrick_proxy_core::model::hcm::HeaderCase;
 use http::{HeaderMap, Request};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -112,7 +117,7 @@ async fn ask(local: &Local, state: &ClusterState, target: &Target, check: &Healt
                 all.extend(headers.iter().cloned());
                 all.insert(http::header::USER_AGENT, http::HeaderValue::from_static("Envoy/HC"));
             }
-            let (status, _, _) = exchange(local, stream, request.body(Full::default()).ok()?, *h2).await?;
+            let (status, _, _) = exchange(local, stream, request.body(RequestBody::Empty).ok()?, *h2).await?;
             statuses.iter().any(|(start, end)| (*start..*end).contains(&status)).then_some(())
         }
         HealthCheckKind::Grpc { service, authority } => {
@@ -120,7 +125,7 @@ async fn ask(local: &Local, state: &ClusterState, target: &Target, check: &Healt
             let request = Request::post(format!("http://{}/grpc.health.v1.Health/Check", plain(host)))
                 .header("content-type", "application/grpc")
                 .header("te", "trailers")
-                .body(Full::new(question(service)))
+                .body(RequestBody::whole(question(service)))
                 .ok()?;
             let (status, headers, body) = exchange(local, stream, request, true).await?;
             let fine = headers.get("grpc-status").is_none_or(|s| s == "0");
@@ -170,21 +175,19 @@ async fn expect(stream: &mut Stream, wanted: &[Vec<u8>]) -> Option<()> {
 async fn exchange(
     local: &Local,
     stream: Stream,
-    request: Request<Full<Bytes>>,
+    request: Request<RequestBody>,
     h2: bool,
 ) -> Option<(u16, HeaderMap, Vec<u8>)> {
-    let io = TokioIo::new(stream);
     let (response, task) = if h2 {
         let mut builder = hyper::client::conn::http2::Builder::new(LocalExec);
-        let (mut sender, connection) = builder.timer(TokioTimer::new()).handshake(io).await.ok()?;
+        let (mut sender, connection) = builder.timer(TokioTimer::new()).handshake(TokioIo::new(stream)).await.ok()?;
         let task = local.spawn(async move { drop(connection.await) });
-        (sender.send_request(request).await, task)
+        (sender.send_request(request).await.ok()?.map(Incoming::Http2), Some(task))
     } else {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
-        let task = local.spawn(async move { drop(connection.await) });
-        (sender.send_request(request).await, task)
+        let connection = client::Connection::new(Witness::new(stream).0, HeaderCase::Lower);
+        (client::send(&connection, request, false).await.ok()?, None)
     };
-    let (parts, mut body) = response.ok()?.into_parts();
+    let (parts, mut body) = response.into_parts();
     let (mut headers, mut start) = (parts.headers, Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.ok()?;
@@ -194,6 +197,8 @@ async fn exchange(
             _ => {}
         }
     }
-    task.abort();
+    if let Some(task) = task {
+        task.abort();
+    }
     Some((parts.status.as_u16(), headers, start))
 }

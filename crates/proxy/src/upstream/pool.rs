@@ -7,22 +7,24 @@
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
 use crate::exec::LocalExec;
-use crate::io::stream::{Shown, Stream};
+use crate::h1::client::{self, SendError};
+use crate::incoming::Incoming;
+use crate::io::stream::Shown;
 use crate::io::sys::{self, Idle};
 use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
 use crate::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
-use carrick_proxy_core::model::hcm::HeaderCase;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// An idle connection is looked at in the kernel when it was last used longer ago than this: before, the event loop
@@ -81,22 +83,46 @@ pub struct Pool {
     open: Cell<u32>,
     shared: RefCell<Vec<Http2>>,
     connecting: tokio::sync::Mutex<()>,
+    /// Wakes the task that looks after idle HTTP/1 connections.
+    watch: OnceCell<(Arc<Watch>, Waker)>,
+}
+
+/// Told when something happens on an idle connection.
+#[derive(Default)]
+struct Watch(tokio::sync::Notify);
+
+impl Wake for Watch {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.notify_one();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The task ends with the pool.
+        if let Some((watch, _)) = self.watch.get() {
+            watch.0.notify_one();
+        }
+    }
 }
 
 /// An HTTP/1 connection.
 pub struct Http1 {
-    sender: http1::SendRequest<RequestBody>,
+    wire: client::Shared,
     fd: RawFd,
     /// Our address, for the log.
     pub local: Option<SocketAddr>,
     /// Names of both ends, on TLS.
     pub shown: Option<Arc<Shown>>,
-    /// Since when it lies idle; none while it is in use.
-    idle: Rc<Cell<Option<Instant>>>,
+    /// Since when it lies idle.
     since: Instant,
     made: Instant,
     served: u32,
     fate: Arc<Fate>,
+    _counted: Open,
 }
 
 /// An HTTP/2 connection.
@@ -142,6 +168,7 @@ pub enum Taken {
 pub struct Home {
     state: Rc<ClusterState>,
     pool: Rc<Pool>,
+    address: SocketAddr,
 }
 
 /// A connection of a pool, for as long as it is open: counted in the cluster and in the pool.
@@ -187,7 +214,7 @@ impl Pool {
 
     /// Lets all connections go; those in use end with their requests.
     pub fn close(&self) {
-        self.idle.borrow_mut().drain(..).for_each(|c| c.idle.set(None));
+        self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
     }
 
@@ -197,56 +224,50 @@ impl Pool {
             idle.is_some_and(|d| now.duration_since(since) >= d) || age.is_some_and(|d| now.duration_since(made) >= d)
         };
         let reuse = self.reuse.get();
-        self.idle.borrow_mut().retain(|c| {
-            let keep = !c.sender.is_closed()
-                && !old(c.since, c.made)
-                && reuse.is_none_or(|most| now.duration_since(c.since) <= most);
-            if !keep {
-                c.idle.set(None);
-            }
-            keep
-        });
+        self.idle
+            .borrow_mut()
+            .retain(|c| !old(c.since, c.made) && reuse.is_none_or(|most| now.duration_since(c.since) <= most));
         self.shared
             .borrow_mut()
             .retain(|c| !c.sender.is_closed() && (c.streams.get() > 0 || !old(c.since.get(), c.made)));
     }
 
     /// An idle connection. `careful`: for a request that must not be lost with it, so the kernel is asked in any case.
-    fn take_idle(&self, careful: bool) -> Option<Http1> {
-        let mut idle = self.idle.borrow_mut();
+    fn take_idle(&self, careful: bool, closed: impl Fn(Instant)) -> Option<Http1> {
         // The most recently used first: the others grow old and go.
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            let Some(c) = idle.get(at) else { break };
-            if c.sender.is_closed() {
-                idle.swap_remove(at);
-                continue;
-            }
-            if !c.sender.is_ready() {
-                continue;
-            }
-            let mut c = idle.remove(at);
+        loop {
+            let mut c = self.idle.borrow_mut().pop()?;
             let lay = c.since.elapsed();
             if self.reuse.get().is_some_and(|most| lay > most) {
                 // Its peer is about to close it, if it is like the others.
-                c.idle.set(None);
                 continue;
             }
             if careful && self.wary.get().is_some_and(|most| lay > most) {
                 // Nor does it wait for another request: the new one takes its place.
-                c.idle.set(None);
                 return None;
             }
             if (careful || lay > TRUSTED) && sys::idle_state(c.fd) == Idle::Stirred {
                 // Closed, or about to say something unasked: not for a new request.
+                closed(c.since);
                 continue;
             }
-            c.idle.set(None);
             c.served = c.served.saturating_add(1);
             return Some(c);
         }
-        None
+    }
+
+    /// Lets go of idle connections on which something has happened.
+    fn look(&self, waker: &Waker, closed: impl Fn(Instant)) {
+        let mut context = Context::from_waker(waker);
+        let mut gone = Vec::new();
+        self.idle.borrow_mut().retain(|c| {
+            let stirred = c.wire.borrow_mut().poll_idle(&mut context).is_ready();
+            if stirred {
+                gone.push(c.since);
+            }
+            !stirred
+        });
+        gone.into_iter().for_each(closed);
     }
 
     fn take_stream(&self, most: u32, most_served: Option<u32>) -> Option<(Http2, StreamGuard)> {
@@ -262,40 +283,62 @@ impl Pool {
 
 impl Home {
     /// Takes over what is known of the peer's patience.
-    fn learn(&self, local: &Local, address: SocketAddr) {
-        let (reuse, wary) = self.state.shared.idle_limits(&address, local.shared.started.elapsed());
+    fn learn(&self, local: &Local) {
+        let (reuse, wary) = self.state.shared.idle_limits(&self.address, local.shared.started.elapsed());
         self.pool.reuse.set(reuse);
         self.pool.wary.set(wary);
     }
 
     /// Takes a connection back once its response has ended.
-    pub fn give_back(self, local: &Local, mut connection: Http1) {
+    pub fn give_back(self, local: &Rc<Local>, mut connection: Http1) {
         let limit = self.state.cluster.max_requests_per_connection;
         let spent = limit.is_some_and(|m| connection.served >= m);
-        if self.state.is_retired() || spent || connection.sender.is_closed() {
+        connection.fate.disarm();
+        if self.state.is_retired() || spent || !connection.wire.borrow().is_reusable() {
             return;
         }
         connection.since = Instant::now();
-        connection.fate.disarm();
-        if connection.sender.is_ready() {
-            self.put(connection);
-        } else {
-            local.spawn(async move {
-                if connection.sender.ready().await.is_ok() && !self.state.is_retired() {
-                    self.put(connection);
-                }
-            });
+        let (_, waker) = self.pool.watch.get_or_init(|| self.watch(local));
+        // From now on whatever happens on it wakes the one who looks after all of them.
+        if connection.wire.borrow_mut().poll_idle(&mut Context::from_waker(waker)).is_ready() {
+            return;
         }
-    }
-
-    fn put(&self, connection: Http1) {
         let mut idle = self.pool.idle.borrow_mut();
         if idle.len() < MAX_IDLE {
-            connection.idle.set(Some(connection.since));
             idle.push(connection);
         }
         drop(idle);
         self.state.freed.notify_one();
+    }
+
+    /// Looks after idle connections for as long as there is the pool.
+    fn watch(&self, local: &Rc<Local>) -> (Arc<Watch>, Waker) {
+        let watch = Arc::new(Watch::default());
+        let waker = Waker::from(Arc::clone(&watch));
+        let pool = Rc::downgrade(&self.pool);
+        let state = Rc::downgrade(&self.state);
+        let (own, told, address, by) = (Rc::clone(local), Arc::clone(&watch), self.address, waker.clone());
+        local.spawn(async move {
+            loop {
+                told.0.notified().await;
+                let (Some(pool), Some(state)) = (Weak::upgrade(&pool), Weak::upgrade(&state)) else { return };
+                let home = Home { state, pool, address };
+                home.pool.look(&by, |since| home.closed_idle(&own, since));
+            }
+        });
+        (watch, waker)
+    }
+
+    /// The peer has closed an idle connection.
+    fn closed_idle(&self, local: &Local, since: Instant) {
+        self.state.stats.upstream_cx_closed_idle.inc();
+        self.state.shared.closed_idle(self.address, local.shared.started.elapsed(), since.elapsed());
+        self.learn(local);
+    }
+
+    fn take_idle(&self, local: &Local, careful: bool) -> Option<Taken> {
+        let connection = self.pool.take_idle(careful, |since| self.closed_idle(local, since))?;
+        Some(Taken::Http1 { connection, home: self.clone(), reused: true })
     }
 }
 
@@ -310,13 +353,21 @@ impl Http1 {
         Arc::clone(&self.fate)
     }
 
-    /// Sends a request; gives it back if nothing of it was written.
+    /// The connection itself.
+    pub fn wire(&self) -> client::Shared {
+        Rc::clone(&self.wire)
+    }
+
+    /// Sends a request and waits for the head of its response.
+    ///
+    /// # Errors
+    /// It broke off; or nothing of it was written, then it is given back.
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, hyper::client::conn::TrySendError<http::Request<RequestBody>>>
-    {
-        self.sender.try_send_request(request).await
+        reused: bool,
+    ) -> Result<http::Response<Incoming>, SendError> {
+        client::send(&self.wire, request, reused).await
     }
 }
 
@@ -358,9 +409,9 @@ async fn exclusive(
     need: Need,
 ) -> Result<Taken, ConnectError> {
     let Need { fresh, high, careful } = need;
-    let home = Home { state: Rc::clone(state), pool };
-    if !fresh && let Some(connection) = home.pool.take_idle(careful) {
-        return Ok(Taken::Http1 { connection, home, reused: true });
+    let home = Home { state: Rc::clone(state), pool, address: target.address };
+    if !fresh && let Some(taken) = home.take_idle(local, careful) {
+        return Ok(taken);
     }
     let pending = state.pending(high).ok_or(ConnectError::Overflow)?;
     let counted = loop {
@@ -370,8 +421,8 @@ async fn exclusive(
             break c;
         }
         freed.await;
-        if let Some(connection) = home.pool.take_idle(careful) {
-            return Ok(Taken::Http1 { connection, home, reused: true });
+        if let Some(taken) = home.take_idle(local, careful) {
+            return Ok(taken);
         }
     };
     let stream = connect(local, &state.cluster, &state.stats, target, "http/1.1").await?;
@@ -379,42 +430,13 @@ async fn exclusive(
     state.stats.upstream_cx_http1_total.inc();
     let (fd, address) = (stream.raw_fd(), stream.socket().tcp().local_addr().ok());
     let shown = stream.shown.clone();
-    let idle = Rc::new(Cell::new(None));
-    home.learn(local, target.address);
-    let (sender, fate) = http1(local, &home, stream, counted, target.address, Rc::clone(&idle)).await?;
+    home.learn(local);
+    let (witness, fate) = Witness::new(stream);
+    let wire = client::Connection::new(witness, state.cluster.http1.header_case);
     let now = Instant::now();
-    let connection = Http1 { sender, fd, local: address, shown, idle, since: now, made: now, served: 1, fate };
+    let connection =
+        Http1 { wire, fd, local: address, shown, since: now, made: now, served: 1, fate, _counted: counted };
     Ok(Taken::Http1 { connection, home, reused: false })
-}
-
-async fn http1(
-    local: &Rc<Local>,
-    home: &Home,
-    stream: Stream,
-    counted: Open,
-    address: SocketAddr,
-    idle: Rc<Cell<Option<Instant>>>,
-) -> Result<(http1::SendRequest<RequestBody>, Arc<Fate>), ConnectError> {
-    let state = &home.state;
-    let (stream, fate) = Witness::new(stream);
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(BUFFER);
-    builder.max_headers(MAX_RESPONSE_HEADERS);
-    builder.title_case_headers(state.cluster.http1.header_case == HeaderCase::ProperWords);
-    builder.preserve_header_case(state.cluster.http1.header_case == HeaderCase::Preserve);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
-    let (home, own) = (home.clone(), Rc::clone(local));
-    local.spawn(async move {
-        // Its outcome is seen by the request on it; an idle one only ends.
-        let _ = connection.with_upgrades().await;
-        drop(counted);
-        if let Some(since) = idle.get() {
-            home.state.stats.upstream_cx_closed_idle.inc();
-            home.state.shared.closed_idle(address, own.shared.started.elapsed(), since.elapsed());
-            home.learn(&own, address);
-        }
-    });
-    Ok((sender, fate))
 }
 
 async fn stream(
@@ -487,9 +509,6 @@ async fn stream(
     Ok(taken((made, guard), false))
 }
 
-/// Buffer per HTTP/1 connection; also bounds response headers.
-const BUFFER: usize = 64 * 1024;
-const MAX_RESPONSE_HEADERS: usize = 100;
 const MAX_RESPONSE_HEADER_BYTES: u32 = 60 * 1024;
 /// Windows: enough for a fast stream, without letting one slow reader hold Envoy's 16 MiB.
 pub(crate) const WINDOW: u32 = 1024 * 1024;

@@ -7,6 +7,7 @@ use super::{Respond, Run};
 use crate::call::{self, Call};
 use crate::http::head::{Head, set_path};
 use crate::http::reply::{Failure, Reply};
+use crate::incoming::Incoming;
 use crate::names::{details, flag};
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::ext_authz::{Answer, Context, GRPC_PATH, NAMESPACE};
@@ -15,7 +16,6 @@ use carrick_proxy_core::model::ext_authz::{BodySettings, ExtAuthz, ExtAuthzHere,
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
 use http_body::Body;
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -107,7 +107,7 @@ async fn read_body(run: &mut Run<'_>, settings: BodySettings, body: &mut Incomin
                     received.set(received.get().saturating_add(data.len() as u64));
                     bytes.extend_from_slice(&data);
                 }
-                // Trailers of requests that are held back are lost with hyper; they say nothing to an authorizer.
+                // Trailers of requests that are held back are lost; they say nothing to an authorizer.
                 Err(_) => ended = true,
             },
             Some(Err(_)) => return Err(Failure::Terminated),

@@ -1,0 +1,159 @@
+//! Names of fields, as they come and as they go.
+//!
+//! Invariant: inside, names are lower case. A connection knows the names of its last message again without making them anew. As
+//! they were written they are kept only where that is asked for.
+
+use bytes::Bytes;
+use carrick_proxy_core::model::hcm::HeaderCase;
+use http::HeaderMap;
+use http::header::HeaderName;
+use std::sync::Arc;
+
+/// The names of a connection's last message, in their order.
+#[derive(Debug, Default)]
+pub struct Names(Vec<HeaderName>);
+
+/// Longest name that is remembered, bytes.
+const MOST: usize = 64;
+/// Names remembered.
+const REMEMBERED: usize = 40;
+
+impl Names {
+    /// How many the last message had.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// A message has ended with so many.
+    pub fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+
+    /// The name at a place of a message; `None` if it is none.
+    pub fn get(&mut self, at: usize, text: &[u8]) -> Option<HeaderName> {
+        if let Some(known) = self.0.get(at)
+            && known.as_str().as_bytes().eq_ignore_ascii_case(text)
+        {
+            return Some(known.clone());
+        }
+        let name = HeaderName::from_bytes(text).ok()?;
+        if text.len() <= MOST {
+            let known = self.0.len();
+            match self.0.get_mut(at) {
+                Some(place) => *place = name.clone(),
+                None if at == known && at < REMEMBERED => self.0.push(name.clone()),
+                None => {}
+            }
+        }
+        Some(name)
+    }
+}
+
+/// Names as they were written, in the order of the message; travels with it among its extensions.
+#[derive(Debug, Clone, Default)]
+pub struct Written(Arc<Vec<(HeaderName, Bytes)>>);
+
+impl Written {
+    /// With these.
+    pub fn new(names: Vec<(HeaderName, Bytes)>) -> Self {
+        Written(Arc::new(names))
+    }
+
+    fn of(&self, name: &HeaderName, nth: usize) -> Option<&[u8]> {
+        let mut all = self.0.iter().filter(|(known, _)| known == name).map(|(_, text)| &**text);
+        let first = all.next()?;
+        Some(if nth == 0 { first } else { all.nth(nth.saturating_sub(1)).unwrap_or(first) })
+    }
+}
+
+/// Writes fields in one way of writing names.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'a> {
+    case: HeaderCase,
+    written: Option<&'a Written>,
+}
+
+impl<'a> Case<'a> {
+    /// As configured, for a message with these extensions.
+    pub fn new(case: HeaderCase, extensions: &'a http::Extensions) -> Self {
+        let written = if case == HeaderCase::Preserve { extensions.get() } else { None };
+        Case { case, written }
+    }
+
+    /// Appends a name that the message itself may not have.
+    pub fn name(self, out: &mut Vec<u8>, name: &HeaderName, nth: usize) {
+        let text = name.as_str().as_bytes();
+        if let Some(written) = self.written.and_then(|w| w.of(name, nth)) {
+            out.extend_from_slice(written);
+        } else if self.case == HeaderCase::ProperWords {
+            let mut first = true;
+            out.extend(text.iter().map(|b| {
+                let upper = std::mem::replace(&mut first, !b.is_ascii_alphanumeric());
+                if upper { b.to_ascii_uppercase() } else { *b }
+            }));
+        } else {
+            out.extend_from_slice(text);
+        }
+    }
+
+    /// Appends a field with its line end.
+    pub fn field(self, out: &mut Vec<u8>, name: &HeaderName, nth: usize, value: &[u8]) {
+        self.name(out, name, nth);
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Appends all fields for which `passes`.
+    pub fn fields(self, out: &mut Vec<u8>, headers: &HeaderMap, mut passes: impl FnMut(&HeaderName, &[u8]) -> bool) {
+        if self.written.is_none() {
+            for (name, value) in headers {
+                if passes(name, value.as_bytes()) {
+                    self.field(out, name, 0, value.as_bytes());
+                }
+            }
+            return;
+        }
+        for name in headers.keys() {
+            for (nth, value) in headers.get_all(name).iter().enumerate() {
+                if passes(name, value.as_bytes()) {
+                    self.field(out, name, nth, value.as_bytes());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_as_asked() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-a", "1"), ("content-type", "t"), ("x-a", "2")] {
+            headers.append(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        let text = |case, extensions: &http::Extensions| {
+            let mut out = Vec::new();
+            Case::new(case, extensions).fields(&mut out, &headers, |_, _| true);
+            String::from_utf8(out).unwrap()
+        };
+        let mut kept = http::Extensions::new();
+        let name = HeaderName::from_static("x-a");
+        kept.insert(Written::new(vec![(name.clone(), "X-A".into()), (name, "x-A".into())]));
+        assert_eq!(text(HeaderCase::Lower, &kept), "x-a: 1\r\nx-a: 2\r\ncontent-type: t\r\n");
+        assert_eq!(text(HeaderCase::ProperWords, &kept), "X-A: 1\r\nX-A: 2\r\nContent-Type: t\r\n");
+        assert_eq!(text(HeaderCase::Preserve, &kept), "X-A: 1\r\nx-A: 2\r\ncontent-type: t\r\n");
+    }
+
+    #[test]
+    fn a_name_is_known_again_whatever_its_case() {
+        let mut names = Names::default();
+        for text in [&b"X-Mine"[..], b"x-mine", b"x-other"] {
+            assert_eq!(names.get(0, text).unwrap().as_str().as_bytes(), text.to_ascii_lowercase());
+        }
+        assert_eq!(names.get(7, b"x-far").unwrap().as_str(), "x-far");
+        assert!(names.get(0, b"x y").is_none());
+    }
+}
