@@ -161,7 +161,7 @@ impl Values for Facts<'_> {
     }
 }
 
-fn either(first: &HeaderKey, second: Option<&HeaderKey>, mut write: impl FnMut(&HeaderKey) -> bool) -> bool {
+pub(crate) fn either(first: &HeaderKey, second: Option<&HeaderKey>, mut write: impl FnMut(&HeaderKey) -> bool) -> bool {
     write(first) || second.is_some_and(write)
 }
 
@@ -179,7 +179,7 @@ fn shown(value: Option<impl std::fmt::Display>, out: &mut String) -> bool {
     value.is_some_and(|value| write!(out, "{value}").is_ok())
 }
 
-fn header(headers: Option<&HeaderMap>, key: &HeaderKey, out: &mut String) -> bool {
+pub(crate) fn header(headers: Option<&HeaderMap>, key: &HeaderKey, out: &mut String) -> bool {
     let (Some(headers), HeaderKey::Name(name)) = (headers, key) else { return false };
     // Like Envoy, only the first value.
     match headers.get(name) {

@@ -1,26 +1,67 @@
 //! Header mutations and filter state of a matched route.
 //!
 //! Invariant: weighted cluster, route, virtual host, table, in this order (so that the table has the last word), or the reverse with
-//! `most_specific_header_mutations_wins`; within a level removals come first, then what replaces, then what is added. Values that are no legal header value are dropped.
+//! `most_specific_header_mutations_wins`; within a level removals come first, then what replaces, then what is added. A value that names a
+//! header reads it as it is after the removals of its level. Values that are no legal header value are dropped.
 
 use http::header::{HeaderMap, HeaderValue};
 
+use crate::facts::{either, header};
 use crate::format::Values;
 use crate::model::Name;
 use crate::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Step, StepHere, UpstreamOverrides};
+use crate::model::format::{HeaderKey, Operator};
 use crate::model::headers::{AppendAction, HeaderOps};
 use crate::model::route::{PerFilter, Route, RouteTable, VirtualHost, WeightedCluster};
+
+/// Whose headers are changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A request's.
+    Request,
+    /// A response's.
+    Response,
+}
+
+/// Values in which the headers that are being changed are as they are by now.
+struct Current<'a> {
+    side: Side,
+    headers: &'a HeaderMap,
+    others: &'a dyn Values,
+}
+
+impl Values for Current<'_> {
+    fn write(&self, op: &Operator, out: &mut String) -> bool {
+        let (side, first, second): (_, _, &Option<HeaderKey>) = match op {
+            Operator::Req(first, second) => (Side::Request, first, second),
+            Operator::Resp(first, second) => (Side::Response, first, second),
+            _ => return self.others.write(op, out),
+        };
+        if side != self.side {
+            return self.others.write(op, out);
+        }
+        let alone = |key: &HeaderKey| match side {
+            Side::Request => Operator::Req(key.clone(), None),
+            Side::Response => Operator::Resp(key.clone(), None),
+        };
+        either(first, second.as_ref(), |key| match key {
+            HeaderKey::Name(_) => header(Some(self.headers), key, out),
+            _ => self.others.write(&alone(key), out),
+        })
+    }
+}
 
 impl HeaderOps {
     /// Applies this level: what is removed goes first, then what replaces, then what is added, each in its order. As in Envoy all values
     /// and conditions are looked at before the first of them changes anything.
-    pub fn apply(&self, headers: &mut HeaderMap, values: &dyn Values) {
+    pub fn apply(&self, side: Side, headers: &mut HeaderMap, values: &dyn Values) {
         for name in &self.remove {
             headers.remove(name);
         }
         let mut made = Vec::with_capacity(self.add.len());
+        let current = Current { side, headers, others: values };
         for add in &self.add {
-            let text = add.value.text(values);
+            let text = add.value.text(&current);
             if text.is_empty() && !add.keep_empty {
                 continue;
             }
@@ -79,6 +120,7 @@ impl Levels<'_> {
         let weighted = self.weighted.map(|w| &w.request);
         self.run(
             [weighted, Some(&self.route.request), Some(&self.virtual_host.request), Some(&self.table.request)],
+            Side::Request,
             headers,
             values,
         );
@@ -89,17 +131,18 @@ impl Levels<'_> {
         let weighted = self.weighted.map(|w| &w.response);
         self.run(
             [weighted, Some(&self.route.response), Some(&self.virtual_host.response), Some(&self.table.response)],
+            Side::Response,
             headers,
             values,
         );
     }
 
-    fn run(&self, mut levels: [Option<&HeaderOps>; 4], headers: &mut HeaderMap, values: &dyn Values) {
+    fn run(&self, mut levels: [Option<&HeaderOps>; 4], side: Side, headers: &mut HeaderMap, values: &dyn Values) {
         if self.table.most_specific_wins {
             levels.reverse();
         }
         for ops in levels.into_iter().flatten() {
-            ops.apply(headers, values);
+            ops.apply(side, headers, values);
         }
     }
 
