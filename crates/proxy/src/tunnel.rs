@@ -7,6 +7,7 @@ use crate::info::Info;
 use crate::io::stream::Stream;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::model::listener::Tunnel;
+use carrick_proxy_core::mutate::Side;
 use std::fmt::Write as _;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,7 +46,7 @@ pub async fn open(stream: &mut Stream, tunnel: &Tunnel, info: &Info) -> Result<(
     };
     let host = tunnel.hostname.text(&facts);
     let mut headers = http::HeaderMap::new();
-    tunnel.headers.apply(&mut headers, &facts);
+    tunnel.headers.apply(Side::Request, &mut headers, &facts);
     let mut head = format!("CONNECT {host} HTTP/1.1\r\nhost: {host}\r\n");
     for (name, value) in &headers {
         if let Ok(value) = value.to_str() {

@@ -18,7 +18,7 @@ use crate::model::listener::FilterChain;
 use crate::model::metadata::Metadata;
 use crate::model::route::RouteTable;
 use crate::model::steps::{Abort, FaultKind};
-use crate::mutate::Levels;
+use crate::mutate::{Levels, Side};
 use crate::rbac::{self, DENIED_BODY, Peer, Subject};
 use crate::request::RequestHead;
 use crate::routing::{RouteFacts, RouteLookup};
@@ -215,7 +215,7 @@ impl<'a> Passing<'a, '_> {
                 });
                 for ops in all.iter().flat_map(|m| &m.request) {
                     let mut headers = self.headers.clone();
-                    ops.apply(&mut headers, &Facts { request: Some(self.head()), ..Facts::default() });
+                    ops.apply(Side::Request, &mut headers, &Facts { request: Some(self.head()), ..Facts::default() });
                     self.headers = headers;
                 }
                 None

@@ -25,7 +25,7 @@ use carrick_proxy_core::model::metadata::{Metadata, Value};
 use carrick_proxy_core::model::rbac::RbacFilter;
 use carrick_proxy_core::model::route::{Action, RouteTable};
 use carrick_proxy_core::model::steps::{Abort, CorsPolicy, Fault, HeaderMutations, LocalRateLimit};
-use carrick_proxy_core::mutate::Levels;
+use carrick_proxy_core::mutate::{Levels, Side};
 use carrick_proxy_core::rbac::{self, Subject};
 use carrick_proxy_core::routing::{RouteFacts, RouteLookup};
 use carrick_proxy_core::steps::{Cors, Rate};
@@ -68,14 +68,9 @@ impl Found {
                 Respond::Change(changes) => carrick_proxy_core::ext_authz::change(headers, changes),
                 Respond::Mutate(mutations) => {
                     for ops in &mutations.response {
-                        let before = headers.clone();
-                        let facts = Facts {
-                            status: Some(status),
-                            response: Some(&before),
-                            dynamic_metadata: Some(&self.metadata),
-                            ..Facts::default()
-                        };
-                        ops.apply(headers, &facts);
+                        let facts =
+                            Facts { status: Some(status), dynamic_metadata: Some(&self.metadata), ..Facts::default() };
+                        ops.apply(Side::Response, headers, &facts);
                     }
                 }
             }
@@ -216,7 +211,7 @@ impl Run<'_> {
             (StepKind::HeaderMutation(own), _) => {
                 for mutations in self.mutations(head, step, own) {
                     for ops in &mutations.request {
-                        self.change_request(head, |headers, facts| ops.apply(headers, facts));
+                        self.change_request(head, |headers, facts| ops.apply(Side::Request, headers, facts));
                     }
                 }
                 Ok(())
@@ -453,7 +448,7 @@ impl Run<'_> {
             }
             Rate::NotEnforced => {
                 own(limited);
-                self.change_request(head, |headers, facts| limit.request.apply(headers, facts));
+                self.change_request(head, |headers, facts| limit.request.apply(Side::Request, headers, facts));
                 Ok(())
             }
             Rate::Limited => {
@@ -462,9 +457,11 @@ impl Run<'_> {
                 let body = Bytes::from_static(b"local_rate_limited");
                 let mut reply = Reply::new(limit.status, body, details::LOCAL_RATE_LIMITED.to_owned());
                 let view = head.view();
-                limit
-                    .response
-                    .apply(&mut reply.headers, &super::service::request_facts(self.conn, self.exchange, &view));
+                limit.response.apply(
+                    Side::Response,
+                    &mut reply.headers,
+                    &super::service::request_facts(self.conn, self.exchange, &view),
+                );
                 reply.flag = flag::RATE_LIMITED;
                 reply.grpc = Some(if limit.resource_exhausted { 8 } else { 14 });
                 Err(reply.into())

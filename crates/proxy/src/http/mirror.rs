@@ -13,6 +13,7 @@ use crate::upstream::pool::{self, Need, PoolKey, Taken};
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::model::route::{Mirror, MirrorTarget};
+use carrick_proxy_core::mutate::Side;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Version};
@@ -67,7 +68,11 @@ impl Copied<'_> {
         let mut headers = head.parts.headers.clone();
         let host = self.host(plan, head);
         if !self.mirror.request.is_empty() {
-            self.mirror.request.apply(&mut headers, &Facts { request: Some(head.view()), ..Facts::default() });
+            self.mirror.request.apply(
+                Side::Request,
+                &mut headers,
+                &Facts { request: Some(head.view()), ..Facts::default() },
+            );
         }
         let h2 = pool::speaks_h2(state.cluster.http, plan.conn.h2);
         let sni = auto_sni(&state, head, || None);
