@@ -62,8 +62,7 @@ pub(super) fn prepare(
         None => (None, request.authority, request.path),
     };
     // What the codec refuses comes to no policy.
-    let https_in_plaintext = !tls && named.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    if !h2 && (https_in_plaintext || !METHODS.contains(&request.method.as_bytes()) || target.contains('#')) {
+    if !h2 && (!METHODS.contains(&request.method.as_bytes()) || target.contains('#')) {
         return Err(400);
     }
     reject::head(manager, version, request.method, target, Some(authority), &headers).map_err(status)?;

@@ -84,11 +84,6 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
         let refused = |_| Failure::Refused(LocalReply::Status(400, details::NOMINATED));
         hop::drop_nominated(&mut parts.headers).map_err(refused)?;
     }
-    // As Envoy: nobody may have a plaintext request taken for one that came over TLS.
-    let https = parts.uri.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    if https && !conn.h2 && conn.info.tls.is_none() {
-        return Err(Failure::Refused(LocalReply::Status(400, details::BAD_PATH)));
-    }
     // Absolute-form and :authority go before Host (RFC 9112 §3.2.2).
     let authority = match parts.uri.authority() {
         Some(a) => HeaderValue::from_str(a.as_str()).ok(),
