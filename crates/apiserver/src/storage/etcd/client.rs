@@ -171,6 +171,7 @@ pub fn told(status: &tonic::Status) -> StorageError {
         }
         Code::ResourceExhausted if status.message().contains("too many requests") => StorageError::Unreachable(text),
         Code::InvalidArgument if status.message().contains("request is too large") => StorageError::TooLarge(text),
+        Code::ResourceExhausted if status.message().contains("larger than max") => StorageError::TooLarge(text),
         _ => StorageError::Medium(text),
     }
 }
