@@ -39,6 +39,9 @@ const START: Duration = Duration::from_secs(30);
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
+/// A connection on its way.
+type Dial = Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Io>>>> + Send>>;
+
 /// A connection that is made anew when it is lost; clones share it.
 #[derive(Clone)]
 pub struct Client {
@@ -57,8 +60,7 @@ impl Client {
         let dialler = Arc::new(Dialler { options, next: AtomicUsize::new(0) });
         let connect = tower::service_fn(move |_: http::Uri| {
             let dialler = dialler.clone();
-            let dial: Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Io>>>> + Send>> =
-                Box::pin(async move { dialler.dial().await.map(TokioIo::new) });
+            let dial: Dial = Box::pin(async move { dialler.dial().await.map(TokioIo::new) });
             dial
         });
         let channel = Endpoint::from_static("http://etcd")
@@ -171,6 +173,7 @@ pub fn told(status: &tonic::Status) -> StorageError {
         }
         Code::ResourceExhausted if status.message().contains("too many requests") => StorageError::Unreachable(text),
         Code::InvalidArgument if status.message().contains("request is too large") => StorageError::TooLarge(text),
+        Code::ResourceExhausted if status.message().contains("larger than max") => StorageError::TooLarge(text),
         _ => StorageError::Medium(text),
     }
 }
