@@ -12,6 +12,7 @@ pub mod addresses;
 mod admission;
 mod bootstrap;
 mod definitions;
+mod deployments;
 mod endpoint_slices;
 mod follow;
 mod garbage;
@@ -34,6 +35,7 @@ pub type RootPem = Option<Arc<str>>;
 pub fn start(store: &Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>, tasks: &mut TaskSet) {
     tasks.spawn("namespaces", namespaces::run(store.clone(), root, lists));
     tasks.spawn("endpoint-slices", endpoint_slices::run(store.clone()));
+    tasks.spawn("deployments", deployments::run(store.clone()));
     tasks.spawn("definitions", definitions::run(store.clone()));
     tasks.spawn("garbage", garbage::run(store.clone()));
 }

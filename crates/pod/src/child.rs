@@ -60,6 +60,41 @@ pub(crate) fn as_guest(
     }
 }
 
+/// The child enters these namespaces, then `cwd` in them, in a session of its own, with the terminal on its stdin if there is one; as
+/// `user` it can never gain a privilege. It dies with the thread that started it.
+pub(crate) fn as_session(
+    command: &mut Command,
+    namespaces: Vec<(File, CloneFlags)>,
+    cwd: std::ffi::CString,
+    user: Option<u32>,
+    terminal: bool,
+) {
+    let parent = getpid();
+    // SAFETY: system calls on values prepared above only; the files stay open in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            for (file, kind) in &namespaces {
+                setns(file.as_fd(), *kind)?;
+            }
+            if nix::unistd::chdir(cwd.as_c_str()).is_err() {
+                nix::unistd::chdir(c"/")?;
+            }
+            nix::unistd::setsid()?;
+            if terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if let Some(id) = user {
+                nix::unistd::setgroups(&[])?;
+                nix::unistd::setgid(nix::unistd::Gid::from_raw(id))?;
+                nix::unistd::setuid(nix::unistd::Uid::from_raw(id))?;
+                nix::sys::prctl::set_no_new_privs()?;
+            }
+            // Last: a change of user takes it back.
+            die_with(parent)
+        });
+    }
+}
+
 /// Gives the terminal back to this process's own group, after a child had it.
 pub(crate) fn take_terminal_back(stdin: RawFd) {
     // A background process that takes the terminal is stopped, unless it ignores the signal for that.

@@ -10,4 +10,5 @@ mod hostile;
 mod http;
 mod kubectl;
 mod transcript;
+mod watches;
 mod webhooks;
