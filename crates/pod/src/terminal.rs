@@ -21,7 +21,9 @@ impl Terminal {
     /// Takes the master side. Inside a runtime.
     pub(crate) fn new(master: OwnedFd) -> io::Result<Terminal> {
         fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Terminal(Arc::new(AsyncFd::new(master)?)))
+        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which is with the terminal.
+        let registered = unsafe { AsyncFd::register(master) };
+        Ok(Terminal(Arc::new(registered.map_err(io::Error::from)?)))
     }
 
     /// The master side itself.
