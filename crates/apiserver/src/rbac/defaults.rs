@@ -36,8 +36,9 @@ const VIEWABLE: [&str; 11] = [
 ];
 /// What `view` may read of applications.
 const APPLICATIONS: [&str; 3] = ["deployments", "deployments/scale", "deployments/status"];
-/// Ways into pods; who reads alone has none of them.
-const INTO_PODS: [&str; 3] = ["pods/attach", "pods/exec", "pods/portforward"];
+/// Ways into pods; who reads alone has none of them. `pods/exec` is not among them: a process that is run as a pod has the machine's files,
+/// and whoever may start another beside it is as good as root there.
+const INTO_PODS: [&str; 2] = ["pods/attach", "pods/portforward"];
 /// What `edit` may also write.
 const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
 
