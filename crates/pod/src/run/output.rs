@@ -4,10 +4,10 @@
 //! root alone, and a disk that is full ends the log, never the command. Lines of the log are `TIME STREAM F|P TEXT`, as container runtimes
 //! write them; `P` says that the line goes on.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,6 +146,9 @@ impl Prepared {
                 end
             } else {
                 let (from, end) = io::pipe()?;
+                // Programs that change their user open /dev/stdout anew.
+                let end = File::from(OwnedFd::from(end));
+                end.set_permissions(Permissions::from_mode(0o666))?;
                 sources.push(Source::Pipe { from, to, stream });
                 Stdio::from(end)
             };
@@ -261,7 +264,6 @@ mod tests {
 
     #[test]
     fn a_log_is_bounded_private_and_stamped() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a_b_c.log");
         let mut log = Log::create(path.clone()).unwrap();
