@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "capture", run: capture },
     Target { name: "api_request", run: carrick_apiserver::parse_anything },
     Target { name: "dns_query", run: carrick_pod::parse_query },
+    Target { name: "spdy", run: carrick_streams::parse_anything },
 ];
 
 /// The target of that name.

@@ -41,8 +41,46 @@ pub struct Resource {
     pub stored: bool,
     /// Subresources without the resource's name.
     pub subresources: Vec<String>,
+    /// Where `/scale` reads and writes, for kinds that have it.
+    pub scale: Option<ScalePaths>,
     /// Columns, cells and schema.
     pub shape: Shape,
+}
+
+/// Fields of an object that `/scale` shows, as JSON pointers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// How many there should be.
+    pub wanted: String,
+    /// How many there are.
+    pub counted: String,
+    /// Their selector: a text, or a label selector.
+    pub selector: Option<String>,
+}
+
+impl ScalePaths {
+    /// Kubernetes' own kinds.
+    fn usual() -> Self {
+        let owned = |text: &str| text.to_owned();
+        Self {
+            wanted: owned("/spec/replicas"),
+            counted: owned("/status/replicas"),
+            selector: Some(owned("/spec/selector")),
+        }
+    }
+
+    /// A definition's `subresources.scale`, with paths like `.spec.replicas`.
+    fn defined(scale: &Value) -> Option<Self> {
+        let pointer = |field: &str| {
+            let path = scale.get(field)?.as_str()?.strip_prefix('.')?;
+            Some(format!("/{}", path.replace('.', "/")))
+        };
+        Some(Self {
+            wanted: pointer("specReplicasPath").filter(|p| p.starts_with("/spec/"))?,
+            counted: pointer("statusReplicasPath").filter(|p| p.starts_with("/status/"))?,
+            selector: pointer("labelSelectorPath"),
+        })
+    }
 }
 
 /// Where a resource's content comes from.
@@ -71,6 +109,7 @@ impl Resource {
             has_status: kind.has_status(),
             stored: kind.stored,
             subresources: owned(kind.subresources),
+            scale: kind.subresources.contains(&"scale").then(ScalePaths::usual),
             shape: Shape::Kind(kind),
         }
     }
@@ -94,7 +133,9 @@ impl Resource {
         if plural.is_empty() || names.is_empty() {
             return None;
         }
-        let subresources = ["status"].into_iter().filter(|s| has(s)).map(str::to_owned).collect();
+        let scale = first.pointer("/subresources/scale").and_then(ScalePaths::defined);
+        let served = [("scale", scale.is_some()), ("status", has("status"))];
+        let subresources = served.into_iter().filter(|(_, is)| *is).map(|(name, _)| name.to_owned()).collect();
         Some(Self {
             id: format!("{plural}.{group}").into(),
             group,
@@ -107,6 +148,7 @@ impl Resource {
             has_status: has("status"),
             stored: true,
             subresources,
+            scale,
             plural,
             shape: Shape::Custom(Arc::new(definition)),
         })

@@ -12,6 +12,7 @@ pub mod addresses;
 mod admission;
 mod bootstrap;
 mod definitions;
+mod deployments;
 mod endpoint_slices;
 mod events;
 mod follow;
@@ -60,6 +61,7 @@ async fn loops(store: Store, root: watch::Receiver<RootPem>, lists: watch::Recei
     tokio::select! {
         () = namespaces::run(store.clone(), root, lists) => {}
         () = endpoint_slices::run(store.clone()) => {}
+        () = deployments::run(store.clone()) => {}
         () = garbage::run(store.clone()) => {}
         () = expiry => {}
     }

@@ -17,12 +17,16 @@ mod protobuf;
 mod request;
 mod respond;
 mod reviews;
+mod scale;
 mod selector;
+mod streams;
 mod table;
 pub mod version;
 mod watch;
 
 pub use respond::Answer;
+pub(crate) use scale::selector_text;
+pub(crate) use selector::Selectors;
 
 use crate::auth;
 use crate::auth::tokens::Tokens;
@@ -35,6 +39,7 @@ use crate::store::Store;
 use crate::webhooks::Webhooks;
 use bytes::Bytes;
 use carrick_runtime::drain::Drain;
+use carrick_streams::Pods;
 use http::header::{ACCEPT, USER_AGENT};
 use http::{HeaderMap, Method, Request};
 use objects::Call;
@@ -66,6 +71,8 @@ pub struct Api {
     pub tokens: Tokens,
     /// Counters.
     pub metrics: Metrics,
+    /// Whoever runs pods, where anybody does.
+    pub pods: Option<Arc<dyn Pods>>,
     /// Ends watches when the server goes.
     pub drain: Drain,
     ready: AtomicBool,
@@ -89,6 +96,7 @@ impl Api {
             webhooks: Webhooks::default(),
             tokens,
             metrics: Metrics::default(),
+            pods: None,
             drain,
             ready: AtomicBool::new(false),
             watchers: Arc::new(Semaphore::new(WATCHES)),
@@ -99,6 +107,12 @@ impl Api {
     /// `/readyz` says yes from now on.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// One of the long-lived streams that there may be.
+    fn watcher(&self) -> ApiResult<tokio::sync::OwnedSemaphorePermit> {
+        let permit = self.watchers.clone().try_acquire_owned();
+        permit.map_err(|_| ApiError::TooManyRequests("too many watches are open, please try again later".into()))
     }
 
     /// Prometheus text.
@@ -138,7 +152,7 @@ impl Api {
 
     async fn route<B>(
         self: &Arc<Self>,
-        request: Request<B>,
+        mut request: Request<B>,
         peer: Option<&User>,
         audit: &mut Audit,
     ) -> ApiResult<Answer>
@@ -146,6 +160,7 @@ impl Api {
         B: http_body::Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or(""));
         audit.verb = path_verb(&head.method);
@@ -165,7 +180,17 @@ impl Api {
         }
         self.authorize(&user, &path.attributes(verb))?;
         let resource = resource.ok_or(ApiError::NoSuchPath)?;
-        check_scope(&resource, &path, verb)?;
+        let streaming = &*resource.id == "pods" && !path.name.is_empty() && streams::is_stream(&path.subresource);
+        if streaming {
+            if streams::needs_create(&path.subresource, verb, &head.headers) {
+                self.authorize(&user, &path.attributes("create"))?;
+            }
+            if path.namespace.is_empty() {
+                return Err(ApiError::NoSuchPath);
+            }
+        } else {
+            check_scope(&resource, &path, verb)?;
+        }
         let call = Call {
             api: self,
             resource,
@@ -180,14 +205,21 @@ impl Api {
         if !call.query.get("resourceVersion").is_some_and(|v| !v.is_empty()) && call.query.get("continue").is_none() {
             self.store.fresh().await?;
         }
+        if streaming {
+            return streams::answer(&call, &head.headers, upgrade, verb).await;
+        }
         if matches!(verb, "get" | "list" | "watch") {
             return match verb {
+                "get" if call.path.subresource == "scale" => call.scale(),
                 "get" => call.get(),
                 "list" => call.list().await,
                 _ => call.watch().await,
             };
         }
         let body = decode::read(body).await?;
+        if call.path.subresource == "scale" {
+            return call.write_scale(verb, &body).await;
+        }
         if !call.resource.stored || call.path.subresource == "token" {
             return reviews::answer(&call, &body);
         }
@@ -382,10 +414,12 @@ fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> ApiResul
         return Err(if path.name.is_empty() { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
     }
     let sub = path.subresource.as_str();
-    if matches!(sub, "exec" | "attach" | "log" | "portforward" | "ephemeralcontainers") && resource.kind == "Pod" {
+    if sub == "ephemeralcontainers" && resource.kind == "Pod" {
         return Err(ApiError::BadRequest(format!(
-            "pods/{sub} is not served: there is no container runtime here; use `carrick exec {} -n {} -- COMMAND`",
-            path.name, path.namespace
+            "pods/ephemeralcontainers is not served: there is no container runtime here; look around in the pod with \
+             `kubectl exec -it {name} -n {namespace} -- sh` or `carrick exec {name} -n {namespace} -- COMMAND`",
+            name = path.name,
+            namespace = path.namespace,
         )));
     }
     if !sub.is_empty() && !resource.subresources.iter().any(|s| s == sub) {

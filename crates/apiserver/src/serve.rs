@@ -1,4 +1,4 @@
-//! Listening, TLS handshakes, HTTP connections.
+//! Listening, TLS handshakes, HTTP connections, and what becomes of a connection that is upgraded.
 //!
 //! Invariant: connections are bounded in number, and each phase before a request is bounded in time; a connection's
 //! client certificate is read once, after the handshake verified it.
@@ -8,6 +8,7 @@ use crate::auth::certs::{self, Authority, CertError, Leaf};
 use crate::authorize::User;
 use crate::rest::Api;
 use carrick_runtime::drain::Drain;
+use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,7 +16,7 @@ use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -33,6 +34,21 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const STREAMS: u32 = 1000;
 /// After accept fails for want of something (descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection is used for after its last answer, `101`. Travels with that answer.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Takeover {
+    /// Of a session.
+    pub fn new(session: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::pin(session)))))
+    }
+
+    fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// The TLS configuration: our certificate, client certificates verified where shown.
 ///
@@ -108,9 +124,18 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         .and_then(|chain| chain.first())
         .and_then(|leaf| certs::user_of(leaf))
         .map(Arc::new);
+    let taken_over: Arc<OnceLock<Takeover>> = Arc::default();
+    let keep = taken_over.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (api, user) = (api.clone(), user.clone());
-        async move { Ok::<_, Infallible>(api.handle(request, user.as_deref()).await) }
+        let (api, user, keep) = (api.clone(), user.clone(), keep.clone());
+        async move {
+            let mut answer = api.handle(request, user.as_deref()).await;
+            if let Some(session) = answer.extensions_mut().remove::<Takeover>() {
+                // A connection is upgraded once.
+                let _ = keep.set(session);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
@@ -120,7 +145,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(served);
     let outcome = tokio::select! {
         outcome = served.as_mut() => outcome,
@@ -134,6 +159,13 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended");
+        return;
+    }
+    if let Some(session) = taken_over.get().and_then(Takeover::take) {
+        tokio::select! {
+            () = session => {}
+            () = drain.graceful() => {}
+        }
     }
 }
 

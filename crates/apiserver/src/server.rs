@@ -22,6 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use carrick_runtime::clock::{SharedClock, SystemClock};
 use carrick_runtime::drain::{self, DrainTrigger, Drained};
 use carrick_runtime::tasks::TaskSet;
+use carrick_streams::Pods;
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub struct ApiOptions {
     pub root_pem: watch::Receiver<RootPem>,
     /// The authority's revocation lists for `istio-ca-crl`, while it has some.
     pub crl_pem: watch::Receiver<RootPem>,
+    /// Whoever runs pods on this machine, for `exec`, `attach`, `logs` and `port-forward`.
+    pub pods: Option<Arc<dyn Pods>>,
     /// Time.
     pub clock: SharedClock,
     /// Sizes of the storage engine.
@@ -64,6 +67,7 @@ impl ApiOptions {
             more: Vec::new(),
             root_pem: watch::channel(None).1,
             crl_pem: watch::channel(None).1,
+            pods: None,
             clock: SystemClock::shared(),
             engine: EngineOptions::default(),
             etcd: None,
@@ -122,7 +126,7 @@ impl ApiServer {
     /// # Errors
     /// `StartError`; nothing keeps running then.
     pub async fn start(options: ApiOptions) -> Result<Self, StartError> {
-        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, clock, engine, etcd, turn } = options;
+        let ApiOptions { data_dir, bind, more, root_pem, crl_pem, pods, clock, engine, etcd, turn } = options;
         let pki = data_dir.join("pki");
         for folder in [&data_dir, &pki] {
             files::private_folder(folder).map_err(|source| StartError::File { path: folder.clone(), source })?;
@@ -165,7 +169,9 @@ impl ApiServer {
         let (trigger, drain) = drain::channel();
         let authorizer = Arc::new(Rbac::new(store.clone()));
         let admission = Admission::new(store.clone());
-        let api = Arc::new(Api::new(store.clone(), authorizer, admission, tokens, drain.clone()));
+        let mut api = Api::new(store.clone(), authorizer, admission, tokens, drain.clone());
+        api.pods = pods;
+        let api = Arc::new(api);
         let mut servers = TaskSet::new();
         for (listener, address) in listeners.into_iter().zip(bound) {
             servers.spawn(format!("api {address}"), serve::run(listener, tls.clone(), api.clone(), drain.clone()));

@@ -24,7 +24,7 @@ use carrick_pki::{
     KeyAlgorithm,
     ca::{Authority, CaOptions},
 };
-use carrick_pod::{HostOptions, host, options::GATEWAY};
+use carrick_pod::{HostOptions, LocalPods, host, options::GATEWAY};
 use carrick_runtime::{clock::SystemClock, tasks::TaskSet};
 use k8s_openapi::api::core::v1::Namespace;
 use serde_json::Value;
@@ -130,6 +130,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (list_changes, crl_pem) = watch::channel(authority.set().crl().map(Arc::<str>::from));
     api_options.crl_pem = crl_pem;
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
+    api_options.pods = Some(Arc::new(LocalPods::start(&options.data_dir)?));
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     let client = crate::cluster::client(api.kubeconfig()).await?;
 
@@ -207,6 +208,7 @@ async fn api_alone(options: &Options, stop: impl Future<Output = ()>) -> Result<
     let mut api_options = ApiOptions::new(&options.data_dir, options.api_port);
     api_options.more = options.api_addresses.iter().map(|ip| (*ip, options.api_port).into()).collect();
     api_options.etcd = options.etcd.clone();
+    api_options.pods = Some(Arc::new(LocalPods::start(&options.data_dir)?));
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     println!("carrick is ready: API https://{}, kubeconfig {}", api.address(), api.kubeconfig().display());
     stop.await;

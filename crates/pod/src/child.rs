@@ -1,4 +1,4 @@
-//! Processes started in a pod: the only unsafe code of the crate, all of it between fork and exec.
+//! Processes started in a pod: nearly all unsafe code of the crate, between fork and exec (the rest: terminals, `terminal` and `run::output`).
 //!
 //! Invariant: what runs between fork and exec makes plain system calls on values prepared before; it neither allocates nor locks. A child
 //! never outlives the thread that started it, which is why that thread lives as long as the runner.
@@ -56,6 +56,41 @@ pub(crate) fn as_guest(
             }
             die_with(parent)?;
             lead(terminal)
+        });
+    }
+}
+
+/// The child enters these namespaces, then `cwd` in them, in a session of its own, with the terminal on its stdin if there is one; as
+/// `user` it can never gain a privilege. It dies with the thread that started it.
+pub(crate) fn as_session(
+    command: &mut Command,
+    namespaces: Vec<(File, CloneFlags)>,
+    cwd: std::ffi::CString,
+    user: Option<u32>,
+    terminal: bool,
+) {
+    let parent = getpid();
+    // SAFETY: system calls on values prepared above only; the files stay open in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            for (file, kind) in &namespaces {
+                setns(file.as_fd(), *kind)?;
+            }
+            if nix::unistd::chdir(cwd.as_c_str()).is_err() {
+                nix::unistd::chdir(c"/")?;
+            }
+            nix::unistd::setsid()?;
+            if terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if let Some(id) = user {
+                nix::unistd::setgroups(&[])?;
+                nix::unistd::setgid(nix::unistd::Gid::from_raw(id))?;
+                nix::unistd::setuid(nix::unistd::Uid::from_raw(id))?;
+                nix::sys::prctl::set_no_new_privs()?;
+            }
+            // Last: a change of user takes it back.
+            die_with(parent)
         });
     }
 }

@@ -3,15 +3,13 @@
 //! Invariant: the guest sees what the pod's command sees (network, mounts, host name, environment), and ends when its caller ends.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 
-use nix::sched::CloneFlags;
 use tokio::process::Command;
 
 use crate::run::require_root;
 use crate::run::signals::{Signals, exit_code, to_group};
-use crate::{ExecOptions, PodError, child, state};
+use crate::{ExecOptions, PodError, child, guests, state};
 
 /// Runs a command in the pod's namespaces and environment with this process's stdin, stdout, stderr; returns its exit code (128+n after
 /// signal n). Must not be called on a thread that ends before the command does.
@@ -26,14 +24,7 @@ pub async fn exec(options: ExecOptions) -> Result<i32, PodError> {
         .ok_or_else(|| PodError::Request("nothing to run: give a command after --".into()))?;
     let pod = state::find(&options.data_dir, &options.namespace, &options.pod)?;
     let mut signals = Signals::listen()?;
-    let namespaces =
-        [("net", CloneFlags::CLONE_NEWNET), ("uts", CloneFlags::CLONE_NEWUTS), ("mnt", CloneFlags::CLONE_NEWNS)]
-            .into_iter()
-            .map(|(name, kind)| {
-                let path = format!("/proc/{}/task/{}/ns/{name}", pod.pid, pod.thread);
-                Ok((File::open(&path).map_err(PodError::io(format!("open {path}")))?, kind))
-            })
-            .collect::<Result<Vec<_>, PodError>>()?;
+    let namespaces = guests::namespaces(&pod)?;
     let cwd = CString::new(pod.cwd.as_os_str().as_bytes()).unwrap_or_else(|_| c"/".into());
     let terminal = child::has_terminal();
     let mut command = Command::new(program);

@@ -13,8 +13,10 @@ mod cluster;
 mod dns;
 mod error;
 mod exec;
+mod guests;
 mod injection;
 mod inside;
+mod logs;
 pub mod machine;
 #[cfg(test)]
 mod namespace_tests;
@@ -26,12 +28,14 @@ mod sandbox;
 mod state;
 mod sweep;
 mod template;
+mod terminal;
 mod variables;
 
 #[doc(hidden)]
 pub use dns::parse_query;
 pub use error::PodError;
 pub use exec::exec;
+pub use guests::LocalPods;
 pub use inside::{HttpAnswer, connect_in_pod, http_get_in_pod};
 pub use options::{Engine, ExecOptions, HostOptions, ManifestRef, Network, Port, RunOptions};
 pub use run::run;

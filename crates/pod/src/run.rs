@@ -7,6 +7,7 @@ mod attend;
 mod credentials;
 pub(crate) mod files;
 mod life;
+pub(crate) mod output;
 mod readiness;
 pub(crate) mod sidecar;
 pub(crate) mod signals;

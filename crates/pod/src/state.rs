@@ -37,6 +37,10 @@ pub(crate) struct PodState {
     pub(crate) cwd: PathBuf,
     /// Sidecar's engine; `None` without a sidecar.
     pub(crate) engine: Option<String>,
+    /// The app's container; empty in a gateway.
+    pub(crate) container: String,
+    /// Where the sidecar logs.
+    pub(crate) sidecar_log: PathBuf,
 }
 
 /// A pod's folder, held.
@@ -173,7 +177,7 @@ pub(crate) fn find(data_dir: &Path, namespace: &str, name: &str) -> Result<PodSt
 }
 
 /// Whether the runner's thread inside the pod still exists.
-fn in_place(state: &PodState) -> bool {
+pub(crate) fn in_place(state: &PodState) -> bool {
     state.thread != 0 && Path::new(&format!("/proc/{}/task/{}/ns/net", state.pid, state.thread)).exists()
 }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::network::Netlink;
-use crate::options::run_dir;
+use crate::run::output;
 use crate::state::{self, PodState};
 use crate::{Network, PodError, api, template};
 
@@ -49,8 +49,9 @@ pub async fn sweep(data_dir: &Path, network: &Network, client: Option<&Client>) 
             None => false,
         };
         if forgotten {
-            let log = format!("{}_{}_{}.log", state.namespace, state.name, template::PROXY);
-            let _ = std::fs::remove_file(run_dir(data_dir).join("logs").join(log));
+            for container in [template::PROXY, state.container.as_str()] {
+                output::remove(&output::path(data_dir, &state.namespace, &state.name, container));
+            }
             folder.remove()?;
             swept = swept.saturating_add(1);
         }

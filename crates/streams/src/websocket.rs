@@ -13,7 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 /// Largest message that is taken.
 const MESSAGE: usize = 2 << 20;
@@ -78,7 +79,7 @@ where
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     };
     tokio::pin!(reading);
     tokio::select! {
@@ -86,6 +87,11 @@ where
         ((), ()) = async { tokio::join!(guest, writing) } => {}
     }
     let _ = tokio::time::timeout(GOODBYE, &mut reading).await;
+}
+
+/// A close with a code: without one, clients take it for a broken connection.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
 fn data(channel: Channel, bytes: &[u8]) -> Message {
@@ -149,7 +155,7 @@ where
                     return;
                 }
             }
-            let _ = sink.send(Message::Close(None)).await;
+            let _ = sink.send(goodbye()).await;
         };
         tokio::pin!(inward);
         tokio::select! {
@@ -208,7 +214,7 @@ where
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     };
     tokio::select! {
         () = reading => {}

@@ -85,7 +85,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         Kind {
             short_names: &["po"],
             categories: all,
-            subresources: &["status"],
+            subresources: &["attach", "exec", "log", "portforward", "status"],
             ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
         },
         kind("", "Secret", "secrets", definitions_of::<core::Secret>, (columns::SECRET, print::secret)),
@@ -142,7 +142,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         Kind {
             short_names: &["deploy"],
             categories: all,
-            subresources: &["status"],
+            subresources: &["scale", "status"],
             ..kind("apps", "Deployment", "deployments", definitions_of::<apps::Deployment>, name_age)
         },
         Kind {

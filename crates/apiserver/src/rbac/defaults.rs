@@ -34,6 +34,11 @@ const VIEWABLE: [&str; 11] = [
     "services",
     "services/status",
 ];
+/// What `view` may read of applications.
+const APPLICATIONS: [&str; 3] = ["deployments", "deployments/scale", "deployments/status"];
+/// Ways into pods; who reads alone has none of them. `pods/exec` is not among them: a process that is run as a pod has the machine's files,
+/// and whoever may start another beside it is as good as root there.
+const INTO_PODS: [&str; 2] = ["pods/attach", "pods/portforward"];
 /// What `edit` may also write.
 const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
 
@@ -86,12 +91,15 @@ fn paths(paths: &[&str]) -> Value {
 fn roles() -> Vec<(&'static str, Vec<Value>)> {
     let view = vec![
         rule(&[""], &VIEWABLE, &READ),
+        rule(&["apps"], &APPLICATIONS, &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["events.k8s.io"], &["events"], &READ),
         rule(&ISTIO_GROUPS, &["*"], &READ),
     ];
     let mut edit = view.clone();
     edit.push(rule(&[""], &EDITABLE, &WRITE));
+    edit.push(rule(&[""], &INTO_PODS, &[&READ[..], &WRITE[..]].concat()));
+    edit.push(rule(&["apps"], &["deployments", "deployments/scale"], &WRITE));
     edit.push(rule(&[""], &["secrets"], &READ));
     edit.push(rule(&[""], &["serviceaccounts"], &["impersonate"]));
     edit.push(rule(&[""], &["serviceaccounts/token"], &["create"]));

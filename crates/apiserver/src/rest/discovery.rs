@@ -94,6 +94,16 @@ fn subresource(resource: &Resource, version: &str, name: &str) -> (Value, Vec<&'
         "token" => (json!({"group": "authentication.k8s.io", "version": "v1", "kind": "TokenRequest"}), vec!["create"]),
         "eviction" => (json!({"group": "policy", "version": "v1", "kind": "Eviction"}), vec!["create"]),
         "finalize" => (own, vec!["update"]),
+        "scale" => (json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}), vec!["get", "patch", "update"]),
+        "log" => (own, vec!["get"]),
+        "attach" | "exec" | "portforward" => {
+            let kind = match name {
+                "attach" => "PodAttachOptions",
+                "exec" => "PodExecOptions",
+                _ => "PodPortForwardOptions",
+            };
+            (json!({"group": "", "version": version, "kind": kind}), vec!["create", "get"])
+        }
         _ => (own, vec!["get", "patch", "update"]),
     }
 }

@@ -205,12 +205,7 @@ impl Call<'_> {
         let seconds: Option<u64> = self.query.number("timeoutSeconds")?.filter(|s| *s > 0);
         // Streams end after half an hour to an hour, not all at once.
         let life = seconds.unwrap_or_else(|| rand::random_range(1800..3600)).min(24 * 3600);
-        let permit = self
-            .api
-            .watchers
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| ApiError::TooManyRequests("too many watches are open, please try again later".into()))?;
+        let permit = self.api.watcher()?;
         let request = WatchRequest {
             resource: self.resource.clone(),
             version: self.path.version.clone(),
@@ -284,7 +279,12 @@ impl Call<'_> {
         Ok((object, warnings))
     }
 
-    fn admit(&self, object: &mut Value, operation: Operation, old: Option<&Value>) -> ApiResult<Vec<String>> {
+    pub(super) fn admit(
+        &self,
+        object: &mut Value,
+        operation: Operation,
+        old: Option<&Value>,
+    ) -> ApiResult<Vec<String>> {
         let context = AdmitContext {
             store: &self.api.store,
             resource: &self.resource.id,
@@ -453,7 +453,7 @@ impl Call<'_> {
     }
 
     /// Reads, changes and stores, again when somebody else was faster; `change` may run several times.
-    async fn write(
+    pub(super) async fn write(
         &self,
         mut change: impl FnMut(Option<&Value>, &mut Vec<String>) -> ApiResult<Value>,
     ) -> ApiResult<(Written, Vec<String>)> {

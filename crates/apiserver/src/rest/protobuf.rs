@@ -82,10 +82,10 @@ Deployment: 1 metadata ObjectMeta; 2 spec DeploymentSpec; 3 status DeploymentSta
 DeploymentSpec: 1 replicas i?; 2 selector LabelSelector; 3 template PodTemplate; 4 strategy DeploymentStrategy; 5 minReadySeconds i; 6 revisionHistoryLimit i?; 7 paused b; 9 progressDeadlineSeconds i?
 DeploymentStrategy: 1 type s; 2 rollingUpdate RollingUpdate
 RollingUpdate: 1 maxUnavailable N; 2 maxSurge N
-DeploymentStatus: 1 observedGeneration i; 2 replicas i
+DeploymentStatus: 1 observedGeneration i; 2 replicas i; 3 updatedReplicas i; 4 availableReplicas i; 5 unavailableReplicas i; 7 readyReplicas i; 8 collisionCount i?; 9 terminatingReplicas i?
 PodTemplate: 1 metadata ObjectMeta; 2 spec PodSpec
-PodSpec: 2 containers []Container; 3 restartPolicy s; 4 terminationGracePeriodSeconds i?; 6 dnsPolicy s; 7 nodeSelector <s>; 8 serviceAccountName s; 9 serviceAccount s; 14 securityContext Nothing; 19 schedulerName s
-Container: 1 name s; 2 image s; 3 command []s; 4 args []s; 5 workingDir s; 6 ports []ContainerPort; 7 env []Variable; 8 resources Nothing; 13 terminationMessagePath s; 14 imagePullPolicy s; 20 terminationMessagePolicy s
+PodSpec: 2 containers []Container; 3 restartPolicy s; 4 terminationGracePeriodSeconds i?; 6 dnsPolicy s; 7 nodeSelector <s>; 8 serviceAccountName s; 9 serviceAccount s; 10 nodeName s; 11 hostNetwork b; 12 hostPID b; 13 hostIPC b; 14 securityContext Nothing; 16 hostname s; 17 subdomain s; 19 schedulerName s; 24 priorityClassName s
+Container: 1 name s; 2 image s; 3 command []s; 4 args []s; 5 workingDir s; 6 ports []ContainerPort; 7 env []Variable; 8 resources Nothing; 13 terminationMessagePath s; 14 imagePullPolicy s; 16 stdin b; 17 stdinOnce b; 18 tty b; 20 terminationMessagePolicy s
 ContainerPort: 1 name s; 2 hostPort i; 3 containerPort i; 4 protocol s; 5 hostIP s
 Variable: 1 name s; 2 value s
 Nothing: 536870911 nothing s

@@ -132,7 +132,7 @@ impl Query {
     /// Parses `a=b&c`; pieces that do not decode are left out.
     pub fn parse(text: &str) -> Self {
         let decode = |part: &str| percent(&part.replace('+', " ")).map(Cow::into_owned);
-        let pairs = text.split('&').filter(|p| !p.is_empty()).take(256).filter_map(|pair| {
+        let pairs = text.split('&').filter(|p| !p.is_empty()).take(1280).filter_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             Some((decode(key)?, decode(value)?))
         });
@@ -142,6 +142,11 @@ impl Query {
     /// First value of `name`, empty counting as absent.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(k, v)| k == name && !v.is_empty()).map(|(_, v)| v.as_str())
+    }
+
+    /// All values of `name`, in their order; empty ones, too.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
     /// `true`, `1`, or present without a value.

@@ -1,7 +1,7 @@
 //! The watch stream: initial state where asked for, then every change, with bookmarks.
 //!
 //! Invariant: a stream holds at most one frame of bytes; the client's reading pulls the next. It ends at its time-out,
-//! at a drain, or with an `ERROR` 410 event when history has gone on without it.
+//! at a drain, when its kind is served no more, or with an `ERROR` 410 event when history has gone on without it.
 //! What it leaves to others: history (`store::Watch`).
 
 use super::respond::{self, Answer, Body};
@@ -59,6 +59,8 @@ struct Stream {
     request: WatchRequest,
     store: Store,
     watch: Watch,
+    /// Tells that the served kinds have changed.
+    served: tokio::sync::watch::Receiver<u64>,
     drain: Drain,
     /// What is there at the beginning, as far as it was fetched.
     initial: VecDeque<Record>,
@@ -71,6 +73,7 @@ struct Stream {
     as_stored: bool,
     ends: Instant,
     next_bookmark: Instant,
+    ending: bool,
     done: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -104,11 +107,13 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
         request,
         store: store.clone(),
         watch,
+        served: store.catalog().changes(),
         drain,
         initial,
         more,
         initial_revision,
         first: true,
+        ending: false,
         done: false,
         _permit: permit,
     };
@@ -135,13 +140,15 @@ impl Stream {
             if !out.is_empty() {
                 return Some(Bytes::from(out));
             }
-            if self.done {
+            // What became of the last objects of a kind that is gone has been told.
+            if self.done || self.ending {
                 break;
             }
             let drain = self.drain.clone();
             tokio::select! {
                 event = self.watch.next() => self.take(event, &mut out),
                 () = tokio::time::sleep_until(self.ends.min(self.next_bookmark)) => self.timers(&mut out),
+                Ok(()) = self.served.changed() => self.ending = !self.is_served(),
                 () = drain.graceful() => self.done = true,
             }
             if !out.is_empty() {
@@ -255,6 +262,12 @@ impl Stream {
     fn bookmark(&self, revision: u64, initial_end: bool, out: &mut Vec<u8>) {
         let shown = self.shape().bookmark(revision, initial_end);
         out.extend(respond::line(&json!({"type": "BOOKMARK", "object": shown})));
+    }
+
+    /// Whether there still is such a kind.
+    fn is_served(&self) -> bool {
+        let resource = &self.request.resource;
+        self.store.catalog().find(&resource.group, &self.request.version, &resource.plural).is_some()
     }
 
     fn timers(&mut self, out: &mut Vec<u8>) {

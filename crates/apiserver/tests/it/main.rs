@@ -13,4 +13,5 @@ mod http;
 mod judged;
 mod kubectl;
 mod transcript;
+mod watches;
 mod webhooks;

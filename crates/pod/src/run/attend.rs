@@ -43,7 +43,9 @@ pub(crate) async fn attend(life: &mut Life, mut app: Option<Child>, signals: &mu
                     observed.app.running = false;
                     observed.app.ready = false;
                 });
-                return ended.map_or(1, exit_code);
+                let code = ended.map_or(1, exit_code);
+                life.app_ended(code).await;
+                return code;
             }
             signal = signals.next() => {
                 let ends = asks_to_end(signal) || (alone && signal == Signal::SIGINT);

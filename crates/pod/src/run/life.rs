@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
 use super::files::{PodFiles, SidecarPaths};
+use super::output::{self, Outputs, Prepared};
 use super::sidecar::{Sidecar, tail};
 use super::status::{self, now};
 use super::{Plan, readiness, volumes};
@@ -61,6 +62,9 @@ pub(crate) struct Life {
     sidecar: Option<JoinHandle<()>>,
     log: PathBuf,
     keep_log: bool,
+    /// The command's output, and where it is kept.
+    outputs: Option<Outputs>,
+    app_log: Option<PathBuf>,
 }
 
 impl Life {
@@ -94,6 +98,8 @@ impl Life {
             sidecar: None,
             log: PathBuf::new(),
             keep_log: options.sidecar_log.is_some(),
+            outputs: None,
+            app_log: None,
         })
     }
 
@@ -177,15 +183,17 @@ impl Life {
         self.uid = created.metadata.uid.unwrap_or_default();
         self.folder.state.uid.clone_from(&self.uid);
         self.folder.state.engine = plan.sidecar.as_ref().map(|_| options.engine.as_str().to_owned());
-        self.folder.save()?;
+        let logs = run_dir(&options.data_dir).join("logs");
+        std::fs::create_dir_all(&logs).map_err(PodError::io(format!("create {}", logs.display())))?;
         self.log = match &options.sidecar_log {
             Some(log) => log.clone(),
-            None => {
-                let folder = run_dir(&options.data_dir).join("logs");
-                std::fs::create_dir_all(&folder).map_err(PodError::io(format!("create {}", folder.display())))?;
-                folder.join(format!("{}_{}_{}.log", options.namespace, self.name, PROXY))
-            }
+            None => output::path(&options.data_dir, &options.namespace, &self.name, PROXY),
         };
+        self.folder.state.sidecar_log.clone_from(&self.log);
+        if !options.gateway {
+            self.folder.state.container.clone_from(&template.container);
+        }
+        self.folder.save()?;
         let publish = status::publish(self.pods.clone(), self.name.clone(), self.observed.subscribe());
         self.tasks.spawn("status", publish);
         Ok(())
@@ -287,9 +295,14 @@ impl Life {
         let mut command = Command::new(program);
         command.args(arguments).envs(env).kill_on_drop(true);
         child::as_app(&mut command, self.terminal);
+        let log = output::path(&options.data_dir, &options.namespace, &self.name, &plan.template.container);
+        let prepared = Prepared::new(&mut command, log.clone());
+        let prepared = prepared.map_err(PodError::io(format!("the log {}", log.display())))?;
+        self.app_log = Some(log);
         let spawned = self.sandbox()?.run(async move { command.spawn() }).await?;
         let child =
             spawned.map_err(|source| PodError::Command { program: program.to_string_lossy().into_owned(), source })?;
+        self.outputs = Some(prepared.start(child.id()).map_err(PodError::io("start to read the command's output"))?);
         self.observed.send_modify(|observed| {
             observed.app.started_at = Some(now());
             observed.app.running = true;
@@ -308,6 +321,13 @@ impl Life {
         Ok(child)
     }
 
+    /// Tells those who follow the command's log how it ended.
+    pub(crate) async fn app_ended(&self, code: i32) {
+        if let Some(outputs) = &self.outputs {
+            outputs.ended(code).await;
+        }
+    }
+
     /// Takes everything apart.
     pub(crate) async fn end(mut self) {
         if self.terminal {
@@ -321,7 +341,15 @@ impl Life {
         }
         self.inside.iter().for_each(JoinHandle::abort);
         drop(self.sandbox.take());
-        if let Err(error) = dismantle(&self.folder.state).await {
+        let dismantled = dismantle(&self.folder.state).await;
+        // Nobody is left who could write: what has been written is shown.
+        if let Some(outputs) = self.outputs.take() {
+            outputs.finish().await;
+        }
+        if let Some(log) = &self.app_log {
+            output::remove(log);
+        }
+        if let Err(error) = dismantled {
             tracing::error!(%error, pod = %self.name, "not everything removed");
             return;
         }

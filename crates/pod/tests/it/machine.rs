@@ -52,6 +52,7 @@ impl Machine {
             tokio::sync::watch::channel(Some("-----BEGIN CERTIFICATE-----\nroot of the test\n".into()));
         let mut api = ApiOptions::new(data.path(), 0);
         api.root_pem = root_pem;
+        api.pods = Some(std::sync::Arc::new(carrick_pod::LocalPods::start(data.path()).unwrap()));
         let api = ApiServer::start(api).await.unwrap();
         let kubeconfig = kube::config::Kubeconfig::read_from(api.kubeconfig()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();

@@ -4,3 +4,4 @@
 mod machine;
 mod runs;
 mod services;
+mod streams;
