@@ -2,8 +2,11 @@
 //!
 //! Invariant: a [`Caller`] is proven; nothing in it comes from what the caller says of itself. No proof, no caller.
 
+mod reviewers;
+
+pub(crate) use reviewers::Reviewers;
+
 use crate::quarantine::Board;
-use crate::remote::{ClusterId, Reviewers};
 use carrick_base::{SpiffeId, TrustDomain};
 use carrick_xds::server::{Bearer, Peer};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -93,7 +96,7 @@ pub(crate) struct Callers {
     /// Whoever says that its token is of another cluster is believed by that cluster's API.
     pub(crate) others: Reviewers,
     /// What the own cluster is called.
-    pub(crate) cluster: ClusterId,
+    pub(crate) cluster: Arc<str>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) aliases: Vec<TrustDomain>,
     pub(crate) quarantine: Arc<Board>,

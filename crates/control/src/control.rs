@@ -5,7 +5,7 @@
 
 use crate::ads::Ads;
 use crate::ca::Certificates;
-use crate::caller::{Callers, KubeReviewer, TokenReviewer};
+use crate::caller::{Callers, KubeReviewer, Reviewers, TokenReviewer};
 use crate::certificates;
 use crate::connections::Connections;
 use crate::debug::{self, Pages};
@@ -18,7 +18,7 @@ use crate::machines::{self, Machines, Place};
 use crate::mesh_settings::{CONFIG_MAP, MeshFile, MeshSettings};
 use crate::metrics::ControlMetrics;
 use crate::quarantine::Board;
-use crate::remote::{self, Reviewers};
+use crate::remote;
 use crate::renderer::Renderer;
 use crate::resident::{
     Resident,

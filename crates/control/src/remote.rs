@@ -6,7 +6,6 @@
 
 mod follow;
 mod kubeconfig;
-mod reviewers;
 mod secrets;
 
 use crate::objects::Known;
@@ -18,7 +17,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use follow::task;
-pub(crate) use reviewers::Reviewers;
 pub(crate) use secrets::{Secrets, Source};
 
 /// What is read of another cluster.

@@ -385,10 +385,10 @@ impl Judge {
         let count = count.unwrap_or(REQUEST / (least(schema) + 1));
         let expression = text(rule, "/rule");
         let steps =
-            u64::try_from(expression.matches(['.', '(', '&', '|', '=', '<', '>', '?']).count()).unwrap() / 2 + 2;
+            u64::try_from(expression.matches(['.', '(', '&', '|', '=', '<', '>', '?']).count()).unwrap() / 3 + 2;
         let loops = ["all(", "exists(", "exists_one(", "map(", "filter("];
         let loops: usize = loops.iter().map(|l| expression.matches(l).count()).sum();
-        let largest = largest(schema);
+        let largest = largest(schema, expression);
         let looped = (0..loops.min(3)).fold(1u64, |cost, _| cost.saturating_mul(largest));
         let cost = steps.saturating_mul(looped).saturating_mul(count);
         if cost > RULE_COST {
@@ -412,13 +412,13 @@ fn least(schema: &Value) -> u64 {
     }
 }
 
-/// The most elements that a list of a value may have.
-fn largest(schema: &Value) -> u64 {
+/// The most elements that a list of a value may have, of those that a rule names.
+fn largest(schema: &Value, rule: &str) -> u64 {
     let own = ["maxItems", "maxProperties"].iter().find_map(|name| schema.get(name)?.as_u64());
     let is_list = schema.get("items").is_some() || schema.get("additionalProperties").is_some_and(Value::is_object);
     let own = if is_list { own.unwrap_or(REQUEST / 3) } else { 1 };
-    let inner = map(schema, "/properties").map(|(_, property)| largest(property)).max().unwrap_or(1);
-    own.max(inner)
+    let named = map(schema, "/properties").filter(|(name, _)| rule.contains(name.as_str()));
+    own.max(named.map(|(_, property)| largest(property, rule)).max().unwrap_or(1))
 }
 
 #[test]

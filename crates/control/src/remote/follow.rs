@@ -3,7 +3,8 @@
 //! Invariant: watches of one cluster end with its Secret and before newer ones begin, so that nothing old is told after something new.
 
 use super::secrets::finding;
-use super::{ClusterId, REMOTE_KINDS, RemoteEvent, Remotes, Reviewers, Source, Wanted, What, kubeconfig};
+use super::{ClusterId, REMOTE_KINDS, RemoteEvent, Remotes, Source, Wanted, What, kubeconfig};
+use crate::caller::Reviewers;
 use crate::source::kube::watch as watch_kind;
 use carrick_runtime::drain::Drain;
 use futures_util::future::join_all;

@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::ClusterId;
-use crate::caller::{KubeReviewer, TokenReviewer};
+use super::{KubeReviewer, TokenReviewer};
 
 /// Reviewers by the cluster; clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Reviewers(Arc<RwLock<BTreeMap<ClusterId, Arc<dyn TokenReviewer>>>>);
+pub(crate) struct Reviewers(Arc<RwLock<BTreeMap<Arc<str>, Arc<dyn TokenReviewer>>>>);
 
 impl Reviewers {
     /// The reviewer of a cluster; `None` where no Secret names it.
@@ -18,12 +17,12 @@ impl Reviewers {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
     }
 
-    pub(super) fn learn(&self, cluster: &ClusterId, client: kube::Client) {
+    pub(crate) fn learn(&self, cluster: &Arc<str>, client: kube::Client) {
         let reviewer = Arc::new(KubeReviewer::new(client));
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone(), reviewer);
     }
 
-    pub(super) fn forget(&self, cluster: &ClusterId) {
+    pub(crate) fn forget(&self, cluster: &str) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }
