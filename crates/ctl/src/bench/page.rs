@@ -107,7 +107,7 @@ fn sidecars(value: &Value) -> String {
         }
         out.push('\n');
     }
-    out
+    out + "\n![CPU of both proxies](performance.svg)\n"
 }
 
 fn control(value: &Value) -> String {
