@@ -11,11 +11,12 @@ export CARRICK_PYTHONPATH := $(TOOLS)/python
 export CARRICK_PKITS := $(TOOLS)/pkits
 JOBS ?= 2
 NAME ?= banknext
+PROXIES ?= 5000
 
 KUBECONFIG_OF = $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(abspath $(KUBECONFIG)))
 ADDRESS ?= 127.0.0.1
 
-.PHONY: help demo test build check unit e2e e2e-kubernetes image bench fuzz clean-tools
+.PHONY: help demo test build check unit e2e e2e-kubernetes image bench bench-control fuzz clean-tools
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,10 +65,14 @@ image: ## OCI archives of the control plane and the proxy, and their bill of mat
 	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
 	cargo xtask image $(TARGET)/release $(TARGET)/image
 
-bench: ## the sidecar pair, native and Envoy in one run; writes target/bench/summary.json
+bench: ## pairs of sidecars beside Envoy, HAProxy, nginx and the floor, in one run; writes docs/performance.md and its plot
 	@tools/install bench
-	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
-	$(TARGET)/release/carrick bench sidecars --out target/bench
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin -p carrick-benches
+	$(TARGET)/release/carrick bench sidecars --out $(TARGET)/bench --page docs
+
+bench-control: ## the control plane with PROXIES simulated proxies; writes docs/performance.md
+	cargo build --release --locked -j $(JOBS) -p carrick
+	$(TARGET)/release/carrick bench control --proxies $(PROXIES) --out $(TARGET)/bench --page docs
 
 clean-tools:
 	rm -rf $(TOOLS)

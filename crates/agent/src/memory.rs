@@ -1,6 +1,6 @@
-//! Memory that only the start needed, given back once.
+//! Memory that was needed for a moment only, given back: after the start, and whenever the process has had little to do for a while.
 //!
-//! Invariant: nothing is lost by it: program text is read again from its file when it is executed again, and the
+//! Invariant: nothing is lost by it: pages of the program that were never written are read again from its file when they are touched, and the
 //! allocator returns only what is free. The one place of this crate with `unsafe` code.
 
 use std::ffi::c_void;
@@ -15,9 +15,16 @@ const LOOK: Duration = Duration::from_millis(500);
 /// After the start has settled for this long.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Waits until the engine is ready, then gives back what parsing the command line, setting up TLS and reading the
-/// first configuration left resident. Ends early when the agent drains.
-pub(crate) async fn give_back_after_start(engine: EngineHandle, readiness: Arc<Readiness>) {
+/// How often is looked whether there was little to do.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Processor time in a period that counts as little.
+const LITTLE: Duration = Duration::from_millis(200);
+/// Bytes more than usual that are worth giving back.
+const WORTH: u64 = 1 << 20;
+
+/// Waits until the engine is ready and gives back what parsing the command line, setting up TLS and reading the first configuration left
+/// resident; then what later configurations and bursts of traffic leave, when it is quiet again. Ends when the agent drains.
+pub(crate) async fn give_back_when_quiet(engine: EngineHandle, readiness: Arc<Readiness>) {
     while !engine.not_ready().await.is_empty() {
         if readiness.state().draining {
             return;
@@ -25,43 +32,98 @@ pub(crate) async fn give_back_after_start(engine: EngineHandle, readiness: Arc<R
         tokio::time::sleep(LOOK).await;
     }
     tokio::time::sleep(SETTLE).await;
+    give_back();
+    // What stays resident in quiet times after giving back; `None` until that is known.
+    let mut floor = None;
+    let mut before = processor_time();
+    while !readiness.state().draining {
+        tokio::time::sleep(PERIOD).await;
+        let quiet = processor_time().saturating_sub(before) < LITTLE;
+        before = processor_time();
+        let now = resident();
+        match floor {
+            _ if !quiet => {}
+            None => floor = Some(now),
+            Some(then) if now > then.saturating_add(WORTH) => {
+                give_back();
+                floor = None;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Resident bytes, by the second word of `/proc/self/statm`.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages.saturating_mul(4096)
+}
+
+/// What all threads of the process have used so far.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec that lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
+    Duration::new(seconds, nanos)
+}
+
+fn give_back() {
     // SAFETY: no argument; frees only memory that nobody owns.
     unsafe { libc::malloc_trim(0) };
-    for (start, end) in executable_text(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
-        // SAFETY: a private, read-only, executable mapping of a file without text relocations (position-independent code has none):
+    for (start, end) in unwritten_program(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
+        // SAFETY: a private, read-only mapping of a file of which no page was ever written (relocated ones were):
         // dropped pages are read again from the file when they are touched.
         unsafe { libc::madvise(start as *mut c_void, end.saturating_sub(start), libc::MADV_DONTNEED) };
     }
 }
 
-/// The address ranges of executable, private file mappings in the form of `/proc/PID/maps` (proc(5)).
-fn executable_text(maps: &str) -> Vec<(usize, usize)> {
-    maps.lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let (range, rights) = (words.next()?, words.next()?);
-            let file = words.nth(3)?;
-            if rights != "r-xp" || !file.starts_with('/') {
-                return None;
+/// The address ranges of private file mappings that cannot be written and hold no page of their own, in the form of `/proc/PID/smaps`
+/// (proc(5)): program text and constants.
+fn unwritten_program(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut candidate = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
+        if first == "Anonymous:" {
+            // The last word on whether a page was written: a written one is no longer the file's.
+            if let Some(range) = candidate.take().filter(|_| second == "0") {
+                found.push(range);
             }
-            let (start, end) = range.split_once('-')?;
-            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
-        })
-        .collect()
+        } else if let Some((start, end)) = first.split_once('-') {
+            let range = usize::from_str_radix(start, 16).ok().zip(usize::from_str_radix(end, 16).ok());
+            let file = words.nth(3).is_some_and(|file| file.starts_with('/'));
+            candidate = range.filter(|_| file && matches!(second, "r-xp" | "r--p"));
+        }
+    }
+    found
 }
 
 #[cfg(test)]
 mod tests {
-    use super::executable_text;
+    use super::unwritten_program;
 
     #[test]
-    fn only_program_text_is_named() {
-        let maps = "55d0c0000000-55d0c0010000 r--p 00000000 fe:00 12 /usr/bin/x\n\
-                    55d0c0010000-55d0c0030000 r-xp 00010000 fe:00 12 /usr/bin/x\n\
-                    55d0c0030000-55d0c0040000 rw-p 00030000 fe:00 12 /usr/bin/x\n\
-                    7f0000000000-7f0000001000 r-xp 00000000 00:00 0 [vdso]\n\
-                    7f0000002000-7f0000003000 rwxp 00000000 00:00 0\n\
+    fn only_what_was_never_written_is_named() {
+        let smaps = "55d0c0000000-55d0c0010000 r--p 00000000 fe:00 12 /usr/bin/x\n\
+                    Rss:  64 kB\nAnonymous:             0 kB\nVmFlags: rd mr\n\
+                    55d0c0010000-55d0c0030000 r-xp 00010000 fe:00 12 /usr/bin/x\nAnonymous:             0 kB\n\
+                    55d0c0030000-55d0c0038000 r--p 00030000 fe:00 12 /usr/bin/x\nAnonymous:            32 kB\n\
+                    55d0c0038000-55d0c0040000 rw-p 00030000 fe:00 12 /usr/bin/x\nAnonymous:             0 kB\n\
+                    7f0000000000-7f0000001000 r-xp 00000000 00:00 0 [vdso]\nAnonymous:             0 kB\n\
+                    7f0000002000-7f0000003000 rwxp 00000000 00:00 0\nAnonymous:             0 kB\n\
                     nonsense\n";
-        assert_eq!(executable_text(maps), [(0x55d0_c001_0000, 0x55d0_c003_0000)]);
+        let wanted = [(0x55d0_c000_0000, 0x55d0_c001_0000), (0x55d0_c001_0000, 0x55d0_c003_0000)];
+        assert_eq!(unwritten_program(smaps), wanted);
+    }
+
+    #[test]
+    fn a_process_that_gives_back_goes_on() {
+        let before = std::fs::read_to_string("/proc/self/maps").unwrap();
+        super::give_back();
+        assert_eq!(before.lines().count() > 3, !std::fs::read_to_string("/proc/self/smaps").unwrap().is_empty());
+        assert!(super::processor_time() > std::time::Duration::ZERO);
     }
 }

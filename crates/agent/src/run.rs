@@ -259,7 +259,7 @@ pub async fn run(config: AgentConfig, logs: Option<LogHandle>) -> Result<(), Age
     let mut term = signal(SignalKind::terminate()).map_err(io("signals"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io("signals"))?;
     let mut running = start(config, SystemClock::shared(), logs).await?;
-    let settled = memory::give_back_after_start(running.engine.clone(), Arc::clone(&running.readiness));
+    let settled = memory::give_back_when_quiet(running.engine.clone(), Arc::clone(&running.readiness));
     running.tasks.spawn("start-up memory", settled);
     let result = tokio::select! {
         _ = term.recv() => Ok(()),

@@ -14,7 +14,7 @@ use carrick_mesh::view::HostName;
 use carrick_mesh::{EndpointInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
 use carrick_render::{Cache, Rendered, Resources};
 use carrick_xds::name_table::{NameInfo, NameTable};
-use carrick_xds::{Resource, ResourceSet, TypeMap, TypeUrl};
+use carrick_xds::{Changes, Resource, ResourceSet, TypeMap, TypeUrl};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -288,7 +288,8 @@ impl Work {
                     true => (rendered, Vec::new()),
                     false => carrick_envoy_filter::apply(&rendered, &now.1, &proxy.target, memo),
                 };
-                (Some((shared.set(patched.0, now.0.names.as_deref(), current), patched.1)), now)
+                let before = proxy.sets.borrow().clone();
+                (Some((shared.set(patched.0, now.0.names.as_deref(), current, &before), patched.1)), now)
             }));
             match outcome {
                 Ok((Some((set, findings)), now)) => {
@@ -309,6 +310,7 @@ impl Work {
                 }
             }
         }
+        self.shared.steps = HashMap::new();
         if panicked {
             // Whatever was half done when it panicked is not to be trusted.
             self.views = None;
@@ -376,6 +378,14 @@ fn name_table(names: &BTreeMap<Arc<str>, HostName>) -> NameTable {
 struct Shared {
     maps: HashMap<usize, Converted<Resources, TypeMap>>,
     resources: HashMap<usize, Converted<carrick_render::Resource, Resource>>,
+    /// Of the round that is under way.
+    steps: HashMap<(usize, usize), Step>,
+}
+
+/// From one map to another. Both are kept alive: their addresses are the key.
+struct Step {
+    _ends: [Arc<TypeMap>; 2],
+    changes: Changes,
 }
 
 /// A conversion, with the original kept alive: its address is the key.
@@ -391,6 +401,7 @@ impl Shared {
         rendered: Rendered,
         names: Option<&BTreeMap<Arc<str>, HostName>>,
         current: &Current,
+        before: &ResourceSet,
     ) -> ResourceSet {
         let types = [
             (TypeUrl::Cluster, rendered.clusters),
@@ -399,21 +410,39 @@ impl Shared {
             (TypeUrl::Route, rendered.routes),
             (TypeUrl::Secret, rendered.secrets),
         ];
-        let mut types: BTreeMap<_, _> = types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
+        let mut types: BTreeMap<TypeUrl, Arc<TypeMap>> =
+            types.into_iter().map(|(t, resources)| (t, self.map(&resources))).collect();
         if let Some(names) = names {
             let resource = name_table(names).resource();
             types.insert(NameTable::type_url(), Arc::new([(resource.name.clone(), Arc::new(resource))].into()));
         }
-        ResourceSet::new(current.published.sequence, current.published.version.clone(), types)
+        let since = types.iter().filter_map(|(type_url, now)| {
+            let was = before.of(type_url).filter(|was| !Arc::ptr_eq(was, now))?;
+            Some((type_url.clone(), self.between(was, now)))
+        });
+        let changes = since.collect();
+        ResourceSet::new(current.published.sequence, current.published.version.clone(), types).knowing(changes)
+    }
+
+    /// What differs between two maps, found out once for all proxies that go from the one to the other.
+    fn between(&mut self, was: &Arc<TypeMap>, now: &Arc<TypeMap>) -> Changes {
+        let key = (Arc::as_ptr(was).addr(), Arc::as_ptr(now).addr());
+        let known = self
+            .steps
+            .entry(key)
+            .or_insert_with(|| Step { _ends: [was.clone(), now.clone()], changes: Changes::between(was, now) });
+        known.changes.clone()
     }
 
     fn map(&mut self, from: &Arc<Resources>) -> Arc<TypeMap> {
         let key = Arc::as_ptr(from).addr();
         if let Some(known) = self.maps.get_mut(&key) {
-            known.used = true;
-            for resource in from.values() {
-                if let Some(known) = self.resources.get_mut(&Arc::as_ptr(resource).addr()) {
-                    known.used = true;
+            // Once for each sweep, not for each proxy.
+            if !std::mem::replace(&mut known.used, true) {
+                for resource in from.values() {
+                    if let Some(known) = self.resources.get_mut(&Arc::as_ptr(resource).addr()) {
+                        known.used = true;
+                    }
                 }
             }
             return known.to.clone();

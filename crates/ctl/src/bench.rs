@@ -1,10 +1,17 @@
-//! `carrick bench`: what a proxy costs, native and Envoy side by side in one run.
+//! `carrick bench`: what a proxy and the control plane cost, beside Envoy and others in one run.
 //!
-//! Invariant: both data planes get the same configuration from the same control plane and the same load in
-//! turns, so that what the machine does to one it does to the other; what counts are ratios within a round.
+//! Invariant: everybody gets the same load in turns, so that what the machine does to one it does to the other; what counts are
+//! ratios within a round.
 
 pub mod api;
 pub mod check;
+pub mod control;
+pub mod hold;
+mod manifests;
+mod modes;
+pub mod page;
+mod pairs;
+mod peers;
 mod served;
 pub mod sidecars;
 pub mod summary;
@@ -17,12 +24,17 @@ use clap::Subcommand;
 /// Benchmarks.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// A pair of sidecars with mutual TLS between them.
+    /// Pairs of sidecars with mutual TLS between them, ours and others'.
     Sidecars(sidecars::Options),
     /// The embedded API: many objects, many watches, many writes, slow watchers, hostile bodies.
     Api(api::Options),
     /// Whether the embedded API loses, doubles or reorders anything: random writers, and watchers that drop and resume.
     Check(check::Options),
+    /// A control plane with many proxies that are simulated.
+    Control(control::Options),
+    /// Open connections and hold them.
+    #[command(hide = true)]
+    Hold(hold::Options),
 }
 
 /// Runs a benchmark.
@@ -34,5 +46,7 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Sidecars(options) => sidecars::run(&options, data_dir).await,
         Command::Api(options) => api::run(options).await,
         Command::Check(options) => check::run(options).await,
+        Command::Control(options) => control::run(&options, data_dir).await,
+        Command::Hold(options) => hold::run(&options).await,
     }
 }

@@ -97,6 +97,23 @@ pub fn sidecars(wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u3
     Ok(found)
 }
 
+/// The processes whose environment has this value of a variable.
+///
+/// # Errors
+/// When the process table cannot be read.
+pub fn with_variable(name: &str, value: &str) -> Result<Vec<u32>> {
+    let wanted = format!("{name}={value}");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|one| one == wanted.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// The name of the file that a process runs.
 pub fn program(pid: u32) -> Option<String> {
     let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;

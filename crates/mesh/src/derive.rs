@@ -13,7 +13,11 @@ mod loads;
 mod outbound;
 mod routes;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use carrick_base::{Labels, NamespacedName};
 
@@ -22,7 +26,7 @@ use outbound::ClusterMemo;
 
 use crate::{
     locality::{self, Place},
-    parts::{Cluster, ListenerSettings, Load, Outbound, Telemetry, View, inbound::Families},
+    parts::{Cluster, HostName, ListenerSettings, Load, Outbound, SecretPart, Telemetry, View, inbound::Families},
     proxy::{FileCerts, Interception, ProxyKind, ProxyNode},
     rules::Client,
     snapshot::Snapshot,
@@ -67,6 +71,37 @@ struct Shared {
     outbound: Arc<Outbound>,
     keys: Arc<[Arc<LoadKey>]>,
     loads: Option<Arc<[Arc<Load>]>>,
+    /// The last ones, which stay the same value where nothing in them changed.
+    last_loads: Option<Arc<[Arc<Load>]>>,
+    names: Option<Arc<BTreeMap<Arc<str>, HostName>>>,
+    /// By the namespace they are asked for from.
+    secrets: Option<(Arc<str>, Arc<[Arc<SecretPart>]>)>,
+}
+
+impl Shared {
+    /// Secrets that the clusters name: found once for a scope, since all clusters are looked at.
+    fn secrets(&mut self, snapshot: &Snapshot, namespace: &Arc<str>) -> Arc<[Arc<SecretPart>]> {
+        if let Some((_, known)) = self.secrets.as_ref().filter(|(of, _)| of == namespace) {
+            return known.clone();
+        }
+        let secrets = snapshot.secrets().of(namespace, None, &self.outbound.clusters);
+        self.secrets = Some((namespace.clone(), secrets.clone()));
+        secrets
+    }
+
+    fn forget_endpoints(&mut self) {
+        self.last_loads = self.loads.take().or(self.last_loads.take());
+        self.names = None;
+    }
+
+    fn loads(&mut self, snapshot: &Snapshot, memo: &mut LoadMemo) -> Arc<[Arc<Load>]> {
+        if let Some(loads) = &self.loads {
+            return loads.clone();
+        }
+        let new = loads::derive(snapshot, &self.keys, memo);
+        let loads = self.last_loads.take().filter(|last| *last == new).unwrap_or(new);
+        self.loads.insert(loads).clone()
+    }
 }
 
 /// Views over one snapshot, sharing what several proxies see alike.
@@ -74,6 +109,8 @@ struct Shared {
 pub struct Views {
     snapshot: Snapshot,
     scopes: HashMap<Scope, Shared>,
+    /// Of the configuration before: where a scope sees what it saw, it is the same value, so that proxies compare one pointer.
+    before: HashMap<Scope, Shared>,
     clusters: ClusterMemo,
     loads: LoadMemo,
 }
@@ -81,18 +118,25 @@ pub struct Views {
 impl Views {
     /// Starts with an empty memory.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, scopes: HashMap::new(), clusters: ClusterMemo::default(), loads: LoadMemo::default() }
+        Self {
+            snapshot,
+            scopes: HashMap::new(),
+            before: HashMap::new(),
+            clusters: ClusterMemo::default(),
+            loads: LoadMemo::default(),
+        }
     }
 
     /// Goes on with a newer snapshot, keeping what cannot have changed.
     pub fn update(&mut self, snapshot: Snapshot) {
         let same_config = Arc::ptr_eq(&self.snapshot.config, &snapshot.config);
         if !same_config || !Arc::ptr_eq(&self.snapshot.facts, &snapshot.facts) {
-            self.scopes.clear();
+            self.before = std::mem::take(&mut self.scopes);
+            self.before.values_mut().for_each(Shared::forget_endpoints);
             self.clusters.clear();
             self.loads.clear();
         } else if !Arc::ptr_eq(&self.snapshot.endpoints, &snapshot.endpoints) {
-            self.scopes.values_mut().for_each(|shared| shared.loads = None);
+            self.scopes.values_mut().for_each(Shared::forget_endpoints);
             self.loads.clear();
         }
         self.snapshot = snapshot;
@@ -116,12 +160,13 @@ impl Views {
         let snapshot = &self.snapshot;
         let labels = labels_of(snapshot, proxy);
         let scope = scope(snapshot, proxy, &labels);
-        let names = proxy.resolves.then(|| Arc::new(host_names::derive(snapshot, &scope)));
-        let shared = shared(&mut self.scopes, snapshot, scope, &mut self.clusters);
+        let resolving = proxy.resolves.then(|| scope.clone());
+        let shared = shared(&mut self.scopes, &mut self.before, snapshot, scope, &mut self.clusters);
+        let names = resolving
+            .map(|scope| shared.names.get_or_insert_with(|| Arc::new(host_names::derive(snapshot, &scope))).clone());
         let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels, &shared.outbound.clusters));
-        let keys = shared.keys.clone();
-        let loads = shared.loads.get_or_insert_with(|| loads::derive(snapshot, &keys, &mut self.loads)).clone();
-        let secrets = snapshot.secrets().of(&proxy.namespace, None, &shared.outbound.clusters);
+        let loads = shared.loads(snapshot, &mut self.loads);
+        let secrets = shared.secrets(snapshot, &proxy.namespace);
         View { inbound, outbound: shared.outbound.clone(), loads, gateway: None, secrets, names }
     }
 
@@ -131,7 +176,7 @@ impl Views {
         let proxy = &ProxyNode { interception: Interception::None, ..proxy.clone() };
         let labels = labels_of(snapshot, proxy);
         let scope = scope(snapshot, proxy, &labels);
-        let shared = shared(&mut self.scopes, snapshot, scope.clone(), &mut self.clusters);
+        let shared = shared(&mut self.scopes, &mut self.before, snapshot, scope.clone(), &mut self.clusters);
         let derived = gateway::derive(snapshot, &scope, proxy, &labels, &shared.outbound.clusters, &shared.keys);
         let mut outbound = Outbound { routes: derived.routes, ..(*shared.outbound).clone() };
         let mut keys: Vec<_> = shared.keys.to_vec();
@@ -179,13 +224,18 @@ fn scope(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Scope {
 
 fn shared<'a>(
     scopes: &'a mut HashMap<Scope, Shared>,
+    before: &mut HashMap<Scope, Shared>,
     snapshot: &Snapshot,
     scope: Scope,
     clusters: &mut ClusterMemo,
 ) -> &'a mut Shared {
     scopes.entry(scope).or_insert_with_key(|scope| {
         let (outbound, keys) = outbound::derive(snapshot, scope, clusters);
-        Shared { outbound: Arc::new(outbound), keys: keys.into(), loads: None }
+        let before = before.remove(scope);
+        let last_loads = before.as_ref().and_then(|before| before.last_loads.clone());
+        let same = before.map(|before| before.outbound).filter(|before| **before == outbound);
+        let outbound = same.unwrap_or_else(|| Arc::new(outbound));
+        Shared { outbound, keys: keys.into(), loads: None, last_loads, names: None, secrets: None }
     })
 }
 

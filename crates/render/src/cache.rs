@@ -32,6 +32,9 @@ pub struct Cache {
     pub(crate) secrets: Memo<SecretPart>,
     pub(crate) outbound_sets: Shared<Outbound, OutboundSet>,
     pub(crate) load_sets: Shared<[Arc<Load>], Arc<Resources>>,
+    pub(crate) joined: Joined,
+    /// The set of nothing, which sets begin with that have no shared part.
+    pub(crate) none: Arc<Resources>,
 }
 
 /// Resources of one client side, shared by all proxies that see the same.
@@ -59,6 +62,7 @@ impl Cache {
         self.secrets.sweep(now);
         self.outbound_sets.sweep(now);
         self.load_sets.sweep(now);
+        self.joined.sweep(now);
         self.generation = self.generation.wrapping_add(1);
     }
 
@@ -152,6 +156,39 @@ impl<K: ?Sized, V: Clone> Shared<K, V> {
 
     fn sweep(&mut self, now: u64) {
         self.known.retain(|_, (_, _, used)| *used == now);
+    }
+}
+
+/// Sets that are a shared one with a few resources more, by the identity of all of them: proxies whose own resources are equal have the
+/// same set.
+#[derive(Debug, Default)]
+pub(crate) struct Joined {
+    known: HashMap<Vec<usize>, Join>,
+}
+
+/// All parts are kept, so that their addresses stay their own.
+#[derive(Debug)]
+struct Join {
+    _base: Arc<Resources>,
+    _more: Vec<Arc<Resource>>,
+    all: Arc<Resources>,
+    used: u64,
+}
+
+impl Joined {
+    pub fn get(&mut self, now: u64, base: &Arc<Resources>, more: Vec<Arc<Resource>>) -> Arc<Resources> {
+        let key = std::iter::once(identity(base)).chain(more.iter().map(identity)).collect();
+        let join = self.known.entry(key).or_insert_with(|| {
+            let mut all = (**base).clone();
+            all.extend(more.iter().map(|resource| (resource.name.clone(), resource.clone())));
+            Join { _base: base.clone(), _more: more, all: Arc::new(all), used: now }
+        });
+        join.used = now;
+        join.all.clone()
+    }
+
+    fn sweep(&mut self, now: u64) {
+        self.known.retain(|_, join| join.used == now);
     }
 }
 

@@ -87,29 +87,24 @@ enum BuiltInKind {
 
 /// All resources of one view.
 pub fn resources(view: &View, cache: &mut Cache) -> Rendered {
+    let now = cache.generation;
     let shared = outbound_set(&view.outbound, cache);
-    let mut clusters = (*shared.clusters).clone();
-    if view.gateway.is_none() {
-        clusters.extend(inbound_clusters(&view.inbound, cache));
-    }
-    let mut listeners = (*shared.listeners).clone();
-    listeners.extend(inbound_listener(&view.inbound, cache));
+    let clusters = if view.gateway.is_none() { inbound_clusters(&view.inbound, cache) } else { Vec::new() };
+    let mut listeners: Vec<_> = inbound_listener(&view.inbound, cache).into_iter().collect();
     listeners.extend(bound_listeners(&view.inbound, cache));
     for input in view.gateway.iter().flat_map(|g| &g.listeners) {
         let render = |l: &GatewayListener| (l.name.clone(), wire::any(&gateway::listener(l)));
-        add(&mut listeners, cache.gateways.get(cache.generation, input, || input.clone(), render));
+        listeners.push(cache.gateways.get(now, input, || input.clone(), render));
     }
-    let mut secrets = Resources::new();
-    for input in view.secrets.iter() {
-        let render = |s: &SecretPart| (s.name.clone(), wire::any(&secret::secret(s)));
-        add(&mut secrets, cache.secrets.get(cache.generation, input, || input.clone(), render));
-    }
+    let render = |s: &SecretPart| (s.name.clone(), wire::any(&secret::secret(s)));
+    let secrets = view.secrets.iter().map(|input| cache.secrets.get(now, input, || input.clone(), render)).collect();
+    let none = cache.none.clone();
     Rendered {
-        clusters: Arc::new(clusters),
+        clusters: cache.joined.get(now, &shared.clusters, clusters),
         endpoints: load_set(&view.loads, cache),
-        listeners: Arc::new(listeners),
+        listeners: cache.joined.get(now, &shared.listeners, listeners),
         routes: shared.routes,
-        secrets: Arc::new(secrets),
+        secrets: cache.joined.get(now, &none, secrets),
     }
 }
 
@@ -172,7 +167,7 @@ fn load_set(loads: &Arc<[Arc<Load>]>, cache: &mut Cache) -> Arc<Resources> {
     all
 }
 
-fn inbound_clusters(view: &Inbound, cache: &mut Cache) -> Vec<(Arc<str>, Arc<Resource>)> {
+fn inbound_clusters(view: &Inbound, cache: &mut Cache) -> Vec<Arc<Resource>> {
     let now = cache.generation;
     let render = |c: &carrick_mesh::view::InboundCluster| (c.name.clone(), cluster::inbound(c));
     let mut all: Vec<_> = view
@@ -183,10 +178,10 @@ fn inbound_clusters(view: &Inbound, cache: &mut Cache) -> Vec<(Arc<str>, Arc<Res
     let passthrough =
         BuiltIn { kind: BuiltInKind::InboundPassthrough, connect_timeout: view.connect_timeout, v6: !view.families.v4 };
     all.push(built_in(passthrough, cache));
-    all.into_iter().map(|r| (r.name.clone(), r)).collect()
+    all
 }
 
-fn inbound_listener(view: &Arc<Inbound>, cache: &mut Cache) -> Option<(Arc<str>, Arc<Resource>)> {
+fn inbound_listener(view: &Arc<Inbound>, cache: &mut Cache) -> Option<Arc<Resource>> {
     if view.interception == carrick_mesh::Interception::None {
         return None;
     }
@@ -194,8 +189,7 @@ fn inbound_listener(view: &Arc<Inbound>, cache: &mut Cache) -> Option<(Arc<str>,
         let listener = inbound::listener(v).unwrap_or_default();
         (Arc::from(inbound::LISTENER), wire::any(&listener))
     };
-    let resource = cache.inbound.get(cache.generation, view, || view.clone(), render);
-    Some((resource.name.clone(), resource))
+    Some(cache.inbound.get(cache.generation, view, || view.clone(), render))
 }
 
 /// A port of an inbound side that is listened on for real.
@@ -205,7 +199,7 @@ pub(crate) struct BoundPort {
     port: u16,
 }
 
-fn bound_listeners(view: &Arc<Inbound>, cache: &mut Cache) -> Vec<(Arc<str>, Arc<Resource>)> {
+fn bound_listeners(view: &Arc<Inbound>, cache: &mut Cache) -> Vec<Arc<Resource>> {
     let ports = view.ports.iter().filter_map(|p| Some((p.bind?, p.target)));
     let of = |(ip, port): (std::net::IpAddr, u16)| {
         let input = BoundPort { view: view.clone(), port };
@@ -214,8 +208,7 @@ fn bound_listeners(view: &Arc<Inbound>, cache: &mut Cache) -> Vec<(Arc<str>, Arc
             (Arc::from(inbound::bound_name(ip, port)), wire::any(&listener))
         };
         let key = || Arc::new(BoundPort { view: view.clone(), port });
-        let resource = cache.bound.get(cache.generation, &input, key, render);
-        (resource.name.clone(), resource)
+        cache.bound.get(cache.generation, &input, key, render)
     };
     ports.map(of).collect()
 }

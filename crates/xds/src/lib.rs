@@ -16,7 +16,7 @@ pub mod server;
 pub mod type_url;
 
 pub use node::{NodeId, NodeIdError, NodeType};
-pub use resource::{Resource, ResourceSet, TypeMap};
+pub use resource::{Changes, Resource, ResourceSet, TypeMap};
 pub use type_url::TypeUrl;
 
 pub use envoy_types::pb::envoy::config::core::v3::Node;

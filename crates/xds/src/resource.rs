@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// The resources of one type, by name.
 pub type TypeMap = BTreeMap<Arc<str>, Arc<Resource>>;
@@ -66,19 +66,45 @@ fn endpoints_of(body: &Any) -> Option<Arc<str>> {
     Some(Arc::from(name))
 }
 
+/// In which names the resources of a type differ from those of an earlier set, so that who has the earlier ones looks at nothing else.
+#[derive(Debug, Clone)]
+pub struct Changes {
+    /// The earlier resources, by their place in memory alone.
+    from: Weak<TypeMap>,
+    names: Arc<[Arc<str>]>,
+}
+
+impl Changes {
+    /// The differences of two sets of resources of one type.
+    pub fn between(from: &Arc<TypeMap>, to: &TypeMap) -> Self {
+        let same = |name: &Arc<str>, resource: &Arc<Resource>| {
+            from.get(name).is_some_and(|was| Arc::ptr_eq(was, resource) || was.version == resource.version)
+        };
+        let changed = to.iter().filter(|(name, resource)| !same(name, resource)).map(|(name, _)| name.clone());
+        let gone = from.keys().filter(|name| !to.contains_key(*name)).cloned();
+        Self { from: Arc::downgrade(from), names: changed.chain(gone).collect() }
+    }
+
+    /// The names, if they are the differences from exactly these resources.
+    pub(crate) fn since(&self, from: &Arc<TypeMap>) -> Option<&[Arc<str>]> {
+        std::ptr::eq(self.from.as_ptr(), Arc::as_ptr(from)).then_some(&*self.names)
+    }
+}
+
 /// Everything one proxy is to have, at one generation of the configuration. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     generation: u64,
     version: Arc<str>,
     types: Arc<BTreeMap<TypeUrl, Arc<TypeMap>>>,
+    changes: Arc<BTreeMap<TypeUrl, Changes>>,
 }
 
 impl ResourceSet {
     /// A set for `generation` (a counter that only grows; acknowledgements are told in it), with the version text that
     /// state-of-the-world responses carry (`<RFC 3339 time>/<counter>`).
     pub fn new(generation: u64, version: impl Into<Arc<str>>, types: BTreeMap<TypeUrl, Arc<TypeMap>>) -> Self {
-        Self { generation, version: version.into(), types: Arc::new(types) }
+        Self { generation, version: version.into(), types: Arc::new(types), changes: Arc::default() }
     }
 
     /// A set out of loose resources, for tests and small sources.
@@ -97,7 +123,19 @@ impl ResourceSet {
     /// The same content at a later generation: what a proxy is told when a change does not concern it.
     #[must_use]
     pub fn at(&self, generation: u64, version: impl Into<Arc<str>>) -> Self {
-        Self { generation, version: version.into(), types: self.types.clone() }
+        Self { generation, version: version.into(), types: self.types.clone(), changes: self.changes.clone() }
+    }
+
+    /// The same with what is different from earlier resources of some types. Only spares work: without it everything is compared.
+    #[must_use]
+    pub fn knowing(mut self, changes: BTreeMap<TypeUrl, Changes>) -> Self {
+        self.changes = Arc::new(changes);
+        self
+    }
+
+    /// What is known of the differences of a type.
+    pub(crate) fn changes(&self, type_url: &TypeUrl) -> Option<&Changes> {
+        self.changes.get(type_url)
     }
 
     /// The generation of the configuration this set was made from.

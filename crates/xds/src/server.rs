@@ -5,6 +5,7 @@
 
 pub mod authority;
 mod delta;
+mod held;
 mod listen;
 mod service;
 mod sotw;

@@ -7,60 +7,73 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::{Map, Value, json};
 
-/// One engine's figure in one round.
-#[derive(Debug, Clone)]
-struct Round {
-    native: f64,
-    envoy: f64,
-}
+/// Whom ratios are to, with what they are called in tables.
+pub const REFERENCES: [(&str, &str); 3] = [("bare-envoy", "/E"), ("envoy", "/Istio's E"), ("floor", "/F")];
 
-/// Everything measured: mode → figure → rounds.
+/// Figures of one subject in one mode, by name, one for each round.
+type Figures = BTreeMap<String, Vec<f64>>;
+
+/// Everything measured: mode → subject → figure → rounds.
 #[derive(Debug, Default)]
 pub struct Summary {
-    modes: BTreeMap<String, BTreeMap<String, Vec<Round>>>,
+    modes: BTreeMap<String, BTreeMap<String, Figures>>,
 }
 
 impl Summary {
-    /// Adds a round's pair of figures.
-    pub fn add(&mut self, mode: &str, figure: &str, native: f64, envoy: f64) {
-        let rounds = self.modes.entry(mode.to_owned()).or_default().entry(figure.to_owned()).or_default();
-        rounds.push(Round { native, envoy });
+    /// Adds a round's figure. Every subject of a mode gets the same figures in every round.
+    pub fn add(&mut self, mode: &str, subject: &str, figure: &str, value: f64) {
+        let subjects = self.modes.entry(mode.to_owned()).or_default();
+        let figures = subjects.entry(subject.to_owned()).or_default();
+        figures.entry(figure.to_owned()).or_default().push(value);
     }
 
-    /// The machine's form: `{mode: {figure: {native, envoy, ratio, ratio_min, ratio_max, rounds}}}`.
+    /// The machine's form: mode → subject → figure → `{median, min, max, rounds}`, with the ratios to each reference that took part.
     pub fn json(&self) -> Map<String, Value> {
-        let figure = |rounds: &Vec<Round>| {
-            let (native, envoy, ratios) = columns(rounds);
-            json!({
-                "native": median(&native), "envoy": median(&envoy), "ratio": median(&ratios),
-                "ratio_min": ratios.first(), "ratio_max": ratios.last(), "rounds": rounds.len(),
-            })
+        let subject = |subjects: &BTreeMap<String, Figures>, name: &str, figures: &Figures| {
+            let figure = |(what, rounds): (&String, &Vec<f64>)| {
+                let mut shown = spread(rounds);
+                for (reference, _) in REFERENCES.iter().filter(|(reference, _)| *reference != name) {
+                    if let Some(theirs) = subjects.get(*reference).and_then(|f| f.get(what)) {
+                        shown[format!("to_{reference}")] = spread(&ratios(rounds, theirs));
+                    }
+                }
+                (what.clone(), shown)
+            };
+            Value::Object(figures.iter().map(figure).collect())
         };
-        self.modes
-            .iter()
-            .map(|(mode, figures)| {
-                let shown: Map<String, Value> = figures.iter().map(|(name, r)| (name.clone(), figure(r))).collect();
-                (mode.clone(), Value::Object(shown))
-            })
-            .collect()
+        let mode = |subjects: &BTreeMap<String, Figures>| {
+            Value::Object(subjects.iter().map(|(name, f)| (name.clone(), subject(subjects, name, f))).collect())
+        };
+        self.modes.iter().map(|(name, subjects)| (name.clone(), mode(subjects))).collect()
     }
 
-    /// The table for people.
+    /// The table for people: who costs how much CPU.
     pub fn table(&self) -> String {
         let mut out = String::new();
-        let _ =
-            writeln!(out, "{:<14} {:<26} {:>12} {:>12} {:>8}  spread", "mode", "figure", "native", "envoy", "ratio");
-        for (mode, figures) in &self.modes {
-            for (name, rounds) in figures {
-                let (native, envoy, ratios) = columns(rounds);
+        let _ = writeln!(
+            out,
+            "{:<12} {:<12} {:>10} {:>10} {:>9} {:>9}  ratio to bare Envoy, to the floor (spread)",
+            "mode", "who", "CPU µs", "per second", "p50 µs", "p99 µs"
+        );
+        for (mode, subjects) in &self.modes {
+            for (name, figures) in subjects {
+                let of = |what: &str| figures.get(what).map_or(f64::NAN, |rounds| median(rounds));
+                let ratio = |reference: &str| {
+                    let own = figures.get("cpu_us")?;
+                    let theirs = subjects.get(reference)?.get("cpu_us")?;
+                    let all = ratios(own, theirs);
+                    let (low, high) = ends(&all);
+                    Some(format!("{:.2} ({low:.2}–{high:.2})", median(&all)))
+                };
                 let _ = writeln!(
                     out,
-                    "{mode:<14} {name:<26} {:>12.1} {:>12.1} {:>8.2}  {:.2}–{:.2}",
-                    median(&native),
-                    median(&envoy),
-                    median(&ratios),
-                    ratios.first().copied().unwrap_or_default(),
-                    ratios.last().copied().unwrap_or_default(),
+                    "{mode:<12} {name:<12} {:>10.1} {:>10.0} {:>9.0} {:>9.0}  {}  {}",
+                    of("cpu_us"),
+                    of("per_second"),
+                    of("p50_us"),
+                    of("p99_us"),
+                    ratio("bare-envoy").unwrap_or_else(|| "-".to_owned()),
+                    ratio("floor").unwrap_or_else(|| "-".to_owned()),
                 );
             }
         }
@@ -68,27 +81,28 @@ impl Summary {
     }
 }
 
-/// The two engines' figures and the ratios, each sorted.
-fn columns(rounds: &[Round]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let sorted = |mut v: Vec<f64>| {
-        v.sort_by(f64::total_cmp);
-        v
-    };
-    let ratio = |r: &Round| if r.envoy > 0.0 { r.native / r.envoy } else { f64::NAN };
-    (
-        sorted(rounds.iter().map(|r| r.native).collect()),
-        sorted(rounds.iter().map(|r| r.envoy).collect()),
-        sorted(rounds.iter().map(ratio).collect()),
-    )
+fn spread(rounds: &[f64]) -> Value {
+    let (low, high) = ends(rounds);
+    json!({"median": median(rounds), "min": low, "max": high, "rounds": rounds.len()})
 }
 
-fn median(sorted: &[f64]) -> f64 {
+fn ratios(own: &[f64], theirs: &[f64]) -> Vec<f64> {
+    own.iter().zip(theirs).map(|(own, theirs)| if *theirs > 0.0 { own / theirs } else { f64::NAN }).collect()
+}
+
+fn ends(values: &[f64]) -> (f64, f64) {
+    values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)))
+}
+
+/// The middle value; of an even number of them the mean of the two in the middle.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |n: usize| sorted.get(n).copied().unwrap_or(f64::NAN);
     match sorted.len() {
         0 => f64::NAN,
-        n if n % 2 == 1 => sorted.get(n / 2).copied().unwrap_or(f64::NAN),
-        n => {
-            (sorted.get(n / 2 - 1).copied().unwrap_or(f64::NAN) + sorted.get(n / 2).copied().unwrap_or(f64::NAN)) / 2.0
-        }
+        n if n % 2 == 1 => at(n / 2),
+        n => (at(n / 2 - 1) + at(n / 2)) / 2.0,
     }
 }
 
@@ -100,12 +114,17 @@ mod tests {
     fn ratios_are_taken_within_a_round() {
         let mut summary = Summary::default();
         for (native, envoy) in [(50.0, 100.0), (90.0, 300.0), (10.0, 40.0)] {
-            summary.add("http1", "cpu_us_per_request", native, envoy);
+            summary.add("http1", "native", "cpu_us", native);
+            summary.add("http1", "bare-envoy", "cpu_us", envoy);
         }
-        let figure = &summary.json()["http1"]["cpu_us_per_request"];
-        assert_eq!((figure["native"].as_f64(), figure["envoy"].as_f64()), (Some(50.0), Some(100.0)));
-        assert_eq!(figure["ratio"].as_f64(), Some(0.3));
-        assert_eq!((figure["ratio_min"].as_f64(), figure["ratio_max"].as_f64()), (Some(0.25), Some(0.5)));
-        assert!(summary.table().contains("cpu_us_per_request"));
+        let all = summary.json();
+        let figure = &all["http1"]["native"]["cpu_us"];
+        assert_eq!((figure["median"].as_f64(), figure["rounds"].as_u64()), (Some(50.0), Some(3)));
+        let ratio = &figure["to_bare-envoy"];
+        assert_eq!(ratio["median"].as_f64(), Some(0.3));
+        assert_eq!((ratio["min"].as_f64(), ratio["max"].as_f64()), (Some(0.25), Some(0.5)));
+        assert!(all["http1"]["bare-envoy"]["cpu_us"].get("to_bare-envoy").is_none());
+        assert!(summary.table().contains("0.30 (0.25–0.50)"), "{}", summary.table());
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
     }
 }

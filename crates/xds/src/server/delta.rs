@@ -6,9 +6,10 @@
 //! is not repeated until something of its type changes, and then goes out again whole, because the peer may have kept
 //! none of it. Which peers may see what, and time, are the business of others.
 
+use super::held::{Held, Holding};
 use super::status::{Nack, SessionStatus, TypeStatus};
 use super::{ProtocolError, check_limits};
-use crate::{Resource, ResourceSet, TypeMap, TypeUrl};
+use crate::{Changes, Resource, ResourceSet, TypeMap, TypeUrl};
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
@@ -29,15 +30,12 @@ pub struct DeltaSession {
     status: SessionStatus,
 }
 
-/// What the peer holds under a name: a version, or the knowledge that there is no such resource.
-type Held = Option<Arc<str>>;
-
 #[derive(Debug, Default)]
 struct DeltaType {
     wildcard: bool,
     /// Names asked for explicitly.
     names: BTreeSet<Arc<str>>,
-    held: BTreeMap<Arc<str>, Held>,
+    held: Held,
     /// Names to send again although the peer holds them.
     again: BTreeSet<Arc<str>>,
     /// Refused when sent alone: not sent again before they change.
@@ -53,8 +51,8 @@ struct DeltaType {
     outstanding: Option<Outstanding>,
     /// A response that was not answered in time; its answer still counts until another response goes out.
     late: Option<Outstanding>,
-    /// The resources everything was compared with when there was nothing left to send; spares comparing again.
-    settled_with: Option<Arc<TypeMap>>,
+    /// What is held is what the shared set of `held` says, but for names in `again`.
+    settled: bool,
 }
 
 #[derive(Debug)]
@@ -131,7 +129,7 @@ impl DeltaSession {
         if !request.response_nonce.is_empty() {
             state.answered(request, status);
         }
-        state.subscribe(request, first && type_url.legacy_wildcard(), first);
+        state.subscribe(request, first && type_url.legacy_wildcard(), first, self.target.of(&type_url));
         if untold {
             state.held.clear();
         }
@@ -200,7 +198,7 @@ impl DeltaSession {
         self.types.get(type_url).is_some_and(|state| {
             state.outstanding.is_some()
                 || !state.retry.is_empty()
-                || !state.difference(self.target.of(type_url), false).is_empty()
+                || !state.difference(self.target.of(type_url), self.target.changes(type_url), false).is_empty()
         })
     }
 
@@ -211,7 +209,6 @@ impl DeltaSession {
         self.owed.retain(|name| {
             let asked_for = state.wildcard || state.names.contains(name);
             if asked_for {
-                state.settled_with = None;
                 state.again.insert(name.clone());
             }
             !asked_for && clusters.is_some()
@@ -226,7 +223,7 @@ impl DeltaSession {
             return None;
         }
         let target = self.target.of(type_url);
-        let difference = state.next(target, defer);
+        let (difference, whole) = state.next(target, self.target.changes(type_url), defer);
         if difference.is_empty() && !state.must_answer {
             // Without an answer nobody knows what the peer has.
             if !difference.deferred && state.late.is_none() {
@@ -252,8 +249,8 @@ impl DeltaSession {
         status.sent_nonce = nonce.clone();
         status.sent_version = self.target.version().clone();
         status.pushes = status.pushes.saturating_add(1);
-        state.sent(nonce, self.target.generation(), difference);
-        status.resources = state.held.values().filter(|held| held.is_some()).count();
+        state.sent(nonce, self.target.generation(), difference, whole.then_some(target).flatten());
+        status.resources = state.resources(target);
         Some(response)
     }
 }
@@ -315,40 +312,60 @@ impl DeltaType {
         }
     }
 
-    fn subscribe(&mut self, request: &DeltaDiscoveryRequest, legacy_wildcard: bool, first: bool) {
+    /// Names that `target` has are kept as its own, which all peers share.
+    fn subscribe(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+        legacy_wildcard: bool,
+        first: bool,
+        target: Option<&Arc<TypeMap>>,
+    ) {
+        let shared = |name: &str| -> Arc<str> {
+            let known = target.and_then(|target| target.get_key_value(name));
+            known.map_or_else(|| Arc::from(name), |(name, _)| name.clone())
+        };
+
         if first {
-            self.held = request
-                .initial_resource_versions
-                .iter()
-                .map(|(name, version)| (Arc::from(name.as_str()), Some(Arc::from(version.as_str()))))
-                .collect();
+            self.held.clear();
+            for (name, version) in &request.initial_resource_versions {
+                self.held.set(shared(name), Holding::Version(Arc::from(version.as_str())));
+            }
             if legacy_wildcard && request.resource_names_subscribe.is_empty() {
                 self.wildcard = true;
                 self.must_answer = self.held.is_empty();
             }
         }
         for name in &request.resource_names_subscribe {
-            self.settled_with = None;
             if name == "*" {
+                // What the shared set has was held of these names only.
+                if !self.wildcard && self.held.shared().is_some() {
+                    self.held.narrow(&self.names);
+                }
+                self.settled = false;
                 self.must_answer |= !self.wildcard && self.held.is_empty();
                 self.wildcard = true;
                 // What is on its way will find the peer interested again: it counts as held, in an unknown version.
                 for name in self.outstanding.iter().flat_map(|outstanding| &outstanding.names) {
-                    self.held.entry(name.clone()).or_insert_with(|| Some(Arc::from("")));
+                    if self.held.get(name).is_none() {
+                        self.held.set(name.clone(), Holding::Version(Arc::from("")));
+                    }
                 }
                 continue;
             }
-            let name: Arc<str> = Arc::from(name.as_str());
+            let name = shared(name);
             // Asking for a name again means that the peer has dropped it, unless it has just told its version.
             if !first {
                 self.again.insert(name.clone());
             }
+            if !self.wildcard && !self.names.contains(&name) && self.held.shared().is_some() {
+                self.held.remove(&name);
+            }
             self.names.insert(name);
         }
         for name in &request.resource_names_unsubscribe {
-            self.settled_with = None;
             if name == "*" {
                 self.wildcard = false;
+                self.settled = false;
                 continue;
             }
             self.names.remove(name.as_str());
@@ -357,13 +374,15 @@ impl DeltaType {
             self.suspects.remove(name.as_str());
             // The peer dropped it; where everything is asked for it has to be told again.
             let dropped = self.held.remove(name.as_str());
-            if self.wildcard && dropped.is_some() {
+            if self.wildcard && dropped {
                 self.again.insert(Arc::from(name.as_str()));
             }
         }
         if !self.wildcard {
             let names = &self.names;
-            self.held.retain(|name, _| names.contains(name));
+            if !self.settled {
+                self.held.narrow(names);
+            }
             self.again.retain(|name| names.contains(name));
             self.refused.retain(|name| names.contains(name));
             self.suspects.retain(|name| names.contains(name));
@@ -371,37 +390,47 @@ impl DeltaType {
         }
     }
 
-    fn difference(&self, target: Option<&Arc<TypeMap>>, defer: bool) -> Difference {
+    /// What the peer has not as it is in `target`. Who is settled looks only at what is known to be different, and at what is to be sent again.
+    fn difference(&self, target: Option<&Arc<TypeMap>>, changes: Option<&Changes>, defer: bool) -> Difference {
         let mut out = Difference::default();
-        if let (Some(settled), Some(target)) = (&self.settled_with, target)
-            && Arc::ptr_eq(settled, target)
-        {
-            return out;
-        }
+        let known: Option<&[Arc<str>]> = match (target, self.held.shared()) {
+            (Some(target), Some(shared)) if self.settled && Arc::ptr_eq(target, shared) => Some(&[]),
+            (Some(_), Some(shared)) if self.settled => changes.and_then(|changes| changes.since(shared)),
+            _ => None,
+        };
         let empty = TypeMap::new();
         let target = target.map_or(&empty, |target| &**target);
-        if self.wildcard {
-            for resource in target.values() {
-                self.compare(&resource.name, Some(resource), defer, &mut out);
-            }
-            for name in self.held.keys().chain(&self.names).chain(&self.again) {
-                if !target.contains_key(name) {
-                    self.compare(name, None, defer, &mut out);
+        match known {
+            Some(changed) => {
+                let of_again = self.again.iter().filter(|name| !changed.contains(name));
+                let asked_for = |name: &&Arc<str>| self.wildcard || self.names.contains(*name);
+                for name in changed.iter().chain(of_again).filter(asked_for) {
+                    self.compare(name, target.get(name), defer, &mut out);
                 }
             }
-            out.removed.sort_unstable();
-            out.removed.dedup();
-        } else {
-            for name in &self.names {
-                self.compare(name, target.get(name), defer, &mut out);
+            None if self.wildcard => {
+                for resource in target.values() {
+                    self.compare(&resource.name, Some(resource), defer, &mut out);
+                }
+                for name in self.held.names().chain(&self.names).chain(&self.again) {
+                    if !target.contains_key(name) {
+                        self.compare(name, None, defer, &mut out);
+                    }
+                }
+            }
+            None => {
+                for name in &self.names {
+                    self.compare(name, target.get(name), defer, &mut out);
+                }
             }
         }
+        out.removed.sort_unstable();
+        out.removed.dedup();
         out
     }
 
     fn compare(&self, name: &Arc<str>, resource: Option<&Arc<Resource>>, defer: bool, out: &mut Difference) {
-        let held = self.held.get(name);
-        match (resource, held) {
+        match (resource, self.held.get(name)) {
             (Some(resource), Some(Some(version))) if *version == resource.version && !self.again.contains(name) => {}
             (Some(resource), _) => out.upserts.push(resource.clone()),
             (None, Some(Some(_))) if defer => out.deferred = true,
@@ -412,23 +441,38 @@ impl DeltaType {
         }
     }
 
+    /// How many resources the peer has been given of those that are there.
+    fn resources(&self, target: Option<&Arc<TypeMap>>) -> usize {
+        match target {
+            Some(target) if self.wildcard => target.len(),
+            Some(target) if self.names.len() > target.len() => {
+                target.keys().filter(|n| self.names.contains(*n)).count()
+            }
+            // Names of what is not there are few.
+            Some(_) => self.names.len().saturating_sub(self.held.absences()),
+            None => 0,
+        }
+    }
+
     /// What to send next: a part of a refused response, or what has changed and with it the suspects.
-    fn next(&mut self, target: Option<&Arc<TypeMap>>, defer: bool) -> Difference {
+    /// Whether it is all that was missing.
+    fn next(&mut self, target: Option<&Arc<TypeMap>>, changes: Option<&Changes>, defer: bool) -> (Difference, bool) {
         while let Some(names) = self.retry.pop_front() {
             let mut out = Difference::default();
             self.add(names, target, &mut out);
             if !out.is_empty() {
-                return out;
+                return (out, false);
             }
         }
-        let mut out = self.difference(target, defer);
+        let mut out = self.difference(target, changes, defer);
         if !out.is_empty() {
             self.retries_left = MAX_RETRIES;
             let sent: BTreeSet<&Arc<str>> = out.upserts.iter().map(|r| &r.name).chain(&out.removed).collect();
             let suspects = self.suspects.iter().filter(|name| !sent.contains(name)).cloned().collect();
             self.add(suspects, target, &mut out);
         }
-        out
+        let whole = !out.deferred;
+        (out, whole)
     }
 
     /// Adds the present state of names the peer still asks for.
@@ -444,29 +488,36 @@ impl DeltaType {
         }
     }
 
-    fn sent(&mut self, nonce: Arc<str>, generation: u64, difference: Difference) {
+    /// `whole`: what everything is like now, if nothing was left out.
+    fn sent(&mut self, nonce: Arc<str>, generation: u64, difference: Difference, whole: Option<&Arc<TypeMap>>) {
         let mut names = Vec::with_capacity(difference.upserts.len().saturating_add(difference.removed.len()));
         for resource in &difference.upserts {
-            self.held.insert(resource.name.clone(), Some(resource.version.clone()));
+            self.held.sent(resource);
             self.again.remove(&resource.name);
             names.push(resource.name.clone());
         }
         for name in difference.removed {
             self.again.remove(&name);
             if self.names.contains(&name) {
-                self.held.insert(name.clone(), None);
+                self.held.set(name.clone(), Holding::Absence);
             } else {
                 self.held.remove(&name);
             }
             names.push(name);
         }
         self.must_answer = false;
-        self.settled_with = None;
+        match whole {
+            Some(target) => self.settled(Some(target)),
+            None => self.settled = false,
+        }
         self.late = None;
         self.outstanding = Some(Outstanding { nonce, generation, complete: !difference.deferred, names });
     }
 
     fn settled(&mut self, target: Option<&Arc<TypeMap>>) {
-        self.settled_with = target.cloned();
+        self.settled = target.is_some();
+        if let Some(target) = target {
+            self.held.settle(target);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use crate::resource;
 use carrick_xds::client::{ClientSession, Interest, Nack, Update};
 use carrick_xds::server::{DeltaSession, SotwSession};
-use carrick_xds::{Node, ResourceSet, TypeUrl};
+use carrick_xds::{Changes, Node, ResourceSet, TypeUrl};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -49,6 +49,7 @@ fn op() -> impl Strategy<Value = Op> {
 struct World {
     now: BTreeMap<TypeUrl, BTreeMap<&'static str, u8>>,
     generation: u64,
+    last: ResourceSet,
 }
 
 impl World {
@@ -58,7 +59,13 @@ impl World {
             .now
             .iter()
             .flat_map(|(t, map)| map.iter().map(move |(name, body)| (t.clone(), resource(t, name, *body))));
-        ResourceSet::from_resources(self.generation, format!("v/{}", self.generation), resources)
+        let set = ResourceSet::from_resources(self.generation, format!("v/{}", self.generation), resources);
+        let since = |(type_url, now): (&TypeUrl, &Arc<carrick_xds::TypeMap>)| {
+            Some((type_url.clone(), Changes::between(self.last.of(type_url)?, now)))
+        };
+        let changes = set.types().filter_map(since).collect();
+        self.last = set.knowing(changes);
+        self.last.clone()
     }
 }
 

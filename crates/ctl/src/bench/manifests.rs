@@ -1,0 +1,78 @@
+//! The objects of the measured mesh: STRICT everywhere, ten policies, services that nobody calls but every sidecar knows.
+//!
+//! Invariant: they are the same for both engines; what differs between pairs (logs) is selected by a label.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use super::pairs::{NAMESPACE, Pair};
+
+/// Whom the last of the policies lets in comes in all requests; nine that fit nobody are looked at before.
+const POLICIES: usize = 10;
+
+/// Everything but the services that nobody calls.
+pub fn mesh(pairs: &[Pair]) -> String {
+    let mut out = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}, labels: {{istio-injection: enabled}}}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: istio-system}}\n\
+         spec: {{mtls: {{mode: STRICT}}}}\n---\n\
+         apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: logs, namespace: {NAMESPACE}}}\nspec:\n  \
+         selector: {{matchLabels: {{logs: \"on\"}}}}\n  accessLogging: [{{providers: [{{name: envoy}}]}}]\n"
+    );
+    for n in 0..POLICIES {
+        let from = if n + 1 == POLICIES {
+            format!("namespaces: [{NAMESPACE}]")
+        } else {
+            format!("principals: [\"cluster.local/ns/other/sa/one-{n}\", \"cluster.local/ns/other/sa/two-{n}\"]")
+        };
+        let _ = write!(
+            out,
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: policy-{n}, namespace: {NAMESPACE}}}\n\
+             spec: {{action: ALLOW, rules: [{{from: [{{source: {{{from}}}}}], to: [{{operation: {{ports: [\"8080\", \"8081\", \"8082\", \"8083\"]}}}}]}}]}}\n"
+        );
+    }
+    for pair in pairs.iter().filter(|pair| pair.subject.in_mesh()) {
+        let name = pair.pod("server");
+        let _ = write!(
+            out,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+             selector: {{app: {name}}}\n  ports:\n  - {{name: http, port: 8080}}\n  - {{name: grpc, port: 8081}}\n  \
+             - {{name: tcp, port: 8082}}\n  - {{name: http-up, port: 8083}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+             host: {name}.{NAMESPACE}.svc.cluster.local\n  trafficPolicy:\n    portLevelSettings:\n    - port: {{number: 8083}}\n      \
+             connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}}}\n"
+        );
+    }
+    out
+}
+
+/// Services with one endpoint each.
+pub fn services(which: Range<u32>) -> String {
+    let mut out = String::new();
+    for n in which {
+        let _ = write!(
+            out,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: known-{n}, namespace: {NAMESPACE}}}\n\
+             spec: {{ports: [{{name: http, port: 8080}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: known-{n}-1\n  \
+             namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: known-{n}}}\naddressType: IPv4\n\
+             ports: [{{name: http, port: 8080, protocol: TCP}}]\n\
+             endpoints: [{{addresses: [\"10.244.{}.{}\"], conditions: {{ready: true}}}}]\n",
+            200 + n / 250,
+            n % 250 + 1
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_objects() {
+        let text = mesh(&Pair::all()) + &services(0..3);
+        let objects = carrick_api::parse::objects(text.as_bytes()).unwrap();
+        assert_eq!(objects.len(), 3 + POLICIES + 2 * 5 + 2 * 3);
+    }
+}
