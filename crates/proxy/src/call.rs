@@ -115,7 +115,8 @@ async fn attempts(
         let (result, reused, home): (Result<_, Broken>, _, _) =
             match pool::take(local, &state, &key, &chosen.target, need).await? {
                 Taken::Http1 { mut connection, home, reused } => {
-                    let result = connection.send(request, reused).await.map_err(|e| match e {
+                    let (request, body) = request.into_parts();
+                    let result = connection.send(&request, body, reused).await.map_err(|e| match e {
                         SendError::Unsent(_) => Broken::Incomplete,
                         SendError::Broken(e) => e,
                     });

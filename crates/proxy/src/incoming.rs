@@ -67,7 +67,10 @@ impl Incoming {
     /// Moves on what is still to be sent the other way on the same connection, while nobody reads.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
         if let Incoming::Response(connection) = self {
-            connection.borrow_mut().drive(cx);
+            let mut connection = connection.borrow_mut();
+            if connection.is_sending() {
+                connection.drive(cx);
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod io;
 
 mod accept;
+mod alarm;
 mod call;
 mod connection;
 mod counter;

@@ -108,7 +108,8 @@ impl Copied<'_> {
             let need = Need { fresh: false, high: false, careful: false };
             let (response, checkout) = match pool::take(&worker.local, &state, &key, &target, need).await.ok()? {
                 Taken::Http1 { mut connection, home, reused } => {
-                    (connection.send(request, reused).await.ok()?, Checkout::Http1(connection, home))
+                    let (request, body) = request.into_parts();
+                    (connection.send(&request, body, reused).await.ok()?, Checkout::Http1(connection, home))
                 }
                 Taken::Http2 { mut sender, stream, .. } => {
                     let response = sender.try_send_request(request).await.ok()?;

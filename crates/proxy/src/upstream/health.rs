@@ -185,7 +185,8 @@ async fn exchange(
         (sender.send_request(request).await.ok()?.map(Incoming::Http2), Some(task))
     } else {
         let connection = client::Connection::new(Witness::new(stream).0, HeaderCase::Lower);
-        (client::send(&connection, request, false).await.ok()?, None)
+        let (request, body) = request.into_parts();
+        (client::send(&connection, &request, body, false).await.ok()?, None)
     };
     let (parts, mut body) = response.into_parts();
     let (mut headers, mut start) = (parts.headers, Vec::new());
