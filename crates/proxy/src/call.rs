@@ -3,10 +3,10 @@
 //! Invariant: they go through the cluster's own balancing, pools, limits and TLS, take no longer than they are told, and their
 //! answers are no longer than they are told. They ask without changing anything, so a broken reused connection is replaced once.
 
-use crate::h1::client::SendError;
-use crate::incoming::{Broken, Incoming};
 use crate::local::Local;
-use crate::request_body::RequestBody;
+use crate::message::h1::client::SendError;
+use crate::message::incoming::{Broken, Incoming};
+use crate::message::request_body::RequestBody;
 use crate::upstream::Upstreams;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::connect::ConnectError;

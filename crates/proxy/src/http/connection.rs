@@ -4,9 +4,9 @@
 //! while routes, clusters and endpoints are those of the moment.
 
 use crate::alarm::Timer;
-use crate::h1::server::Line;
 use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
+use crate::message::h1::server::Line;
 use crate::metrics::Memo;
 use crate::stats::HttpStats;
 use crate::worker::Worker;

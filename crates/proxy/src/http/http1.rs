@@ -6,12 +6,12 @@
 use super::body::ResponseBody;
 use super::connection::HttpConn;
 use super::{Timer, service};
-use crate::h1::body::Encoder;
-use crate::h1::read::{Head, Limits, Refused};
-use crate::h1::server::Line;
-use crate::h1::write::{self, To};
-use crate::incoming::Incoming;
 use crate::lifecycle::Phase;
+use crate::message::h1::body::Encoder;
+use crate::message::h1::read::{Head, Limits, Refused};
+use crate::message::h1::server::Line;
+use crate::message::h1::write::{self, To};
+use crate::message::incoming::Incoming;
 use carrick_proxy_core::model::hcm::{HeaderCase, HttpConnectionManager};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request};

@@ -6,8 +6,8 @@
 use super::exchange::Checkout;
 use super::forward::{Forward, absolute, auto_sni, join_cookies};
 use super::head::Head;
-use crate::incoming::Incoming;
-use crate::request_body::{RequestBody, TAP_DEPTH, Tapped};
+use crate::message::incoming::Incoming;
+use crate::message::request_body::{RequestBody, TAP_DEPTH, Tapped};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::pool::{self, Need, PoolKey, Taken};
 use carrick_proxy_core::facts::Facts;

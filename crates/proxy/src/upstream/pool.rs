@@ -7,13 +7,13 @@
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
 use crate::exec::LocalExec;
-use crate::h1::client::{self, SendError};
-use crate::incoming::Incoming;
 use crate::io::stream::Shown;
 use crate::io::sys::{self, Idle};
 use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
-use crate::request_body::RequestBody;
+use crate::message::h1::client::{self, SendError};
+use crate::message::incoming::Incoming;
+use crate::message::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use hyper::client::conn::http2;

@@ -7,7 +7,7 @@ use super::body::Encoder;
 use super::date;
 use super::names::Case;
 use super::read;
-use crate::incoming::Broken;
+use crate::message::incoming::Broken;
 use carrick_proxy_core::model::hcm::HeaderCase;
 use http::header;
 use http::{Method, StatusCode, Version, request, response};

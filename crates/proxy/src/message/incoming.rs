@@ -3,7 +3,7 @@
 //! Invariant: one type for requests and responses of both protocols, so that filters and forwarding know neither. It ends once, in
 //! order or with a [`Broken`].
 
-use crate::h1;
+use crate::message::h1;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::error::Error as _;
