@@ -6,9 +6,15 @@
 use std::time::Duration;
 
 use http::HeaderMap;
+use http::header::HeaderName;
 
 use crate::model::retry::{ResetFormat, RetryOn, RetryPolicy};
 use crate::request::RequestHead;
+
+const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
+const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
+const RETRIABLE: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 
 /// How an attempt ended without usable response headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +61,9 @@ impl<'a> RetryState<'a> {
     /// `x-envoy-retry-grpc-on`, `x-envoy-max-retries`, `x-envoy-retriable-status-codes` (removed from others by request hygiene).
     #[must_use]
     pub fn new(policy: Option<&'a RetryPolicy>, request: &RequestHead<'_>) -> Option<Self> {
-        let header = |name: &str| request.headers.get(name).and_then(|v| v.to_str().ok());
+        let header = |name: &HeaderName| request.headers.get(name).and_then(|v| v.to_str().ok());
         let mut on = policy.map_or(RetryOn::default(), |p| p.on);
-        for name in ["x-envoy-retry-on", "x-envoy-retry-grpc-on"] {
+        for name in [&RETRY_ON, &RETRY_GRPC_ON] {
             let tokens = header(name).into_iter().flat_map(|v| v.split(','));
             on = tokens.filter_map(|t| RetryOn::token(t.trim())).fold(on, RetryOn::with);
         }
@@ -70,10 +76,10 @@ impl<'a> RetryState<'a> {
             return None;
         }
         let mut status_codes = policy.map_or_else(Vec::new, |p| p.status_codes.clone());
-        if let Some(codes) = header("x-envoy-retriable-status-codes") {
+        if let Some(codes) = header(&RETRIABLE) {
             status_codes.extend(codes.split(',').filter_map(|c| c.trim().parse::<u16>().ok()));
         }
-        let asked = header("x-envoy-max-retries").and_then(|v| v.trim().parse().ok());
+        let asked = header(&MAX_RETRIES).and_then(|v| v.trim().parse().ok());
         let remaining = asked.unwrap_or_else(|| policy.map_or(1, |p| p.num_retries));
         Some(Self { policy, on, status_codes, remaining, retries: 0 })
     }

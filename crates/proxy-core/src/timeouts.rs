@@ -4,10 +4,16 @@
 
 use std::time::Duration;
 
+use http::header::HeaderName;
+
 use crate::model::filter::{HttpFilter, Router};
 use crate::model::hcm::HttpConnectionManager;
 use crate::model::route::RouteAction;
 use crate::request::RequestHead;
+
+const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const ASKED: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const PER_TRY: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 
 /// The limits of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +31,7 @@ pub struct Timeouts {
 /// Works the limits out. `x-envoy-upstream-rq-timeout-ms` and `-per-try-timeout-ms` count as far as hygiene left them.
 #[must_use]
 pub fn timeouts(hcm: &HttpConnectionManager, action: &RouteAction, request: &RequestHead<'_>) -> Timeouts {
-    let millis = |name: &str| {
+    let millis = |name: &HeaderName| {
         let text = request.headers.get(name)?.to_str().ok()?;
         text.trim().parse().ok().map(Duration::from_millis)
     };
@@ -48,14 +54,14 @@ pub fn timeouts(hcm: &HttpConnectionManager, action: &RouteAction, request: &Req
         }
     }
     if router(hcm).is_some_and(|r| r.respect_expected_rq_timeout)
-        && let Some(expected) = millis("x-envoy-expected-rq-timeout-ms")
+        && let Some(expected) = millis(&EXPECTED)
     {
         global = nonzero(expected);
     }
-    if let Some(asked) = millis("x-envoy-upstream-rq-timeout-ms") {
+    if let Some(asked) = millis(&ASKED) {
         global = nonzero(asked);
     }
-    let per_try = millis("x-envoy-upstream-rq-per-try-timeout-ms")
+    let per_try = millis(&PER_TRY)
         .or_else(|| action.retry.as_ref().and_then(|r| r.per_try_timeout))
         // An attempt never outlives the request.
         .filter(|t| global.is_none_or(|g| *t < g));

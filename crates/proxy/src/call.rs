@@ -3,10 +3,10 @@
 //! Invariant: they go through the cluster's own balancing, pools, limits and TLS, take no longer than they are told, and their
 //! answers are no longer than they are told. They ask without changing anything, so a broken reused connection is replaced once.
 
-use crate::h1::client::SendError;
-use crate::incoming::{Broken, Incoming};
 use crate::local::Local;
-use crate::request_body::RequestBody;
+use crate::message::h1::client::SendError;
+use crate::message::incoming::{Broken, Incoming};
+use crate::message::request_body::RequestBody;
 use crate::upstream::Upstreams;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::connect::ConnectError;
@@ -115,7 +115,8 @@ async fn attempts(
         let (result, reused, home): (Result<_, Broken>, _, _) =
             match pool::take(local, &state, &key, &chosen.target, need).await? {
                 Taken::Http1 { mut connection, home, reused } => {
-                    let result = connection.send(request, reused).await.map_err(|e| match e {
+                    let (request, body) = request.into_parts();
+                    let result = connection.send(&request, body, reused).await.map_err(|e| match e {
                         SendError::Unsent(_) => Broken::Incomplete,
                         SendError::Broken(e) => e,
                     });

@@ -17,11 +17,11 @@ mod trace;
 mod upgrade;
 
 use crate::exec::LocalExec;
-use crate::h1::server::Line;
-use crate::incoming::Incoming;
 use crate::info::Info;
 use crate::io::stream::Stream;
 use crate::lifecycle::{Lease, Phase};
+use crate::message::h1::server::Line;
+use crate::message::incoming::Incoming;
 use crate::upstream::pool::{CONNECTION_WINDOW, WINDOW};
 use crate::worker::Worker;
 use carrick_proxy_core::model::hcm::{Codec, HttpConnectionManager};

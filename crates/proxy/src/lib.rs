@@ -10,11 +10,11 @@
 //! A connection's way: `engine` binds → `accept` → `connection` asks the original destination, finds the
 //! listener, inspects the first bytes, finds the chain, makes the handshake → `http` or `tcp` → `upstream`.
 
-pub mod h1;
 pub mod inspect;
 pub mod io;
 
 mod accept;
+mod alarm;
 mod call;
 mod connection;
 mod counter;
@@ -23,19 +23,18 @@ mod engine;
 mod exec;
 mod export;
 mod http;
-mod incoming;
 mod info;
 mod joint;
 mod jwks;
 mod lifecycle;
 mod local;
 mod log;
+mod message;
 mod metrics;
 mod names;
 mod options;
 mod peers;
 mod rbac;
-mod request_body;
 mod secrets;
 mod shared;
 mod stats;
@@ -46,6 +45,7 @@ mod upstream;
 mod worker;
 
 pub use engine::{BindError, Engine};
+pub use message::h1::anything as read_anything;
 pub use options::{EngineOptions, OriginalDst, OriginalDstFn, Workload};
 pub use secrets::{Secret, Secrets};
 pub use stats::Stats;

@@ -92,7 +92,7 @@ fn set_request_id(hcm: &HttpConnectionManager, edge: bool, headers: &mut HeaderM
     let force = edge && !hcm.request_id.preserve_external;
     let missing = headers.get(&X_REQUEST_ID).is_none_or(|v| v.is_empty());
     if hcm.request_id.generate && (missing || force) {
-        if let Ok(value) = HeaderValue::from_str(&make()) {
+        if let Ok(value) = HeaderValue::try_from(make()) {
             headers.insert(X_REQUEST_ID, value);
         }
     } else if force {

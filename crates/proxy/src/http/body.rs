@@ -3,7 +3,7 @@
 //! Invariant: a body knows how it ended, and its exchange is told exactly once, also by a drop.
 
 use super::exchange::Exchange;
-use crate::incoming::{Broken, Incoming};
+use crate::message::incoming::{Broken, Incoming};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;

@@ -3,9 +3,10 @@
 //! Invariant: lives on one worker; its configuration (connection manager) is that of its chain for as long as it lives,
 //! while routes, clusters and endpoints are those of the moment.
 
-use crate::h1::server::Line;
+use crate::alarm::Timer;
 use crate::info::Info;
 use crate::lifecycle::{Lease, Phase};
+use crate::message::h1::server::Line;
 use crate::metrics::Memo;
 use crate::stats::HttpStats;
 use crate::worker::Worker;
@@ -48,6 +49,8 @@ pub struct HttpConn {
     /// Overrides of the last route, where they do not depend on the request.
     pub(super) last_overrides: RefCell<Option<RouteOverrides>>,
     pub(super) plain_overrides: Rc<UpstreamOverrides>,
+    /// The timer of a request that is over.
+    pub(super) spare: Cell<Option<Timer>>,
     /// Its bytes, where it speaks HTTP/1.
     pub(super) line: Option<Rc<Line>>,
 }
@@ -96,6 +99,7 @@ impl HttpConn {
             served: Cell::new(0),
             last_overrides: RefCell::new(None),
             plain_overrides: Rc::default(),
+            spare: Cell::new(None),
             line,
         }
     }

@@ -6,12 +6,13 @@
 use super::connection::HttpConn;
 use super::filters::Found;
 use super::trace::Trace;
+use crate::alarm::Alarm;
 use crate::counter::Counter;
 use crate::io::stream::Shown;
+use crate::message::request_body::Intake;
 use crate::metrics::{GrpcFrames, KeyRef, Measured, principals};
 use crate::names::{details, flag};
 use crate::peers::is_mesh;
-use crate::request_body::Intake;
 use crate::upstream::ClusterState;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::pool::{Home, Http1, StreamGuard};
@@ -120,7 +121,7 @@ pub struct Exchange {
     pub(super) active: Option<ActiveRequest>,
     pub(super) checkout: Option<Checkout>,
     pub(super) logged: Option<Box<Logged>>,
-    pub(super) idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    pub(super) idle: Option<Alarm>,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
@@ -188,9 +189,8 @@ impl Exchange {
             }
             self.note_grpc(trailers);
         }
-        if let Some((limit, sleep)) = &mut self.idle {
-            let next = tokio::time::Instant::now() + *limit;
-            sleep.as_mut().reset(next);
+        if let Some(idle) = &mut self.idle {
+            idle.stir();
         }
     }
 
@@ -210,8 +210,8 @@ impl Exchange {
             self.flags = flag::UPSTREAM_TIMEOUT;
             return Poll::Ready(());
         }
-        if let Some((_, sleep)) = &mut self.idle
-            && sleep.as_mut().poll(cx).is_ready()
+        if let Some(idle) = &mut self.idle
+            && idle.poll(cx).is_ready()
         {
             self.flags = flag::STREAM_IDLE;
             self.conn.stats.downstream_rq_idle_timeout.inc();
@@ -422,6 +422,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.record();
+        self.conn.spare.set(self.idle.take().map(Alarm::into_timer));
     }
 }
 

@@ -9,7 +9,7 @@ use super::connection::HttpConn;
 use super::exchange::Exchange;
 use super::head::{Head, Routed, set_path};
 use super::reply::{Failure, Reply};
-use crate::incoming::Incoming;
+use crate::message::incoming::Incoming;
 use crate::names::{details, flag};
 use crate::worker::Live;
 use bytes::Bytes;

@@ -10,9 +10,10 @@ use super::head::{Head, Routed, weighted};
 use super::mirror;
 use super::reply::Failure;
 use super::upgrade;
-use crate::h1::client::SendError;
-use crate::incoming::{Broken, Incoming};
-use crate::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
+use crate::alarm::Alarm;
+use crate::message::h1::client::SendError;
+use crate::message::incoming::{Broken, Incoming};
+use crate::message::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::{ConnectError, Target};
@@ -30,7 +31,7 @@ use carrick_proxy_core::routing::ClusterChoice;
 use carrick_proxy_core::timeouts::Timeouts;
 use http::header::{COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, Uri, Version, request};
 use http_body::Body;
 use hyper::ext::Protocol;
 use std::error::Error as _;
@@ -92,7 +93,8 @@ impl Supply {
 // One lives at a time, on its way from one function to the next.
 #[allow(clippy::large_enum_variant)]
 enum Attempt {
-    Response(Response<Incoming>, Checkout),
+    /// With the request's head, where it is still there.
+    Response(Response<Incoming>, Checkout, Option<request::Parts>),
     /// Nothing of the request has reached the upstream; here it is again.
     Unsent(Box<Request<RequestBody>>),
     /// `seen`: the upstream may have seen some of it. `reused`: on a connection that had served before.
@@ -103,7 +105,17 @@ enum Attempt {
         seen: bool,
         reused: bool,
         unseen: bool,
+        /// The request's head, where it is still there.
+        head: Option<Box<request::Parts>>,
     },
+}
+
+/// Why an attempt came to nothing.
+enum Undone {
+    /// Nothing was sent.
+    Unsent(Box<Request<RequestBody>>),
+    /// It broke off.
+    Broken(Broken),
 }
 
 /// Runs attempts until there is a response or a reason to give up; the flag says that retries were used up.
@@ -144,7 +156,7 @@ pub(super) async fn run(
     let mut waits = Waits {
         response: end(limit),
         stream: end(longest),
-        idle: plan.limits.idle.map(|l| (l, Box::pin(tokio::time::sleep(l)))),
+        idle: plan.limits.idle.map(|l| Alarm::new(l, plan.conn.spare.take())),
         received: Rc::clone(&exchange.received),
         seen: 0,
     };
@@ -168,9 +180,9 @@ pub(super) async fn run(
         }
     };
     exchange.deadline = waits.response.or(waits.stream);
-    if let Some((limit, mut sleep)) = waits.idle {
-        sleep.as_mut().reset(tokio::time::Instant::now() + limit);
-        exchange.idle = Some((limit, sleep));
+    exchange.idle = waits.idle;
+    if let Some(idle) = &mut exchange.idle {
+        idle.stir();
     }
     Ok(response)
 }
@@ -179,7 +191,7 @@ pub(super) async fn run(
 struct Waits {
     response: Option<Pin<Box<Sleep>>>,
     stream: Option<Pin<Box<Sleep>>>,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    idle: Option<Alarm>,
     received: Rc<Intake>,
     seen: u64,
 }
@@ -195,14 +207,13 @@ impl Waits {
         if over(&mut self.stream, cx) {
             return Poll::Ready(Failure::MaxDuration);
         }
-        if let Some((limit, sleep)) = &mut self.idle {
-            while sleep.as_mut().poll(cx).is_ready() {
+        if let Some(idle) = &mut self.idle {
+            while idle.poll(cx).is_ready() {
                 // A client that still sends is not idle.
                 if std::mem::replace(&mut self.seen, self.received.get()) == self.received.get() {
                     return Poll::Ready(Failure::StreamIdle);
                 }
-                let next = tokio::time::Instant::now() + *limit;
-                sleep.as_mut().reset(next);
+                idle.stir();
             }
         }
         Poll::Pending
@@ -232,13 +243,21 @@ async fn attempts(
     };
     let subset = subset(plan);
     let careful = plan.upgrade.is_none() && !(is_safe(&head.parts.method) && matches!(supply, Supply::Empty));
+    let silent = retry.as_ref().and_then(RetryState::per_try_idle).is_some();
+    // The head is given away where an attempt that failed gives it back as it was.
+    let kept = plan.upgrade.is_none()
+        && (h2
+            || per_try.is_some()
+            || silent
+            || plan.action.append_x_forwarded_host
+            || rewritten_host(plan, &head, "").is_some());
     let mut head = head;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut priorities: Vec<usize> = Vec::new();
     let mut fresh = false;
     let (mut resent, mut unseen_resends) = (false, 0_u32);
     let mut retrying = None;
-    let mut unsent: Option<Box<Request<RequestBody>>> = None;
+    let mut unsent: Option<RequestBody> = None;
     loop {
         // Those of the latest attempts count from time to time only, as the policy says.
         let counted = retry.as_ref().and_then(|r| r.priorities_tried(priorities.len())).unwrap_or(0);
@@ -267,30 +286,28 @@ async fn attempts(
         priorities.extend(usize::try_from(priority));
         let Some(active) = state.begin(address, high) else { return Err((Failure::Overflow, false)) };
         exchange.active = Some(active);
-        let again = plan.upgrade.is_none();
-        let request = match unsent.take() {
-            Some(r) => *r,
+        let body = match unsent.take() {
+            Some(body) => body,
             None => {
                 let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
                 exchange.attempts = exchange.attempts.saturating_add(1);
-                let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
-                let mut made =
-                    build(plan, &mut head, h2, body, again, exchange.attempts, limit, &chosen.target, preserve);
-                if let Some(trace) = &mut exchange.trace {
-                    trace.tell(&worker.local, made.headers_mut());
-                }
-                if let Some(l) = &mut exchange.logged
-                    && let Some(host) = rewritten_host(plan, &head, &chosen.target.hostname)
-                    && let Ok(host) = host.to_str()
-                {
-                    host.clone_into(&mut l.authority);
-                }
-                if plan.conn.exchanges() && plan.conn.outbound && exchange.meets_mesh() {
-                    worker.peers.tell(made.headers_mut());
-                }
-                made
+                body
             }
         };
+        let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
+        let mut request = build(plan, &mut head, h2, body, kept, exchange.attempts, limit, &chosen.target, preserve);
+        if let Some(trace) = &mut exchange.trace {
+            trace.tell(&worker.local, request.headers_mut());
+        }
+        if let Some(l) = &mut exchange.logged
+            && let Some(host) = rewritten_host(plan, &head, &chosen.target.hostname)
+            && let Ok(host) = host.to_str()
+        {
+            host.clone_into(&mut l.authority);
+        }
+        if plan.conn.exchanges() && plan.conn.outbound && exchange.meets_mesh() {
+            worker.peers.tell(request.headers_mut());
+        }
         let key = PoolKey {
             address,
             transport: Arc::clone(&chosen.target.transport),
@@ -311,12 +328,19 @@ async fn attempts(
             (None, None) => one.await,
             (limit, silence) => within(limit, silence, &received, Box::pin(one)).await.unwrap_or_else(|| {
                 state.stats.upstream_rq_per_try_timeout.inc();
-                Attempt::Failed { failure: over, reset: Reset::PerTryTimeout, seen: true, reused: false, unseen: false }
+                Attempt::Failed {
+                    failure: over,
+                    reset: Reset::PerTryTimeout,
+                    seen: true,
+                    reused: false,
+                    unseen: false,
+                    head: None,
+                }
             }),
         };
         let now = || Instant::now();
         let (failure, reset, seen) = match outcome {
-            Attempt::Response(mut response, checkout) => {
+            Attempt::Response(mut response, checkout, sent) => {
                 let status = response.status().as_u16();
                 if state.cluster.outlier.is_some() {
                     state.outcome(worker, address, Outcome::Status(status), now());
@@ -333,6 +357,7 @@ async fn attempts(
                 {
                     drop(response);
                     drop(checkout);
+                    restore(plan, &mut head, sent.filter(|_| !kept));
                     exchange.active = None;
                     tried.push(address);
                     retrying = Some(state.retry());
@@ -345,6 +370,12 @@ async fn attempts(
                 if h2 && plan.upgrade.is_some_and(|kind| kind != "connect") {
                     upgrade::agreed(&mut response, plan.upgrade.unwrap_or_default());
                 }
+                if let Checkout::Http1(connection, _) = &checkout
+                    && plan.conn.h2
+                {
+                    // A response that its client takes slowly must not hold the request up.
+                    connection.pump(&worker.local);
+                }
                 if let Some(cookie) = set_cookie.and_then(|c| HeaderValue::from_str(&c).ok()) {
                     response.headers_mut().append(SET_COOKIE, cookie);
                 }
@@ -353,16 +384,19 @@ async fn attempts(
             }
             Attempt::Unsent(request) => {
                 exchange.active = None;
+                let (sent, body) = request.into_parts();
+                restore(plan, &mut head, Some(sent).filter(|_| !kept));
                 if unseen_resends < UNSEEN_RESENDS {
                     // The connection had ended before anything was written: that is no attempt yet.
                     (unseen_resends, fresh) = (unseen_resends.saturating_add(1), true);
                     state.stats.upstream_rq_resent_unseen.inc();
-                    unsent = Some(request);
+                    unsent = Some(body);
                     continue;
                 }
                 (Failure::Terminated, Reset::ConnectFailure, false)
             }
-            Attempt::Failed { failure, reset, seen, reused, unseen } => {
+            Attempt::Failed { failure, reset, seen, reused, unseen, head: sent } => {
+                restore(plan, &mut head, sent.map(|sent| *sent).filter(|_| !kept));
                 exchange.active = None;
                 let safe = is_safe(&head.parts.method) && matches!(supply, Supply::Empty) && reset == Reset::Remote;
                 let refused = (reset == Reset::Refused || unseen) && supply.can_restart();
@@ -402,6 +436,16 @@ async fn attempts(
     }
 }
 
+/// Takes the head of an attempt back, for the next. What an attempt adds every one adds, but our names are for mesh peers only.
+fn restore(plan: &Forward<'_>, head: &mut Head, sent: Option<request::Parts>) {
+    if let Some(sent) = sent {
+        (head.parts.headers, head.parts.uri) = (sent.headers, sent.uri);
+        if plan.conn.exchanges() {
+            plan.conn.worker.peers.take(&mut head.parts.headers);
+        }
+    }
+}
+
 fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -424,37 +468,36 @@ async fn attempt(
     let worker = &plan.conn.worker;
     let taken = match pool::take(&worker.local, state, key, target, need).await {
         Ok(t) => t,
-        Err(ConnectError::Overflow) => {
-            return Attempt::Failed {
-                failure: Failure::Overflow,
-                reset: Reset::Overflow,
-                seen: false,
-                reused: false,
-                unseen: false,
-            };
-        }
         Err(e) => {
-            return Attempt::Failed {
-                failure: Failure::Connect(e),
-                reset: Reset::ConnectFailure,
-                seen: false,
-                reused: false,
-                unseen: false,
+            let (failure, reset) = match e {
+                ConnectError::Overflow => (Failure::Overflow, Reset::Overflow),
+                e => (Failure::Connect(e), Reset::ConnectFailure),
             };
+            let head = Some(Box::new(request.into_parts().0));
+            return Attempt::Failed { failure, reset, seen: false, reused: false, unseen: false, head };
         }
     };
     let mut witness = None;
-    let (result, checkout, reused) = match taken {
+    let (result, checkout, reused, sent) = match taken {
         Taken::Http1 { mut connection, home, reused } => {
             exchange.upstream_local = connection.local;
             exchange.upstream_protocol = Some("HTTP/1.1");
             exchange.shown.clone_from(&connection.shown);
             witness = (!reused || need.careful).then(|| connection.arm()).flatten().map(|b| (b, connection.fate()));
-            let result = connection.send(request, reused).await;
+            let (parts, body) = request.into_parts();
+            let result = connection.send(&parts, body, reused).await;
             if let (Ok(_), Some((_, fate))) = (&result, &witness) {
                 fate.disarm();
             }
-            (result, Checkout::Http1(connection, home), reused)
+            match result {
+                Ok(response) => return Attempt::Response(response, Checkout::Http1(connection, home), Some(parts)),
+                Err(SendError::Unsent(body)) => {
+                    return Attempt::Unsent(Box::new(Request::from_parts(parts, *body)));
+                }
+                Err(SendError::Broken(e)) => {
+                    (Err(Undone::Broken(e)), Checkout::Http1(connection, home), reused, Some(parts))
+                }
+            }
         }
         Taken::Http2 { mut sender, local, shown, stream, reused } => {
             exchange.upstream_local = local;
@@ -462,16 +505,16 @@ async fn attempt(
             exchange.shown = shown;
             let result = sender.try_send_request(request).await.map(|r| r.map(Incoming::Http2));
             let result = result.map_err(|mut e| match e.take_message() {
-                Some(request) => SendError::Unsent(Box::new(request)),
-                None => SendError::Broken(Broken::Http2(e.into_error())),
+                Some(request) => Undone::Unsent(Box::new(request)),
+                None => Undone::Broken(Broken::Http2(e.into_error())),
             });
-            (result, Checkout::Http2(stream), reused)
+            (result, Checkout::Http2(stream), reused, None)
         }
     };
     match result {
-        Ok(response) => Attempt::Response(response, checkout),
-        Err(SendError::Unsent(request)) => Attempt::Unsent(request),
-        Err(SendError::Broken(e)) => {
+        Ok(response) => Attempt::Response(response, checkout, None),
+        Err(Undone::Unsent(request)) => Attempt::Unsent(request),
+        Err(Undone::Broken(e)) => {
             let (failure, reset) = judge(&e);
             // The connection has to be gone before its remains can tell.
             drop(checkout);
@@ -479,7 +522,8 @@ async fn attempt(
                 Some((before, fate)) => fate.unseen(before, e.is_end()).await,
                 None => false,
             };
-            Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen }
+            let head = sent.map(Box::new);
+            Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen, head }
         }
     }
 }

@@ -145,12 +145,23 @@ pub(super) fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
 fn request_id(a: u64, b: u64) -> String {
     let a = (a & 0xffff_ffff_ffff_0fff) | 0x4000;
     let b = (b & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
-    format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        a >> 32,
-        (a >> 16) & 0xffff,
-        a & 0xffff,
-        b >> 48,
-        b & 0xffff_ffff_ffff
-    )
+    let mut text = String::with_capacity(36);
+    for (at, byte) in a.to_be_bytes().into_iter().chain(b.to_be_bytes()).enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ids_are_uuids() {
+        let id = super::request_id(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210);
+        assert_eq!(id, "01234567-89ab-4def-bedc-ba9876543210");
+    }
 }

@@ -6,12 +6,12 @@
 use super::body::ResponseBody;
 use super::connection::HttpConn;
 use super::{Timer, service};
-use crate::h1::body::Encoder;
-use crate::h1::read::{Head, Limits, Refused};
-use crate::h1::server::Line;
-use crate::h1::write::{self, To};
-use crate::incoming::Incoming;
 use crate::lifecycle::Phase;
+use crate::message::h1::body::Encoder;
+use crate::message::h1::read::{Head, Limits, Refused};
+use crate::message::h1::server::Line;
+use crate::message::h1::write::{self, To};
+use crate::message::incoming::Incoming;
 use carrick_proxy_core::model::hcm::{HeaderCase, HttpConnectionManager};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request};
@@ -187,13 +187,23 @@ async fn one(
             None => return After::Drop,
         }
     };
-    let (parts, mut body) = response.into_parts();
+    let (parts, body) = response.into_parts();
     let keep_alive = keep_alive && !watch.is_closing() && line.refusal().is_none();
     let to = To { method: &method, version, keep_alive };
     let size = body.size_hint().exact();
     let (mut encoder, keep_alive) = line.put(|o| write::response(&mut o.text, &parts, to, hcm.http1.header_case, size));
     let until_end = matches!(encoder, Encoder::UntilEnd);
-    let mut done = matches!(encoder, Encoder::Length(0));
+    let mut body = match body {
+        ResponseBody::Upgraded(start, Some(exchange)) => {
+            let written = poll_fn(|cx| line.poll_write(cx)).await;
+            if written.is_ok() {
+                Box::pin(start.run(exchange)).await;
+            }
+            return After::Drop;
+        }
+        // What is recorded of a request is recorded before its client can know that it is over.
+        body => (!matches!(encoder, Encoder::Length(0))).then_some(body),
+    };
     let written = poll_fn(|cx| {
         if watch.is_cut(cx, conn) {
             return Poll::Ready(Err(After::Drop));
@@ -201,19 +211,26 @@ async fn one(
         let mut broken = false;
         loop {
             let mut waits = false;
-            while !done && !broken && !waits && line.put(|o| o.has_room()) {
-                let frame = match body.is_end_stream() {
-                    true => Poll::Ready(None),
-                    false => Pin::new(&mut body).poll_frame(cx),
-                };
-                match frame {
-                    Poll::Ready(Some(Ok(frame))) => broken = line.put(|o| encoder.put(frame, o)).is_err(),
-                    Poll::Ready(Some(Err(_))) => broken = true,
-                    Poll::Ready(None) => {
-                        done = true;
-                        broken = line.put(|o| encoder.end(o)).is_err();
+            while !broken
+                && !waits
+                && line.put(|o| o.has_room())
+                && let Some(body_now) = &mut body
+            {
+                let mut over = body_now.is_end_stream();
+                if !over {
+                    match Pin::new(&mut *body_now).poll_frame(cx) {
+                        Poll::Ready(Some(Ok(frame))) => {
+                            broken = line.put(|o| encoder.put(frame, o)).is_err();
+                            over = body_now.is_end_stream();
+                        }
+                        Poll::Ready(Some(Err(_))) => broken = true,
+                        Poll::Ready(None) => over = true,
+                        Poll::Pending => waits = true,
                     }
-                    Poll::Pending => waits = true,
+                }
+                if over && !broken {
+                    body = None;
+                    broken = line.put(|o| encoder.end(o)).is_err();
                 }
             }
             match line.poll_write(cx) {
@@ -224,12 +241,14 @@ async fn one(
                     }
                     return Poll::Ready(Err(After::Drop));
                 }
-                Poll::Ready(Ok(())) if done => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) if body.is_none() => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if waits => return line.poll_gone(cx).map(|()| Err(After::Drop)),
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(After::Drop)),
                 Poll::Pending => {
-                    body.drive(cx);
+                    if let Some(body) = &mut body {
+                        body.drive(cx);
+                    }
                     return line.poll_gone(cx).map(|()| Err(After::Drop));
                 }
             }
@@ -239,12 +258,6 @@ async fn one(
     if let Err(after) = written {
         return after;
     }
-    if let ResponseBody::Upgraded(start, Some(exchange)) = body {
-        Box::pin(start.run(exchange)).await;
-        return After::Drop;
-    }
-    // What is recorded of it is recorded before the next is begun.
-    drop(body);
     let whole = poll_fn(|cx| Poll::Ready(line.skip_body(cx))).await;
     // Behind CONNECT may come what is no HTTP.
     let again = keep_alive && whole && !watch.is_closing() && method != Method::CONNECT;

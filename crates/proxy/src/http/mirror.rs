@@ -6,8 +6,8 @@
 use super::exchange::Checkout;
 use super::forward::{Forward, absolute, auto_sni, join_cookies};
 use super::head::Head;
-use crate::incoming::Incoming;
-use crate::request_body::{RequestBody, TAP_DEPTH, Tapped};
+use crate::message::incoming::Incoming;
+use crate::message::request_body::{RequestBody, TAP_DEPTH, Tapped};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::pool::{self, Need, PoolKey, Taken};
 use carrick_proxy_core::facts::Facts;
@@ -113,7 +113,8 @@ impl Copied<'_> {
             let need = Need { fresh: false, high: false, careful: false };
             let (response, checkout) = match pool::take(&worker.local, &state, &key, &target, need).await.ok()? {
                 Taken::Http1 { mut connection, home, reused } => {
-                    (connection.send(request, reused).await.ok()?, Checkout::Http1(connection, home))
+                    let (request, body) = request.into_parts();
+                    (connection.send(&request, body, reused).await.ok()?, Checkout::Http1(connection, home))
                 }
                 Taken::Http2 { mut sender, stream, .. } => {
                     let response = sender.try_send_request(request).await.ok()?;

@@ -11,7 +11,7 @@ use super::forward::{self, Forward};
 use super::head::{Head, prepare, set_path, weighted};
 use super::reply::{self, Failure};
 use super::{trace, upgrade};
-use crate::incoming::Incoming;
+use crate::message::incoming::Incoming;
 use crate::names::details;
 use carrick_proxy_core::facts::Facts;
 use carrick_proxy_core::hygiene::{LocalReply, hop};

@@ -4,9 +4,9 @@
 
 use super::connection::HttpConn;
 use super::exchange::Exchange;
-use crate::h1::client;
 use crate::io::duplex::{Duplex, End};
 use crate::lifecycle::Phase;
+use crate::message::h1::client;
 use crate::names::flag;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{StatusCode, response::Parts};

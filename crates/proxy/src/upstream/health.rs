@@ -8,12 +8,12 @@ use super::choose::plain_target;
 use super::cluster::ClusterState;
 use super::connect::{Target, connect};
 use crate::exec::LocalExec;
-use crate::h1::client;
-use crate::incoming::Incoming;
 use crate::io::stream::Stream;
 use crate::io::witness::Witness;
 use crate::local::Local;
-use crate::request_body::RequestBody;
+use crate::message::h1::client;
+use crate::message::incoming::Incoming;
+use crate::message::request_body::RequestBody;
 use bytes::Bytes;
 use carrick_proxy_core::model::cluster::{HealthCheck, HealthCheckKind};
 use carrick_proxy_core::model::hcm::HeaderCase;
@@ -185,7 +185,8 @@ async fn exchange(
         (sender.send_request(request).await.ok()?.map(Incoming::Http2), Some(task))
     } else {
         let connection = client::Connection::new(Witness::new(stream).0, HeaderCase::Lower);
-        (client::send(&connection, request, false).await.ok()?, None)
+        let (request, body) = request.into_parts();
+        (client::send(&connection, &request, body, false).await.ok()?, None)
     };
     let (parts, mut body) = response.into_parts();
     let (mut headers, mut start) = (parts.headers, Vec::new());

@@ -1,19 +1,19 @@
 //! Pooled HTTP connections of one worker to one endpoint.
 //!
-//! Invariant: an HTTP/1 connection is in the pool only while nothing is under way on it, and is looked at (also in the
-//! kernel) before it is used again, so that one that its peer has closed is not; it comes back only after its response
+//! Invariant: an HTTP/1 connection is in the pool only while nothing is under way on it, and is looked at before it is used again (for a
+//! request that must not be lost with it also in the kernel), so that one that its peer has closed is not; it comes back only after its response
 //! ended in order. HTTP/2 connections are shared up to the number of streams.
 
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
 use crate::exec::LocalExec;
-use crate::h1::client::{self, SendError};
-use crate::incoming::Incoming;
 use crate::io::stream::Shown;
 use crate::io::sys::{self, Idle};
 use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
-use crate::request_body::RequestBody;
+use crate::message::h1::client::{self, SendError};
+use crate::message::incoming::Incoming;
+use crate::message::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
 use hyper::client::conn::http2;
@@ -27,9 +27,6 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-/// An idle connection is looked at in the kernel when it was last used longer ago than this: before, the event loop
-/// has just seen it.
-const TRUSTED: Duration = Duration::from_micros(500);
 /// Idle HTTP/1 connections kept per endpoint.
 const MAX_IDLE: usize = 512;
 /// Streams per HTTP/2 connection before another one is opened, where the cluster allows more. Peers commonly allow 100.
@@ -246,7 +243,7 @@ impl Pool {
                 // Nor does it wait for another request: the new one takes its place.
                 return None;
             }
-            if (careful || lay > TRUSTED) && sys::idle_state(c.fd) == Idle::Stirred {
+            if careful && sys::idle_state(c.fd) == Idle::Stirred {
                 // Closed, or about to say something unasked: not for a new request.
                 closed(c.since);
                 continue;
@@ -353,6 +350,15 @@ impl Http1 {
         Arc::clone(&self.fate)
     }
 
+    /// Has the rest of the request written whether or not anybody reads the response.
+    pub fn pump(&self, local: &Local) {
+        let mut wire = self.wire.borrow_mut();
+        if wire.is_sending() {
+            wire.leave_to_pump();
+            local.spawn(client::pump(Rc::downgrade(&self.wire)));
+        }
+    }
+
     /// The connection itself.
     pub fn wire(&self) -> client::Shared {
         Rc::clone(&self.wire)
@@ -364,10 +370,11 @@ impl Http1 {
     /// It broke off; or nothing of it was written, then it is given back.
     pub async fn send(
         &mut self,
-        request: http::Request<RequestBody>,
+        request: &http::request::Parts,
+        body: RequestBody,
         reused: bool,
     ) -> Result<http::Response<Incoming>, SendError> {
-        client::send(&self.wire, request, reused).await
+        client::send(&self.wire, request, body, reused).await
     }
 }
 

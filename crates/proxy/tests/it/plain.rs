@@ -352,3 +352,48 @@ async fn header_names_keep_their_case_where_configured() {
     let text = String::from_utf8_lossy(&buf[..n]).into_owned();
     assert!(text.contains("X-KePt: true"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_sent_at_once_are_answered_in_order() {
+    let (app, _) = echo_app().await;
+    let at = free_port();
+    let _run = start(plain_proxy(at, &[app]), Default::default());
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(
+        b"GET /one HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n\
+          POST /two HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\ndefHEAD /three HTTP/1.1\r\nHost: a\r\n\r\n\
+          GET /four HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let mut all = String::new();
+    tcp.read_to_string(&mut all).await.unwrap();
+    assert_eq!(all.matches("HTTP/1.1 200 OK").count(), 4, "{all}");
+    let place = |what: &str| all.find(what).unwrap_or_else(|| panic!("{what}: {all}"));
+    let places = ["GET /one ", "\n\nabc", "POST /two ", "\n\ndef", "GET /four "].map(place);
+    assert!(places.is_sorted(), "{places:?} {all}");
+    assert!(all.contains("connection: close\r\n") && !all.contains("HEAD /three"), "{all}");
+}
+
+/// An application that answers before it has read a body, and reads no further.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_reaches_a_client_that_is_still_sending() {
+    let app = raw_server(|_, mut tcp| async move {
+        if read_head(&mut tcp).await {
+            tcp.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+    .await;
+    let at = free_port();
+    let _run = start(plain_proxy(at, &[app]), Default::default());
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n").await.unwrap();
+    tcp.write_all(&[b'x'; 50_000]).await.unwrap();
+    let mut answer = vec![0; 12];
+    tcp.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    let mut rest = Vec::new();
+    let _ = tcp.read_to_end(&mut rest).await;
+    assert!(rest.ends_with(b"\r\n\r\nno"), "{}", String::from_utf8_lossy(&rest));
+}

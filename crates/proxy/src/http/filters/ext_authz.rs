@@ -7,7 +7,7 @@ use super::{Respond, Run};
 use crate::call::{self, Call};
 use crate::http::head::{Head, set_path};
 use crate::http::reply::{Failure, Reply};
-use crate::incoming::Incoming;
+use crate::message::incoming::Incoming;
 use crate::names::{details, flag};
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::ext_authz::{Answer, Context, GRPC_PATH, NAMESPACE};

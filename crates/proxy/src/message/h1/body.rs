@@ -4,7 +4,7 @@
 //! that a head and the beginning of its body are one write.
 
 use super::PIECE;
-use crate::incoming::Broken;
+use crate::message::incoming::Broken;
 use bytes::{Buf, Bytes, BytesMut};
 use carrick_proxy_core::hygiene::wire::{Chunks, Refusal};
 use http::header::{HeaderMap, HeaderName, HeaderValue};

@@ -18,9 +18,19 @@ pub struct Input {
     pub searched: usize,
     /// The peer has ended its side.
     pub ended: bool,
+    /// A large body has made it grow.
+    pub grown: bool,
 }
 
 impl Input {
+    /// Nothing is expected for a while: what was only for large bodies is given back.
+    pub fn rest(&mut self) {
+        if self.grown && self.bytes.is_empty() {
+            self.bytes = BytesMut::new();
+            self.grown = false;
+        }
+    }
+
     /// Reads once, into room for about `most` bytes. 0 at the end.
     ///
     /// # Errors
@@ -34,6 +44,7 @@ impl Input {
         }
         if self.bytes.capacity().saturating_sub(self.bytes.len()) < most.div_ceil(4) {
             self.bytes.reserve(most);
+            self.grown |= most > super::PIECE;
         }
         let n = ready!(pin!(from.read_buf(&mut self.bytes)).poll(cx))?;
         self.ended = n == 0;

@@ -6,7 +6,7 @@
 use super::body::Decoder;
 use super::input::Input;
 use super::names::{Names, Written};
-use crate::incoming::Broken;
+use crate::message::incoming::Broken;
 use bytes::Bytes;
 use carrick_proxy_core::hygiene::wire::{self, Framing, Refusal};
 use http::header::{self, HeaderMap, HeaderValue};

@@ -7,9 +7,9 @@ use super::body::Encoder;
 use super::date;
 use super::names::Case;
 use super::read;
-use crate::incoming::Broken;
+use crate::message::incoming::Broken;
 use carrick_proxy_core::model::hcm::HeaderCase;
-use http::header::{self, HeaderName};
+use http::header;
 use http::{Method, StatusCode, Version, request, response};
 
 /// Writes a request's head. `body`: its length, as far as that is known, if there is a body.
@@ -37,10 +37,23 @@ pub fn request(
         None => told.filter(|told| *told == 0),
         Some(known) => known.or(told),
     };
-    case.fields(out, &parts.headers, |name, _| !is_framing(name));
+    let mut measured = length.is_none();
+    for (name, value) in case.all(&parts.headers) {
+        match *name.name {
+            header::CONTENT_LENGTH => {
+                if let Some(length) = length.filter(|_| !std::mem::replace(&mut measured, true)) {
+                    write_length(out, case, length);
+                }
+            }
+            header::TRANSFER_ENCODING => {}
+            _ => case.field(out, name.name, name.nth, value),
+        }
+    }
     let encoder = match (length, body) {
         (Some(length), _) => {
-            write_length(out, case, length);
+            if !measured {
+                write_length(out, case, length);
+            }
             Encoder::Length(length)
         }
         (None, None) => Encoder::Length(0),
@@ -81,37 +94,46 @@ pub fn response(
     out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.extend_from_slice(b"\r\n");
     let switches = status == StatusCode::SWITCHING_PROTOCOLS || (*to.method == Method::CONNECT && status.is_success());
-    let silent = status.is_informational() || status == StatusCode::NO_CONTENT || switches;
-    let bodiless = silent || status == StatusCode::NOT_MODIFIED || *to.method == Method::HEAD;
-    let (mut close, mut dated) = (!to.keep_alive, false);
-    case.fields(out, &parts.headers, |name, value| match *name {
-        header::CONNECTION if switches => true,
-        header::CONNECTION => {
-            close |= value.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"close"));
-            false
-        }
-        header::DATE => {
-            dated = true;
-            true
-        }
-        _ => !is_framing(name),
-    });
+    let empty = status == StatusCode::NO_CONTENT;
+    // Envoy tells the length of a text of its own even where it cannot be sent.
+    let silent = status.is_informational() || switches || (empty && size.is_none_or(|size| size == 0));
+    let bodiless = silent || empty || status == StatusCode::NOT_MODIFIED || *to.method == Method::HEAD;
     let told = || read::length(&parts.headers).ok().flatten();
-    let encoder = if bodiless {
-        // What a HEAD would have got is told; nothing is told of what cannot be.
-        if let Some(length) = told().filter(|_| !silent) {
-            write_length(out, case, length);
+    // What a HEAD would have got is told; nothing is told of what cannot be.
+    let length = if bodiless { told().filter(|_| !silent) } else { size.or_else(told) };
+    let (mut close, mut dated, mut measured) = (!to.keep_alive, false, length.is_none());
+    for (name, value) in case.all(&parts.headers) {
+        match *name.name {
+            header::CONTENT_LENGTH => {
+                // In its place, once.
+                if let Some(length) = length.filter(|_| !std::mem::replace(&mut measured, true)) {
+                    write_length(out, case, length);
+                }
+            }
+            header::TRANSFER_ENCODING => {}
+            header::CONNECTION if !switches => {
+                close |= value.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"close"));
+            }
+            _ => {
+                dated |= *name.name == header::DATE;
+                case.field(out, name.name, name.nth, value);
+            }
         }
-        Encoder::Length(0)
-    } else if let Some(length) = size.or_else(told) {
+    }
+    if let Some(length) = length.filter(|_| !measured) {
         write_length(out, case, length);
-        Encoder::Length(length)
-    } else if to.version == Version::HTTP_10 {
-        close = true;
-        Encoder::UntilEnd
-    } else {
-        case.field(out, &header::TRANSFER_ENCODING, 0, b"chunked");
-        Encoder::chunked(&parts.headers)
+    }
+    let encoder = match length {
+        _ if bodiless => Encoder::Length(0),
+        Some(length) => Encoder::Length(length),
+        None if to.version == Version::HTTP_10 => {
+            close = true;
+            Encoder::UntilEnd
+        }
+        None => {
+            case.field(out, &header::TRANSFER_ENCODING, 0, b"chunked");
+            Encoder::chunked(&parts.headers)
+        }
     };
     if !switches && close {
         case.field(out, &header::CONNECTION, 0, b"close");
@@ -126,10 +148,6 @@ pub fn response(
     }
     out.extend_from_slice(b"\r\n");
     (encoder, !close)
-}
-
-fn is_framing(name: &HeaderName) -> bool {
-    *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING
 }
 
 fn write_length(out: &mut Vec<u8>, case: Case<'_>, length: u64) {
@@ -191,6 +209,8 @@ mod tests {
             (answer(200, &[length], head, Some(0)), "1 200 OK|date: d|content-length: 5 Length(0) true"),
             (answer(200, &[], head, Some(0)), "1 200 OK|date: d Length(0) true"),
             (answer(204, &[length], get, Some(0)), "1 204 No Content|date: d Length(0) true"),
+            (answer(204, &[length], get, Some(5)), "1 204 No Content|date: d|content-length: 5 Length(0) true"),
+            (answer(200, &[length, ("x", "y")], get, None), "1 200 OK|date: d|content-length: 5|x: y Length(5) true"),
             (answer(304, &[length], get, Some(0)), "1 304 Not Modified|date: d|content-length: 5 Length(0) true"),
             (
                 answer(101, &[("connection", "upgrade")], get, None),

@@ -3,7 +3,7 @@
 //! Invariant: one type for requests and responses of both protocols, so that filters and forwarding know neither. It ends once, in
 //! order or with a [`Broken`].
 
-use crate::h1;
+use crate::message::h1;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::error::Error as _;
@@ -67,7 +67,10 @@ impl Incoming {
     /// Moves on what is still to be sent the other way on the same connection, while nobody reads.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
         if let Incoming::Response(connection) = self {
-            connection.borrow_mut().drive(cx);
+            let mut connection = connection.borrow_mut();
+            if connection.is_sending() {
+                connection.drive(cx);
+            }
         }
     }
 }

@@ -7,13 +7,13 @@ use super::body::{Decoder, Encoder, Output};
 use super::input::Input;
 use super::names::Names;
 use super::{read, write};
-use crate::incoming::{Broken, Incoming};
 use crate::io::stream::Kind;
 use crate::io::witness::Witness;
-use crate::request_body::RequestBody;
+use crate::message::incoming::{Broken, Incoming};
+use crate::message::request_body::RequestBody;
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::model::hcm::HeaderCase;
-use http::{Method, Request, Response};
+use http::{Method, Response, request};
 use http_body::{Body, Frame, SizeHint};
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -27,8 +27,8 @@ pub type Shared = Rc<RefCell<Connection>>;
 /// Why there is no response.
 #[derive(Debug)]
 pub enum SendError {
-    /// The connection had ended before; nothing of the request was written.
-    Unsent(Box<Request<RequestBody>>),
+    /// The connection had ended before; nothing of the request was written, here is its body again.
+    Unsent(Box<RequestBody>),
     /// It broke off.
     Broken(Broken),
 }
@@ -46,6 +46,10 @@ pub struct Connection {
     sending: Option<(RequestBody, Encoder)>,
     /// The response's body.
     body: Decoder,
+    /// A task of its own writes the request.
+    pumped: bool,
+    /// That task.
+    pump: Option<Waker>,
     keep_alive: bool,
     failed: Option<Broken>,
 }
@@ -62,6 +66,8 @@ impl Connection {
             method: Method::GET,
             sending: None,
             body: Decoder::Over,
+            pumped: false,
+            pump: None,
             keep_alive: true,
             failed: None,
         }))
@@ -82,6 +88,7 @@ impl Connection {
     /// Ready when an idle connection is of no use any more: its peer has ended it, or says something unasked.
     pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(()) };
+        self.input.rest();
         let read = ready!(self.input.poll_read(stream, 64, cx));
         self.keep_alive = false;
         if read.is_err() {
@@ -95,15 +102,25 @@ impl Connection {
         Some((self.stream.take()?, std::mem::take(&mut self.input.bytes)))
     }
 
-    fn begin(&mut self, request: Request<RequestBody>) -> Result<(), Broken> {
-        let (mut parts, body) = request.into_parts();
+    fn begin(&mut self, parts: &request::Parts, body: RequestBody) -> Result<(), Broken> {
         let size = (!body.is_end_stream()).then(|| body.size_hint().exact());
-        let encoder = write::request(&mut self.output.text, &parts, self.case, size)?;
+        let encoder = write::request(&mut self.output.text, parts, self.case, size)?;
         self.sending = size.is_some().then_some((body, encoder));
-        self.method = std::mem::take(&mut parts.method);
+        self.method.clone_from(&parts.method);
+        self.pumped = false;
         // Until the response says so.
         self.keep_alive = false;
         Ok(())
+    }
+
+    /// Whether some of the request is still to be written.
+    pub fn is_sending(&self) -> bool {
+        self.sending.is_some() || !self.output.is_empty()
+    }
+
+    /// From now on [`pump`] writes.
+    pub fn leave_to_pump(&mut self) {
+        self.pumped = true;
     }
 
     /// Writes what can be written, and asks the request's body for more.
@@ -183,7 +200,7 @@ impl Connection {
 
     /// The next piece of the response's body.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if self.sending.is_some() || !self.output.is_empty() {
+        if !self.pumped && (self.sending.is_some() || !self.output.is_empty()) {
             self.drive(cx);
         }
         loop {
@@ -226,8 +243,27 @@ impl Connection {
     }
 }
 
+/// Writes the rest of a request in a task of its own, where nobody may read its response for long, until it is written or the connection is
+/// gone.
+pub async fn pump(connection: std::rc::Weak<RefCell<Connection>>) {
+    poll_fn(|cx| {
+        let Some(connection) = connection.upgrade() else { return Poll::Ready(()) };
+        let mut connection = connection.borrow_mut();
+        if !connection.pumped {
+            return Poll::Ready(());
+        }
+        connection.drive(cx);
+        connection.pump = connection.is_sending().then(|| cx.waker().clone());
+        if connection.pump.is_some() { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
+        if let Some(pump) = self.pump.take() {
+            pump.wake();
+        }
         // The other side of TLS is told that this is the end.
         if let Some(stream) = &mut self.stream
             && !matches!(stream.kind(), Kind::Plain(_))
@@ -243,13 +279,14 @@ impl Drop for Connection {
 /// See [`SendError`]. If it is given up before its end, the connection is not to be used again.
 pub async fn send(
     connection: &Shared,
-    request: Request<RequestBody>,
+    request: &request::Parts,
+    body: RequestBody,
     reused: bool,
 ) -> Result<Response<Incoming>, SendError> {
     if reused && poll_fn(|cx| Poll::Ready(connection.borrow_mut().poll_idle(cx).is_ready())).await {
-        return Err(SendError::Unsent(Box::new(request)));
+        return Err(SendError::Unsent(Box::new(body)));
     }
-    connection.borrow_mut().begin(request).map_err(SendError::Broken)?;
+    connection.borrow_mut().begin(request, body).map_err(SendError::Broken)?;
     let response = poll_fn(|cx| {
         let mut connection = connection.borrow_mut();
         connection.drive(cx);
@@ -278,8 +315,9 @@ mod tests {
         (Connection::new(witness, HeaderCase::Lower), peer)
     }
 
-    fn request(body: &'static str) -> Request<RequestBody> {
-        Request::post("/a").body(RequestBody::whole(body.into())).unwrap()
+    async fn ask(connection: &Shared, body: &'static str, reused: bool) -> Result<Response<Incoming>, SendError> {
+        let request = http::Request::post("/a").body(()).unwrap().into_parts().0;
+        send(connection, &request, RequestBody::whole(body.into()), reused).await
     }
 
     #[tokio::test]
@@ -298,11 +336,11 @@ mod tests {
                 assert!(seen.ends_with(b"\r\ncontent-length: 4\r\n\r\nbody"));
                 peer.write_all(answer.as_bytes()).await.unwrap();
             };
-            let ask = async {
-                let response = send(&connection, request("body"), true).await.unwrap();
+            let asked = async {
+                let response = ask(&connection, "body", true).await.unwrap();
                 response.into_body().collect().await.unwrap().to_bytes()
             };
-            let (body, ()) = tokio::join!(ask, serve);
+            let (body, ()) = tokio::join!(asked, serve);
             assert_eq!((&*body, connection.borrow().is_reusable()), (wanted.as_bytes(), again), "{answer}");
         }
     }
@@ -312,9 +350,9 @@ mod tests {
         let (connection, peer) = pair().await;
         drop(peer);
         poll_fn(|cx| connection.borrow_mut().poll_idle(cx)).await;
-        assert!(matches!(send(&connection, request(""), true).await, Err(SendError::Unsent(_))));
+        assert!(matches!(ask(&connection, "", true).await, Err(SendError::Unsent(_))));
         let (connection, mut peer) = pair().await;
-        let ask = send(&connection, request("x"), false);
+        let ask = ask(&connection, "x", false);
         let cut = async {
             let _ = peer.read(&mut [0; 100]).await;
             peer.write_all(b"HTTP/1.1 200").await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: only the latest attempt reads on; an attempt that was given up never sees an end that is not the body's.
 
-use crate::incoming::{Broken, Incoming};
+use crate::message::incoming::{Broken, Incoming};
 use crate::metrics::GrpcFrames;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};

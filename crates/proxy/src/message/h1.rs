@@ -3,14 +3,14 @@
 //! Invariant: no byte is copied without need and none is looked at twice; what two parsers could read in two ways does not get past here
 //! (`proxy-core`'s `hygiene::wire` says what that is). Deciding is the service's, pooling is `upstream::pool`'s.
 
-pub(crate) mod body;
-pub(crate) mod client;
+pub mod body;
+pub mod client;
 mod date;
 mod input;
 mod names;
-pub(crate) mod read;
-pub(crate) mod server;
-pub(crate) mod write;
+pub mod read;
+pub mod server;
+pub mod write;
 
 pub use read::anything;
 

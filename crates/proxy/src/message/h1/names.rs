@@ -32,7 +32,7 @@ impl Names {
     /// The name at a place of a message; `None` if it is none.
     pub fn get(&mut self, at: usize, text: &[u8]) -> Option<HeaderName> {
         if let Some(known) = self.0.get(at)
-            && known.as_str().as_bytes().eq_ignore_ascii_case(text)
+            && (known.as_str().as_bytes() == text || known.as_str().as_bytes().eq_ignore_ascii_case(text))
         {
             return Some(known.clone());
         }
@@ -104,24 +104,29 @@ impl<'a> Case<'a> {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Appends all fields for which `passes`.
-    pub fn fields(self, out: &mut Vec<u8>, headers: &HeaderMap, mut passes: impl FnMut(&HeaderName, &[u8]) -> bool) {
-        if self.written.is_none() {
-            for (name, value) in headers {
-                if passes(name, value.as_bytes()) {
-                    self.field(out, name, 0, value.as_bytes());
-                }
+    /// All fields in the order in which they are written.
+    pub fn all<'h>(self, headers: &'h HeaderMap) -> impl Iterator<Item = (Named<'h>, &'h [u8])> + use<'h> {
+        let ordered = self.written.is_some();
+        let mut last: Option<&'h HeaderName> = None;
+        let mut count = 0_usize;
+        // The map has fields of one name together.
+        headers.iter().map(move |(name, value)| {
+            if ordered {
+                count = if last == Some(name) { count.saturating_add(1) } else { 0 };
+                last = Some(name);
             }
-            return;
-        }
-        for name in headers.keys() {
-            for (nth, value) in headers.get_all(name).iter().enumerate() {
-                if passes(name, value.as_bytes()) {
-                    self.field(out, name, nth, value.as_bytes());
-                }
-            }
-        }
+            (Named { name, nth: count }, value.as_bytes())
+        })
     }
+}
+
+/// A field's name, and which of that name it is, where that counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'h> {
+    /// The name.
+    pub name: &'h HeaderName,
+    /// So many of this name come before.
+    pub nth: usize,
 }
 
 #[cfg(test)]
@@ -136,7 +141,8 @@ mod tests {
         }
         let text = |case, extensions: &http::Extensions| {
             let mut out = Vec::new();
-            Case::new(case, extensions).fields(&mut out, &headers, |_, _| true);
+            let case = Case::new(case, extensions);
+            case.all(&headers).for_each(|(named, value)| case.field(&mut out, named.name, named.nth, value));
             String::from_utf8(out).unwrap()
         };
         let mut kept = http::Extensions::new();

@@ -7,8 +7,8 @@ use super::body::{Decoder, Output};
 use super::input::Input;
 use super::names::Names;
 use super::read::{self, Head, Limits, Refused};
-use crate::incoming::Broken;
 use crate::io::stream::Stream;
+use crate::message::incoming::Broken;
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::hygiene::wire::Refusal;
 use http::Request;
@@ -44,6 +44,8 @@ struct Inner {
     number: u32,
     /// How much of [`CONTINUE`] is still to be said before the body comes.
     interim: &'static [u8],
+    /// It has ended in the middle of a body.
+    gone: bool,
     /// The connection's task, where it waits for somebody else to have read the body.
     task: Option<Waker>,
     /// Who waits for more of the body.
@@ -51,6 +53,7 @@ struct Inner {
 }
 
 impl Inner {
+    /// The body is over, or will never be: the connection's task is to know.
     fn over(&mut self) {
         if let Some(task) = self.task.take() {
             task.wake();
@@ -70,6 +73,7 @@ impl Line {
             body: Decoder::Over,
             number: 0,
             interim: b"",
+            gone: false,
             task: None,
             reader: None,
         };
@@ -108,6 +112,7 @@ impl Line {
                 }
             }
             let Some(stream) = &mut i.stream else { return Poll::Ready(Ok(None)) };
+            i.input.rest();
             match ready!(i.input.poll_read(stream, super::FIRST, cx)) {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => return Poll::Ready(Ok(None)),
@@ -120,7 +125,7 @@ impl Line {
         self.inner.borrow().number
     }
 
-    /// The next piece of a request's body.
+    /// The next piece of a request's body. From a client that has gone nothing comes, not even an end: its connection ends the request.
     pub fn poll_body(&self, number: u32, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let mut guard = self.inner.borrow_mut();
         let i = &mut *guard;
@@ -155,13 +160,16 @@ impl Line {
             }
             let appetite = i.body.appetite();
             match i.input.poll_read(stream, appetite, cx) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Some(Err(Broken::Incomplete))),
-                Poll::Ready(Ok(_)) => {
+                Poll::Ready(Ok(1..)) => {
                     while i.input.bytes.len() < appetite
                         && let Poll::Ready(Ok(1..)) = i.input.poll_read(stream, super::PIECE, cx)
                     {}
                 }
-                Poll::Ready(Err(e)) => return Poll::Ready(Some(Err(e.into()))),
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    i.gone = true;
+                    i.over();
+                    return Poll::Pending;
+                }
                 Poll::Pending => {
                     i.reader = Some(cx.waker().clone());
                     return Poll::Pending;
@@ -186,6 +194,9 @@ impl Line {
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut guard = self.inner.borrow_mut();
         let i = &mut *guard;
+        if i.gone {
+            return Poll::Ready(());
+        }
         if !i.body.is_over() {
             // Whoever reads the body finds out.
             match &mut i.task {
