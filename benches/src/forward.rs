@@ -154,7 +154,7 @@ impl End {
 
     /// Says that no more comes. Whether that has been said.
     pub(crate) fn close(&mut self) -> io::Result<bool> {
-        if self.closed || self.is_waiting() || self.tls.as_ref().is_some_and(Connection::is_handshaking) {
+        if self.closed || self.is_waiting() || self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
             return Ok(self.closed);
         }
         if let Some(tls) = &mut self.tls {
