@@ -91,7 +91,7 @@ impl Controller {
         match news {
             News::All(list) => {
                 self.known.values_mut().for_each(|n| n.pods.clear());
-                list.iter().for_each(|pod| self.pod(namespace_of(pod), name_of(pod), Some(pod)));
+                list.iter().for_each(|pod| self.pod(namespace_of(&pod), name_of(&pod), Some(&pod)));
                 for (namespace, known) in &self.known {
                     self.dirty.extend(known.deployments.keys().map(|name| (namespace.clone(), name.clone())));
                 }
@@ -128,7 +128,7 @@ impl Controller {
         match news {
             News::All(list) => {
                 self.known.values_mut().for_each(|n| n.deployments.clear());
-                list.into_iter().for_each(|deployment| self.deployment(deployment));
+                list.iter().for_each(|deployment| self.deployment(deployment));
             }
             News::Change(event) if event.kind == EventType::Deleted => {
                 if let Some(known) = self.known.get_mut(event.namespace()) {
