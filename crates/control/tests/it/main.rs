@@ -13,4 +13,5 @@ mod quarantine;
 mod remote;
 mod resident;
 mod roots;
+mod storms;
 mod token;
