@@ -46,6 +46,9 @@ enum After {
     Drop,
 }
 
+/// The next head; none when the connection is to end; an error without a refusal when it is to be cut.
+type Next = Result<Option<Head<Request<()>>>, Option<Refused>>;
+
 /// What ends a connection besides its messages.
 struct Watch {
     seen: Phase,
@@ -138,7 +141,7 @@ impl Watch {
         conn: &HttpConn,
         hcm: &HttpConnectionManager,
         line: &Line,
-    ) -> Poll<Result<Option<Head<Request<()>>>, Option<Refused>>> {
+    ) -> Poll<Next> {
         if self.is_cut(cx, conn) {
             return Poll::Ready(Err(None));
         }
