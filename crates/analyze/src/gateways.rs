@@ -176,7 +176,8 @@ fn is_certificate(secret: &Object, now: Timestamp) -> bool {
 fn is_valid(pem: &[u8], now: Timestamp) -> bool {
     let blocks: Result<Vec<Pem>, _> = Pem::iter_from_buffer(pem).collect();
     let Ok(blocks) = blocks else { return false };
-    let mut chain = blocks.iter().map(|block| block.parse_x509().ok().map(|certificate| certificate.validity().clone()));
+    let mut chain =
+        blocks.iter().map(|block| block.parse_x509().ok().map(|certificate| certificate.validity().clone()));
     let Some(Some(leaf)) = chain.next() else { return false };
     let lives = (leaf.not_before.timestamp()..=leaf.not_after.timestamp()).contains(&now.seconds());
     lives && chain.all(|certificate| certificate.is_some())

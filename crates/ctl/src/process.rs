@@ -13,7 +13,8 @@ use nix::{
 /// Takes as many descriptors as this process may have: each connection is one, and the usual 1,024 are few.
 pub fn take_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
         tracing::debug!(%error, "the number of descriptors stays as it is");
     }

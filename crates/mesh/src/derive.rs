@@ -74,18 +74,24 @@ struct Shared {
     /// The last ones, which stay the same value where nothing in them changed.
     last_loads: Option<Arc<[Arc<Load>]>>,
     names: Option<Arc<BTreeMap<Arc<str>, HostName>>>,
-    /// By the namespace they are asked for from.
-    secrets: Option<(Arc<str>, Arc<[Arc<SecretPart>]>)>,
+    secrets: Option<OfNamespace>,
+}
+
+/// Secrets, and the namespace they are asked for from.
+#[derive(Debug)]
+struct OfNamespace {
+    namespace: Arc<str>,
+    secrets: Arc<[Arc<SecretPart>]>,
 }
 
 impl Shared {
     /// Secrets that the clusters name: found once for a scope, since all clusters are looked at.
     fn secrets(&mut self, snapshot: &Snapshot, namespace: &Arc<str>) -> Arc<[Arc<SecretPart>]> {
-        if let Some((_, known)) = self.secrets.as_ref().filter(|(of, _)| of == namespace) {
-            return known.clone();
+        if let Some(known) = self.secrets.as_ref().filter(|known| known.namespace == *namespace) {
+            return known.secrets.clone();
         }
         let secrets = snapshot.secrets().of(namespace, None, &self.outbound.clusters);
-        self.secrets = Some((namespace.clone(), secrets.clone()));
+        self.secrets = Some(OfNamespace { namespace: namespace.clone(), secrets: secrets.clone() });
         secrets
     }
 

@@ -361,14 +361,22 @@ mod tests {
             std::thread::sleep(Duration::from_millis(100));
             Ok(())
         }
+
+        fn recover(&mut self) -> Result<u64, StorageError> {
+            Ok(0)
+        }
     }
 
     #[tokio::test]
     async fn whoever_is_told_that_something_exists_can_read_it() {
         let engine = Engine::start(Slow, EngineOptions::default()).unwrap();
         let create = |name: &str| {
-            let op =
-                Op { key: Key::new("things", "", name), expect: Expect::Absent, value: Some(b"{}".to_vec().into()) };
+            let op = Op {
+                key: Key::new("things", "", name),
+                expect: Expect::Absent,
+                value: Some(b"{}".to_vec().into()),
+                ttl: None,
+            };
             let engine = engine.clone();
             async move {
                 let key = op.key.clone();
