@@ -166,6 +166,9 @@ pub struct Held {
     pub number: u64,
 }
 
+/// A revision, and the object and content that came with it.
+type Sight = (u64, u32, u64);
+
 /// One watcher: what it holds, and what it saw between lists.
 #[derive(Debug)]
 pub struct Witness {
@@ -176,9 +179,10 @@ pub struct Witness {
     /// From where the present stretch without a list began.
     since: u64,
     /// Contents seen in the present stretch, by revision.
-    seen: Vec<(u64, u32, u64)>,
+    seen: Vec<Sight>,
     removed: Vec<(u32, Held, u64)>,
-    stretches: Vec<(u64, u64, Vec<(u64, u32, u64)>)>,
+    /// Earlier stretches: from where, to where, and what was seen.
+    stretches: Vec<(u64, u64, Vec<Sight>)>,
     findings: Vec<Finding>,
     /// Events taken.
     pub events: u64,
@@ -269,7 +273,7 @@ impl Witness {
         let mut findings = std::mem::take(&mut self.findings);
         for (since, at, seen) in &self.stretches {
             let mut seen = seen.iter().peekable();
-            let mut take = |wanted: Option<(u64, u32, u64)>, findings: &mut Vec<Finding>| {
+            let mut take = |wanted: Option<Sight>, findings: &mut Vec<Finding>| {
                 // What was seen before the next acknowledged write can only be of a writer that got no answer.
                 while let Some((revision, object, number)) =
                     seen.next_if(|s| wanted.is_none_or(|w| s.0 < w.0 || s.0 == w.0 && **s != w))

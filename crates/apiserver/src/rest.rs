@@ -202,7 +202,7 @@ impl Api {
             content_type: decode::content_type(&head.headers).to_owned(),
         };
         // Reads that name a revision, be it 0, ask for nothing newer.
-        if !call.query.get("resourceVersion").is_some_and(|v| !v.is_empty()) && call.query.get("continue").is_none() {
+        if call.query.get("resourceVersion").is_none_or(|v| v.is_empty()) && call.query.get("continue").is_none() {
             self.store.fresh().await?;
         }
         if streaming {

@@ -128,14 +128,13 @@ where
         let (mut from, mut to) = tokio::io::split(theirs);
         let inward = async {
             while let Some(Ok(message)) = source.next().await {
-                match message {
-                    Message::Binary(bytes) => {
-                        if to.write_all(&bytes).await.is_err() {
-                            break;
-                        }
-                    }
+                let bytes = match message {
+                    Message::Binary(bytes) => bytes,
                     Message::Close(_) => break,
-                    _ => {}
+                    _ => continue,
+                };
+                if to.write_all(&bytes).await.is_err() {
+                    break;
                 }
             }
             let _ = to.shutdown().await;
