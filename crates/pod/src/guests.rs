@@ -23,7 +23,7 @@ use tokio::process::Command;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::logs::{Followed, Following, Form, Reading};
+use crate::logs::{Alive, Followed, Following, Form, Reading};
 use crate::options::PROXY_ID;
 use crate::run::output;
 use crate::run::signals::exit_code;
@@ -73,7 +73,7 @@ impl LocalPods {
     }
 
     /// The log of a container, and how it is written.
-    fn log(&self, target: &Target) -> Result<(PathBuf, Form, Box<dyn Fn() -> bool + Send>), PodsError> {
+    fn log(&self, target: &Target) -> Result<(PathBuf, Form, Alive), PodsError> {
         let state = self.find(target)?;
         let (path, form) = if target.container == PROXY {
             (state.sidecar_log.clone(), Form::Plain)

@@ -168,23 +168,21 @@ impl Shown {
     }
 }
 
+/// Whether the pod is still there.
+pub(crate) type Alive = Box<dyn Fn() -> bool + Send>;
+
 /// A log that is being read.
 pub(crate) struct Reading {
     records: Records,
     shown: Shown,
     /// Whether the pod's runner still is there.
-    alive: Box<dyn Fn() -> bool + Send>,
+    alive: Alive,
     ended: bool,
 }
 
 impl Reading {
     /// Opens a log; `alive` says whether somebody still writes it.
-    pub(crate) fn open(
-        path: PathBuf,
-        form: Form,
-        request: &LogRequest,
-        alive: Box<dyn Fn() -> bool + Send>,
-    ) -> io::Result<Reading> {
+    pub(crate) fn open(path: PathBuf, form: Form, request: &LogRequest, alive: Alive) -> io::Result<Reading> {
         let skip = match request.tail {
             Some(tail) => lines(Records::open(path.clone(), form)?)?.saturating_sub(tail),
             None => 0,
@@ -219,7 +217,7 @@ impl Reading {
                 return None;
             }
             looks = looks.saturating_add(1);
-            if looks % LOOKS == 0 && !(self.alive)() {
+            if looks.is_multiple_of(LOOKS) && !(self.alive)() {
                 // Once more: it may have written something before it went.
                 self.shown.request.follow = false;
                 continue;
@@ -244,7 +242,7 @@ fn lines(mut records: Records) -> io::Result<usize> {
 /// What a command writes from now on, with its exit code at the end.
 pub(crate) struct Following {
     records: Records,
-    alive: Box<dyn Fn() -> bool + Send>,
+    alive: Alive,
 }
 
 /// A piece of it.
@@ -255,7 +253,7 @@ pub(crate) enum Followed {
 
 impl Following {
     /// Opens a log at its end.
-    pub(crate) fn open(path: PathBuf, form: Form, alive: Box<dyn Fn() -> bool + Send>) -> io::Result<Following> {
+    pub(crate) fn open(path: PathBuf, form: Form, alive: Alive) -> io::Result<Following> {
         Ok(Following { records: Records::at_end(path, form)?, alive })
     }
 
@@ -276,7 +274,7 @@ impl Following {
                 return Some(Followed::Piece { errors: record.stream == "stderr", bytes });
             }
             looks = looks.saturating_add(1);
-            if looks % LOOKS == 0 && !(self.alive)() {
+            if looks.is_multiple_of(LOOKS) && !(self.alive)() {
                 return None;
             }
             tokio::time::sleep(LOOK).await;

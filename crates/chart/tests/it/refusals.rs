@@ -360,7 +360,7 @@ impl Judge {
     fn junctor(&mut self, part: &Value, whole: &Value, at: &str) {
         let free = whole.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
         for (name, _) in map(part, "") {
-            if !IN_JUNCTORS.contains(&name.as_str()) && !(free && name == "type") {
+            if !(IN_JUNCTORS.contains(&name.as_str()) || free && name == "type") {
                 self.wrong.push(format!("{at}: {name} describes"));
             }
         }

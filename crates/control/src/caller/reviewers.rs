@@ -7,9 +7,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{KubeReviewer, TokenReviewer};
 
+/// Who reviews the tokens of a cluster, by its name.
+type ByCluster = BTreeMap<Arc<str>, Arc<dyn TokenReviewer>>;
+
 /// Reviewers by the cluster; clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Reviewers(Arc<RwLock<BTreeMap<Arc<str>, Arc<dyn TokenReviewer>>>>);
+pub(crate) struct Reviewers(Arc<RwLock<ByCluster>>);
 
 impl Reviewers {
     /// The reviewer of a cluster; `None` where no Secret names it.
