@@ -145,12 +145,14 @@ fn haproxy(legs: &[Leg], client: bool, dir: &str) -> String {
 
 /// HTTP only: Debian's nginx has streams as a module apart.
 fn nginx(legs: &[Leg], client: bool, dir: &str) -> String {
-    let mut out = String::from(
-        "daemon off;\nmaster_process off;\npid /dev/null;\nworker_rlimit_nofile 20000;\nevents { worker_connections 9000; }\n\
-         http {\n  access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 300s;\n",
+    let side = if client { "client" } else { "server" };
+    // A file of its own: nginx removes it in the end, whatever it is.
+    let mut out = format!(
+        "daemon off;\nmaster_process off;\npid {dir}/nginx-{side}.pid;\nworker_rlimit_nofile 20000;\n\
+         events {{ worker_connections 9000; }}\nhttp {{\n  access_log off;\n  keepalive_requests 1000000000;\n  \
+         keepalive_timeout 300s;\n"
     );
     for temporary in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
-        let side = if client { "client" } else { "server" };
         let _ = writeln!(out, "  {temporary}_temp_path /tmp/carrick-bench-{side}-{temporary};");
     }
     for leg in legs.iter().filter(|leg| leg.own == leg.next && leg.own != Bytes) {

@@ -321,11 +321,11 @@ async fn look(mesh: &Mesh, onlookers: &[Pair], when: &str, into: &mut Map<String
 fn nginx(dir: &Path) -> String {
     let body = "x".repeat(128);
     format!(
-        "daemon off;\nmaster_process off;\npid /dev/null;\nworker_processes 1;\nworker_rlimit_nofile 20000;\n\
+        "daemon off;\nmaster_process off;\npid {0}/nginx.pid;\nworker_processes 1;\nworker_rlimit_nofile 20000;\n\
          events {{ worker_connections 9000; }}\nhttp {{\n  access_log off;\n  sendfile on;\n  tcp_nopush on;\n  \
          keepalive_requests 1000000000;\n  keepalive_timeout 300s;\n  \
          server {{ listen 8080 backlog=4096; listen 8082 backlog=4096; default_type text/plain;\n    \
-         location / {{ return 200 \"{body}\"; }}\n    location /1m {{ root {}/www; }} }}\n}}\n",
+         location / {{ return 200 \"{body}\"; }}\n    location /1m {{ root {0}/www; }} }}\n}}\n",
         dir.display()
     )
 }
