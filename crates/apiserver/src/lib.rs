@@ -25,6 +25,7 @@ pub mod error;
 mod metrics;
 pub mod rbac;
 mod rest;
+mod selector;
 mod serve;
 mod server;
 pub mod storage;

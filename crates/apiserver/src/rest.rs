@@ -18,15 +18,12 @@ mod request;
 mod respond;
 mod reviews;
 mod scale;
-mod selector;
 mod streams;
 mod table;
 pub mod version;
 mod watch;
 
 pub use respond::Answer;
-pub(crate) use scale::selector_text;
-pub(crate) use selector::Selectors;
 
 use crate::auth;
 use crate::auth::tokens::Tokens;
@@ -48,6 +45,7 @@ use request::{Query, ResourcePath, Target};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+pub use streams::Takeover;
 use tokio::sync::Semaphore;
 
 /// Watches open at once.
@@ -351,7 +349,7 @@ pub fn parse_anything(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     drop(request::target(&text));
     let query = Query::parse(&text);
-    drop(selector::Selectors::parse("pods", Some(&text), Some(&text)));
+    drop(crate::selector::Selectors::parse("pods", Some(&text), Some(&text)));
     drop((query.number::<u64>("limit"), continuation::decode(&text), negotiate::form(&text)));
     let documents = [decode::json(bytes), decode::yaml(bytes)];
     drop(protobuf::decode(bytes));

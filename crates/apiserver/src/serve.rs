@@ -6,9 +6,8 @@
 
 use crate::auth::certs::{self, Authority, CertError, Leaf};
 use crate::authorize::User;
-use crate::rest::Api;
+use crate::rest::{Api, Takeover};
 use carrick_runtime::drain::Drain;
-use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,7 +15,7 @@ use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -34,21 +33,6 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const STREAMS: u32 = 1000;
 /// After accept fails for want of something (descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a connection is used for after its last answer, `101`. Travels with that answer.
-#[derive(Clone)]
-pub struct Takeover(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
-
-impl Takeover {
-    /// Of a session.
-    pub fn new(session: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Some(Box::pin(session)))))
-    }
-
-    fn take(&self) -> Option<BoxFuture<'static, ()>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
 
 /// The TLS configuration: our certificate, client certificates verified where shown.
 ///

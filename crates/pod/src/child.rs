@@ -1,4 +1,4 @@
-//! Processes started in a pod: nearly all unsafe code of the crate, between fork and exec (the rest: terminals, `terminal` and `run::output`).
+//! Processes started in a pod: nearly all unsafe code of the crate, between fork and exec (the rest: terminals, `terminal` and `output`).
 //!
 //! Invariant: what runs between fork and exec makes plain system calls on values prepared before; it neither allocates nor locks. A child
 //! never outlives the thread that started it, which is why that thread lives as long as the runner.

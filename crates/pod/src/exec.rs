@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use tokio::process::Command;
 
 use crate::run::require_root;
-use crate::run::signals::{Signals, exit_code, to_group};
+use crate::signals::{Signals, exit_code, to_group};
 use crate::{ExecOptions, PodError, child, guests, state};
 
 /// Runs a command in the pod's namespaces and environment with this process's stdin, stdout, stderr; returns its exit code (128+n after

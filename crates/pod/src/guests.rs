@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 
 use crate::logs::{Alive, Followed, Following, Form, Reading};
 use crate::options::PROXY_ID;
-use crate::run::output;
-use crate::run::signals::exit_code;
+use crate::output;
+use crate::signals::exit_code;
 use crate::state::{self, PodState};
 use crate::template::PROXY;
 use crate::terminal::Terminal;

@@ -1,7 +1,7 @@
 //! The logs of pods, read: the end of them, from a time on, as they grow.
 //!
 //! Invariant: at most a few pieces are held, however long a log is; a follower ends when the command has ended or its runner is gone. The
-//! command's log says the time of every piece (`run::output`); the sidecar's is what the proxy wrote, and has times where its lines begin
+//! command's log says the time of every piece (`output`); the sidecar's is what the proxy wrote, and has times where its lines begin
 //! with one.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use carrick_api::timestamp::Timestamp;
 use carrick_streams::LogRequest;
 
-use crate::run::output::{EXIT, aside};
+use crate::output::{EXIT, aside};
 
 /// About as much as is handed out at once.
 const PIECE: usize = 32 << 10;

@@ -21,7 +21,7 @@ use crate::PodError;
 use crate::object::ContainerView;
 use crate::options::Engine;
 use crate::run::sidecar::Sidecar;
-use crate::run::signals::Signals;
+use crate::signals::Signals;
 
 pub use place::Folder;
 pub use settings::{Captured, Machine};

@@ -7,10 +7,8 @@ mod attend;
 mod credentials;
 pub(crate) mod files;
 mod life;
-pub(crate) mod output;
 mod readiness;
 pub(crate) mod sidecar;
-pub(crate) mod signals;
 mod status;
 mod volumes;
 
@@ -19,9 +17,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::options::Engine;
+use crate::signals::Signals;
 use crate::{PodError, RunOptions, api, injection, network, proxy_config, sweep, template};
 use life::Life;
-use signals::Signals;
 
 /// What is decided before anything is made.
 pub(crate) struct Plan {

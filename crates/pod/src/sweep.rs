@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::network::Netlink;
-use crate::run::output;
+use crate::output;
 use crate::state::{self, PodState};
 use crate::{Network, PodError, api, template};
 

@@ -4,7 +4,7 @@
 
 use crate::handshake::{Handshake, Protocol};
 use crate::pods::{Duplex, Pods, PodsError, Target};
-use crate::remote::PIECE;
+use crate::session::PIECE;
 use crate::spdy::{self, Received, Stream, Streams};
 use crate::websocket;
 use bytes::{Bytes, BytesMut};

@@ -9,6 +9,7 @@ pub mod forward;
 pub mod handshake;
 mod pods;
 pub mod remote;
+mod session;
 pub mod spdy;
 mod status;
 mod websocket;

@@ -4,7 +4,7 @@
 
 use crate::handshake::Protocol;
 use crate::pods::{Duplex, Want};
-use crate::remote::{Caller, Channel, Input, Output, PIECE, size};
+use crate::session::{Caller, Channel, Input, Output, PIECE, size};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use std::future::Future;
@@ -272,7 +272,7 @@ async fn one_port(
 mod tests {
     use super::*;
     use crate::pods::{Ended, Guest, Size};
-    use crate::remote::{channels, run};
+    use crate::session::{channels, run};
 
     fn echo() -> Guest {
         let ((stdin, mut from), (stdout, mut to)) = (tokio::io::duplex(64), tokio::io::duplex(64));

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::follow::{Follower, News};
 use crate::error::{ApiError, ApiResult};
-use crate::rest::Selectors;
+use crate::selector::{Selectors, selector_text};
 use crate::store::{EventType, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
 
 const DEPLOYMENTS: &str = "deployments.apps";
@@ -177,7 +177,7 @@ fn is_ready(pod: &Value) -> bool {
 }
 
 fn selectors(deployment: &Value) -> Option<Selectors> {
-    let text = crate::rest::selector_text(deployment.pointer("/spec/selector")?);
+    let text = selector_text(deployment.pointer("/spec/selector")?);
     // An empty selector would be everybody's.
     if text.is_empty() { None } else { Selectors::parse("pods", Some(&text), None).ok() }
 }

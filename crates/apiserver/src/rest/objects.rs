@@ -10,7 +10,6 @@ use super::negotiate::{self, Form};
 use super::patch::Patch;
 use super::request::{Query, ResourcePath};
 use super::respond::{self, Answer};
-use super::selector::Selectors;
 use super::table::{ListMeta, Shape};
 use super::watch::{self, WatchRequest};
 use super::{Api, continuation, listing};
@@ -18,6 +17,7 @@ use crate::admission::{AdmitContext, Operation};
 use crate::authorize::User;
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult, Cause};
+use crate::selector::Selectors;
 use crate::storage::Page;
 use crate::store::{
     DeleteOptions, Deleted, Intent, WriteOptions, Written, decode_record, name_of, namespace_of, resource_version_of,

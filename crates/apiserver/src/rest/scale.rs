@@ -10,6 +10,7 @@ use super::respond::{self, Answer};
 use crate::admission::Operation;
 use crate::catalog::ScalePaths;
 use crate::error::{ApiError, ApiResult, Cause};
+use crate::selector::selector_text;
 use crate::store::{name_of, resource_version_of};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -130,29 +131,6 @@ fn shown(paths: &ScalePaths, object: &Value) -> Value {
         "spec": {"replicas": number(&paths.wanted)},
         "status": status,
     })
-}
-
-/// A selector as text: `a=b,c in (d,e)`.
-pub(crate) fn selector_text(selector: &Value) -> String {
-    if let Some(text) = selector.as_str() {
-        return text.to_owned();
-    }
-    let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
-    let mut parts: Vec<String> = labels.filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
-    let expressions = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
-    parts.extend(expressions.filter_map(|expression| {
-        let key = expression.get("key")?.as_str()?;
-        let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
-        let values: Vec<&str> = values.filter_map(Value::as_str).collect();
-        Some(match expression.get("operator")?.as_str()? {
-            "In" => format!("{key} in ({})", values.join(",")),
-            "NotIn" => format!("{key} notin ({})", values.join(",")),
-            "Exists" => key.to_owned(),
-            "DoesNotExist" => format!("!{key}"),
-            _ => return None,
-        })
-    }));
-    parts.join(",")
 }
 
 #[cfg(test)]

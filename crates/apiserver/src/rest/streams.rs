@@ -7,11 +7,11 @@
 use super::objects::Call;
 use super::respond::{self, Answer};
 use crate::error::{ApiError, ApiResult};
-use crate::serve::Takeover;
 use bytes::Bytes;
 use carrick_streams::handshake::{self, Kind};
 use carrick_streams::{LogRequest, Pods, PodsError, Target, Want, forward, remote};
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Frame;
@@ -20,13 +20,29 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Words of a command, and their bytes.
 const WORDS: usize = 1024;
 /// Name of the annotation that names the container meant when none is.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// What a connection is used for after its last answer, `101`. Travels with that answer.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Takeover {
+    /// Of a session.
+    fn new(session: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::pin(session)))))
+    }
+
+    /// The session, for whoever asks first.
+    pub fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// Whether a subresource of a pod is one of these.
 pub fn is_stream(subresource: &str) -> bool {

@@ -5,11 +5,11 @@
 //! What it leaves to others: history (`store::Watch`).
 
 use super::respond::{self, Answer, Body};
-use super::selector::Selectors;
 use super::table::Shape;
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult};
 use crate::rest::negotiate::Form;
+use crate::selector::Selectors;
 use crate::storage::Record;
 use crate::store::{Event, EventType, Store, Watch, decode_record};
 use bytes::Bytes;

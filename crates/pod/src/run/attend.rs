@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::files::SidecarPaths;
 use super::life::Life;
-use super::signals::{Signals, exit_code, to_group};
 use super::{Plan, asks_to_end, status};
 use crate::injection::{owner, proxy_config};
 use crate::options::host_name;
+use crate::signals::{Signals, exit_code, to_group};
 use crate::state::PodState;
 use crate::variables::{self, Facts};
 

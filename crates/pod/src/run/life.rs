@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
 use super::files::{PodFiles, SidecarPaths};
-use super::output::{self, Outputs, Prepared};
 use super::sidecar::{Sidecar, tail};
 use super::status::{self, now};
 use super::{Plan, readiness, volumes};
@@ -31,6 +30,7 @@ use crate::dns::table::{self, TableFile};
 use crate::network::Netlink;
 use crate::object::{self, ContainerView, Observed};
 use crate::options::{CLUSTER_DOMAIN, DNS_ADDRESS, PROXY_ID, host_name, run_dir};
+use crate::output::{self, Outputs, Prepared};
 use crate::sandbox::Sandbox;
 use crate::state::{self, PodFolder};
 use crate::sweep::{delete_object, dismantle};

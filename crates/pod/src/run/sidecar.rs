@@ -19,9 +19,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::readiness::http_status;
-use super::signals;
 use super::status::now;
 use crate::object::ContainerView;
+use crate::signals;
 use crate::{PodError, child};
 
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);

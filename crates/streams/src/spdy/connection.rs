@@ -5,7 +5,7 @@
 
 use super::frame::{self, Frame, FrameError, Parser};
 use super::headers::{BlockError, Inflater, empty_block};
-use crate::remote::PIECE;
+use crate::session::PIECE;
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 use std::future::Future;

@@ -4,7 +4,7 @@
 
 use super::connection::{Reader, Received, Stream, Streams, Writer};
 use crate::pods::Want;
-use crate::remote::{Caller, Channel, Input, Output, size};
+use crate::session::{Caller, Channel, Input, Output, size};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;

@@ -240,7 +240,7 @@ fn terminal(from: &OwnedFd, mut to: File, leader: Option<u32>, log: &Mutex<Log>)
                 let now = size(&to);
                 if let Some(new) = now.as_ref().filter(|_| now != known) {
                     resize(from, new);
-                    super::signals::to_group(leader, nix::sys::signal::Signal::SIGWINCH);
+                    crate::signals::to_group(leader, nix::sys::signal::Signal::SIGWINCH);
                     known = now;
                 }
             }

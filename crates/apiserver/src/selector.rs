@@ -230,6 +230,29 @@ impl FieldSelector {
     }
 }
 
+/// A selector as text: `a=b,c in (d,e)`.
+pub fn selector_text(selector: &Value) -> String {
+    if let Some(text) = selector.as_str() {
+        return text.to_owned();
+    }
+    let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
+    let mut parts: Vec<String> = labels.filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
+    let expressions = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
+    parts.extend(expressions.filter_map(|expression| {
+        let key = expression.get("key")?.as_str()?;
+        let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
+        let values: Vec<&str> = values.filter_map(Value::as_str).collect();
+        Some(match expression.get("operator")?.as_str()? {
+            "In" => format!("{key} in ({})", values.join(",")),
+            "NotIn" => format!("{key} notin ({})", values.join(",")),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => return None,
+        })
+    }));
+    parts.join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
