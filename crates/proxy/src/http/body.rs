@@ -39,11 +39,11 @@ pub enum ResponseBody {
 }
 
 impl ResponseBody {
-    /// Moves on what is still to be sent upstream while the client takes nothing.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if let ResponseBody::Upstream { body, .. } = self {
-            body.drive(cx);
-        }
+    /// Moves on what is still to be sent upstream while the client takes nothing. Ready when it has taken nothing for too long.
+    pub fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ResponseBody::Upstream { body, exchange: Some(exchange) } = self else { return Poll::Pending };
+        body.drive(cx);
+        exchange.poll_limits(cx).map(|()| exchange.failed())
     }
 }
 

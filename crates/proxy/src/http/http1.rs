@@ -207,6 +207,9 @@ async fn one(
         // What is recorded of a request is recorded before its client can know that it is over.
         body => (!matches!(encoder, Encoder::Length(0))).then_some(body),
     };
+    // For the last of it, when the exchange is over.
+    let mut flush = Timer::new(None);
+    let mut flushing = false;
     let written = poll_fn(|cx| {
         if watch.is_cut(cx, conn) {
             return Poll::Ready(Err(After::Drop));
@@ -249,8 +252,15 @@ async fn one(
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(After::Drop)),
                 Poll::Pending => {
-                    if let Some(body) = &mut body {
-                        body.drive(cx);
+                    if body.is_none() && !std::mem::replace(&mut flushing, true) {
+                        flush = Timer::new(hcm.stream_idle_timeout);
+                    }
+                    let late = match &mut body {
+                        Some(body) => body.drive(cx).is_ready(),
+                        None => flush.is_over(cx),
+                    };
+                    if late {
+                        return Poll::Ready(Err(After::Drop));
                     }
                     return line.poll_gone(cx).map(|()| Err(After::Drop));
                 }
