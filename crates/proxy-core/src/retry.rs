@@ -14,6 +14,7 @@ use crate::request::RequestHead;
 const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
 const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
 const RETRIABLE: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 
 /// How an attempt ended without usable response headers.
@@ -153,7 +154,7 @@ impl<'a> RetryState<'a> {
     }
 
     fn wants_response(&self, status: u16, headers: &HeaderMap) -> bool {
-        if headers.contains_key("x-envoy-ratelimited") {
+        if headers.contains_key(RATELIMITED) {
             return self.on.has(RetryOn::ENVOY_RATELIMITED);
         }
         let by_status = (self.on.has(RetryOn::FIVE_XX) && (500..600).contains(&status))

@@ -75,7 +75,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
     let service = {
         let conn = Rc::clone(&conn);
         service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            let answer = service::answer(Rc::clone(&conn), request.map(Incoming::Http2));
+            // The library moves it about, and it is large.
+            let answer = Box::pin(service::answer(Rc::clone(&conn), request.map(Incoming::Http2)));
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };

@@ -41,6 +41,7 @@ mod stats;
 mod tcp;
 mod tls;
 mod tunnel;
+mod turn;
 mod upstream;
 mod worker;
 

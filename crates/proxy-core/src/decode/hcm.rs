@@ -8,6 +8,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3 as uuid;
+use http::HeaderValue;
 
 use super::bad::{At, Bad, decode, each, given, only, type_name};
 use super::basic::{cidr, limit, number, refuse_true, truth};
@@ -48,7 +49,10 @@ pub fn connection_manager(value: &pb::HttpConnectionManager) -> Result<HttpConne
         stat_prefix: value.stat_prefix.as_str().into(),
         routes: routes(value)?,
         filters: filter::http_filters(&value.http_filters)?,
-        server_name: if value.server_name.is_empty() { "envoy".into() } else { value.server_name.as_str().into() },
+        server_name: match &*value.server_name {
+            "" => HeaderValue::from_static("envoy"),
+            name => HeaderValue::from_str(name).map_err(|e| Bad::field("server_name", e))?,
+        },
         server_header: server_header(value.server_header_transformation).at("server_header_transformation")?,
         via: value.via.as_str().into(),
         xfcc: xfcc(value)?,

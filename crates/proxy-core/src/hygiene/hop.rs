@@ -29,6 +29,14 @@ const INTERNAL_ONLY: [&str; 15] = [
     "x-envoy-hedge-on-per-try-timeout",
 ];
 
+/// The same where the proxy is the edge of what is trusted.
+const EDGE_ONLY: [&str; 4] = [
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-decorator-operation",
+    "x-envoy-original-path",
+];
+
 /// The protocol a request asks to upgrade to, lower case: `Connection: upgrade` together with `Upgrade`.
 #[must_use]
 pub fn requested_upgrade(headers: &HeaderMap) -> Option<String> {
@@ -164,14 +172,13 @@ fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
 
 /// Removes headers that only internal callers may set, and the table's `internal_only_headers`.
 pub fn strip_internal(headers: &mut HeaderMap, edge: bool, table: &[HeaderName]) {
-    for name in INTERNAL_ONLY {
+    let ours = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-envoy-") && (INTERNAL_ONLY.contains(&name) || (edge && EDGE_ONLY.contains(&name)))
+    };
+    // Nearly all requests have none of them.
+    while let Some(name) = headers.keys().find(ours).cloned() {
         headers.remove(name);
-    }
-    if edge {
-        headers.remove("x-envoy-downstream-service-cluster");
-        headers.remove("x-envoy-downstream-service-node");
-        headers.remove("x-envoy-decorator-operation");
-        headers.remove("x-envoy-original-path");
     }
     for name in table {
         headers.remove(name);
@@ -180,15 +187,14 @@ pub fn strip_internal(headers: &mut HeaderMap, edge: bool, table: &[HeaderName])
 
 /// `server` and `via` of a response.
 pub fn finish_response(hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
-    let ours = HeaderValue::from_str(&hcm.server_name).ok();
-    match (hcm.server_header, ours) {
-        (ServerHeader::Overwrite, Some(name)) => {
-            headers.insert(SERVER, name);
+    match hcm.server_header {
+        ServerHeader::Overwrite => {
+            headers.insert(SERVER, hcm.server_name.clone());
         }
-        (ServerHeader::AppendIfAbsent, Some(name)) => {
-            headers.entry(SERVER).or_insert(name);
+        ServerHeader::AppendIfAbsent => {
+            headers.entry(SERVER).or_insert_with(|| hcm.server_name.clone());
         }
-        _ => {}
+        ServerHeader::PassThrough => {}
     }
     append_via(hcm, headers);
 }

@@ -109,8 +109,10 @@ pub fn clean_authority(hcm: &HttpConnectionManager, authority: &str, listener_po
     let (host, port) = crate::routing::split_port(authority);
     let strip = options.strip_any_port
         || (options.strip_matching_port && port.and_then(|p| p.parse::<u16>().ok()) == Some(listener_port));
-    let port = port.filter(|_| !strip);
-    let host = if options.strip_trailing_dot { host.strip_suffix('.').unwrap_or(host) } else { host };
-    let new = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    (new != authority).then_some(new)
+    let dotless = if options.strip_trailing_dot { host.strip_suffix('.') } else { None };
+    if dotless.is_none() && (!strip || port.is_none()) {
+        return None;
+    }
+    let host = dotless.unwrap_or(host);
+    Some(port.filter(|_| !strip).map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }

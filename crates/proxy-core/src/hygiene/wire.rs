@@ -112,7 +112,7 @@ pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     let start = from.saturating_sub(3);
     let mut rest = bytes.get(start..)?;
     let mut at = start;
-    while let Some(found) = rest.iter().position(|b| *b == b'\n') {
+    while let Some(found) = memchr::memchr(b'\n', rest) {
         at = at.saturating_add(found).saturating_add(1);
         rest = bytes.get(at..)?;
         if rest.starts_with(b"\n") {
@@ -201,7 +201,7 @@ pub fn read<'a>(
 
 /// Takes a line off, its end included; given without it.
 fn line<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
-    let end = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+    let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
     let (line, after) = rest.split_at(end);
     *rest = after.get(1..).unwrap_or_default();
     line.strip_suffix(b"\r").unwrap_or(line)

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::Name;
 use super::access_log::AccessLog;
 use super::filter::HttpFilter;
@@ -24,7 +26,7 @@ pub struct HttpConnectionManager {
     /// The filters in order, the router last. Inert ones are left out.
     pub filters: Vec<HttpFilter>,
     /// `server` header of responses.
-    pub server_name: Name,
+    pub server_name: HeaderValue,
     /// What to do with an upstream's `server` header.
     pub server_header: ServerHeader,
     /// Value for the `via` header, if not empty.

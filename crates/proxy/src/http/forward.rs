@@ -6,7 +6,7 @@
 
 use super::connection::HttpConn;
 use super::exchange::{Checkout, Exchange};
-use super::head::{Head, Routed, weighted};
+use super::head::{Head, Routed, decimal, weighted};
 use super::mirror;
 use super::reply::Failure;
 use super::upgrade;
@@ -121,7 +121,7 @@ enum Undone {
 /// Runs attempts until there is a response or a reason to give up; the flag says that retries were used up.
 pub(super) async fn run(
     plan: &Forward<'_>,
-    head: Head,
+    head: &mut Head,
     body: Incoming,
     exchange: &mut Exchange,
 ) -> Result<Response<Incoming>, (Failure, bool)> {
@@ -134,7 +134,7 @@ pub(super) async fn run(
     // RetryState reads the head once; it keeps the policy only.
     let mut retry = if plan.upgrade.is_some() { None } else { RetryState::new(policy, &head.view()) };
     let has_body = !body.is_end_stream() || plan.read.as_ref().is_some_and(|r| !r.is_empty());
-    let mut mirrors = if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, &head, has_body) };
+    let mut mirrors = if plan.upgrade.is_some() { Vec::new() } else { mirror::chosen(plan, head, has_body) };
     let per_try = plan.limits.per_try;
     let limit = plan.limits.global;
     let supply = if plan.upgrade.is_some() || !has_body {
@@ -148,7 +148,7 @@ pub(super) async fn run(
         if retry.is_some() || short { Supply::Again(Replay::new(source)) } else { Supply::Once(Some(source)) }
     };
     for mirror in mirrors {
-        mirror.send(plan, &head);
+        mirror.send(plan, head);
     }
     let started = Instant::now();
     let longest = plan.limits.max_stream.or(state.cluster.max_stream_duration);
@@ -224,7 +224,7 @@ impl Waits {
 async fn attempts(
     plan: &Forward<'_>,
     state: &Rc<ClusterState>,
-    head: Head,
+    head: &mut Head,
     mut supply: Supply,
     retry: &mut Option<RetryState<'_>>,
     per_try: Option<Duration>,
@@ -250,8 +250,7 @@ async fn attempts(
             || per_try.is_some()
             || silent
             || plan.action.append_x_forwarded_host
-            || rewritten_host(plan, &head, "").is_some());
-    let mut head = head;
+            || rewritten_host(plan, head, "").is_some());
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut priorities: Vec<usize> = Vec::new();
     let mut fresh = false;
@@ -273,7 +272,7 @@ async fn attempts(
             reselections: retry.as_ref().map_or(0, RetryState::reselections),
             hash,
             overrides: &plan.overrides,
-            auto_sni: auto_sni(state, &head, || rewritten_host(plan, &head, "")),
+            auto_sni: auto_sni(state, head, || rewritten_host(plan, head, "")),
         };
         let Some(chosen) = choose::choose(&worker.local, &plan.live.config, state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();
@@ -295,12 +294,12 @@ async fn attempts(
             }
         };
         let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
-        let mut request = build(plan, &mut head, h2, body, kept, exchange.attempts, limit, &chosen.target, preserve);
+        let mut request = build(plan, head, h2, body, kept, exchange.attempts, limit, &chosen.target, preserve);
         if let Some(trace) = &mut exchange.trace {
             trace.tell(&worker.local, request.headers_mut());
         }
         if let Some(l) = &mut exchange.logged
-            && let Some(host) = rewritten_host(plan, &head, &chosen.target.hostname)
+            && let Some(host) = rewritten_host(plan, head, &chosen.target.hostname)
             && let Ok(host) = host.to_str()
         {
             host.clone_into(&mut l.authority);
@@ -357,7 +356,7 @@ async fn attempts(
                 {
                     drop(response);
                     drop(checkout);
-                    restore(plan, &mut head, sent.filter(|_| !kept));
+                    restore(plan, head, sent.filter(|_| !kept));
                     exchange.active = None;
                     tried.push(address);
                     retrying = Some(state.retry());
@@ -385,7 +384,7 @@ async fn attempts(
             Attempt::Unsent(request) => {
                 exchange.active = None;
                 let (sent, body) = request.into_parts();
-                restore(plan, &mut head, Some(sent).filter(|_| !kept));
+                restore(plan, head, Some(sent).filter(|_| !kept));
                 if unseen_resends < UNSEEN_RESENDS {
                     // The connection had ended before anything was written: that is no attempt yet.
                     (unseen_resends, fresh) = (unseen_resends.saturating_add(1), true);
@@ -396,7 +395,7 @@ async fn attempts(
                 (Failure::Terminated, Reset::ConnectFailure, false)
             }
             Attempt::Failed { failure, reset, seen, reused, unseen, head: sent } => {
-                restore(plan, &mut head, sent.map(|sent| *sent).filter(|_| !kept));
+                restore(plan, head, sent.map(|sent| *sent).filter(|_| !kept));
                 exchange.active = None;
                 let safe = is_safe(&head.parts.method) && matches!(supply, Supply::Empty) && reset == Reset::Remote;
                 let refused = (reset == Reset::Refused || unseen) && supply.can_restart();
@@ -616,7 +615,7 @@ fn build(
         authority = new;
     }
     if plan.routed.virtual_host.include_request_attempt_count {
-        headers.insert(ATTEMPTS, HeaderValue::from(number));
+        headers.insert(ATTEMPTS, decimal(number.into()));
     }
     if let Some(limit) = limit {
         headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));

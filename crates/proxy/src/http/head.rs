@@ -141,18 +141,26 @@ pub(super) fn set_path(parts: &mut Parts, new: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A number as a header's value. Small ones, which most are, need no memory.
+pub(super) fn decimal(number: u64) -> HeaderValue {
+    const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let digit = usize::try_from(number).ok().and_then(|at| DIGITS.get(at));
+    digit.map_or_else(|| HeaderValue::from(number), |digit| HeaderValue::from_static(digit))
+}
+
 /// A version 4 UUID's text.
 fn request_id(a: u64, b: u64) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let a = (a & 0xffff_ffff_ffff_0fff) | 0x4000;
     let b = (b & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
+    let bytes = (u128::from(a) << 64) | u128::from(b);
     let mut text = String::with_capacity(36);
-    for (at, byte) in a.to_be_bytes().into_iter().chain(b.to_be_bytes()).enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
+    for at in 0..32_u32 {
+        if matches!(at, 8 | 12 | 16 | 20) {
             text.push('-');
         }
-        for digit in [byte >> 4, byte & 0xf] {
-            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
-        }
+        let digit = bytes.wrapping_shr(124_u32.saturating_sub(at.saturating_mul(4))) & 0xf;
+        text.push(usize::try_from(digit).ok().and_then(|d| DIGITS.get(d)).map_or('0', |d| char::from(*d)));
     }
     text
 }
@@ -161,6 +169,7 @@ fn request_id(a: u64, b: u64) -> String {
 mod tests {
     #[test]
     fn ids_are_uuids() {
+        assert_eq!([0, 9, 10, 443].map(|n| super::decimal(n).to_str().unwrap().to_owned()), ["0", "9", "10", "443"]);
         let id = super::request_id(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210);
         assert_eq!(id, "01234567-89ab-4def-bedc-ba9876543210");
     }

@@ -12,6 +12,7 @@ use crate::message::h1::read::{Head, Limits, Refused};
 use crate::message::h1::server::Line;
 use crate::message::h1::write::{self, To};
 use crate::message::incoming::Incoming;
+use crate::turn::give_way;
 use carrick_proxy_core::model::hcm::{HeaderCase, HttpConnectionManager};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request};
@@ -207,6 +208,7 @@ async fn one(
         // What is recorded of a request is recorded before its client can know that it is over.
         body => (!matches!(encoder, Encoder::Length(0))).then_some(body),
     };
+    give_way().await;
     // For the last of it, when the exchange is over.
     let mut flush = Timer::new(None);
     let mut flushing = false;

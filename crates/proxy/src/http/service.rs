@@ -8,7 +8,7 @@ use super::connection::HttpConn;
 use super::exchange::{Checkout, Exchange, Logged};
 use super::filters::{self, Found, Lookup, look_up};
 use super::forward::{self, Forward};
-use super::head::{Head, prepare, set_path, weighted};
+use super::head::{Head, decimal, prepare, set_path, weighted};
 use super::reply::{self, Failure};
 use super::{trace, upgrade};
 use crate::message::incoming::Incoming;
@@ -117,9 +117,9 @@ fn attach(mut response: Response<ResponseBody>, mut exchange: Box<Exchange>) -> 
 fn finish(hcm: &HttpConnectionManager, headers: &mut http::HeaderMap, passed_on: bool) {
     if passed_on {
         hop::finish_response(hcm, headers);
-    } else if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
+    } else {
         // Our own answers carry our name in every mode.
-        headers.insert(http::header::SERVER, name);
+        headers.insert(http::header::SERVER, hcm.server_name.clone());
         hop::append_via(hcm, headers);
     }
 }
@@ -150,9 +150,7 @@ async fn handle(
     let live = conn.worker.live();
     let table = live.config.route_table(&hcm.routes).map(Arc::clone);
     let internal_only = table.as_ref().map_or(&[][..], |t| &t.internal_only_headers);
-    if !head.internal
-        && head.parts.headers.keys().any(|k| k.as_str().starts_with("x-envoy-") || internal_only.contains(k))
-    {
+    if !head.internal {
         hop::strip_internal(&mut head.parts.headers, hcm.addresses.use_remote_address, internal_only);
     }
     if conn.exchanges() {
@@ -291,7 +289,7 @@ async fn handle(
         upgrade: upgrade.as_deref(),
         read,
     };
-    let mut response = match forward::run(&plan, head, body, exchange).await {
+    let mut response = match forward::run(&plan, &mut head, body, exchange).await {
         Ok(response) => response,
         // What the router answers itself goes back by the same route.
         Err(failed) => {
@@ -341,10 +339,10 @@ async fn handle(
         levels.mutate_response(&mut parts.headers, &facts);
     }
     if !suppressed(hcm) {
-        parts.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(took).unwrap_or(u64::MAX)));
+        parts.headers.insert(SERVICE_TIME, decimal(u64::try_from(took).unwrap_or(u64::MAX)));
     }
     if routed.virtual_host.include_attempt_count_in_response {
-        parts.headers.insert(ATTEMPTS, HeaderValue::from(exchange.attempts));
+        parts.headers.insert(ATTEMPTS, decimal(exchange.attempts.into()));
     }
     let body = match up {
         Some(up) => {
@@ -520,8 +518,6 @@ fn answer_here(
             }
         }
     }
-    if let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
-        response.headers_mut().insert(http::header::SERVER, name);
-    }
+    response.headers_mut().insert(http::header::SERVER, hcm.server_name.clone());
     response
 }

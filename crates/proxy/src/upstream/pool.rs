@@ -492,7 +492,8 @@ async fn stream(
     if let Some(interval) = options.keepalive_interval {
         builder.keep_alive_interval(interval).keep_alive_timeout(options.keepalive_timeout);
     }
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(ConnectError::Http)?;
+    // On the heap, as every request has room for it otherwise.
+    let (sender, connection) = Box::pin(builder.handshake(TokioIo::new(stream))).await.map_err(ConnectError::Http)?;
     local.spawn(async move {
         let _ = connection.await;
         drop(counted);

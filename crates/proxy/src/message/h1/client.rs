@@ -11,6 +11,7 @@ use crate::io::stream::Kind;
 use crate::io::witness::Witness;
 use crate::message::incoming::{Broken, Incoming};
 use crate::message::request_body::RequestBody;
+use crate::turn::give_way;
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::model::hcm::HeaderCase;
 use http::{Method, Response, request};
@@ -287,6 +288,7 @@ pub async fn send(
         return Err(SendError::Unsent(Box::new(body)));
     }
     connection.borrow_mut().begin(request, body).map_err(SendError::Broken)?;
+    give_way().await;
     let response = poll_fn(|cx| {
         let mut connection = connection.borrow_mut();
         connection.drive(cx);
