@@ -58,6 +58,7 @@ fn build(
             key(shadow_prefix, "shadow_effective_policy_id"),
             key(shadow_prefix, "shadow_engine_result"),
         ],
+        results: ["allowed".into(), "denied".into()],
         counters: [
             counter(prefix, "allowed"),
             counter(prefix, "denied"),

@@ -136,6 +136,9 @@ pub struct Nominated;
 /// Removes what is per hop. With `keep_upgrade` (an allowed upgrade) `connection: upgrade` and `upgrade` stay.
 /// `te` survives only as `te: trailers`, which gRPC needs.
 pub fn strip_request(headers: &mut HeaderMap, keep_upgrade: bool) {
+    if !headers.keys().any(is_per_hop) {
+        return;
+    }
     let trailers = headers.get_all(TE).iter().filter_map(|v| v.to_str().ok());
     let trailers = trailers.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("trailers"));
     strip(headers, keep_upgrade);
@@ -148,6 +151,9 @@ pub fn strip_request(headers: &mut HeaderMap, keep_upgrade: bool) {
 
 /// Removes what is per hop from a response. With `keep_upgrade` (status 101 of an allowed upgrade) `connection` and `upgrade` stay.
 pub fn strip_response(headers: &mut HeaderMap, keep_upgrade: bool) {
+    if !keep_upgrade && !headers.keys().any(is_per_hop) {
+        return;
+    }
     let nominated: Vec<HeaderName> =
         tokens(headers).filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok()).collect();
     // Framing is ours to decide.
@@ -156,6 +162,14 @@ pub fn strip_response(headers: &mut HeaderMap, keep_upgrade: bool) {
         headers.remove(name);
     }
     strip(headers, keep_upgrade);
+}
+
+/// Whether a header is taken away on the way.
+fn is_per_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "te" | "http2-settings"
+    )
 }
 
 fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {

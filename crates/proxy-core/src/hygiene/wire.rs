@@ -158,7 +158,7 @@ pub fn read<'a>(
         let (name, value) = line.split_at(colon.ok_or(Refusal::Malformed)?);
         let value = value.get(1..).unwrap_or_default();
         // The only CRs are those before an LF: others end a line for some parsers and not for others.
-        if value.iter().any(|b| is_control(*b)) {
+        if has_control(value) {
             return Err(Refusal::Malformed);
         }
         let value = value.trim_ascii();
@@ -278,9 +278,9 @@ fn is_token(byte: u8) -> bool {
     TOKEN.get(usize::from(byte)).copied().unwrap_or(false)
 }
 
-/// What no field's value holds.
-fn is_control(byte: u8) -> bool {
-    (byte < 0x20 && byte != b'\t') || byte == 0x7f
+/// Whether there is what no field's value holds. Looks at all of it, many bytes at a time.
+fn has_control(value: &[u8]) -> bool {
+    value.iter().fold(false, |found, b| found | ((*b < 0x20) & (*b != b'\t')) | (*b == 0x7f))
 }
 
 /// Follows a chunked body to its end.

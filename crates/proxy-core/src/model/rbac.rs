@@ -18,6 +18,8 @@ pub struct RbacFilter {
     pub shadow: Option<Rules>,
     /// Keys of dynamic metadata: policy and result of `rules`, policy and result of `shadow`.
     pub keys: [Name; 4],
+    /// How results are told: allowed, denied.
+    pub results: [Name; 2],
     /// Names of the counters, in the order of [`crate::rbac::Counted`].
     pub counters: [Name; 4],
 }

@@ -17,6 +17,7 @@ use carrick_proxy_core::model::hcm::{HttpConnectionManager, XfccMode};
 use carrick_proxy_core::model::listener::{ChainKind, Direction};
 use carrick_proxy_core::model::route::Route;
 use carrick_proxy_core::peer::Peer;
+use carrick_proxy_core::rbac::Left;
 use http::{HeaderMap, HeaderValue};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -49,6 +50,8 @@ pub struct HttpConn {
     /// Overrides of the last route, where they do not depend on the request.
     pub(super) last_overrides: RefCell<Option<RouteOverrides>>,
     pub(super) plain_overrides: Rc<UpstreamOverrides>,
+    /// What is left for its requests of the chain's rules about who may do what, by the place of their filter.
+    left: RefCell<Vec<(usize, Rc<Left>)>>,
     /// The timer of a request that is over.
     pub(super) spare: Cell<Option<Timer>>,
     /// Its bytes, where it speaks HTTP/1.
@@ -99,9 +102,21 @@ impl HttpConn {
             served: Cell::new(0),
             last_overrides: RefCell::new(None),
             plain_overrides: Rc::default(),
+            left: RefCell::default(),
             spare: Cell::new(None),
             line,
         }
+    }
+
+    /// What is left of the rules of a filter of this chain; found out for the first request.
+    pub(super) fn left(&self, at: usize, find: impl FnOnce() -> Left) -> Rc<Left> {
+        let mut all = self.left.borrow_mut();
+        if let Some((_, left)) = all.iter().find(|(place, _)| *place == at) {
+            return Rc::clone(left);
+        }
+        let left = Rc::new(find());
+        all.push((at, Rc::clone(&left)));
+        left
     }
 
     /// The answer to bytes that no request can be made of; the connection ends with it.

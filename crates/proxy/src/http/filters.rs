@@ -149,8 +149,15 @@ impl Run<'_> {
             }
         }
         for (at, step) in hcm.filters.iter().enumerate().filter_map(|(at, f)| Some((at, f.step()?))) {
-            if self.runs(head, step) {
-                self.step(at, step, head, body).await?;
+            if !self.runs(head, step) {
+                continue;
+            }
+            match &step.kind {
+                // On the heap, as every request has room for them otherwise.
+                StepKind::Jwt(_) | StepKind::ExtAuthz(_) | StepKind::Fault(_) => {
+                    Box::pin(self.asks(at, step, head, body)).await?;
+                }
+                _ => self.decides(at, step, head)?,
             }
         }
         Ok(())
@@ -183,10 +190,10 @@ impl Run<'_> {
         out
     }
 
-    async fn step(&mut self, at: usize, step: &Step, head: &mut Head, body: &mut Incoming) -> Result<(), Failure> {
+    /// A step that may wait for others.
+    async fn asks(&mut self, at: usize, step: &Step, head: &mut Head, body: &mut Incoming) -> Result<(), Failure> {
         let here = self.here(head, step);
         match (&step.kind, &here) {
-            (StepKind::Rbac(_), Some(StepHere::Rbac(rbac))) | (StepKind::Rbac(rbac), _) => self.rbac(rbac, head),
             (StepKind::Jwt(jwt), here) => {
                 let here = match here {
                     Some(StepHere::Jwt(here)) => Some(here),
@@ -204,6 +211,16 @@ impl Run<'_> {
             (StepKind::Fault(_), Some(StepHere::Fault(fault))) | (StepKind::Fault(fault), _) => {
                 self.fault(fault, head).await
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// A step that decides by itself.
+    fn decides(&mut self, at: usize, step: &Step, head: &mut Head) -> Result<(), Failure> {
+        let here = self.here(head, step);
+        match (&step.kind, &here) {
+            (StepKind::Rbac(_), Some(StepHere::Rbac(rbac))) => self.rbac(rbac, None, head),
+            (StepKind::Rbac(rbac), _) => self.rbac(rbac, Some(at), head),
             (StepKind::Cors, Some(StepHere::Cors(policy))) => self.cors(at, policy, head),
             (StepKind::Cors, _) => Ok(()),
             (StepKind::LocalRateLimit(_), Some(StepHere::LocalRateLimit(limit)))
@@ -216,6 +233,7 @@ impl Run<'_> {
                 }
                 Ok(())
             }
+            (StepKind::Jwt(_) | StepKind::ExtAuthz(_) | StepKind::Fault(_), _) => Ok(()),
         }
     }
 
@@ -242,7 +260,8 @@ impl Run<'_> {
         }
     }
 
-    fn rbac(&mut self, filter: &RbacFilter, head: &Head) -> Result<(), Failure> {
+    /// `at`: its place, if it is the chain's own, which lives as long as the connection.
+    fn rbac(&mut self, filter: &RbacFilter, at: Option<usize>, head: &Head) -> Result<(), Failure> {
         let info = &self.conn.info;
         let route = match &self.lookup {
             Lookup::Route(routed) => Some(&routed.route.metadata),
@@ -261,7 +280,10 @@ impl Run<'_> {
             route_metadata: route,
             filter_state: &state,
         };
-        let decision = filter.decide(&subject);
+        let decision = match at {
+            Some(at) => filter.decide_left(&subject, &self.conn.left(at, || filter.left(&subject))),
+            None => filter.decide(&subject),
+        };
         for counted in decision.counted.into_iter().flatten() {
             if let Some(counter) = filter.counters.get(counted as usize) {
                 self.count(counter);

@@ -12,6 +12,7 @@ use super::reply::Failure;
 use super::upgrade;
 use crate::alarm::Alarm;
 use crate::message::h1::client::SendError;
+use crate::message::h1::maps;
 use crate::message::incoming::{Broken, Incoming};
 use crate::message::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
@@ -379,6 +380,9 @@ async fn attempts(
                     response.headers_mut().append(SET_COOKIE, cookie);
                 }
                 exchange.checkout = Some(checkout);
+                if let Some(sent) = sent {
+                    maps::give_back(sent.headers);
+                }
                 return Ok(response);
             }
             Attempt::Unsent(request) => {

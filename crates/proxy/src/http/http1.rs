@@ -8,6 +8,7 @@ use super::connection::HttpConn;
 use super::{Timer, service};
 use crate::lifecycle::Phase;
 use crate::message::h1::body::Encoder;
+use crate::message::h1::maps;
 use crate::message::h1::read::{Head, Limits, Refused};
 use crate::message::h1::server::Line;
 use crate::message::h1::write::{self, To};
@@ -196,6 +197,7 @@ async fn one(
     let to = To { method: &method, version, keep_alive };
     let size = body.size_hint().exact();
     let (mut encoder, keep_alive) = line.put(|o| write::response(&mut o.text, &parts, to, hcm.http1.header_case, size));
+    maps::give_back(parts.headers);
     let until_end = matches!(encoder, Encoder::UntilEnd);
     let mut body = match body {
         ResponseBody::Upgraded(start, Some(exchange)) => {

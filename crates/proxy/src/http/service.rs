@@ -191,7 +191,7 @@ async fn handle(
         let found = Found::default();
         let table = table.as_ref();
         let mut run = filters::Run { conn, hcm, live: &live, table, facts, lookup, exchange, found, read };
-        let result = Box::pin(run.all(&mut head, &mut body)).await;
+        let result = run.all(&mut head, &mut body).await;
         (lookup, read) = (run.lookup, run.read);
         exchange.found = Some(Box::new(run.found));
         if let Err(failure) = result {

@@ -7,6 +7,7 @@ pub mod body;
 pub mod client;
 mod date;
 mod input;
+pub mod maps;
 mod names;
 pub mod read;
 pub mod server;

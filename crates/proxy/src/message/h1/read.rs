@@ -5,6 +5,7 @@
 
 use super::body::Decoder;
 use super::input::Input;
+use super::maps;
 use super::names::{Names, Written};
 use crate::message::incoming::Broken;
 use bytes::Bytes;
@@ -92,7 +93,7 @@ pub fn request(input: &mut Input, limits: &Limits, names: &mut Names) -> Result<
 }
 
 fn whole(head: &Bytes, limits: &Limits, names: &mut Names) -> Result<Head<Request<()>>, Refusal> {
-    let mut headers = HeaderMap::with_capacity(names.len().saturating_add(MORE));
+    let mut headers = maps::take(names.len().saturating_add(MORE));
     let mut written = Vec::new();
     let (mut at, mut close, mut keep, mut expects, mut bad) = (0_usize, false, false, false, false);
     let start = wire::read(head, limits.accept_http_10, |name, value| {
@@ -186,7 +187,7 @@ pub fn response(
         return Err(Broken::NotHttp("head"));
     }
     let bad = || Broken::NotHttp("field");
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len().saturating_add(MORE));
+    let mut headers = maps::take(parsed.headers.len().saturating_add(MORE));
     let mut written = Vec::new();
     let (mut close, mut keep) = (false, false);
     for (at, field) in parsed.headers.iter().enumerate() {
