@@ -1,17 +1,24 @@
 //! Names of fields, as they come and as they go.
 //!
-//! Invariant: inside, names are lower case. A connection knows the names of its last message again without making them anew. As
-//! they were written they are kept only where that is asked for.
+//! Invariant: inside, names are lower case. A connection knows the names of its last message again without making them anew, and its
+//! longest value. As they were written names are kept only where that is asked for.
 
 use bytes::Bytes;
 use carrick_proxy_core::model::hcm::HeaderCase;
 use http::HeaderMap;
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use std::sync::Arc;
 
 /// The names of a connection's last message, in their order.
 #[derive(Debug, Default)]
-pub struct Names(Vec<HeaderName>);
+pub struct Names {
+    names: Vec<HeaderName>,
+    /// A long value of an earlier message, in memory of its own: what a mesh peer says of itself, most of the time.
+    long: Option<HeaderValue>,
+}
+
+/// Lengths of values that are worth remembering, bytes.
+const LONG: std::ops::Range<usize> = 256..8 * 1024;
 
 /// Longest name that is remembered, bytes.
 const MOST: usize = 64;
@@ -21,31 +28,47 @@ const REMEMBERED: usize = 40;
 impl Names {
     /// How many the last message had.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.names.len()
     }
 
     /// A message has ended with so many.
     pub fn truncate(&mut self, len: usize) {
-        self.0.truncate(len);
+        self.names.truncate(len);
     }
 
     /// The name at a place of a message; `None` if it is none.
     pub fn get(&mut self, at: usize, text: &[u8]) -> Option<HeaderName> {
-        if let Some(known) = self.0.get(at)
+        if let Some(known) = self.names.get(at)
             && (known.as_str().as_bytes() == text || known.as_str().as_bytes().eq_ignore_ascii_case(text))
         {
             return Some(known.clone());
         }
         let name = HeaderName::from_bytes(text).ok()?;
         if text.len() <= MOST {
-            let known = self.0.len();
-            match self.0.get_mut(at) {
+            let known = self.names.len();
+            match self.names.get_mut(at) {
                 Some(place) => *place = name.clone(),
-                None if at == known && at < REMEMBERED => self.0.push(name.clone()),
+                None if at == known && at < REMEMBERED => self.names.push(name.clone()),
                 None => {}
             }
         }
         Some(name)
+    }
+
+    /// A value, a slice of `of` if it is not known; `None` if it is none.
+    pub fn value(&mut self, of: &Bytes, value: &[u8]) -> Option<HeaderValue> {
+        let is_long = LONG.contains(&value.len());
+        if is_long
+            && let Some(known) = &self.long
+            && known.as_bytes() == value
+        {
+            return Some(known.clone());
+        }
+        let made = HeaderValue::from_maybe_shared(of.slice_ref(value)).ok()?;
+        if is_long {
+            self.long = HeaderValue::from_bytes(value).ok();
+        }
+        Some(made)
     }
 }
 
@@ -151,6 +174,21 @@ mod tests {
         assert_eq!(text(HeaderCase::Lower, &kept), "x-a: 1\r\nx-a: 2\r\ncontent-type: t\r\n");
         assert_eq!(text(HeaderCase::ProperWords, &kept), "X-A: 1\r\nX-A: 2\r\nContent-Type: t\r\n");
         assert_eq!(text(HeaderCase::Preserve, &kept), "X-A: 1\r\nx-A: 2\r\ncontent-type: t\r\n");
+    }
+
+    #[test]
+    fn a_long_value_is_known_again_and_holds_no_message() {
+        let mut names = Names::default();
+        let (long, other) = ("a".repeat(300), "b".repeat(300));
+        for value in [&*long, &*long, &*other, &*long, "short"] {
+            let message = Bytes::from(format!("x: {value}\r\n"));
+            let got = names.value(&message, &message[3..3 + value.len()]).unwrap();
+            assert_eq!(got, value);
+            drop(got);
+            assert!(message.is_unique(), "{}", value.len());
+        }
+        let bad = Bytes::from([b"a".repeat(300), b"\0".to_vec()].concat());
+        assert!(names.value(&bad, &bad).is_none());
     }
 
     #[test]

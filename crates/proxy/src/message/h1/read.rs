@@ -102,8 +102,7 @@ fn whole(head: &Bytes, limits: &Limits, names: &mut Names) -> Result<Head<Reques
         if at > limits.fields {
             return;
         }
-        let (Some(known), Ok(kept)) = (names.get(place, name), HeaderValue::from_maybe_shared(head.slice_ref(value)))
-        else {
+        let (Some(known), Some(kept)) = (names.get(place, name), names.value(head, value)) else {
             bad = true;
             return;
         };
@@ -192,7 +191,7 @@ pub fn response(
     let (mut close, mut keep) = (false, false);
     for (at, field) in parsed.headers.iter().enumerate() {
         let name = names.get(at, field.name.as_bytes()).ok_or_else(bad)?;
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| bad())?;
+        let value = names.value(&head, field.value).ok_or_else(bad)?;
         if keep_case {
             written.push((name.clone(), head.slice_ref(field.name.as_bytes())));
         }
