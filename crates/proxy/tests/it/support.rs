@@ -247,7 +247,7 @@ pub fn hcm(table: RouteTable) -> HttpConnectionManager {
         stat_prefix: "test".into(),
         routes: RouteSource::Inline(Arc::new(table)),
         filters: vec![HttpFilter::Router(Router::default())],
-        server_name: "istio-envoy".into(),
+        server_name: http::HeaderValue::from_static("istio-envoy"),
         server_header: ServerHeader::Overwrite,
         via: "".into(),
         xfcc: ForwardClientCert {
