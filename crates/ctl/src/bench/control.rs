@@ -108,7 +108,9 @@ async fn measure(mesh: &mut Mesh, options: &Options) -> Result<Map<String, Value
     let pid = mesh.control_plane().context("the control plane does not run")?;
     mesh.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n")).await?;
     mesh.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n", super::pairs::NAMESPACE)).await?;
-    mesh.apply(&manifests::services(0..options.services)).await?;
+    for objects in manifests::services_in_parts(0..options.services) {
+        mesh.apply(&objects).await?;
+    }
     let token = token(mesh).await?;
     tokio::time::sleep(SETTLE).await;
     let before = process::resident(pid)?;
