@@ -12,6 +12,7 @@ export CARRICK_PKITS := $(TOOLS)/pkits
 JOBS ?= 2
 NAME ?= banknext
 PROXIES ?= 5000
+SIDECARS ?= 300
 
 KUBECONFIG_OF = $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(abspath $(KUBECONFIG)))
 ADDRESS ?= 127.0.0.1
@@ -70,9 +71,10 @@ bench: ## pairs of sidecars beside Envoy, HAProxy, nginx and the floor, in one r
 	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin -p carrick-benches
 	$(TARGET)/release/carrick bench sidecars --out $(TARGET)/bench --page docs
 
-bench-control: ## the control plane with PROXIES simulated proxies; writes docs/performance.md
-	cargo build --release --locked -j $(JOBS) -p carrick
-	$(TARGET)/release/carrick bench control --proxies $(PROXIES) --out $(TARGET)/bench --page docs
+bench-control: ## the control plane with PROXIES simulated proxies, then SIDECARS real ones; writes docs/performance.md
+	@tools/install bench
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	$(TARGET)/release/carrick bench control --proxies $(PROXIES) --sidecars $(SIDECARS) --out $(TARGET)/bench --page docs
 
 clean-tools:
 	rm -rf $(TOOLS)

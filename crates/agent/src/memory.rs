@@ -33,23 +33,39 @@ pub(crate) async fn give_back_when_quiet(engine: EngineHandle, readiness: Arc<Re
     }
     tokio::time::sleep(SETTLE).await;
     give_back();
-    // What stays resident in quiet times after giving back; `None` until that is known.
-    let mut floor = None;
-    let mut before = processor_time();
+    let (mut watch, mut before) = (Watch::Given, processor_time());
     while !readiness.state().draining {
         tokio::time::sleep(PERIOD).await;
         let quiet = processor_time().saturating_sub(before) < LITTLE;
         before = processor_time();
-        let now = resident();
-        match floor {
-            _ if !quiet => {}
-            None => floor = Some(now),
-            Some(then) if now > then.saturating_add(WORTH) => {
-                give_back();
-                floor = None;
-            }
-            Some(_) => {}
+        if quiet && watch.look(resident()) {
+            give_back();
         }
+    }
+}
+
+/// What is known of the memory that quiet times need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Something was given back. What is resident then may be what was needed since: another configuration comes when it likes.
+    Given,
+    /// So much was resident at the first look, and was given back once more.
+    Seen(u64),
+    /// So much is needed.
+    Known(u64),
+}
+
+impl Watch {
+    /// Looks at what is resident in a quiet time; whether it is to be given back.
+    fn look(&mut self, now: u64) -> bool {
+        let (next, give) = match *self {
+            Self::Given => (Self::Seen(now), true),
+            Self::Seen(then) => (Self::Known(now.min(then)), false),
+            Self::Known(needed) if now > needed.saturating_add(WORTH) => (Self::Given, true),
+            Self::Known(needed) => (Self::Known(needed), false),
+        };
+        *self = next;
+        give
     }
 }
 
@@ -103,7 +119,7 @@ fn unwritten_program(smaps: &str) -> Vec<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use super::unwritten_program;
+    use super::{Watch, unwritten_program};
 
     #[test]
     fn only_what_was_never_written_is_named() {
@@ -117,6 +133,18 @@ mod tests {
                     nonsense\n";
         let wanted = [(0x55d0_c000_0000, 0x55d0_c001_0000), (0x55d0_c001_0000, 0x55d0_c003_0000)];
         assert_eq!(unwritten_program(smaps), wanted);
+    }
+
+    #[test]
+    fn what_came_while_it_was_given_back_is_given_back_too() {
+        let mb = |n: u64| n << 20;
+        // Configured right after the first time; then quiet; then a burst, and quiet again.
+        let (mut watch, mut given) = (Watch::Given, Vec::new());
+        for resident in [20, 11, 11, 12, 30, 29, 11, 12, 11] {
+            given.push(watch.look(mb(resident)));
+        }
+        assert_eq!(given, [true, false, false, false, true, true, false, false, false]);
+        assert_eq!(watch, Watch::Known(mb(11)));
     }
 
     #[test]

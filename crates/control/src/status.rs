@@ -14,13 +14,13 @@ use crate::seen::Seen;
 use crate::source::Kind;
 use crate::source::kube::api;
 use carrick_api::timestamp::Timestamp;
-use carrick_base::ObjectRef;
+use carrick_base::{Diagnostic, ObjectRef};
 use carrick_runtime::drain::Drain;
-use decide::{Condition, Proxy, Verdict};
+use decide::{Condition, Proxies, Proxy, Verdict};
 use futures_util::StreamExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -128,7 +128,18 @@ impl Statuses {
         let mut proxies = Vec::new();
         self.connections.each(|connection| proxies.push(Proxy::of(connection, &current.snapshot)));
         let root = &current.snapshot.settings().root_namespace;
+        let proxies = Proxies::of(proxies);
         let refusals = self.renderer.refusals();
+        // By object, so that each object looks at its own alone.
+        let mut findings: HashMap<_, Vec<&Diagnostic>> = HashMap::new();
+        for finding in current.diagnostics.iter() {
+            findings.entry(place(&finding.object)).or_default().push(finding);
+        }
+        let mut denied: HashMap<_, HashMap<&str, &str>> = HashMap::new();
+        for (proxy, finding) in refusals.iter() {
+            denied.entry(place(&finding.object)).or_default().entry(proxy).or_insert(&finding.reason);
+        }
+        let nobody = HashMap::new();
         let seen = self.seen.lock();
         written.retain(|key, _| seen.ledger.get(key).is_some());
         let mut due = Vec::new();
@@ -137,16 +148,10 @@ impl Statuses {
             if since > current.published.sequence {
                 continue;
             }
-            let named = |object: &ObjectRef| {
-                *object.kind == *key.0.info().name
-                    && *object.name.namespace == *key.1.0
-                    && *object.name.name == *key.1.1
-            };
-            let findings = current.diagnostics.iter().filter(|d| named(&d.object));
-            let denied = |proxy: &str| {
-                refusals.iter().find(|(p, f)| p == proxy && named(&f.object)).map(|(_, f)| f.reason.clone())
-            };
-            let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies, &denied);
+            let place = (key.0.info().name, &*key.1.0, &*key.1.1);
+            let findings = findings.get(&place).into_iter().flatten().copied();
+            let denied = denied.get(&place).unwrap_or(&nobody);
+            let verdict = Verdict::of(key.0, object, &key.1, root, since, findings, &proxies, denied);
             let wanted = verdict.conditions(object.generation);
             let there = Condition::ours(&object.conditions);
             let known = match written.get(key) {
@@ -182,6 +187,11 @@ impl Statuses {
             }
         }
     }
+}
+
+/// Kind, namespace and name.
+fn place(object: &ObjectRef) -> (&str, &str, &str) {
+    (&object.kind, &object.name.namespace, &object.name.name)
 }
 
 /// A status of conditions, with those of others kept.

@@ -3,7 +3,7 @@
 //! Invariant: as Envoy 1.40: over HTTP 200 approves, 5xx is a failure of the authorizer, everything else denies; over gRPC status OK
 //! approves. Who sends the question is the caller's business, and so is what a failure to answer means.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use crate::decode::{basic, headers as decode_headers};
 use crate::model::ext_authz::{ExtAuthz, ExtAuthzHere, HttpService};
 use crate::model::headers::AppendAction;
 use crate::model::matcher::StringMatcher;
-use crate::model::metadata::{Metadata, Value};
+use crate::model::metadata::{Map, Metadata, Value};
 use crate::request::RequestHead;
 
 /// Namespace of the filter's dynamic metadata.
@@ -85,7 +85,7 @@ pub struct Approved {
     /// Changes of the response's headers.
     pub response: Vec<Change>,
     /// For the filter's namespace of dynamic metadata.
-    pub metadata: BTreeMap<crate::model::Name, Value>,
+    pub metadata: Map<Value>,
     /// Query parameters to set.
     pub query_set: Vec<(String, String)>,
     /// Query parameters to remove.
@@ -102,7 +102,7 @@ pub struct Denied {
     /// Body for the client.
     pub body: Bytes,
     /// For the filter's namespace of dynamic metadata.
-    pub metadata: BTreeMap<crate::model::Name, Value>,
+    pub metadata: Map<Value>,
 }
 
 impl Approved {
@@ -200,7 +200,7 @@ pub fn http_question(
 /// The answer over HTTP.
 #[must_use]
 pub fn http_answer(service: &HttpService, status: u16, headers: &HeaderMap, body: Bytes) -> Answer {
-    let mut metadata = BTreeMap::new();
+    let mut metadata = Map::default();
     for (name, value) in headers {
         if any(&service.metadata, name.as_str()) {
             let text = String::from_utf8_lossy(value.as_bytes());
@@ -337,7 +337,7 @@ fn sent_headers(filter: &ExtAuthz, request: &RequestHead<'_>) -> HashMap<String,
     headers
 }
 
-fn structure(object: &BTreeMap<crate::model::Name, Value>) -> wkt::Struct {
+fn structure(object: &Map<Value>) -> wkt::Struct {
     wkt::Struct { fields: object.iter().map(|(k, v)| (k.to_string(), value(v))).collect() }
 }
 
@@ -453,7 +453,7 @@ fn one_change(option: &core::HeaderValueOption) -> Option<Change> {
     Some((name, HeaderValue::from_bytes(bytes).ok()?, action))
 }
 
-fn fields(object: &wkt::Struct) -> BTreeMap<crate::model::Name, Value> {
+fn fields(object: &wkt::Struct) -> Map<Value> {
     let entries = object.fields.iter().filter_map(|(k, v)| Some((k.as_str().into(), basic::json(v, 0).ok()?)));
     entries.collect()
 }

@@ -7,7 +7,6 @@
 pub mod locate;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -18,7 +17,7 @@ use serde_json::Value as Json;
 use crate::jws::{Status, keys::KeySet, token::Token};
 use crate::model::Name;
 use crate::model::jwt::{JwtAuthn, JwtHere, Keys, Provider, Requirement};
-use crate::model::metadata::Value;
+use crate::model::metadata::{Map, Value};
 use crate::request::RequestHead;
 use crate::routing::RouteFacts;
 use locate::{Message, PlaceKind, places};
@@ -41,7 +40,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Passed {
     /// For the filter's namespace of dynamic metadata.
-    pub metadata: BTreeMap<Name, Value>,
+    pub metadata: Map<Value>,
     /// Find the route again.
     pub clear_route: bool,
     /// Providers whose tokens were good.

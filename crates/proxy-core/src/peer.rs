@@ -189,10 +189,7 @@ mod tests {
         use crate::model::metadata::Value;
         let mut metadata = Metadata::default();
         assert!(Peer::of_endpoint(&metadata).is_none());
-        metadata.0.insert(
-            "istio".into(),
-            BTreeMap::from([("workload".into(), Value::Text("a;ns;svc;v2;Kubernetes".into()))]),
-        );
+        metadata.learn("istio", [("workload".into(), Value::Text("a;ns;svc;v2;Kubernetes".into()))].into());
         let peer = Peer::of_endpoint(&metadata).unwrap();
         assert_eq!((&*peer.workload, &*peer.canonical_revision, &*peer.app), ("a", "v2", ""));
     }

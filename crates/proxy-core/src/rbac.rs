@@ -4,11 +4,10 @@
 //! do not have (a header, metadata, a peer) matches nothing, so a negated condition on it holds. The decision changes nothing but the
 //! dynamic metadata it returns.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::model::Name;
-use crate::model::metadata::{Metadata, Value};
+use crate::model::metadata::{Map, Metadata, Value};
 use crate::model::rbac::{Action, Condition, Policy, RbacFilter, Rules};
 use crate::request::RequestHead;
 
@@ -78,7 +77,7 @@ pub struct Decision<'a> {
     /// What the shadow rules would have done, and by which policy.
     pub shadow: Option<(bool, Option<&'a Name>)>,
     /// Keys for the filter's namespace of dynamic metadata.
-    pub metadata: BTreeMap<Name, Value>,
+    pub metadata: Map<Value>,
     /// For `envoy.common` `access_log_hint`, with the LOG action.
     pub log_hint: Option<bool>,
     /// What to count.

@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::google::protobuf::Any;
+use prost::Message;
 
 use crate::decode::bad::{Bad, unpack};
 use crate::decode::{cluster, endpoint, listener, route};
@@ -62,22 +63,23 @@ pub struct Interests {
     pub secrets: BTreeSet<Name>,
 }
 
-/// An accepted resource with its bytes.
+/// An accepted resource with its bytes. Its type is that of the map it is in.
 #[derive(Debug)]
 struct Accepted<T> {
-    raw: Any,
+    raw: Arc<[u8]>,
     value: T,
 }
 
 #[derive(Debug)]
 struct ClusterEntry {
     cluster: Arc<Cluster>,
-    inline: Option<Arc<ClusterLoadAssignment>>,
+    /// A `ClusterLoadAssignment`.
+    inline: Option<Arc<[u8]>>,
 }
 
 #[derive(Debug)]
 struct Shared<T> {
-    value: Arc<T>,
+    value: T,
     /// Something referred to it once; when nothing does any more it is dropped.
     used: bool,
     /// The server took it back; it stays while something refers to it, as in Envoy.
@@ -90,9 +92,10 @@ type Kept<T> = BTreeMap<Name, Accepted<T>>;
 #[derive(Debug, Default)]
 pub struct ConfigStore {
     clusters: Kept<ClusterEntry>,
-    endpoints: Kept<Shared<ClusterLoadAssignment>>,
+    /// By their bytes alone: the message is many times their size, and is needed only when they change.
+    endpoints: Kept<Shared<()>>,
     listeners: Kept<Arc<Listener>>,
-    routes: Kept<Shared<RouteTable>>,
+    routes: Kept<Shared<Arc<RouteTable>>>,
     rejected: BTreeMap<(&'static str, Name), Rejection>,
     runtime: Arc<RuntimeConfig>,
     resolved: warm::Resolved,
@@ -135,9 +138,10 @@ impl ConfigStore {
                 let message: ClusterMessage = unpack(raw, "envoy.config.cluster.v3.Cluster")?;
                 same_name(&name, "name", &message.name)?;
                 let (cluster, inline) = cluster::cluster(&message)?;
-                Ok(ClusterEntry { cluster: Arc::new(cluster), inline: inline.map(Arc::new) })
+                let inline = inline.map(|assignment| assignment.encode_to_vec().into());
+                Ok(ClusterEntry { cluster: Arc::new(cluster), inline })
             };
-            let result = keep(&mut self.clusters, &name, raw, decode);
+            let result = keep(&mut self.clusters, &name, type_url::CLUSTER, raw, decode);
             self.rejected_or(type_url::CLUSTER, name, result, rejections);
         }
     }
@@ -153,9 +157,9 @@ impl ConfigStore {
                 let message: ClusterLoadAssignment = unpack(raw, "envoy.config.endpoint.v3.ClusterLoadAssignment")?;
                 same_name(&name, "cluster_name", &message.cluster_name)?;
                 endpoint::check(&message)?;
-                Ok(Shared { value: Arc::new(message), used: false, removed: false })
+                Ok(Shared { value: (), used: false, removed: false })
             };
-            let result = keep(&mut self.endpoints, &name, raw, decode);
+            let result = keep(&mut self.endpoints, &name, type_url::ENDPOINT, raw, decode);
             if let Some(entry) = self.endpoints.get_mut(&name).filter(|_| result.is_ok()) {
                 entry.value.removed = false;
             }
@@ -188,12 +192,12 @@ impl ConfigStore {
                 }
             };
             let decoded = match self.listeners.get(&name) {
-                Some(entry) if entry.raw == raw => Ok(None),
+                Some(entry) if entry.is(type_url::LISTENER, &raw) => Ok(None),
                 _ => decode(&raw).map(Some),
             };
             let result = decoded.map(|value| {
                 if let Some(value) = value {
-                    self.listeners.insert(Arc::clone(&name), Accepted { raw, value });
+                    self.listeners.insert(Arc::clone(&name), Accepted { raw: raw.value.into(), value });
                 }
             });
             taken.insert(Arc::clone(&name));
@@ -213,7 +217,7 @@ impl ConfigStore {
                 same_name(&name, "name", &message.name)?;
                 Ok(Shared { value: Arc::new(route::route_table(&message)?), used: false, removed: false })
             };
-            let result = keep(&mut self.routes, &name, raw, decode);
+            let result = keep(&mut self.routes, &name, type_url::ROUTE, raw, decode);
             if let Some(entry) = self.routes.get_mut(&name).filter(|_| result.is_ok()) {
                 entry.value.removed = false;
             }
@@ -249,14 +253,15 @@ impl ConfigStore {
     /// The accepted resources as received, by type URL and name. Resources that wait for others are among them.
     #[must_use]
     pub fn dump(&self) -> BTreeMap<&'static str, Vec<(Name, Any)>> {
-        fn list<T>(kept: &Kept<T>) -> Vec<(Name, Any)> {
-            kept.iter().map(|(name, entry)| (Arc::clone(name), entry.raw.clone())).collect()
+        fn list<T>(kind: &'static str, kept: &Kept<T>) -> (&'static str, Vec<(Name, Any)>) {
+            let any = |entry: &Accepted<T>| Any { type_url: kind.to_owned(), value: entry.raw.to_vec() };
+            (kind, kept.iter().map(|(name, entry)| (Arc::clone(name), any(entry))).collect())
         }
         BTreeMap::from([
-            (type_url::CLUSTER, list(&self.clusters)),
-            (type_url::ENDPOINT, list(&self.endpoints)),
-            (type_url::LISTENER, list(&self.listeners)),
-            (type_url::ROUTE, list(&self.routes)),
+            list(type_url::CLUSTER, &self.clusters),
+            list(type_url::ENDPOINT, &self.endpoints),
+            list(type_url::LISTENER, &self.listeners),
+            list(type_url::ROUTE, &self.routes),
         ])
     }
 
@@ -268,13 +273,26 @@ impl ConfigStore {
 }
 
 /// Decodes and keeps a resource, unless its bytes are those already kept.
-fn keep<T>(kept: &mut Kept<T>, name: &Name, raw: Any, decode: impl FnOnce(&Any) -> Result<T, Bad>) -> Result<(), Bad> {
-    if kept.get(name).is_some_and(|entry| entry.raw == raw) {
+fn keep<T>(
+    kept: &mut Kept<T>,
+    name: &Name,
+    kind: &str,
+    raw: Any,
+    decode: impl FnOnce(&Any) -> Result<T, Bad>,
+) -> Result<(), Bad> {
+    if kept.get(name).is_some_and(|entry| entry.is(kind, &raw)) {
         return Ok(());
     }
     let value = decode(&raw)?;
-    kept.insert(Arc::clone(name), Accepted { raw, value });
+    kept.insert(Arc::clone(name), Accepted { raw: raw.value.into(), value });
     Ok(())
+}
+
+impl<T> Accepted<T> {
+    /// Whether a resource that came as one of type `kind` is this one.
+    fn is(&self, kind: &str, raw: &Any) -> bool {
+        raw.type_url == kind && *self.raw == *raw.value
+    }
 }
 
 fn same_name(resource: &str, field: &str, message: &str) -> Result<(), Bad> {

@@ -67,7 +67,7 @@ pub(crate) async fn refusal(worker: &Rc<Worker>, info: &Info) -> Option<String> 
             return Some(details);
         }
         let learned = decision.metadata;
-        metadata.0.entry(carrick_proxy_core::rbac::NETWORK.into()).or_default().extend(learned);
+        metadata.learn(carrick_proxy_core::rbac::NETWORK, learned);
     }
     asked(worker, info, info.chain.rbac.len(), &mut metadata).await
 }
@@ -83,7 +83,7 @@ async fn asked(worker: &Rc<Worker>, info: &Info, at: usize, metadata: &mut Metad
         match ask(worker, info, filter, metadata).await {
             Answer::Approved(approved) => {
                 worker.stats.filter(None, ok);
-                metadata.0.entry(NAMESPACE.into()).or_default().extend(approved.metadata);
+                metadata.learn(NAMESPACE, approved.metadata);
             }
             Answer::Denied(_) => {
                 worker.stats.filter(None, denied);

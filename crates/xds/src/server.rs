@@ -7,16 +7,20 @@ pub mod authority;
 mod delta;
 mod held;
 mod listen;
+mod names;
 mod service;
 mod sotw;
 mod status;
+mod wire;
 
 pub use delta::DeltaSession;
 pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix, serve_unix_where};
 pub(crate) use service::drive_delta;
-pub use service::{AdsService, ads_service, sds_service};
+pub use names::NameSets;
+pub use service::{AdsService, SdsService, ads_service, sds_service};
 pub use sotw::SotwSession;
 pub use status::{Nack, SessionStatus, TypeStatus};
+pub use wire::DeltaResponse;
 
 use crate::health::Health;
 use crate::{Node, NodeId, ResourceSet, TypeUrl};

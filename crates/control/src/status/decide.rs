@@ -9,6 +9,7 @@ use crate::source::{Kind, Name};
 use carrick_base::{Diagnostic, Labels, Severity};
 use carrick_mesh::Snapshot;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 const ACCEPTED: &str = "Accepted";
 const PROGRAMMED: &str = "Programmed";
@@ -105,6 +106,34 @@ impl Proxy {
     }
 }
 
+/// Proxies of one namespace with the same labels, which the same objects concern.
+#[derive(Debug)]
+struct Group {
+    namespace: String,
+    labels: Labels,
+    /// Those that have acknowledged the least first; with their places among all.
+    members: Vec<(usize, Proxy)>,
+}
+
+/// All proxies, so that an object is compared with each kind of them, not with each.
+#[derive(Debug, Default)]
+pub(crate) struct Proxies(Vec<Group>);
+
+impl Proxies {
+    pub(crate) fn of(all: impl IntoIterator<Item = Proxy>) -> Self {
+        let mut groups: HashMap<(String, Labels), Vec<(usize, Proxy)>> = HashMap::new();
+        for (place, mut proxy) in all.into_iter().enumerate() {
+            let kind = (std::mem::take(&mut proxy.namespace), std::mem::take(&mut proxy.labels));
+            groups.entry(kind).or_default().push((place, proxy));
+        }
+        let group = |((namespace, labels), mut members): ((String, Labels), Vec<(usize, Proxy)>)| {
+            members.sort_by_key(|(place, proxy)| (proxy.clean, *place));
+            Group { namespace, labels, members }
+        };
+        Self(groups.into_iter().map(group).collect())
+    }
+}
+
 /// What became of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -119,7 +148,8 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// `since` is the first snapshot that contains the object as it is; `denied` tells why a proxy's configuration was made without it.
+    /// `since` is the first snapshot that contains the object as it is; `denied` tells by name why proxies' configurations were made
+    /// without it.
     #[expect(clippy::too_many_arguments, reason = "facts of one object, gathered by the one caller")]
     pub(crate) fn of<'a>(
         kind: Kind,
@@ -128,8 +158,8 @@ impl Verdict {
         root: &str,
         since: u64,
         findings: impl Iterator<Item = &'a Diagnostic>,
-        proxies: &[Proxy],
-        denied: &dyn Fn(&str) -> Option<String>,
+        proxies: &Proxies,
+        denied: &HashMap<&str, &str>,
     ) -> Self {
         let (mut invalid, mut warnings) = (object.broken.clone(), Vec::new());
         for finding in findings {
@@ -141,21 +171,31 @@ impl Verdict {
                 warnings.push(text);
             }
         }
-        let concerned: Vec<&Proxy> = proxies.iter().filter(|p| concerns(kind, object, name, root, p)).collect();
-        let mut applied = 0;
-        let mut refused = None;
-        for proxy in &concerned {
-            let told = if let Some(why) = denied(&proxy.name) {
-                Some((kind.info().name.to_owned(), why))
-            } else if proxy.clean.is_some_and(|clean| clean >= since) {
-                applied += 1;
-                None
-            } else {
-                proxy.refused.clone()
-            };
-            refused = refused.or_else(|| told.map(|(what, why)| (proxy.name.clone(), what, why)));
+        let (mut applied, mut concerned) = (0, 0);
+        let mut refused: Option<(usize, (String, String, String))> = None;
+        for group in proxies.0.iter().filter(|group| concerns(kind, object, name, root, group)) {
+            let behind = group.members.partition_point(|(_, proxy)| proxy.clean.is_none_or(|clean| clean < since));
+            concerned += group.members.len();
+            applied += group.members.len().saturating_sub(behind);
+            // Who has everything is looked at only where somebody was denied something.
+            let looked_at = if denied.is_empty() { behind } else { group.members.len() };
+            for (at, (place, proxy)) in group.members.iter().enumerate().take(looked_at) {
+                let told = match denied.get(&*proxy.name) {
+                    Some(why) => {
+                        applied -= usize::from(at >= behind);
+                        Some((kind.info().name.to_owned(), (*why).to_owned()))
+                    }
+                    None if at >= behind => None,
+                    None => proxy.refused.clone(),
+                };
+                if let Some((what, why)) = told
+                    && refused.as_ref().is_none_or(|(first, _)| place < first)
+                {
+                    refused = Some((*place, (proxy.name.clone(), what, why)));
+                }
+            }
         }
-        Self { invalid, warnings, applied, concerned: concerned.len(), refused }
+        Self { invalid, warnings, applied, concerned, refused: refused.map(|(_, refused)| refused) }
     }
 
     /// The conditions that say so.
@@ -186,8 +226,8 @@ impl Verdict {
     }
 }
 
-/// Whether a proxy's configuration may depend on the object: by namespace, selector and visibility.
-fn concerns(kind: Kind, object: &Object, name: &Name, root: &str, proxy: &Proxy) -> bool {
+/// Whether these proxies' configuration may depend on the object: by namespace, selector and visibility.
+fn concerns(kind: Kind, object: &Object, name: &Name, root: &str, proxy: &Group) -> bool {
     let namespace = match &object.export_to {
         Some(visible) => {
             visible.is_empty()
@@ -216,10 +256,21 @@ mod tests {
     }
 
     fn told(kind: Kind, object: Value, proxies: &[Proxy]) -> Vec<(bool, String, String)> {
+        told_without(kind, object, proxies, [])
+    }
+
+    fn told_without<const N: usize>(
+        kind: Kind,
+        object: Value,
+        proxies: &[Proxy],
+        denied: [(&str, &str); N],
+    ) -> Vec<(bool, String, String)> {
         let mut ledger = Ledger::default();
         ledger.take(kind, &Change::Apply(object), 7, &[]);
         let (key, object) = ledger.all().next().expect("taken");
-        let verdict = Verdict::of(kind, object, &key.1, "istio-system", 5, [].into_iter(), proxies, &|_| None);
+        let proxies = Proxies::of(proxies.to_vec());
+        let verdict =
+            Verdict::of(kind, object, &key.1, "istio-system", 5, [].into_iter(), &proxies, &HashMap::from(denied));
         verdict.conditions(1).into_iter().map(|c| (c.status, c.reason, c.message)).collect()
     }
 
@@ -247,6 +298,21 @@ mod tests {
         let told = told(Kind::PeerAuthentication, policy("shop", None), &refusing);
         let message = "applied to 1 of 2 proxies; web.shop refused LDS: field x";
         assert_eq!(told[1], (false, "Refused".to_owned(), message.to_owned()));
+    }
+
+    #[test]
+    fn many_of_a_kind_count_each_and_the_first_of_all_is_told() {
+        let mut all: Vec<Proxy> = (0..6).map(|n| proxy("web", "shop", Some(3 + n % 3), None)).collect();
+        all.insert(1, proxy("db", "shop", Some(4), Some("field y")));
+        all[3].refused = Some(("CDS".into(), "field x".into()));
+        all[3].clean = None;
+        let said = |denied: &[(&str, &str)]| match denied {
+            [] => told(Kind::PeerAuthentication, policy("shop", None), &all)[1].2.clone(),
+            [one, ..] => told_without(Kind::PeerAuthentication, policy("shop", None), &all, [*one])[1].2.clone(),
+        };
+        assert_eq!(said(&[]), "applied to 1 of 7 proxies; db.shop refused LDS: field y");
+        let denied = [("web.shop", "not possible")];
+        assert_eq!(said(&denied), "applied to 0 of 7 proxies; web.shop refused PeerAuthentication: not possible");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! proof of who it is. A change counts as arrived when the last proxy has acknowledged what it brought.
 
 mod proxy;
+mod sidecars;
 
 use std::{
     collections::BTreeSet,
@@ -35,6 +36,8 @@ use crate::{demo::mesh::Mesh, process};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Proxies that connect at the same time.
 const AT_ONCE: usize = 64;
+/// What the control plane does behind the last acknowledgement is its cost too: for so long.
+const BEHIND: Duration = Duration::from_millis(300);
 /// Until start and change are over.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -53,6 +56,9 @@ pub struct Options {
     /// Switches of a policy that concerns everybody.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
     switches: u32,
+    /// Real sidecars, measured after the simulated proxies are gone.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    sidecars: u32,
     /// Folder of control.json.
     #[arg(long, default_value = "target/bench")]
     out: std::path::PathBuf,
@@ -74,7 +80,11 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     for (what, value) in &figures {
         println!("{:<44} {value}", what.replace('_', " "));
     }
-    let value = json!({"machine": page::machine(), "figures": figures});
+    let command = format!(
+        "carrick bench control --proxies {} --services {} --endpoint-changes {} --switches {} --sidecars {}",
+        options.proxies, options.services, options.endpoint_changes, options.switches, options.sidecars
+    );
+    let value = json!({"machine": page::machine(), "command": command, "figures": figures});
     std::fs::create_dir_all(&options.out)?;
     let file = options.out.join("control.json");
     std::fs::write(&file, crate::output::json(&value))?;
@@ -108,7 +118,9 @@ async fn measure(mesh: &mut Mesh, options: &Options) -> Result<Map<String, Value
     let pid = mesh.control_plane().context("the control plane does not run")?;
     mesh.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n")).await?;
     mesh.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n", super::pairs::NAMESPACE)).await?;
-    mesh.apply(&manifests::services(0..options.services)).await?;
+    for objects in manifests::services_in_parts(0..options.services) {
+        mesh.apply(&objects).await?;
+    }
     let token = token(mesh).await?;
     tokio::time::sleep(SETTLE).await;
     let before = process::resident(pid)?;
@@ -121,43 +133,72 @@ async fn measure(mesh: &mut Mesh, options: &Options) -> Result<Map<String, Value
 
     let mut endpoints = Vec::new();
     for n in 0..options.endpoint_changes {
-        let which = n % options.services;
-        let name = format!("outbound|8080||known-{which}.{}.svc.cluster.local", super::pairs::NAMESPACE);
-        let object = manifests::services(which..which + 1)
-            .replace("addresses: [\"10.244.", &format!("addresses: [\"10.{}.", 1 + n % 99));
+        let (name, object) = endpoint_change(n, options.services);
         let wave = fleet.wave(mesh, &object, |a| a.type_url == TypeUrl::Endpoint && a.names.contains(&name)).await;
-        endpoints.push(wave.with_context(|| format!("endpoints of known-{which}"))?);
+        endpoints.push(wave.with_context(|| name.clone())?);
     }
     let mut switches = Vec::new();
     for n in 0..options.switches {
-        let mode = if n % 2 == 0 { "STRICT" } else { "PERMISSIVE" };
-        let object = format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: istio-system}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
-        );
-        let wave = fleet.wave(mesh, &object, |a| a.type_url == TypeUrl::Listener).await;
-        switches.push(wave.with_context(|| format!("switch to {mode}"))?);
+        let wave = fleet.wave(mesh, &switch(n), |a| a.type_url == TypeUrl::Listener).await;
+        switches.push(wave.with_context(|| format!("switch {n}"))?);
     }
     let mut out = Map::new();
     out.insert("proxies".into(), options.proxies.into());
     out.insert("services".into(), options.services.into());
     out.insert("seconds_until_all_were_connected".into(), connected.as_secs_f64().into());
     out.insert("resident_KB_per_proxy".into(), (resident as f64 / 1e3 / f64::from(options.proxies)).into());
-    for (what, waves) in [("endpoint_change", &endpoints), ("policy_switch", &switches)] {
-        let milliseconds: Vec<f64> = waves.iter().map(|wave| wave.took.as_secs_f64() * 1e3).collect();
-        let mut sorted = milliseconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        let responses: u64 = waves.iter().map(|wave| wave.responses).sum();
-        let each = |total: f64| total / responses.max(1) as f64;
-        let cpu: f64 = waves.iter().map(|wave| wave.cpu.as_secs_f64()).sum();
-        let bytes: u64 = waves.iter().map(|wave| wave.bytes).sum();
-        out.insert(format!("{what}_ms_to_the_last_ACK_p50"), median(&milliseconds).into());
-        let at = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
-        out.insert(format!("{what}_ms_to_the_last_ACK_p99"), sorted.get(at).copied().into());
-        out.insert(format!("{what}_bytes_per_push"), each(bytes as f64).into());
-        out.insert(format!("{what}_CPU_µs_per_push"), each(cpu * 1e6).into());
-        out.insert(format!("{what}_CPU_ms"), (cpu * 1e3 / waves.len().max(1) as f64).into());
+    figures(&mut out, "endpoint_change", &endpoints);
+    figures(&mut out, "policy_switch", &switches);
+    if options.sidecars > 0 {
+        drop(fleet);
+        sidecars::start(mesh, options.sidecars).await?;
+        tokio::time::sleep(SETTLE).await;
+        let (mut endpoints, mut switches) = (Vec::new(), Vec::new());
+        for n in 0..options.endpoint_changes {
+            // Other addresses than before.
+            endpoints.push(sidecars::wave(mesh, &endpoint_change(n + 50, options.services).1).await?);
+        }
+        for n in 0..options.switches {
+            switches.push(sidecars::wave(mesh, &switch(n)).await?);
+        }
+        out.insert("real_sidecars".into(), options.sidecars.into());
+        figures(&mut out, "endpoint_change_with_real_sidecars", &endpoints);
+        figures(&mut out, "policy_switch_with_real_sidecars", &switches);
     }
     Ok(out)
+}
+
+/// Other endpoints of a service: the name of their resource, and the objects.
+fn endpoint_change(n: u32, services: u32) -> (String, String) {
+    let which = n % services;
+    let name = format!("outbound|8080||known-{which}.{}.svc.cluster.local", super::pairs::NAMESPACE);
+    let objects = manifests::services(which..which + 1);
+    (name, objects.replace("addresses: [\"10.244.", &format!("addresses: [\"10.{}.", 1 + n % 99)))
+}
+
+/// A policy that concerns everybody.
+fn switch(n: u32) -> String {
+    let mode = if n.is_multiple_of(2) { "STRICT" } else { "PERMISSIVE" };
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: istio-system}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+fn figures(out: &mut Map<String, Value>, what: &str, waves: &[Wave]) {
+    let milliseconds: Vec<f64> = waves.iter().map(|wave| wave.took.as_secs_f64() * 1e3).collect();
+    let mut sorted = milliseconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let cpu: f64 = waves.iter().map(|wave| wave.cpu.as_secs_f64()).sum();
+    out.insert(format!("{what}_ms_to_the_last_ACK_p50"), median(&milliseconds).into());
+    let at = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
+    out.insert(format!("{what}_ms_to_the_last_ACK_p99"), sorted.get(at).copied().into());
+    let responses: u64 = waves.iter().map(|wave| wave.responses).sum();
+    if responses > 0 {
+        let bytes: u64 = waves.iter().map(|wave| wave.bytes).sum();
+        out.insert(format!("{what}_bytes_per_push"), (bytes as f64 / responses as f64).into());
+        out.insert(format!("{what}_CPU_µs_per_push"), (cpu * 1e6 / responses as f64).into());
+    }
+    out.insert(format!("{what}_CPU_ms"), (cpu * 1e3 / waves.len().max(1) as f64).into());
 }
 
 impl Fleet {
@@ -229,8 +270,7 @@ impl Fleet {
                 () = tokio::time::sleep_until(limit) => bail!("{} proxies have not acknowledged it", missing.len()),
             }
         }
-        // What the control plane does behind the last acknowledgement is its cost too.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(BEHIND).await;
         Ok(Wave {
             took: last.duration_since(start),
             cpu: process::cpu(self.pid)?.saturating_sub(cpu),

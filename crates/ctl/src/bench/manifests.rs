@@ -46,6 +46,15 @@ pub fn mesh(pairs: &[Pair]) -> String {
     out
 }
 
+/// Services that one text may hold: a reader of manifests takes 1,024 documents.
+const AT_ONCE: u32 = 500;
+
+/// Many services, in texts that are taken one after the other.
+pub fn services_in_parts(which: Range<u32>) -> impl Iterator<Item = String> {
+    let end = which.end;
+    which.step_by(AT_ONCE as usize).map(move |from| services(from..from.saturating_add(AT_ONCE).min(end)))
+}
+
 /// Services with one endpoint each.
 pub fn services(which: Range<u32>) -> String {
     let mut out = String::new();
@@ -74,5 +83,13 @@ mod tests {
         let text = mesh(&Pair::all()) + &services(0..3);
         let objects = carrick_api::parse::objects(text.as_bytes()).unwrap();
         assert_eq!(objects.len(), 3 + POLICIES + 2 * 5 + 2 * 3);
+    }
+
+    #[test]
+    fn many_come_in_parts_that_can_be_read() {
+        let parts: Vec<_> = services_in_parts(300..3000).collect();
+        let counts = parts.iter().map(|text| carrick_api::parse::objects(text.as_bytes()).unwrap().len());
+        assert_eq!(counts.collect::<Vec<_>>(), [1000, 1000, 1000, 1000, 1000, 400]);
+        assert_eq!(parts.concat(), services(300..3000));
     }
 }

@@ -111,7 +111,8 @@ fn sidecars(value: &Value) -> String {
 }
 
 fn control(value: &Value) -> String {
-    let mut out = format!("{}\n\n| what | value |\n|---|---:|\n", value["machine"].as_str().unwrap_or_default());
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let mut out = format!("`{}`, {}:\n\n| what | value |\n|---|---:|\n", text("command"), text("machine"));
     let rows: Map<String, Value> = value.get("figures").and_then(Value::as_object).cloned().unwrap_or_default();
     for (what, n) in &rows {
         let _ = writeln!(out, "| {} | {} |", what.replace('_', " "), number(Some(n), 2));

@@ -122,7 +122,9 @@ impl<'a> Bench<'a> {
             mesh.ready(NAMESPACE, &pair.pod("onlooker")).await?;
         }
         look(mesh, &onlookers, "idle", &mut memory).await?;
-        mesh.apply(&manifests::services(0..options.services)).await?;
+        for objects in manifests::services_in_parts(0..options.services) {
+            mesh.apply(&objects).await?;
+        }
         look(mesh, &onlookers, &format!("{}_services", options.services), &mut memory).await?;
         let bench = Bench { options, dir, pairs: start(mesh, wanted_pairs, dir).await? };
         let mut summary = Summary::default();
@@ -134,7 +136,9 @@ impl<'a> Bench<'a> {
         bench.rounds(mesh, &modes, &mut summary).await?;
         memory.insert("after_load".into(), Value::Object(bench.resident()?));
         if options.many_services > options.services {
-            mesh.apply(&manifests::services(options.services..options.many_services)).await?;
+            for objects in manifests::services_in_parts(options.services..options.many_services) {
+                mesh.apply(&objects).await?;
+            }
             look(mesh, &onlookers, &format!("{}_services", options.many_services), &mut memory).await?;
         }
         let value = json!({

@@ -183,7 +183,9 @@ pub fn json(value: &wkt::Value, depth: usize) -> Result<Value, Bad> {
         Some(Kind::NumberValue(number)) => Value::Number(*number),
         Some(Kind::StringValue(text)) => Value::Text(text.as_str().into()),
         Some(Kind::ListValue(list)) => {
-            Value::List(list.values.iter().map(|v| json(v, below)).collect::<Result<_, _>>()?)
+            let mut values = list.values.iter().map(|v| json(v, below)).collect::<Result<Vec<_>, _>>()?;
+            values.shrink_to_fit();
+            Value::List(values)
         }
         Some(Kind::StructValue(object)) => {
             let entries = object.fields.iter().map(|(k, v)| Ok((k.as_str().into(), json(v, below)?)));

@@ -3,7 +3,6 @@
 //! Invariant: a cluster's discovery, policy and endpoints fit together: ORIGINAL_DST with CLUSTER_PROVIDED, one name for LOGICAL_DNS,
 //! no names for STATIC.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use super::basic::{ads, bare_socket, json, keepalive, metadata, number, positive
 use super::{cluster_dns, cluster_lb, cluster_policy, cluster_socket, headers, health_check, http_options};
 use crate::model::cluster::{Cluster, Discovery, DnsOptions, HttpProtocol, Transport, TransportMatch, TransportSocket};
 use crate::model::hcm::{Http1Options, Http2Options};
+use crate::model::metadata::Map;
 use crate::model::tls::UpstreamTls;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -165,7 +165,7 @@ fn transport(value: &pb::Cluster, auto_san: bool) -> Result<Transport, Bad> {
     let default = given("transport_socket", &value.transport_socket, read)?;
     let matches = each("transport_socket_matches", &value.transport_socket_matches, |m| {
         let socket = m.transport_socket.as_ref().ok_or_else(|| Bad::field("transport_socket", "missing"))?;
-        let mut criteria = BTreeMap::new();
+        let mut criteria = Map::default();
         for (key, value) in m.r#match.iter().flat_map(|s| &s.fields) {
             criteria.insert(key.as_str().into(), json(value, 0).at("match")?);
         }
@@ -174,6 +174,8 @@ fn transport(value: &pb::Cluster, auto_san: bool) -> Result<Transport, Bad> {
     if matches.len() >= usize::from(u16::MAX) {
         return Err(Bad::field("transport_socket_matches", "too many"));
     }
+    let mut matches = matches;
+    matches.shrink_to_fit();
     Ok(Transport { matches, default: default.unwrap_or_else(|| Arc::new(TransportSocket::Raw)) })
 }
 

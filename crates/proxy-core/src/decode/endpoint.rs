@@ -69,7 +69,7 @@ fn endpoint(value: &pb::LbEndpoint) -> Result<Endpoint, Bad> {
             Place::Name(host, port) => EndpointAddress::Dns { host: host.into(), port },
             Place::Pipe(path) => EndpointAddress::Pipe(path.into()),
         },
-        hostname: inner.hostname.as_str().into(),
+        hostname: if inner.hostname.is_empty() { Arc::default() } else { inner.hostname.as_str().into() },
         weight: match number(&value.load_balancing_weight) {
             Some(0) => return Err(Bad::field("load_balancing_weight", "must be greater than zero")),
             weight => weight.unwrap_or(1),
@@ -122,7 +122,13 @@ pub fn endpoints(value: &pb::ClusterLoadAssignment, cluster: &Cluster) -> Result
         let weight = |i: &usize| set.endpoints.get(*i).map(|e| e.weight);
         let first = priority.hosts.first().and_then(weight);
         priority.uniform = priority.hosts.iter().all(|i| weight(i) == first);
+        priority.hosts.shrink_to_fit();
+        priority.localities.shrink_to_fit();
+        priority.localities.iter_mut().for_each(|locality| locality.hosts.shrink_to_fit());
     }
+    // There is one for each cluster known, most with a single host.
+    set.endpoints.shrink_to_fit();
+    set.priorities.shrink_to_fit();
     Ok(set)
 }
 

@@ -13,6 +13,7 @@ use super::bad::{At, Bad, each, given, only, unpack};
 use super::basic::{metadata, runtime_fraction, truth};
 use super::route_action::Inherited;
 use super::{filter, headers, matcher, mirror, retry, route_action};
+use crate::model::Name;
 use crate::model::route::{
     Action, DirectResponse, Domains, Mirror, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
 };
@@ -54,15 +55,18 @@ fn domains(hosts: &[Arc<VirtualHost>]) -> Result<Domains, Bad> {
     let (mut suffix, mut prefix) = (ByLength::new(), ByLength::new());
     for (number, host) in hosts.iter().enumerate() {
         for domain in &host.domains {
-            let text = domain.to_ascii_lowercase();
-            let twice = if text == "*" {
+            let text: Name = match domain.bytes().any(|b| b.is_ascii_uppercase()) {
+                true => domain.to_ascii_lowercase().into(),
+                false => Arc::clone(domain),
+            };
+            let twice = if *text == *"*" {
                 out.any.replace(number)
             } else if let Some(tail) = text.strip_prefix('*') {
                 suffix.entry(tail.len()).or_default().insert(tail.into(), number)
             } else if let Some(head) = text.strip_suffix('*') {
                 prefix.entry(head.len()).or_default().insert(head.into(), number)
             } else {
-                out.exact.insert(text.as_str().into(), number)
+                out.exact.insert(Arc::clone(&text), number)
             };
             if twice.is_some() || text.is_empty() || text.trim_matches('*').contains('*') {
                 let reason = if twice.is_some() { "occurs twice" } else { "is not a domain" };
@@ -73,6 +77,7 @@ fn domains(hosts: &[Arc<VirtualHost>]) -> Result<Domains, Bad> {
             }
         }
     }
+    out.exact.shrink_to_fit();
     out.suffix = longest_first(suffix);
     out.prefix = longest_first(prefix);
     Ok(out)

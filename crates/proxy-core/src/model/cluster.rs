@@ -2,14 +2,13 @@
 //!
 //! Invariant: Envoy's defaults are applied; `transport.default` exists always (raw unless the resource says otherwise).
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Name;
 use super::hcm::{Http1Options, Http2Options};
-use super::metadata::{Metadata, Value};
+use super::metadata::{Map, Metadata, Value};
 use super::tls::UpstreamTls;
 
 /// A cluster.
@@ -136,7 +135,7 @@ pub enum SubsetFallback {
     /// Any endpoint.
     Any,
     /// The endpoints with these labels.
-    Default(Arc<BTreeMap<Name, Value>>),
+    Default(Arc<Map<Value>>),
 }
 
 /// The endpoints a request may go to.
@@ -145,7 +144,7 @@ pub enum SubsetChoice {
     /// All.
     Any,
     /// Those with these labels.
-    Labels(Arc<BTreeMap<Name, Value>>),
+    Labels(Arc<Map<Value>>),
     /// None: no endpoint is healthy for it.
     None,
 }
@@ -153,11 +152,7 @@ pub enum SubsetChoice {
 impl Cluster {
     /// Which endpoints a request with these labels may go to; `filled` tells whether a subset has any endpoint.
     #[must_use]
-    pub fn subset(
-        &self,
-        labels: Option<&Arc<BTreeMap<Name, Value>>>,
-        filled: &dyn Fn(&BTreeMap<Name, Value>) -> bool,
-    ) -> SubsetChoice {
+    pub fn subset(&self, labels: Option<&Arc<Map<Value>>>, filled: &dyn Fn(&Map<Value>) -> bool) -> SubsetChoice {
         let Some(subsets) = &self.subsets else { return SubsetChoice::Any };
         if let Some(labels) = labels
             && subsets.selectors.iter().any(|keys| keys.iter().eq(labels.keys()))
@@ -331,7 +326,7 @@ pub struct TransportMatch {
     /// Its name (`tlsMode-istio`).
     pub name: Name,
     /// All must be equal in the endpoint's metadata; empty = always.
-    pub criteria: BTreeMap<Name, Value>,
+    pub criteria: Map<Value>,
     /// The socket.
     pub socket: Arc<TransportSocket>,
 }

@@ -106,7 +106,7 @@ pub type Name0 = Box<str>;
 impl EndpointSet {
     /// The endpoints whose metadata carries all of these labels (namespace `envoy.lb`), grouped as here.
     #[must_use]
-    pub fn with_labels(&self, labels: &std::collections::BTreeMap<Name, super::metadata::Value>) -> Self {
+    pub fn with_labels(&self, labels: &super::metadata::Map<super::metadata::Value>) -> Self {
         let fits = |e: &Endpoint| {
             let have = e.metadata.namespace("envoy.lb");
             labels.iter().all(|(k, v)| have.and_then(|h| h.get(k)) == Some(v))

@@ -50,7 +50,7 @@ pub type Name0 = Box<str>;
 #[derive(Debug, Default)]
 pub struct Domains {
     /// Whole names.
-    pub exact: HashMap<Box<str>, usize>,
+    pub exact: HashMap<Name, usize>,
     /// `*suffix`: by length of suffix, longest first.
     pub suffix: Vec<(usize, HashMap<Box<str>, usize>)>,
     /// `prefix*`: by length of prefix, longest first.
@@ -236,7 +236,7 @@ pub struct RouteAction {
 }
 
 /// Labels that endpoints of a subset carry.
-pub type SubsetLabels = Option<Arc<std::collections::BTreeMap<Name, super::metadata::Value>>>;
+pub type SubsetLabels = Option<Arc<super::metadata::Map<super::metadata::Value>>>;
 
 /// How a terminated CONNECT goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

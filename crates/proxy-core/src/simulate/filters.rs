@@ -160,7 +160,7 @@ impl<'a> Passing<'a, '_> {
                 note_rbac(&step.name, &decision, verdict);
                 let details = decision.details();
                 let learned = decision.metadata;
-                self.metadata.0.entry(rbac::HTTP.into()).or_default().extend(learned);
+                self.metadata.learn(rbac::HTTP, learned);
                 details.map(|details| (403, format!("{DENIED_BODY}: {details}")))
             }
             (StepKind::Jwt(filter), here) => {
@@ -246,7 +246,7 @@ impl<'a> Passing<'a, '_> {
             jwt::Verdict::Refused(refusal) => Some((refusal.status, refusal.text.into_owned())),
             jwt::Verdict::Passed(passed) => {
                 self.path = message.path.into_owned();
-                self.metadata.0.entry(jwt::NAMESPACE.into()).or_default().extend(passed.metadata);
+                self.metadata.learn(jwt::NAMESPACE, passed.metadata);
                 for provider in &passed.providers {
                     let what = format!("a good token of provider {provider}");
                     verdict.decided.push(Decided { filter: Arc::clone(&step.name), what, status: None });

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use prost::Message;
 
 use super::{ConfigStore, Interests};
 use crate::decode::endpoint;
@@ -14,7 +15,7 @@ use crate::model::hcm::RouteSource;
 use crate::model::{ChainKind, Cluster, EndpointSet, FilterChain, Listener, Listeners, Name, RuntimeConfig};
 
 /// Endpoint sets already resolved, by cluster name, with what they were made of.
-pub(super) type Resolved = HashMap<Name, (Arc<Cluster>, Arc<ClusterLoadAssignment>, Arc<EndpointSet>)>;
+pub(super) type Resolved = HashMap<Name, (Arc<Cluster>, Arc<[u8]>, Arc<EndpointSet>)>;
 
 impl Listener {
     /// All filter chains, the default chain last.
@@ -146,7 +147,7 @@ impl ConfigStore {
         let mut resolved = Resolved::with_capacity(next.clusters.len());
         for (name, cluster) in &next.clusters {
             let assignment = match cluster.service() {
-                Some(service) => self.endpoints.get(service).map(|e| &e.value.value),
+                Some(service) => self.endpoints.get(service).map(|e| &e.raw),
                 None => self.clusters.get(name).and_then(|e| e.value.inline.as_ref()),
             };
             let Some(assignment) = assignment else { continue };
@@ -155,7 +156,7 @@ impl ConfigStore {
             let set = match known {
                 Some((_, _, set)) => Arc::clone(set),
                 // What could fail was checked when the assignment was accepted.
-                None => endpoint::shared(assignment, cluster).unwrap_or_default(),
+                None => read(assignment, cluster).unwrap_or_default(),
             };
             next.endpoints.insert(Arc::clone(name), Arc::clone(&set));
             resolved.insert(Arc::clone(name), (Arc::clone(cluster), Arc::clone(assignment), set));
@@ -175,6 +176,10 @@ impl ConfigStore {
         tables.extend(self.listeners.values().flat_map(|e| e.value.route_names().cloned()));
         self.routes.retain(|name, entry| retain(&mut entry.value.used, entry.value.removed, tables.contains(name)));
     }
+}
+
+fn read(assignment: &[u8], cluster: &Cluster) -> Option<Arc<EndpointSet>> {
+    endpoint::shared(&ClusterLoadAssignment::decode(assignment).ok()?, cluster).ok()
 }
 
 fn retain(used: &mut bool, removed: bool, wanted: bool) -> bool {

@@ -4,6 +4,7 @@
 
 mod balance;
 mod chains;
+mod footprint;
 mod hygiene;
 mod message;
 mod outcomes;

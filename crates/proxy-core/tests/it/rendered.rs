@@ -6,7 +6,7 @@ use carrick_proxy_core::model::RuntimeConfig;
 use carrick_proxy_core::request::RequestHead;
 use carrick_proxy_core::simulate::{Connection, End, Opening, Verdict, inbound, outbound};
 use carrick_proxy_core::store::type_url;
-use carrick_render::Cache;
+use carrick_render::{Cache, Resources};
 use serde_json::{Value, json};
 
 use crate::message::{Request, Store};
@@ -40,6 +40,14 @@ fn world(port: &str, sidecar: bool, policy: &str, rule: Option<&str>) -> Value {
 
 /// Applies everything that the mesh renders for a pod; nothing may be refused.
 pub fn fill(store: &mut Store, world: &Value, pod: &str) {
+    fill_with(world, pod, |kind, resources| {
+        let all = resources.values().map(|r| (r.name.clone(), r.body.clone())).collect();
+        store.0.apply(kind, all, &[]).unwrap_or_else(|e| panic!("{}", carrick_proxy_core::nack_text(&e)));
+    });
+}
+
+/// Hands over everything that the mesh renders for a pod, type by type.
+pub fn fill_with(world: &Value, pod: &str, mut take: impl FnMut(&'static str, &Resources)) {
     let world: World = serde_json::from_value(world.clone()).expect("a world");
     let (snapshot, _) = Snapshot::build(&world.input());
     let full = if pod == "client" { "client.x" } else { "server.y" };
@@ -51,8 +59,7 @@ pub fn fill(store: &mut Store, world: &Value, pod: &str) {
         (type_url::LISTENER, &rendered.listeners),
         (type_url::ROUTE, &rendered.routes),
     ] {
-        let all = resources.values().map(|r| (r.name.clone(), r.body.clone())).collect();
-        store.0.apply(kind, all, &[]).unwrap_or_else(|e| panic!("{}", carrick_proxy_core::nack_text(&e)));
+        take(kind, resources);
     }
 }
 

@@ -21,7 +21,7 @@ use carrick_proxy_core::model::Name;
 use carrick_proxy_core::model::filter::{FilterStateKey, FilterStateSet, HttpFilter, Step, StepHere, StepKind};
 use carrick_proxy_core::model::hcm::HttpConnectionManager;
 use carrick_proxy_core::model::jwt::{JwtAuthn, JwtHere};
-use carrick_proxy_core::model::metadata::{Metadata, Value};
+use carrick_proxy_core::model::metadata::{Map, Metadata, Value};
 use carrick_proxy_core::model::rbac::RbacFilter;
 use carrick_proxy_core::model::route::{Action, RouteTable};
 use carrick_proxy_core::model::steps::{Abort, CorsPolicy, Fault, HeaderMutations, LocalRateLimit};
@@ -31,7 +31,6 @@ use carrick_proxy_core::routing::{RouteFacts, RouteLookup};
 use carrick_proxy_core::steps::{Cors, Rate};
 use http::{HeaderMap, StatusCode};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -77,16 +76,11 @@ impl Found {
         }
     }
 
-    fn learn(&mut self, namespace: &str, values: BTreeMap<Name, Value>) {
+    fn learn(&mut self, namespace: &str, values: Map<Value>) {
         if values.is_empty() {
             return;
         }
-        match self.metadata.0.get_mut(namespace) {
-            Some(known) => known.extend(values),
-            None => {
-                self.metadata.0.insert(namespace.into(), values);
-            }
-        }
+        self.metadata.learn(namespace, values);
     }
 }
 
@@ -292,7 +286,7 @@ impl Run<'_> {
         let (details, hint, learned) = (decision.details(), decision.log_hint, decision.metadata);
         self.found.learn(rbac::HTTP, learned);
         if let Some(hint) = hint {
-            self.found.learn("envoy.common", BTreeMap::from([("access_log_hint".into(), Value::Bool(hint))]));
+            self.found.learn("envoy.common", Map::from([("access_log_hint".into(), Value::Bool(hint))]));
         }
         match details {
             None => Ok(()),

@@ -12,11 +12,10 @@ use carrick_proxy_core::balance::{Balancer, Choice};
 use carrick_proxy_core::model::cluster::{Discovery, ProxyProtocol, SubsetChoice};
 use carrick_proxy_core::model::endpoint::EndpointAddress;
 use carrick_proxy_core::model::filter::UpstreamOverrides;
-use carrick_proxy_core::model::metadata::Value;
+use carrick_proxy_core::model::metadata::{Map, Value};
 use carrick_proxy_core::model::route::SubsetLabels;
-use carrick_proxy_core::model::{Cluster, EndpointSet, Name};
+use carrick_proxy_core::model::{Cluster, EndpointSet};
 use carrick_proxy_core::outlier::Outcome;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -176,7 +175,7 @@ impl ClusterState {
         if self.cluster.subsets.is_none() {
             return Some(None);
         }
-        let part = |labels: &BTreeMap<Name, Value>| {
+        let part = |labels: &Map<Value>| {
             let mut parts = self.parts.borrow_mut();
             parts.retain(|(of, _, _)| Arc::ptr_eq(of, set));
             if let Some((_, _, part)) = parts.iter().find(|(_, l, _)| l == labels) {

@@ -7,10 +7,10 @@ use crate::joint::Joint;
 use crate::metrics::Service;
 use crate::stats::ClusterStats;
 use carrick_proxy_core::balance::Balancer;
-use carrick_proxy_core::model::metadata::Value;
-use carrick_proxy_core::model::{Cluster, EndpointSet, Name};
+use carrick_proxy_core::model::metadata::{Map, Value};
+use carrick_proxy_core::model::{Cluster, EndpointSet};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub struct ClusterState {
 }
 
 /// A subset: of which endpoints, its labels, its endpoints.
-pub(super) type Part = (Arc<EndpointSet>, BTreeMap<Name, Value>, Arc<EndpointSet>);
+pub(super) type Part = (Arc<EndpointSet>, Map<Value>, Arc<EndpointSet>);
 
 /// What a host has to do now.
 #[derive(Debug, Default)]

@@ -5,9 +5,8 @@ use carrick_proxy_core::format;
 use carrick_proxy_core::model::cluster::*;
 use carrick_proxy_core::model::endpoint::EndpointAddress;
 use carrick_proxy_core::model::listener::Tunnel;
-use carrick_proxy_core::model::metadata::Value;
+use carrick_proxy_core::model::metadata::{Map, Value};
 use carrick_proxy_core::model::route::{HashPolicy, HashSource, HostRewrite, Mirror, MirrorTarget, RouteAction};
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -186,7 +185,7 @@ async fn subsets_narrow_the_choice() {
         }
     })
     .await;
-    let labels = |version: &str| BTreeMap::from([("version".into(), Value::Text(version.into()))]);
+    let labels = |version: &str| Map::from([("version".into(), Value::Text(version.into()))]);
     let divided = || {
         let mut app = cluster("app");
         app.subsets = Some(Subsets { selectors: vec![vec!["version".into()]], fallback: SubsetFallback::None });

@@ -7,13 +7,12 @@
 //! none of it. Which peers may see what, and time, are the business of others.
 
 use super::held::{Held, Holding};
+use super::names::{NameSets, Names};
 use super::status::{Nack, SessionStatus, TypeStatus};
+use super::wire::DeltaResponse;
 use super::{ProtocolError, check_limits};
 use crate::{Changes, Resource, ResourceSet, TypeMap, TypeUrl};
-use envoy_types::pb::envoy::config::core::v3::ControlPlane;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
-};
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -28,13 +27,14 @@ pub struct DeltaSession {
     /// changed cluster warming, and its answer back, until it gets them, but does not ask when it holds them.
     owed: BTreeSet<Arc<str>>,
     status: SessionStatus,
+    name_sets: Arc<NameSets>,
 }
 
 #[derive(Debug, Default)]
 struct DeltaType {
     wildcard: bool,
     /// Names asked for explicitly.
-    names: BTreeSet<Arc<str>>,
+    names: Names,
     held: Held,
     /// Names to send again although the peer holds them.
     again: BTreeSet<Arc<str>>,
@@ -85,6 +85,11 @@ impl Difference {
 impl DeltaSession {
     /// A new stream. `seed` makes its nonces differ from those of other streams.
     pub fn new(seed: u64) -> Self {
+        Self::sharing(seed, Arc::default())
+    }
+
+    /// The same, which has its names in common with other streams.
+    pub fn sharing(seed: u64, name_sets: Arc<NameSets>) -> Self {
         Self {
             seed,
             counter: 0,
@@ -92,6 +97,7 @@ impl DeltaSession {
             types: BTreeMap::new(),
             owed: BTreeSet::new(),
             status: SessionStatus::default(),
+            name_sets,
         }
     }
 
@@ -107,7 +113,7 @@ impl DeltaSession {
     pub fn on_request(
         &mut self,
         request: &DeltaDiscoveryRequest,
-    ) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
+    ) -> Result<Vec<DeltaResponse>, ProtocolError> {
         if request.type_url.is_empty() {
             return Err(ProtocolError::NoType);
         }
@@ -130,6 +136,7 @@ impl DeltaSession {
             state.answered(request, status);
         }
         state.subscribe(request, first && type_url.legacy_wildcard(), first, self.target.of(&type_url));
+        state.names.share(&self.name_sets);
         if untold {
             state.held.clear();
         }
@@ -139,7 +146,7 @@ impl DeltaSession {
     }
 
     /// Takes a new target; gives the responses to send, in push order.
-    pub fn on_push(&mut self, set: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+    pub fn on_push(&mut self, set: ResourceSet) -> Vec<DeltaResponse> {
         self.target = set;
         self.status.target = self.target.generation();
         self.pump()
@@ -152,7 +159,7 @@ impl DeltaSession {
 
     /// Waits no longer for these answers: Envoy keeps the answer to clusters back until they are warm, which may be never. What has changed since
     /// goes out; what was sent counts as acknowledged only when the answer comes after all.
-    pub fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaDiscoveryResponse> {
+    pub fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaResponse> {
         for state in self.types.values_mut() {
             if let Some(outstanding) = state.outstanding.take_if(|o| nonces.contains(&o.nonce)) {
                 state.late = Some(outstanding);
@@ -161,7 +168,7 @@ impl DeltaSession {
         self.pump()
     }
 
-    fn pump(&mut self) -> Vec<DeltaDiscoveryResponse> {
+    fn pump(&mut self) -> Vec<DeltaResponse> {
         let mut responses = Vec::new();
         // Generation 0: nothing is known yet, so nothing is told, least of all that something does not exist.
         if self.target.generation() == 0 {
@@ -178,7 +185,7 @@ impl DeltaSession {
         responses
     }
 
-    fn pass(&mut self, defer: bool, responses: &mut Vec<DeltaDiscoveryResponse>) {
+    fn pass(&mut self, defer: bool, responses: &mut Vec<DeltaResponse>) {
         let order: Vec<TypeUrl> = self.types.keys().cloned().collect();
         for type_url in order {
             if type_url == TypeUrl::Endpoint {
@@ -216,7 +223,7 @@ impl DeltaSession {
     }
 
     /// The next response of a type.
-    fn pump_type(&mut self, type_url: &TypeUrl, defer: bool) -> Option<DeltaDiscoveryResponse> {
+    fn pump_type(&mut self, type_url: &TypeUrl, defer: bool) -> Option<DeltaResponse> {
         let state = self.types.get_mut(type_url)?;
         let status = self.status.types.entry(type_url.clone()).or_default();
         if state.outstanding.is_some() {
@@ -237,14 +244,12 @@ impl DeltaSession {
         if *type_url == TypeUrl::Cluster {
             self.owed.extend(difference.upserts.iter().filter_map(|r| r.endpoints.clone()));
         }
-        let response = DeltaDiscoveryResponse {
-            system_version_info: self.target.version().to_string(),
-            resources: difference.upserts.iter().map(|r| wire(r)).collect(),
-            type_url: type_url.as_str().to_owned(),
-            removed_resources: difference.removed.iter().map(|name| name.to_string()).collect(),
-            nonce: nonce.to_string(),
-            control_plane: Some(ControlPlane { identifier: IDENTIFIER.to_owned() }),
-            ..Default::default()
+        let response = DeltaResponse {
+            version: self.target.version().clone(),
+            type_url: type_url.clone(),
+            nonce: nonce.clone(),
+            resources: difference.upserts.clone(),
+            removed: difference.removed.clone(),
         };
         status.sent_nonce = nonce.clone();
         status.sent_version = self.target.version().clone();
@@ -257,15 +262,6 @@ impl DeltaSession {
 
 /// What we call ourselves in responses.
 pub(super) const IDENTIFIER: &str = "carrick";
-
-fn wire(resource: &Resource) -> WireResource {
-    WireResource {
-        name: resource.name.to_string(),
-        version: resource.version.to_string(),
-        resource: Some(resource.body.clone()),
-        ..Default::default()
-    }
-}
 
 impl DeltaType {
     /// An answer to a response: counts only for the last one sent.
@@ -368,7 +364,7 @@ impl DeltaType {
                 self.settled = false;
                 continue;
             }
-            self.names.remove(name.as_str());
+            self.names.remove(name);
             self.again.remove(name.as_str());
             self.refused.remove(name.as_str());
             self.suspects.remove(name.as_str());
@@ -412,14 +408,14 @@ impl DeltaType {
                 for resource in target.values() {
                     self.compare(&resource.name, Some(resource), defer, &mut out);
                 }
-                for name in self.held.names().chain(&self.names).chain(&self.again) {
+                for name in self.held.names().chain(self.names.iter()).chain(&self.again) {
                     if !target.contains_key(name) {
                         self.compare(name, None, defer, &mut out);
                     }
                 }
             }
             None => {
-                for name in &self.names {
+                for name in self.names.iter() {
                     self.compare(name, target.get(name), defer, &mut out);
                 }
             }

@@ -3,8 +3,9 @@
 //! Invariant: a name is held as the differences say, else as the shared set says. The shared set counts for names that are asked for only:
 //! whoever begins to ask for more has to say first what of it is held ([`Held::narrow`]).
 
+use super::names::Names;
 use crate::{Resource, TypeMap};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What is held under a name.
@@ -83,7 +84,7 @@ impl Held {
     }
 
     /// Only these names are asked for now: the rest is not held, and nothing is shared.
-    pub(super) fn narrow(&mut self, asked_for: &BTreeSet<Arc<str>>) {
+    pub(super) fn narrow(&mut self, asked_for: &Names) {
         let Some(shared) = self.shared.take() else {
             self.own.retain(|name, _| asked_for.contains(name));
             return;

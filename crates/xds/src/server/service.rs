@@ -3,96 +3,118 @@
 //! Invariant: a stream is one future polled by its connection (no task of its own), so it ends with it; requests are
 //! read only when all earlier responses have been taken, which bounds what a slow peer can make us hold.
 
+use super::names::NameSets;
+use super::wire::{self, DeltaResponse, Outgoing, Requests};
 use super::{Bearer, DeltaSession, Hello, Observer, Peer, ProtocolError, SessionStatus, SotwSession, Source};
 use crate::health::Health;
 use crate::{Node, NodeId, ResourceSet};
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
-use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
-    SecretDiscoveryService, SecretDiscoveryServiceServer,
-};
 use futures_util::stream::{self, BoxStream, StreamExt};
+use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
+use tonic::{Request, Status, Streaming};
 
-/// Largest request: initial versions of ten thousand resources.
-const MAX_REQUEST: usize = 8 << 20;
 /// Time for the first request after the stream was opened.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// Time for an answer before newer changes of the same type go out without it.
 const ANSWER: Duration = Duration::from_secs(15);
 
-/// xDS services over a source.
-pub struct AdsService<S>(Arc<S>);
+/// The aggregated discovery service over a source.
+pub struct AdsService<S>(Common<S>);
+
+/// The secret discovery service over a source.
+pub struct SdsService<S>(Common<S>);
 
 /// The aggregated discovery service over `source`.
-pub fn ads_service<S: Source>(source: Arc<S>) -> AggregatedDiscoveryServiceServer<AdsService<S>> {
-    AggregatedDiscoveryServiceServer::new(AdsService(source)).max_decoding_message_size(MAX_REQUEST)
+pub fn ads_service<S: Source>(source: Arc<S>) -> AdsService<S> {
+    AdsService(Common { source, names: Arc::default() })
 }
 
 /// The secret discovery service over `source`: what an agent offers to the Envoy beside it on a Unix socket.
-pub fn sds_service<S: Source>(source: Arc<S>) -> SecretDiscoveryServiceServer<AdsService<S>> {
-    SecretDiscoveryServiceServer::new(AdsService(source)).max_decoding_message_size(MAX_REQUEST)
+pub fn sds_service<S: Source>(source: Arc<S>) -> SdsService<S> {
+    SdsService(Common { source, names: Arc::default() })
 }
 
-#[tonic::async_trait]
-impl<S: Source> AggregatedDiscoveryService for AdsService<S> {
-    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+/// What all streams of a service have in common.
+struct Common<S> {
+    source: Arc<S>,
+    names: Arc<NameSets>,
+}
 
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Ok(Response::new(drive::<S, SotwSession>(self.0.clone(), request)))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Ok(Response::new(drive::<S, DeltaSession>(self.0.clone(), request)))
+impl<S> Clone for Common<S> {
+    fn clone(&self) -> Self {
+        Self { source: self.source.clone(), names: self.names.clone() }
     }
 }
 
-#[tonic::async_trait]
-impl<S: Source> SecretDiscoveryService for AdsService<S> {
-    type StreamSecretsStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
-    type DeltaSecretsStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn stream_secrets(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        Ok(Response::new(drive::<S, SotwSession>(self.0.clone(), request)))
+impl<S: Source> Common<S> {
+    /// Answers a call; both services have the same methods, by names of their own.
+    fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
+        match request.uri().path().rsplit('/').next() {
+            Some("DeltaAggregatedResources" | "DeltaSecrets") => self.answer::<DeltaSession>(request),
+            Some("StreamAggregatedResources" | "StreamSecrets") => self.answer::<SotwSession>(request),
+            Some("FetchSecrets") => Status::unimplemented("secrets are streamed, not fetched").into_http(),
+            _ => Status::unimplemented("there is no such method").into_http(),
+        }
     }
 
-    async fn delta_secrets(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        Ok(Response::new(drive::<S, DeltaSession>(self.0.clone(), request)))
-    }
-
-    async fn fetch_secrets(&self, _: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        Err(Status::unimplemented("secrets are streamed, not fetched"))
+    fn answer<K: Session>(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let (head, body) = request.into_parts();
+        let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
+        let bearer = Bearer::of(&MetadataMap::from_headers(head.headers));
+        wire::answer(drive::<S, K>(self.clone(), peer, bearer, Requests::of(body)))
     }
 }
+
+macro_rules! service {
+    ($type:ident, $name:literal) => {
+        impl<S> Clone for $type<S> {
+            fn clone(&self) -> Self {
+                Self(self.0.clone())
+            }
+        }
+
+        impl<S> NamedService for $type<S> {
+            const NAME: &'static str = $name;
+        }
+
+        impl<S: Source> tower::Service<http::Request<Body>> for $type<S> {
+            type Response = http::Response<Body>;
+            type Error = Infallible;
+            type Future = Ready<Result<Self::Response, Infallible>>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+                ready(Ok(self.0.call(request)))
+            }
+        }
+    };
+}
+
+service!(AdsService, "envoy.service.discovery.v3.AggregatedDiscoveryService");
+service!(SdsService, "envoy.service.secret.v3.SecretDiscoveryService");
 
 /// What both variants of the protocol have in common.
 trait Session: Send + Sized + 'static {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Request: Message + Default + 'static;
+    type Response: Outgoing + Send + 'static;
     const DELTA: bool;
-    fn start(seed: u64) -> Self;
+    fn start(seed: u64, names: Arc<NameSets>) -> Self;
     fn node(request: &Self::Request) -> Option<&Node>;
     /// What it tells of the workload's health, if that is what it is for.
     fn health(request: &Self::Request) -> Option<Health>;
@@ -107,11 +129,11 @@ trait Session: Send + Sized + 'static {
 
 impl Session for DeltaSession {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
+    type Response = DeltaResponse;
     const DELTA: bool = true;
 
-    fn start(seed: u64) -> Self {
-        Self::new(seed)
+    fn start(seed: u64, names: Arc<NameSets>) -> Self {
+        Self::sharing(seed, names)
     }
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
@@ -119,16 +141,16 @@ impl Session for DeltaSession {
     fn health(request: &DeltaDiscoveryRequest) -> Option<Health> {
         Health::of_delta(request)
     }
-    fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, ProtocolError> {
+    fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<DeltaResponse>, ProtocolError> {
         self.on_request(request)
     }
-    fn push(&mut self, set: ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+    fn push(&mut self, set: ResourceSet) -> Vec<DeltaResponse> {
         self.on_push(set)
     }
     fn unanswered(&self) -> Vec<Arc<str>> {
         DeltaSession::unanswered(self)
     }
-    fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaDiscoveryResponse> {
+    fn give_up(&mut self, nonces: &[Arc<str>]) -> Vec<DeltaResponse> {
         DeltaSession::give_up(self, nonces)
     }
     fn status(&self) -> &SessionStatus {
@@ -141,7 +163,7 @@ impl Session for SotwSession {
     type Response = DiscoveryResponse;
     const DELTA: bool = false;
 
-    fn start(seed: u64) -> Self {
+    fn start(seed: u64, _: Arc<NameSets>) -> Self {
         Self::new(seed)
     }
     fn node(request: &DiscoveryRequest) -> Option<&Node> {
@@ -171,7 +193,7 @@ impl Session for SotwSession {
 /// An admitted stream.
 struct Running<K: Session> {
     session: K,
-    requests: Streaming<K::Request>,
+    requests: Requests<K::Request>,
     sets: watch::Receiver<ResourceSet>,
     observer: Box<dyn Observer>,
     turns: Option<Arc<Semaphore>>,
@@ -261,10 +283,10 @@ impl<K: Session> Running<K> {
 
 /// A stream whose first request has not come yet.
 struct New<S, K: Session> {
-    source: Arc<S>,
+    common: Common<S>,
     peer: Peer,
     bearer: Option<Bearer>,
-    requests: Streaming<K::Request>,
+    requests: Requests<K::Request>,
 }
 
 enum State<S, K: Session> {
@@ -273,23 +295,27 @@ enum State<S, K: Session> {
     Ended,
 }
 
-/// The response stream of one call of the delta variant.
+/// The response stream of one call of the delta variant that somebody else serves.
 pub(crate) fn drive_delta<S: Source>(
     source: Arc<S>,
     request: Request<Streaming<DeltaDiscoveryRequest>>,
 ) -> BoxStream<'static, Result<DeltaDiscoveryResponse, Status>> {
-    drive::<S, DeltaSession>(source, request)
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+    let bearer = Bearer::of(request.metadata());
+    let common = Common { source, names: Arc::default() };
+    let responses = drive::<S, DeltaSession>(common, peer, bearer, Requests::Decoded(request.into_inner()));
+    responses.map(|response| response.map(|response| response.message())).boxed()
 }
 
 /// The response stream of one call. The status of a refused stream comes as its only item, so that a client need not
 /// wait for response headers before it sends its first request.
 fn drive<S: Source, K: Session>(
-    source: Arc<S>,
-    request: Request<Streaming<K::Request>>,
+    common: Common<S>,
+    peer: Peer,
+    bearer: Option<Bearer>,
+    requests: Requests<K::Request>,
 ) -> BoxStream<'static, Result<K::Response, Status>> {
-    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-    let bearer = Bearer::of(request.metadata());
-    let new = New { source, peer, bearer, requests: request.into_inner() };
+    let new = New { common, peer, bearer, requests };
     stream::unfold(State::<S, K>::New(Box::new(new)), |state| async {
         let mut running = match state {
             State::New(new) => match open(*new).await {
@@ -310,7 +336,7 @@ fn drive<S: Source, K: Session>(
 }
 
 async fn open<S: Source, K: Session>(new: New<S, K>) -> Result<Option<Running<K>>, Status> {
-    let New { source, peer, bearer, mut requests } = new;
+    let New { common, peer, bearer, mut requests } = new;
     let first = tokio::time::timeout(FIRST_REQUEST, requests.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no request came"))??;
@@ -320,9 +346,9 @@ async fn open<S: Source, K: Session>(new: New<S, K>) -> Result<Option<Running<K>
         .cloned()
         .ok_or_else(|| Status::invalid_argument(ProtocolError::NoNode.to_string()))?;
     let id = node.id.parse::<NodeId>().ok();
-    let opened = source.open(Hello { peer, bearer, node, id, delta: K::DELTA }).await?;
+    let opened = common.source.open(Hello { peer, bearer, node, id, delta: K::DELTA }).await?;
     let mut running = Running {
-        session: K::start(rand::random()),
+        session: K::start(rand::random(), common.names),
         requests,
         sets: opened.sets,
         observer: opened.observer,

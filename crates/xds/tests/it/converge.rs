@@ -3,7 +3,7 @@
 
 use crate::resource;
 use carrick_xds::client::{ClientSession, Interest, Nack, Update};
-use carrick_xds::server::{DeltaSession, SotwSession};
+use carrick_xds::server::{DeltaResponse, DeltaSession, SotwSession};
 use carrick_xds::{Changes, Node, ResourceSet, TypeUrl};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -163,13 +163,14 @@ impl Pair {
         self.to_client.clear();
         self.server = DeltaSession::new(self.streams);
         let responses = self.server.on_push(self.current.clone());
-        self.to_client.extend(responses);
+        self.to_client.extend(responses.iter().map(DeltaResponse::message));
         self.to_server.extend(self.client.session.on_connected(self.client.interests()));
     }
 
     fn server_takes(&mut self) -> bool {
         let Some(request) = self.to_server.pop_front() else { return false };
-        self.to_client.extend(self.server.on_request(&request).expect("valid"));
+        let responses = self.server.on_request(&request).expect("valid");
+        self.to_client.extend(responses.iter().map(DeltaResponse::message));
         self.check();
         true
     }
@@ -182,7 +183,7 @@ impl Pair {
 
     fn push(&mut self, set: ResourceSet) {
         self.current = set.clone();
-        self.to_client.extend(self.server.on_push(set));
+        self.to_client.extend(self.server.on_push(set).iter().map(DeltaResponse::message));
         self.check();
     }
 

@@ -7,7 +7,7 @@ use carrick_proxy_core::expr;
 use carrick_proxy_core::model::cluster::{Cluster, Discovery, HttpProtocol, Transport};
 use carrick_proxy_core::model::filter::HttpFilter;
 use carrick_proxy_core::model::listener::{ChainKind, Direction};
-use carrick_proxy_core::model::metadata::{Metadata, Value};
+use carrick_proxy_core::model::metadata::{Map, Metadata, Value};
 use carrick_proxy_core::model::stats::{Metric, Override, Stats, Value as Label};
 use carrick_proxy_core::peer::Peer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,17 +42,16 @@ fn outbound_cluster(account: &str) -> Cluster {
     let mut c = cluster(&format!("outbound|80||{HOST}"));
     c.transport =
         Transport { matches: Vec::new(), default: Arc::new(client_tls(account, &["istio-http/1.1", "http/1.1"])) };
-    let service =
-        BTreeMap::from([("host", HOST), ("name", "app"), ("namespace", "test")].map(|(k, v)| (k.into(), text(v))));
-    let istio = BTreeMap::from([("services".into(), Value::List(vec![Value::Object(service)]))]);
-    c.metadata = Metadata(BTreeMap::from([("istio".into(), istio)]));
+    let service = Map::from([("host", HOST), ("name", "app"), ("namespace", "test")].map(|(k, v)| (k.into(), text(v))));
+    let istio = Map::from([("services".into(), Value::List(vec![Value::Object(service)]))]);
+    c.metadata = Metadata(Map::from([("istio".into(), istio)]));
     c
 }
 
 /// A caller's side whose endpoint is a mesh proxy's, or only names its workload.
 fn client_side(at: SocketAddr, server: SocketAddr, mesh: bool, kind: ChainKind) -> RuntimeConfig {
     let mut set = endpoints(&[server]);
-    let of = |key: &str, value: &str| BTreeMap::from([(key.into(), text(value))]);
+    let of = |key: &str, value: &str| Map::from([(key.into(), text(value))]);
     let metadata = &mut set.endpoints[0].metadata.0;
     metadata.insert("istio".into(), of("workload", "app-from-eds;test;app-eds;v9;Kubernetes"));
     if mesh {
