@@ -6,6 +6,7 @@
 pub mod admission;
 mod annotations;
 mod decide;
+pub mod gateway_api;
 mod lists;
 pub mod manifest;
 mod metadata;

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::owner::Owner;
 use crate::values::{Values, plain};
 
+pub(crate) use self::parts::installed_resources;
 pub use self::program::Program;
 
 /// A template of the installation's own.

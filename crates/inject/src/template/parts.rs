@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Context, fields};
-use crate::values::{plain, truthy};
+use crate::values::{Values, plain, truthy};
 use crate::{proxy_config, quantity, written};
 
 /// Suffixes of tags that say what kind of image it is.
@@ -62,7 +62,12 @@ pub(crate) fn resources(context: &Context<'_>) -> Value {
     if requests.is_some() || limits.is_some() {
         return fields([("limits", limits), ("requests", requests)]);
     }
-    let mut installed = Value::Object(context.values.object("global.proxy.resources").cloned().unwrap_or_default());
+    installed_resources(context.values)
+}
+
+/// What every proxy needs that does not say it itself.
+pub(crate) fn installed_resources(values: &Values) -> Value {
+    let mut installed = Value::Object(values.object("global.proxy.resources").cloned().unwrap_or_default());
     for list in ["limits", "requests"] {
         if let Some(values) = installed.get_mut(list) {
             quantity::canonical_values(values);
