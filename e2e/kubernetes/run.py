@@ -392,6 +392,25 @@ def statuses(run):
     until("a policy's status", told)
 
 
+def gateways(run):
+    """A Gateway gets an account, a Deployment whose pods need no webhook, and a Service; they go with it."""
+    if run.call(KUBECTL, "get", "gateways.gateway.networking.k8s.io", "-n", "shop", ok=False).returncode:
+        return "left out: this API has no Gateways"
+    listeners = [{"name": "http", "port": 80, "protocol": "HTTP"}]
+    gateway = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "edge", "namespace": "shop"},
+               "spec": {"gatewayClassName": "istio", "listeners": listeners}}
+    run.kubectl("apply", "-f", "-", text=json.dumps(gateway))
+    until("a gateway's Service", lambda: run.get("service", "edge-istio", "-n", "shop"))
+    pod = run.get("deployment", "edge-istio", "-n", "shop")["spec"]["template"]
+    proxy = pod["spec"]["containers"][0]
+    if proxy["image"] == "auto" or "router" not in proxy["args"] or pod["metadata"]["labels"]["sidecar.istio.io/inject"] != "false":
+        raise Failed(f"not a gateway: {pod}")
+    run.get("serviceaccount", pod["spec"]["serviceAccountName"], "-n", "shop")
+    run.kubectl("delete", "gateways.gateway.networking.k8s.io", "edge", "-n", "shop")
+    for kind in ("deployment", "service", "serviceaccount"):
+        run.kubectl("delete", kind, "edge-istio", "-n", "shop", "--ignore-not-found", "--wait=false")
+
+
 def leader_killed(run, replicas):
     leader = until("somebody leads", lambda: next((r for r in replicas if r.leads()), None))
     others = [r for r in replicas if r is not leader]
@@ -539,6 +558,7 @@ def main():
             step("a pod made by kubectl has a sidecar (it does not run: there are no nodes)")
             statuses(run)
             step("a policy tells what became of it")
+            step("a gateway gets what it runs on", gateways(run))
             replicas, took = leader_killed(run, replicas)
             step("the leader is killed, another writes", took)
             canary, counted = upgrade(run, replicas, roots)

@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("runtime", 1),
     ("dns", 1),
     ("api", 1),
+    ("gotemplate", 1),
     ("mesh", 2),
     ("analyze", 2),
     ("certs", 2),
@@ -38,8 +39,20 @@ const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// Crates that decide and never do.
-const PURE: &[&str] =
-    &["base", "api", "mesh", "proxy-core", "render", "inject", "analyze", "certs", "chart", "envoy-filter", "explain"];
+const PURE: &[&str] = &[
+    "base",
+    "api",
+    "gotemplate",
+    "mesh",
+    "proxy-core",
+    "render",
+    "inject",
+    "analyze",
+    "certs",
+    "chart",
+    "envoy-filter",
+    "explain",
+];
 
 /// What a pure crate may not depend on.
 const IMPURE: &[&str] =

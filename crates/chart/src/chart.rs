@@ -4,11 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use carrick_gotemplate::{Definitions, HELM, Template};
 use serde_json::{Value, json};
 
-use crate::eval::Engine;
-use crate::values::merge;
-use crate::{ChartError, parse};
+use crate::{ChartError, merge};
 
 macro_rules! files {
     ($chart:literal: $($path:literal),+ $(,)?) => {
@@ -132,20 +131,19 @@ impl Chart {
             "Release": {"Name": release.name, "Namespace": release.namespace, "Service": "Helm"},
             "Chart": {"Name": field("name"), "Version": field("version"), "AppVersion": field("appVersion")},
         });
-        let (mut defined, mut roots) = (BTreeMap::new(), Vec::new());
+        let (mut defined, mut roots) = (Definitions::default(), Vec::new());
         for (path, text) in self.files.iter().filter(|(path, _)| path.starts_with("templates/")) {
-            let (nodes, definitions) =
-                parse::template(text).map_err(|reason| ChartError::Template { file: path.clone(), reason })?;
-            defined.extend(definitions);
+            let template =
+                Template::read(text).map_err(|reason| ChartError::Template { file: path.clone(), reason })?;
+            defined.add(&template);
             if !path.ends_with(".tpl") {
-                roots.push((path, nodes));
+                roots.push((path, template));
             }
         }
-        let engine = Engine { defined: &defined, files: &self.files };
         let mut objects = Vec::new();
-        for (path, nodes) in roots {
+        for (path, template) in roots {
             let wrong = |reason: String| ChartError::Template { file: path.clone(), reason };
-            let text = engine.render(&nodes, &dot, 0).map_err(wrong)?;
+            let text = template.render_among(&dot, &defined, &self.files, HELM).map_err(wrong)?;
             for document in documents(&text) {
                 let object: Value = serde_saphyr::from_str(&document).map_err(|error| wrong(error.to_string()))?;
                 if !object.is_null() {

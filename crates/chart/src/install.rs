@@ -4,8 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::values::merge;
-use crate::{Chart, ChartError, Release, ordered};
+use crate::{Chart, ChartError, Release, merge, ordered};
 
 /// Everything to be installed.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,26 +1,10 @@
-//! Values: merging them, and setting one by its path as `--set` does.
+//! Values: setting one by its path as `--set` does.
 //!
-//! Invariant: maps merge, everything else is replaced, and null takes a value away, as in Helm.
+//! Invariant: what is on the way to a path is made, and what was there gives way.
 
 use serde_json::{Map, Value};
 
 use crate::ChartError;
-
-/// Lays `over` on `base`.
-pub fn merge(base: &mut Value, over: &Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                if value.is_null() {
-                    base.remove(key);
-                } else {
-                    merge(base.entry(key.clone()).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (base, over) => *base = over.clone(),
-    }
-}
 
 /// Sets `a.b[0].c=value`; a dot that is part of a name is written `\.`.
 ///
@@ -106,6 +90,7 @@ fn steps(path: &str) -> Option<Vec<Step>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::merge;
     use serde_json::json;
 
     #[test]

@@ -31,7 +31,7 @@ use crate::rotation::{Around, Driver, Population, RotationOptions, Trust};
 use crate::seen::Seen;
 use crate::server_cert::{ServerCert, ServerCertError};
 use crate::source::{self, KINDS, Objects};
-use crate::status::Statuses;
+use crate::status::{Deploying, Statuses};
 use crate::webhooks;
 use carrick_api::istio::mesh_config::CaCertificate;
 use carrick_api::{MeshConfig, MeshNetworks};
@@ -319,8 +319,16 @@ impl Control {
         }
 
         if let Some(client) = client.clone() {
-            let statuses =
-                Statuses { client, seen: seen.clone(), connections: connections.clone(), renderer: renderer.clone() };
+            let deploying = options.resident.as_ref().and_then(|resident| {
+                Some(Deploying { workloads: resident.workloads.clone()?, revision: resident.revision.clone() })
+            });
+            let statuses = Statuses {
+                client,
+                seen: seen.clone(),
+                connections: connections.clone(),
+                renderer: renderer.clone(),
+                deploying,
+            };
             let writing = drain.clone();
             let work = move || statuses.clone().run(writing.clone());
             tasks.spawn("statuses", while_leading(options.leading.clone(), drain.clone(), work));

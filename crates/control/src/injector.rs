@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use carrick_api::{ProxyConfig, from_value, parse};
 use carrick_inject::Settings;
 use carrick_inject::admission::{Cluster, answer};
+use carrick_inject::gateway_api::workload;
 use carrick_runtime::drain::Drain;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use kube::api::{ApiResource, DynamicObject, ListParams};
@@ -30,6 +31,18 @@ const OF_NAMESPACES: &str = "openshift.io/sa.scc.";
 
 /// Answers reviews: path and `request` to `response`.
 pub type Answers = Arc<dyn Fn(&str, &Value) -> Value + Send + Sync>;
+
+/// Gives the objects that a gateway runs on: its Service, and an account that somebody else made, to all of them.
+pub type Workloads = Arc<dyn Fn(&Value, Option<&str>) -> Result<Vec<Value>, String> + Send + Sync>;
+
+/// What an injector is asked.
+#[derive(Clone)]
+pub struct Injector {
+    /// By the API server, about new pods.
+    pub answers: Answers,
+    /// By the controller of gateways; an error until the cluster was read once.
+    pub workloads: Workloads,
+}
 
 /// Where the injector finds what it goes by.
 #[derive(Debug, Clone)]
@@ -69,7 +82,7 @@ pub fn injector(
     options: InjectorOptions,
     knows: watch::Sender<bool>,
     drain: Drain,
-) -> (Answers, impl Future<Output = ()> + Send) {
+) -> (Injector, impl Future<Output = ()> + Send) {
     let known = Arc::new(ArcSwap::from_pointee(Cluster {
         root_namespace: options.root_namespace.clone(),
         revision: options.revision.clone(),
@@ -79,7 +92,14 @@ pub fn injector(
     }));
     let shown = Arc::clone(&known);
     let answers: Answers = Arc::new(move |path, request| answer(path, request, &shown.load()));
-    (answers, keep(client, options, known, knows, drain))
+    let (shown, ready) = (Arc::clone(&known), knows.subscribe());
+    let workloads: Workloads = Arc::new(move |service, account| {
+        if !*ready.borrow() {
+            return Err("the cluster was not read yet".to_owned());
+        }
+        workload(service, account, &shown.load()).map_err(|error| error.to_string())
+    });
+    (Injector { answers, workloads }, keep(client, options, known, knows, drain))
 }
 
 async fn keep(

@@ -12,6 +12,7 @@ pub use key::{KeyError, authority};
 
 use std::net::SocketAddr;
 
+use crate::injector::Workloads;
 use crate::webhooks::Inject;
 
 /// How it lives there.
@@ -23,4 +24,6 @@ pub struct Resident {
     pub webhooks: SocketAddr,
     /// Who gives pods their sidecars.
     pub inject: Option<Inject>,
+    /// Who knows what gateways of the Gateway API run on; none are deployed without.
+    pub workloads: Option<Workloads>,
 }

@@ -17,6 +17,7 @@ use carrick_api::timestamp::Timestamp;
 use carrick_base::{Diagnostic, ObjectRef};
 use carrick_runtime::drain::Drain;
 use decide::{Condition, Proxies, Proxy, Verdict};
+pub(crate) use deploy::Deploying;
 use futures_util::StreamExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
@@ -44,6 +45,8 @@ pub(crate) struct Statuses {
     pub(crate) seen: Arc<Seen>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) renderer: Arc<Renderer>,
+    /// How gateways get pods too: in a cluster, where somebody runs them.
+    pub(crate) deploying: Option<Deploying>,
 }
 
 impl Statuses {

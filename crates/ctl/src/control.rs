@@ -119,7 +119,7 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     let mut injecting = InjectorOptions::new(namespace, &options.revision);
     injecting.mesh["trustDomain"] = mesh_config.trust_domain.as_str().into();
     let (knows, injects) = tokio::sync::watch::channel(false);
-    let (inject, knowing) = injector(client.clone(), injecting, knows, draining.clone());
+    let (injector, knowing) = injector(client.clone(), injecting, knows, draining.clone());
     tasks.spawn("injector", knowing);
     let metrics = Metrics::new();
     let mut control_options = ControlOptions::new(client, authority, mesh_config);
@@ -141,7 +141,8 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     control_options.resident = Some(Resident {
         revision: options.revision,
         webhooks: (Ipv4Addr::UNSPECIFIED, options.webhook_port).into(),
-        inject: Some(inject),
+        inject: Some(injector.answers),
+        workloads: Some(injector.workloads),
     });
     let control = Control::start(control_options).await.context("the control plane")?;
     for (address, router) in [

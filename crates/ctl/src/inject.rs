@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use carrick_api::parse;
 use carrick_inject::Settings;
 use carrick_inject::manifest::{Offline, inject_object};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -49,9 +49,17 @@ pub struct Options {
     /// Control plane revision, which ends the names of the ConfigMaps.
     #[arg(short, long, default_value = "", value_name = "REV")]
     revision: String,
-    /// Whether the cluster's nodes run containers that stay from a pod's start (Kubernetes 1.33) [default: asked of the nodes].
-    #[arg(long, value_name = "BOOL")]
-    native_sidecars: Option<bool>,
+    /// Whether the cluster's nodes run containers that stay from a pod's start (Kubernetes 1.33); `auto` asks the nodes.
+    #[arg(long, env = "ENABLE_NATIVE_SIDECARS", default_value = "auto", value_name = "true|false|auto")]
+    native_sidecars: Native,
+}
+
+/// Whether proxies are containers of the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Native {
+    Auto,
+    True,
+    False,
 }
 
 /// What a cluster is asked for, when a file does not say it.
@@ -104,9 +112,9 @@ pub async fn run(options: &Options, kubeconfig: Option<&Path>, data_dir: &Path, 
         mesh.entry("trustDomain").or_insert_with(|| "cluster.local".into());
     }
     let native_sidecars = match (options.native_sidecars, &found.client) {
-        (Some(given), _) => given,
-        (None, Some(client)) => carrick_control::injector::native_sidecars(client).await,
-        (None, None) => false,
+        (Native::True, _) => true,
+        (Native::Auto, Some(client)) => carrick_control::injector::native_sidecars(client).await,
+        (Native::Auto, None) | (Native::False, _) => false,
     };
     let revision = if options.revision.is_empty() { carrick_inject::DEFAULT_REVISION } else { &options.revision };
     let with = Offline { settings: &settings, mesh: &mesh, revision, native_sidecars };

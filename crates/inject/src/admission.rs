@@ -14,7 +14,7 @@ use crate::pod::{InjectError, Injection, inject};
 use crate::proxy_config::{self, Levels};
 use crate::settings::Settings;
 use crate::values::plain;
-use crate::{patch, written};
+use crate::{CONTAINER_NAME, lists, patch, written};
 
 /// What the cluster and the installation say.
 #[derive(Debug, Clone)]
@@ -118,10 +118,16 @@ pub fn injected(path: &str, pod: &Value, cluster: &Cluster) -> Result<Option<Val
         annotation: annotated,
     });
     let nothing = BTreeMap::new();
+    let of_namespace = cluster.namespace_annotations.get(namespace).unwrap_or(&nothing);
+    let mut own = None;
+    if of_namespace.contains_key(UID_RANGE) {
+        forget_user(own.insert(pod.clone()));
+    }
+    let pod = own.as_ref().unwrap_or(pod);
     inject(&Injection {
         pod,
         owner: &owner::of_pod(pod),
-        namespace_annotations: cluster.namespace_annotations.get(namespace).unwrap_or(&nothing),
+        namespace_annotations: of_namespace,
         settings,
         mesh: &cluster.mesh,
         proxy_config: &proxy_config.unwrap_or_else(|| json!({})),
@@ -130,6 +136,35 @@ pub fn injected(path: &str, pod: &Value, cluster: &Cluster) -> Result<Option<Val
         variables: &variables(path),
     })
     .map(Some)
+}
+
+/// Where OpenShift says which users are a namespace's.
+const UID_RANGE: &str = "openshift.io/sa.scc.uid-range";
+
+/// Forgets the user of a container that the pod's author wrote for the proxy, if it is the application's: OpenShift gives every
+/// container the same one, and the rules could not tell the two apart.
+fn forget_user(pod: &mut Value) {
+    let (mut of_proxy, mut of_application) = (0, 0);
+    for list in ["containers", "initContainers"] {
+        let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
+        for container in containers.into_iter().flatten() {
+            let Some(user) = container.pointer("/securityContext/runAsUser").and_then(Value::as_i64) else { continue };
+            match container.get("name").and_then(Value::as_str) {
+                Some(CONTAINER_NAME) => of_proxy = user,
+                Some("istio-init" | "istio-validation") => {}
+                _ => of_application = user,
+            }
+        }
+    }
+    if of_proxy != of_application {
+        return;
+    }
+    if let Some(security) = pod.get_mut("spec").and_then(lists::proxy_mut).and_then(|c| c.get_mut("securityContext"))
+        && let Some(security) = security.as_object_mut()
+    {
+        security.shift_remove("runAsUser");
+        security.shift_remove("runAsGroup");
+    }
 }
 
 /// The variables in a webhook's path.
@@ -202,6 +237,27 @@ mod tests {
         assert_eq!(wrong["allowed"], false);
         assert!(wrong["status"]["message"].as_str().unwrap().contains("status.sidecar.istio.io/port"), "{wrong}");
         assert_eq!(answer("/inject", &json!({}), &cluster)["allowed"], false);
+    }
+
+    #[test]
+    fn openshifts_user_of_every_container_is_not_the_proxys() {
+        let range = BTreeMap::from([(UID_RANGE.to_owned(), "5000/100".to_owned())]);
+        let openshift = BTreeMap::from([("shop".to_owned(), range)]);
+        let cluster = Cluster { namespace_annotations: openshift, ..Cluster::default() };
+        let user = |of_application: i64, of_proxy: i64, cluster: &Cluster| {
+            let container = |name: &str, user: i64| json!({ "name": name, "image": "auto", "securityContext": { "runAsUser": user } });
+            let pod = json!({
+                "metadata": { "name": "web", "namespace": "shop" },
+                "spec": { "containers": [container("web", of_application), container("istio-proxy", of_proxy)] },
+            });
+            let pod = injected("/inject", &pod, cluster).unwrap().unwrap();
+            let proxy =
+                pod["spec"]["containers"].as_array().unwrap().iter().find(|c| c["name"] == "istio-proxy").unwrap();
+            proxy["securityContext"]["runAsUser"].as_i64()
+        };
+        assert_eq!(user(5000, 5000, &cluster), Some(5099));
+        assert_eq!(user(5000, 5001, &cluster), Some(5001), "somebody meant it");
+        assert_eq!(user(5000, 5000, &Cluster::default()), Some(5000), "no OpenShift");
     }
 
     #[test]

@@ -17,9 +17,6 @@ type Check = fn(&str) -> Result<(), String>;
 
 const CHECKS: &[(&str, Check)] = &[
     ("sidecar.istio.io/interceptionMode", interception_mode),
-    ("sidecar.istio.io/inject", anything),
-    ("sidecar.istio.io/rewriteAppHTTPProbers", boolean),
-    ("sidecar.istio.io/nativeSidecar", boolean),
     ("status.sidecar.istio.io/port", port_or_zero),
     ("readiness.status.sidecar.istio.io/initialDelaySeconds", count),
     ("readiness.status.sidecar.istio.io/periodSeconds", count),
@@ -35,7 +32,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("traffic.sidecar.istio.io/kubevirtInterfaces", interfaces),
     ("istio.io/reroute-virtual-interfaces", interfaces),
     ("prometheus.istio.io/merge-metrics", boolean),
-    ("proxy.istio.io/config", yaml_object),
+    ("proxy.istio.io/config", proxy_config),
     ("sidecar.istio.io/proxyCPU", quantity),
     ("sidecar.istio.io/proxyCPULimit", quantity),
     ("sidecar.istio.io/proxyMemory", quantity),
@@ -46,20 +43,22 @@ const CHECKS: &[(&str, Check)] = &[
 pub fn validate(annotations: &BTreeMap<String, String>) -> Vec<AnnotationError> {
     let problems = annotations.iter().filter_map(|(annotation, value)| {
         let (_, check) = CHECKS.iter().find(|(name, _)| name == annotation)?;
-        let message = check(value).err()?;
+        let message = format!("{} invalid: {}", parameter(annotation), check(value).err()?);
         Some(AnnotationError { annotation: annotation.clone(), message })
     });
     problems.collect()
 }
 
-fn anything(_: &str) -> Result<(), String> {
-    Ok(())
+/// What an annotation sets, as the installation's values call it.
+fn parameter(annotation: &str) -> String {
+    let name = annotation.rsplit('/').next().unwrap_or(annotation);
+    name.replace("OutboundIPRanges", "IPRanges")
 }
 
 fn interception_mode(value: &str) -> Result<(), String> {
     match value {
         "REDIRECT" | "TPROXY" | "NONE" => Ok(()),
-        other => Err(format!("interceptionMode invalid: {other:?}, use REDIRECT, TPROXY or NONE")),
+        other => Err(format!("{other:?} is none of REDIRECT, TPROXY, NONE")),
     }
 }
 
@@ -84,22 +83,25 @@ fn list(value: &str) -> impl Iterator<Item = &str> {
 }
 
 fn port_list(value: &str) -> Result<(), String> {
-    list(value).try_for_each(|part| match part.parse::<u16>() {
+    let mut parts = value.split(',').map(str::trim).filter(|_| !value.trim().is_empty());
+    parts.try_for_each(|part| match part.parse::<u16>() {
         Ok(port) if port > 0 => Ok(()),
         _ => Err(format!("port {part:?} is not between 1 and 65535")),
     })
 }
 
 fn port_list_or_all(value: &str) -> Result<(), String> {
-    if value.trim() == "*" { Ok(()) } else { port_list(value) }
+    if value == "*" { Ok(()) } else { port_list(value) }
 }
 
 fn cidr_list(value: &str) -> Result<(), String> {
-    list(value).try_for_each(|part| if is_cidr(part) { Ok(()) } else { Err(format!("failed parsing cidr {part:?}")) })
+    // No blanks: what sets the rules is given the list as it is.
+    let mut parts = value.split(',').filter(|_| !value.is_empty());
+    parts.try_for_each(|part| if is_cidr(part) { Ok(()) } else { Err(format!("failed parsing cidr {part:?}")) })
 }
 
 fn cidr_list_or_all(value: &str) -> Result<(), String> {
-    if value.trim() == "*" { Ok(()) } else { cidr_list(value) }
+    if value == "*" { Ok(()) } else { cidr_list(value) }
 }
 
 fn is_cidr(text: &str) -> bool {
@@ -119,11 +121,16 @@ fn interfaces(value: &str) -> Result<(), String> {
     })
 }
 
-fn yaml_object(value: &str) -> Result<(), String> {
-    match carrick_api::parse::documents(value.as_bytes()) {
-        Ok(documents) if documents.iter().all(serde_json::Value::is_object) && documents.len() <= 1 => Ok(()),
-        Ok(_) => Err("expected one object".to_owned()),
-        Err(error) => Err(error.to_string()),
+fn proxy_config(value: &str) -> Result<(), String> {
+    let documents = carrick_api::parse::documents(value.as_bytes()).map_err(|error| error.to_string())?;
+    let config = match documents.as_slice() {
+        [] => return Ok(()),
+        [serde_json::Value::Object(config)] => config,
+        _ => return Err("expected one object".to_owned()),
+    };
+    match config.keys().find(|field| !crate::proxy_config::is_field(field)) {
+        Some(field) => Err(format!("unknown field {field:?}")),
+        None => Ok(()),
     }
 }
 
@@ -143,18 +150,26 @@ mod tests {
             ("readiness.status.sidecar.istio.io/periodSeconds", &["0", "30"], &["-1", "1.5"]),
             (
                 "traffic.sidecar.istio.io/includeOutboundIPRanges",
-                &["*", "", "10.0.0.0/8", "10.0.0.0/8, 192.168.0.0/16", "2001:db8::/32"],
-                &["10.0.0.0", "10.0.0.0/33", "*,10.0.0.0/8", "a/8", "10.0.0.0/+8"],
+                &["*", "", "10.0.0.0/8", "10.0.0.0/8,192.168.0.0/16", "2001:db8::/32"],
+                &[
+                    "10.0.0.0",
+                    "10.0.0.0/33",
+                    "*,10.0.0.0/8",
+                    "a/8",
+                    "10.0.0.0/+8",
+                    "10.0.0.0/8, 11.0.0.0/8",
+                    "10.0.0.0/8,",
+                ],
             ),
             ("traffic.sidecar.istio.io/excludeOutboundIPRanges", &["", "10.0.0.0/8"], &["*"]),
-            ("traffic.sidecar.istio.io/includeInboundPorts", &["*", "", "80,443"], &["80-90", "0", "65536"]),
+            ("traffic.sidecar.istio.io/includeInboundPorts", &["*", "", "80,443"], &["80-90", "0", "65536", "80,,90"]),
             ("traffic.sidecar.istio.io/excludeOutboundPorts", &["", "3306, 5432"], &["*", "http"]),
             ("traffic.sidecar.istio.io/excludeInterfaces", &["eth0,eth1"], &["a/b", "averyverylongname"]),
             ("prometheus.istio.io/merge-metrics", &["true", "False", "0"], &["yes", ""]),
             (
                 "proxy.istio.io/config",
                 &["", "concurrency: 2\nproxyMetadata:\n  A: b\n"],
-                &["[1]", "a: b: c", "a: 1\na: 2"],
+                &["[1]", "a: b: c", "concurrency: 1\nconcurrency: 2", "concurency: 2"],
             ),
             ("sidecar.istio.io/proxyCPU", &["100m", "1", "0.5"], &["", "lots", "1x"]),
         ] {
@@ -169,6 +184,8 @@ mod tests {
                 assert!(problems[0].to_string().starts_with(&format!("annotation {annotation}: ")));
             }
         }
+        let bad = BTreeMap::from([("traffic.sidecar.istio.io/excludeOutboundIPRanges".to_owned(), "x".to_owned())]);
+        assert!(validate(&bad)[0].message.starts_with("excludeIPRanges invalid: "), "named as Istio's values name it");
         assert_eq!(validate(&BTreeMap::from([("unknown.example/x".to_owned(), "?".to_owned())])), []);
     }
 }

@@ -6,6 +6,7 @@
 pub mod admission;
 mod annotations;
 mod decide;
+pub mod gateway_api;
 mod lists;
 pub mod manifest;
 mod metadata;
@@ -32,7 +33,7 @@ pub use self::patch::diff;
 pub use self::pod::{InjectError, Injection, inject};
 pub use self::proxy::{CONTAINER_NAME, ProxyFacts, container as proxy_container};
 pub use self::settings::{Settings, SettingsError};
-pub use self::template::BUILT_IN;
+pub use self::template::{BUILT_IN, Own, Program};
 pub use self::values::{Values, defaults as default_values, lay};
 pub use self::written::sorted;
 

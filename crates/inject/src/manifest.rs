@@ -1,6 +1,8 @@
 //! Injection of what people apply: the pod template inside a Deployment, a Job, a list of them.
 //!
-//! Invariant: everything that is not a pod template stays as it was written; a kind without one is given back unchanged.
+//! Invariant: everything that is not a pod template says what it said; a kind without one is given back unchanged.
+
+mod typed;
 
 use std::collections::BTreeMap;
 
@@ -58,11 +60,14 @@ pub fn inject_object(object: &Value, with: &Offline<'_>) -> Result<Injected, Inj
             *item = injected.object;
             warnings.extend(injected.warnings);
         }
+        if let Some(list) = list.as_object_mut() {
+            list.entry("metadata").or_insert_with(|| json!({}));
+        }
         return Ok(Injected { object: list, warnings });
     }
-    let unchanged = |warnings| Ok(Injected { object: object.clone(), warnings });
-    let Some((metadata_at, spec_at)) = places(object) else { return unchanged(Vec::new()) };
-    let Some(spec) = object.pointer(spec_at).filter(|spec| spec.is_object()) else { return unchanged(Vec::new()) };
+    let unchanged = || Ok(Injected { object: object.clone(), warnings: Vec::new() });
+    let Some((metadata_at, spec_at)) = places(object) else { return unchanged() };
+    let Some(spec) = object.pointer(spec_at).filter(|spec| spec.is_object()) else { return unchanged() };
     let metadata =
         object.pointer(metadata_at).filter(|metadata| metadata.is_object()).cloned().unwrap_or_else(|| json!({}));
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
@@ -79,9 +84,14 @@ pub fn inject_object(object: &Value, with: &Offline<'_>) -> Result<Injected, Inj
     };
     let name = metadata.get("name").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(&owner.name);
     let full = if owner.namespace.is_empty() { name.to_owned() } else { format!("{}/{name}", owner.namespace) };
-    let skipped = |why: &str| format!("===> Skipping injection because {kind} {full:?} has {why}\n");
+    let skipped = |why: &str| {
+        let mut object = object.clone();
+        object.pointer_mut(spec_at).into_iter().for_each(written::tidy);
+        typed::workload(&mut object);
+        Injected { object, warnings: vec![format!("===> Skipping injection because {kind} {full:?} has {why}\n")] }
+    };
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
-        return unchanged(vec![skipped("host networking enabled")]);
+        return Ok(skipped("host networking enabled"));
     }
     let strings = |name: &str| -> BTreeMap<String, String> {
         let map = metadata.get(name).and_then(Value::as_object);
@@ -97,7 +107,7 @@ pub fn inject_object(object: &Value, with: &Offline<'_>) -> Result<Injected, Inj
         host_network: false,
     };
     if required(&Config::default(), &facts).is_err() {
-        return unchanged(vec![skipped("sidecar injection disabled")]);
+        return Ok(skipped("sidecar injection disabled"));
     }
     let mut proxy_config = with.mesh.get("defaultConfig").cloned().unwrap_or_else(|| json!({}));
     if let Some(own) = annotations.get("proxy.istio.io/config")
@@ -124,6 +134,7 @@ pub fn inject_object(object: &Value, with: &Offline<'_>) -> Result<Injected, Inj
         let part = pod.get_mut(part).map(Value::take).unwrap_or_default();
         put(&mut object, at, part);
     }
+    typed::workload(&mut object);
     Ok(Injected { object, warnings: Vec::new() })
 }
 

@@ -84,6 +84,7 @@ pub fn inject(injection: &Injection<'_>) -> Result<Value, InjectError> {
     let context = Context {
         labels: &labels,
         annotations: &annotations,
+        metadata: stripped.get("metadata").unwrap_or(&nothing),
         spec: stripped.get("spec").unwrap_or(&nothing),
         owner: injection.owner,
         proxy_config: injection.proxy_config,
@@ -97,8 +98,11 @@ pub fn inject(injection: &Injection<'_>) -> Result<Value, InjectError> {
 
     let mut merged = original.as_object().cloned().unwrap_or_default();
     let mut added = Map::new();
-    let native =
-        annotations_before.get(NATIVE).and_then(|v| prometheus::boolean(v)).unwrap_or(injection.native_sidecars);
+    let native = match annotations_before.get(NATIVE).map(String::as_str) {
+        Some("true") => true,
+        Some("false") => false,
+        _ => injection.native_sidecars,
+    };
     for name in templates(injection.settings, annotations_before.get(TEMPLATES)) {
         let fragment = fragment(injection.settings, &name, &context)?;
         let Some(fragment) = fragment.as_object() else { continue };
@@ -127,8 +131,8 @@ fn templates(settings: &Settings, asked: Option<&String>) -> Vec<String> {
 }
 
 fn fragment(settings: &Settings, name: &str, context: &Context<'_>) -> Result<Value, InjectError> {
-    if let Some(fragment) = settings.templates.get(name) {
-        return Ok(fragment.clone());
+    if let Some(own) = settings.templates.get(name) {
+        return own.render(context).map_err(|reason| InjectError::Pod(format!("template {name:?}: {reason}")));
     }
     template::render(name, context)
         .ok_or_else(|| {

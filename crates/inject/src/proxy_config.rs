@@ -10,6 +10,66 @@ use serde_json::{Map, Value, json};
 
 use crate::values::lay;
 
+/// Fields of a ProxyConfig in the order of their message.
+const FIELDS: &[&str] = &[
+    "configPath",
+    "binaryPath",
+    "serviceCluster",
+    "tracingServiceName",
+    "drainDuration",
+    "discoveryAddress",
+    "discoveryRefreshDelay",
+    "zipkinAddress",
+    "statsdUdpAddress",
+    "envoyMetricsServiceAddress",
+    "proxyAdminPort",
+    "availabilityZone",
+    "controlPlaneAuthPolicy",
+    "customConfigFile",
+    "statNameLength",
+    "concurrency",
+    "proxyBootstrapTemplatePath",
+    "interceptionMode",
+    "tracing",
+    "sds",
+    "envoyAccessLogService",
+    "envoyMetricsService",
+    "proxyMetadata",
+    "runtimeValues",
+    "statusPort",
+    "extraStatTags",
+    "gatewayTopology",
+    "terminationDrainDuration",
+    "meshId",
+    "readinessProbe",
+    "proxyStatsMatcher",
+    "holdApplicationUntilProxyStarts",
+    "caCertificatesPem",
+    "image",
+    "privateKeyProvider",
+    "proxyHeaders",
+    "fileFlushInterval",
+    "fileFlushMinSizeKb",
+    "statsCompression",
+    "connectionSettings",
+];
+
+/// Where a field stands in its message; those that it has not come last.
+pub(crate) fn rank(field: &str) -> usize {
+    FIELDS.iter().position(|known| *known == field).unwrap_or(usize::MAX)
+}
+
+/// Whether the message has a field, as JSON or as its definition writes the name.
+pub(crate) fn is_field(name: &str) -> bool {
+    let snake = |known: &str| -> String {
+        let parts = known
+            .chars()
+            .flat_map(|c| c.is_ascii_uppercase().then_some('_').into_iter().chain([c.to_ascii_lowercase()]));
+        parts.collect()
+    };
+    FIELDS.iter().any(|known| *known == name || snake(known) == name)
+}
+
 /// What is said on each level.
 #[derive(Debug, Clone)]
 pub struct Levels<'a> {

@@ -1,9 +1,9 @@
 //! The injector's configuration, as the ConfigMap `istio-sidecar-injector` holds it: key `config` (policy, selectors, templates)
 //! and key `values`.
 //!
-//! Invariant: the built-in templates are in this program; a configuration adds templates that are fragments of a pod. A template
-//! that wants to be executed (Istio's are Go templates) is an error that names it, unless it has the name of a built-in one: then
-//! it is an Istio installation's own copy, and ours is used.
+//! Invariant: the built-in templates are in this program; a configuration adds fragments of a pod, and Go templates that give such.
+//! A Go template with the name of a built-in one is an Istio installation's own copy, and ours is used; one that cannot be executed
+//! is an error that names it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use carrick_base::Selector;
 use carrick_base::label::Requirement;
 use serde_json::Value;
 
-use crate::template::BUILT_IN;
+use crate::template::{BUILT_IN, Own, Program};
 use crate::values::Values;
 
 /// How pods are injected.
@@ -23,8 +23,8 @@ pub struct Settings {
     pub default_templates: Vec<String>,
     /// Other names for lists of templates.
     pub aliases: BTreeMap<String, Vec<String>>,
-    /// Templates besides the built-in ones: fragments of a pod.
-    pub templates: BTreeMap<String, Value>,
+    /// Templates besides the built-in ones.
+    pub templates: BTreeMap<String, Own>,
     /// Pods that are never injected unless they ask for it.
     pub never_inject: Vec<Selector>,
     /// Pods that are always injected unless they refuse.
@@ -58,12 +58,9 @@ pub enum SettingsError {
     /// `policy` is neither.
     #[error("config: policy {0:?} is neither \"enabled\" nor \"disabled\"")]
     Policy(String),
-    /// A template that is a program.
-    #[error(
-        "config: template {0:?} is a Go template, which is not executed here; write a fragment of a pod in YAML, or use the built-in \
-         templates sidecar, gateway, grpc-agent and grpc-simple"
-    )]
-    GoTemplate(String),
+    /// A Go template that uses what there is not here.
+    #[error("config: template {name:?}: {reason}")]
+    GoTemplate { name: String, reason: String },
     /// A template that is no pod.
     #[error("config: template {name:?}: {reason}")]
     Template { name: String, reason: String },
@@ -103,8 +100,8 @@ impl Settings {
         let fields = |name: &str| config.get(name).and_then(Value::as_object).into_iter().flatten();
         let mut templates = BTreeMap::new();
         for (name, text) in fields("templates") {
-            if let Some(fragment) = template(name, text)? {
-                templates.insert(name.clone(), fragment);
+            if let Some(own) = template(name, text)? {
+                templates.insert(name.clone(), own);
             }
         }
         Ok(Self {
@@ -126,12 +123,16 @@ fn texts(list: Option<&Value>) -> Vec<String> {
     list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-/// The fragment that a template is; `None` for a program under the name of a built-in one.
-fn template(name: &str, text: &Value) -> Result<Option<Value>, SettingsError> {
+/// The template that a text is; `None` for a program under the name of a built-in one.
+fn template(name: &str, text: &Value) -> Result<Option<Own>, SettingsError> {
     let value = match text {
         Value::String(text) if text.contains("{{") => {
-            let known = BUILT_IN.contains(&name) || FOR_OTHERS.contains(&name);
-            return if known { Ok(None) } else { Err(SettingsError::GoTemplate(name.to_owned())) };
+            if BUILT_IN.contains(&name) || FOR_OTHERS.contains(&name) {
+                return Ok(None);
+            }
+            let program =
+                Program::read(text).map_err(|reason| SettingsError::GoTemplate { name: name.to_owned(), reason })?;
+            return Ok(Some(Own::Program(program)));
         }
         Value::String(text) => object("template", text)
             .map_err(|error| SettingsError::Template { name: name.to_owned(), reason: error.to_string() })?,
@@ -139,7 +140,7 @@ fn template(name: &str, text: &Value) -> Result<Option<Value>, SettingsError> {
     };
     let fits = value.as_object().is_some_and(|map| map.keys().all(|key| matches!(key.as_str(), "metadata" | "spec")));
     if fits {
-        return Ok(Some(value));
+        return Ok(Some(Own::Fragment(value)));
     }
     let reason = "expected a fragment of a pod: metadata, spec".to_owned();
     Err(SettingsError::Template { name: name.to_owned(), reason })
@@ -200,7 +201,11 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_named() {
         let error = |config: &str| Settings::read(config, "").unwrap_err().to_string();
-        assert!(error("templates: {mine: '{{ .Spec }}'}").contains("template \"mine\" is a Go template"));
+        assert!(
+            error("templates: {mine: '{{ fetch .Spec }}'}")
+                .contains("template \"mine\": there is no function \"fetch\"")
+        );
+        assert!(error("templates: {mine: '{{ if .Spec }}'}").contains("template \"mine\": a condition is not ended"));
         assert!(error("templates: {mine: 'kind: Pod'}").contains("expected a fragment of a pod"));
         assert!(error("policy: off").contains("neither"));
         assert!(

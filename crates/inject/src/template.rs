@@ -6,6 +6,7 @@
 mod gateway;
 mod grpc;
 mod parts;
+mod program;
 mod sidecar;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,31 @@ use serde_json::{Map, Value};
 use crate::owner::Owner;
 use crate::values::{Values, plain};
 
+pub(crate) use self::parts::installed_resources;
+pub use self::program::Program;
+
+/// A template of the installation's own.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Own {
+    /// A fragment of a pod, the same for every pod.
+    Fragment(Value),
+    /// A Go template that gives one.
+    Program(Program),
+}
+
+impl Own {
+    /// The fragment for a pod.
+    ///
+    /// # Errors
+    /// Why a program gives none.
+    pub(crate) fn render(&self, context: &Context<'_>) -> Result<Value, String> {
+        match self {
+            Self::Fragment(fragment) => Ok(fragment.clone()),
+            Self::Program(program) => program.render(context),
+        }
+    }
+}
+
 /// The templates that every installation has.
 pub const BUILT_IN: &[&str] = &["sidecar", "gateway", "grpc-agent", "grpc-simple"];
 
@@ -23,6 +49,8 @@ pub const BUILT_IN: &[&str] = &["sidecar", "gateway", "grpc-agent", "grpc-simple
 pub(crate) struct Context<'a> {
     pub labels: &'a BTreeMap<String, String>,
     pub annotations: &'a BTreeMap<String, String>,
+    /// The pod's `metadata` before injection.
+    pub metadata: &'a Value,
     /// The pod's `spec` before injection.
     pub spec: &'a Value,
     pub owner: &'a Owner,

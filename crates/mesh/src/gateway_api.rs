@@ -29,7 +29,7 @@ use carrick_api::{
 use carrick_base::ObjectRef;
 use serde_json::Value;
 
-pub use deploy::MANAGED_LABEL;
+pub use deploy::{GatewayService, MANAGED_LABEL};
 
 /// The controller in the name of which classes are taken and conditions written: Istio's, so that its manifests work as they stand.
 pub const CONTROLLER: &str = "istio.io/gateway-controller";
@@ -109,7 +109,7 @@ pub struct Translated {
     /// Secrets of other namespaces that proxies of a namespace (any, where it is empty) may have: SDS names.
     pub granted: BTreeSet<(String, String)>,
     /// Services that gateways are to have, as manifests.
-    pub services: Vec<Value>,
+    pub services: Vec<GatewayService>,
     /// The `status` of each object that is ours, without times of transition.
     pub statuses: BTreeMap<ObjectRef, Value>,
 }

@@ -18,7 +18,7 @@ use crate::{
     auto_address::AutoAddresses,
     endpoints::{EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
-    gateway_api::{self, Surroundings, Translated},
+    gateway_api::{self, GatewayService, Surroundings, Translated},
     gateways::GatewayIndex,
     legacy::LegacyIndex,
     locality,
@@ -58,7 +58,7 @@ pub(crate) struct Config {
     pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
     pub gateway_api: BTreeMap<ObjectRef, Value>,
-    pub gateway_services: Vec<Value>,
+    pub gateway_services: Vec<GatewayService>,
     pub rules: RuleIndex,
     pub security: SecurityIndex,
     pub legacy: LegacyIndex,
@@ -226,7 +226,7 @@ impl Snapshot {
     }
 
     /// Services that the Gateway API's gateways are to have, as manifests.
-    pub fn gateway_services(&self) -> &[Value] {
+    pub fn gateway_services(&self) -> &[GatewayService] {
         &self.config.gateway_services
     }
 

@@ -1,11 +1,16 @@
-//! What gateways of the Gateway API need and nobody wrote: their classes, and the Services in front of their pods.
+//! What gateways of the Gateway API need and nobody wrote: their classes, the Services in front of their pods, and in a cluster the pods.
 //!
-//! Invariant: an object that does not carry the controller's label is never changed; what was made goes with its Gateway, which owns it.
+//! Invariant: an object that does not carry the controller's label is never changed, nor is one that another revision's control plane
+//! made, unless its Gateway names ours; what was made goes with its Gateway, which owns it. What a gateway runs on is written in
+//! `carrick-inject`.
 
 use super::{Statuses, WRITE_LIMIT};
+use crate::injector::Workloads;
 use crate::source::{Kind, Name, kube::api};
-use carrick_mesh::gateway_api::{CLASSES, CONTROLLER, MANAGED_LABEL};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use carrick_mesh::gateway_api::{CLASSES, CONTROLLER, GatewayService, MANAGED_LABEL};
+use kube::ResourceExt;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::timeout;
@@ -14,11 +19,30 @@ use tracing::{debug, warn};
 /// The name under which the server remembers who set a field.
 const FIELD_MANAGER: &str = "carrick-gateways";
 
+/// How gateways get pods.
+#[derive(Clone)]
+pub(crate) struct Deploying {
+    pub(crate) workloads: Workloads,
+    /// Our revision.
+    pub(crate) revision: String,
+}
+
 /// What was made.
 #[derive(Debug, Default)]
 pub(super) struct Deployed {
     classes: BTreeSet<&'static str>,
-    services: BTreeMap<Name, Value>,
+    /// What was last written for each Service's name.
+    objects: BTreeMap<Name, Vec<Value>>,
+    /// What was told of each.
+    told: BTreeMap<Name, String>,
+}
+
+/// Why an object is left as it is.
+enum Left {
+    /// It is not the controller's.
+    Foreign,
+    /// Another revision cares for it.
+    OtherRevision(String),
 }
 
 impl Statuses {
@@ -34,14 +58,85 @@ impl Statuses {
                 self.class(class).await;
             }
         }
-        let wanted: Vec<(Name, &Value)> = current.snapshot.gateway_services().iter().map(|s| (name(s), s)).collect();
-        deployed.services.retain(|name, _| wanted.iter().any(|(wanted, _)| wanted == name));
-        for (name, service) in wanted {
-            let known = deployed.services.get(&name) == Some(service) && there(Kind::Service, &name);
-            if !known && self.service(&name, service).await {
-                deployed.services.insert(name, service.clone());
+        let wanted: Vec<(Name, &GatewayService)> =
+            current.snapshot.gateway_services().iter().map(|made| (name(&made.service), made)).collect();
+        deployed.objects.retain(|name, _| wanted.iter().any(|(wanted, _)| wanted == name));
+        deployed.told.retain(|name, _| wanted.iter().any(|(wanted, _)| wanted == name));
+        for (name, gateway) in wanted {
+            let objects = match self.objects(gateway) {
+                Ok(Some(objects)) => objects,
+                Ok(None) => continue,
+                Err(reason) => {
+                    tell(deployed, &name, reason);
+                    continue;
+                }
+            };
+            let known = deployed.objects.get(&name) == Some(&objects) && there(Kind::Service, &name);
+            if known {
+                continue;
+            }
+            match self.make(&name, gateway, &objects).await {
+                Ok(()) => {
+                    deployed.told.remove(&name);
+                    deployed.objects.insert(name, objects);
+                }
+                Err(reason) => tell(deployed, &name, reason),
             }
         }
+    }
+
+    /// What a gateway needs; `None` when that is not our business.
+    fn objects(&self, gateway: &GatewayService) -> Result<Option<Vec<Value>>, String> {
+        let Some(deploying) = &self.deploying else { return Ok(Some(vec![gateway.service.clone()])) };
+        if gateway.revision.as_ref().is_some_and(|revision| *revision != deploying.revision) {
+            return Ok(None);
+        }
+        (deploying.workloads)(&gateway.service, gateway.account.as_deref()).map(Some)
+    }
+
+    /// Writes all of it, unless one of the objects is somebody else's.
+    async fn make(&self, name: &Name, gateway: &GatewayService, objects: &[Value]) -> Result<(), String> {
+        for object in objects {
+            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+            let wrong = |reason: String| format!("{kind}: {reason}");
+            match timeout(WRITE_LIMIT, self.left(name, gateway, object)).await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(Left::Foreign))) => {
+                    return Err(wrong("one is there already, and not ours: it is left as it is".to_owned()));
+                }
+                Ok(Ok(Some(Left::OtherRevision(revision)))) => {
+                    return Err(wrong(format!(
+                        "revision {revision} made it and keeps it until the Gateway names another"
+                    )));
+                }
+                Ok(Err(error)) => return Err(wrong(error.to_string())),
+                Err(_) => return Err(wrong("not answered in time".to_owned())),
+            }
+        }
+        for object in objects {
+            let Some((api, kind)) = api_of(&self.client, object, &name.0) else { continue };
+            let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(object));
+            let write = api.patch(&name.1, &params, &patch);
+            match timeout(WRITE_LIMIT, write).await {
+                Ok(Ok(_)) => debug!(namespace = name.0, name = name.1, kind, "made for a gateway"),
+                Ok(Err(error)) => return Err(format!("{kind}: {error}")),
+                Err(_) => return Err(format!("{kind}: not answered in time")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an object is left as it is, if it is.
+    async fn left(&self, name: &Name, gateway: &GatewayService, object: &Value) -> Result<Option<Left>, kube::Error> {
+        let Some((api, kind)) = api_of(&self.client, object, &name.0) else { return Ok(None) };
+        let Some(there) = api.get_opt(&name.1).await? else { return Ok(None) };
+        if !there.labels().contains_key(MANAGED_LABEL) {
+            return Ok(Some(Left::Foreign));
+        }
+        let maker = there.data.pointer("/spec/template/metadata/annotations/istio.io~1rev").and_then(Value::as_str);
+        let ours = self.deploying.as_ref().map(|deploying| deploying.revision.as_str());
+        let others = maker.filter(|maker| kind == "Deployment" && Some(*maker) != ours && gateway.revision.is_none());
+        Ok(others.map(|maker| Left::OtherRevision(maker.to_owned())))
     }
 
     async fn class(&self, name: &str) {
@@ -61,31 +156,23 @@ impl Statuses {
             Err(_) => warn!(name, "gateway class not made in time"),
         }
     }
+}
 
-    /// Whether it is there as wanted, or is somebody else's.
-    async fn service(&self, (namespace, name): &Name, service: &Value) -> bool {
-        let api = api(&self.client, Kind::Service.info(), Some(namespace));
-        let work = async {
-            let there = api.get_opt(name).await?;
-            if there.is_some_and(|s| !s.metadata.labels.is_some_and(|l| l.contains_key(MANAGED_LABEL))) {
-                warn!(namespace, name, "a gateway's service is there already, and not ours: it is left as it is");
-                return Ok(());
-            }
-            api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(service)).await.map(drop)
-        };
-        match timeout(WRITE_LIMIT, work).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                let error: kube::Error = error;
-                warn!(namespace, name, %error, "a gateway's service is not made; it is tried again");
-                false
-            }
-            Err(_) => {
-                warn!(namespace, name, "a gateway's service is not made in time; it is tried again");
-                false
-            }
-        }
+/// Says once why a gateway does not have what it needs; it is tried again.
+fn tell(deployed: &mut Deployed, name: &Name, reason: String) {
+    if deployed.told.get(name) != Some(&reason) {
+        warn!(namespace = name.0, name = name.1, %reason, "what a gateway needs is not made");
+        deployed.told.insert(name.clone(), reason);
     }
+}
+
+/// Where an object is written, and its kind.
+fn api_of<'a>(client: &kube::Client, object: &'a Value, namespace: &str) -> Option<(Api<DynamicObject>, &'a str)> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str);
+    let (version, kind) = (text("apiVersion")?, text("kind")?);
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    Some((Api::namespaced_with(client.clone(), namespace, &resource), kind))
 }
 
 fn name(object: &Value) -> Name {

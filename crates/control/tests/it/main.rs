@@ -7,6 +7,7 @@ mod deliveries;
 mod envoy;
 mod federation;
 mod fixture;
+mod istio;
 mod machines;
 mod pushes;
 mod quarantine;

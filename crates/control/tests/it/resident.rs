@@ -3,13 +3,16 @@
 use crate::cluster::{client, object};
 use crate::fixture::local;
 use carrick_apiserver::{ApiOptions, ApiServer};
+use carrick_control::injector::{InjectorOptions, injector};
 use carrick_control::leader::{LeaseOptions, election};
 use carrick_control::{Control, ControlOptions, Resident, resident};
 use carrick_pki::{Authority, SetTexts};
 use carrick_runtime::drain;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use serde_json::json;
 use std::future::Future;
 use std::sync::Arc;
@@ -39,11 +42,20 @@ async fn replica(client: &kube::Client, name: &str) -> Replica {
     let mut options = ControlOptions::new(client.clone(), authority.clone(), Default::default());
     (options.xds_addr, options.debug_addr) = (local(0), local(0));
     let (trigger, draining) = drain::channel();
+    let own = draining.clone();
     let mut lease = LeaseOptions::new("istio-system", "istio-leader", name);
     (lease.length, lease.pause) = (LENGTH, Duration::from_millis(100));
     let (leading, electing) = election(client.clone(), lease, draining);
     options.leading = Some(leading.clone());
-    options.resident = Some(Resident { revision: "default".to_owned(), webhooks: local(0), inject: None });
+    let (knows, _) = tokio::sync::watch::channel(false);
+    let (injector, knowing) = injector(client.clone(), InjectorOptions::new("istio-system", "default"), knows, own);
+    tokio::spawn(knowing);
+    options.resident = Some(Resident {
+        revision: "default".to_owned(),
+        webhooks: local(0),
+        inject: None,
+        workloads: Some(injector.workloads),
+    });
     let control = Control::start(options).await.expect("starts");
     Replica { _control: control, authority, leading, election: tokio::spawn(electing), _drain: trigger }
 }
@@ -150,6 +162,91 @@ async fn plugged_in_keys_are_exchanged_without_a_restart() {
     until("the old root is gone", || async { roots().await == text(&new) }).await;
     until("at both replicas", published(1)).await;
     drop((first, second));
+    server.drain(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_that_nobody_deployed_are_deployed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = ApiServer::start(ApiOptions::new(dir.path().join("api"), 0)).await.expect("API");
+    let client = client(&server).await;
+    let create = PostParams::default();
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    for name in ["shop", "istio-system"] {
+        let _ = namespaces.create(&create, &object(json!({"metadata": {"name": name}}))).await;
+    }
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "istio-system");
+    let values = |tag: &str| json!({"global": {"hub": "example.test/mesh", "tag": tag}}).to_string();
+    let map = json!({"metadata": {"name": "istio-sidecar-injector"}, "data": {"values": values("one"), "config": ""}});
+    maps.create(&create, &object(map)).await.expect("settings");
+    // Somebody's own of the same name, and one that another revision made, stay as they are.
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "shop");
+    let theirs = |name: &str, labels: serde_json::Value, revision: &str| {
+        let pods = json!({"gateway.networking.k8s.io/gateway-name": name.trim_end_matches("-istio")});
+        json!({"metadata": {"name": name, "labels": labels}, "spec": {"selector": {"matchLabels": pods}, "template": {
+            "metadata": {"labels": pods, "annotations": {"istio.io/rev": revision}}, "spec": {"containers": [{"name": "x", "image": "x"}]}}}})
+    };
+    let managed = json!({"gateway.istio.io/managed": "istio.io-gateway-controller"});
+    for theirs in [theirs("own-istio", json!({}), "default"), theirs("canary-istio", managed, "canary")] {
+        deployments.create(&create, &object(theirs)).await.expect("created");
+    }
+    let replica = replica(&client, "a").await;
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
+    let gateways: Api<DynamicObject> = Api::namespaced_with(client.clone(), "shop", &ApiResource::from_gvk(&kind));
+    for (name, labels) in [
+        ("own", json!({})),
+        ("canary", json!({})),
+        ("elsewhere", json!({"istio.io/rev": "canary"})),
+        ("web", json!({"team": "a"})),
+    ] {
+        let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+        let gateway = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": name, "labels": labels},
+            "spec": {"gatewayClassName": "istio", "listeners": listeners},
+        });
+        gateways.create(&create, &object(gateway)).await.expect("created");
+    }
+    let services: Api<Service> = Api::namespaced(client.clone(), "shop");
+    until("the service is there", || async { services.get_opt("web-istio").await.expect("API").is_some() }).await;
+    let service = services.get("web-istio").await.expect("a service").spec.expect("a spec");
+    assert_eq!(service.type_.as_deref(), Some("LoadBalancer"));
+    let made = deployments.get("web-istio").await.expect("a deployment, which is made before");
+    assert_eq!(made.metadata.owner_references.expect("an owner")[0].name, "web", "it goes with its Gateway");
+    let pod = made.spec.expect("a spec").template;
+    let (meta, spec) = (pod.metadata.expect("metadata"), pod.spec.expect("a spec"));
+    let labels = meta.labels.expect("labels");
+    assert_eq!(service.selector.expect("a selector").iter().find(|(key, value)| labels.get(*key) != Some(value)), None);
+    assert_eq!((&*labels["sidecar.istio.io/inject"], &*labels["team"]), ("false", "a"));
+    assert_eq!(spec.containers[0].image.as_deref(), Some("example.test/mesh/proxyv2:one"));
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "shop");
+    accounts.get(&spec.service_account_name.expect("an account")).await.expect("the account is there");
+    for theirs in ["own-istio", "canary-istio"] {
+        let theirs = deployments.get(theirs).await.expect("theirs").spec.expect("a spec");
+        assert_eq!(theirs.template.spec.expect("a spec").containers[0].name, "x");
+    }
+    for nobodys in ["own-istio", "canary-istio", "elsewhere-istio"] {
+        assert!(services.get_opt(nobodys).await.expect("API").is_none(), "{nobodys}");
+    }
+    // Another image reaches the gateways, and a Gateway that names us is ours.
+    let patch = json!({"data": {"values": values("two")}});
+    maps.patch("istio-sidecar-injector", &PatchParams::default(), &Patch::Merge(patch)).await.expect("patched");
+    let patch = json!({"metadata": {"labels": {"istio.io/rev": "default"}}});
+    gateways.patch("canary", &PatchParams::default(), &Patch::Merge(patch)).await.expect("patched");
+    until("both follow", || async {
+        // What is looked at now and then is looked at at once when an object changes.
+        let touch = json!({"metadata": {"annotations": {"touched": format!("{:?}", Instant::now())}}});
+        gateways.patch("web", &PatchParams::default(), &Patch::Merge(touch)).await.expect("patched");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut both = true;
+        for name in ["web-istio", "canary-istio"] {
+            let spec = deployments.get(name).await.expect("there").spec.expect("a spec").template.spec.expect("a spec");
+            let ours = spec.containers.iter().find(|container| container.name == "istio-proxy");
+            both &= ours.is_some_and(|c| c.image.as_deref() == Some("example.test/mesh/proxyv2:two"));
+        }
+        both
+    })
+    .await;
+    drop(replica);
     server.drain(Duration::from_secs(2)).await;
 }
 

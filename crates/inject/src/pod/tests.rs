@@ -241,7 +241,8 @@ fn templates_are_chosen_by_name() {
     assert_eq!(names_of(&simple, "containers"), ["web"]);
 
     let mut with = With::default();
-    with.settings.templates.insert("extra".to_owned(), json!({"metadata": {"labels": {"x": "y"}}}));
+    let extra = crate::Own::Fragment(json!({"metadata": {"labels": {"x": "y"}}}));
+    with.settings.templates.insert("extra".to_owned(), extra);
     with.settings.aliases.insert("both".to_owned(), vec!["sidecar".to_owned(), "extra".to_owned()]);
     let pod = with.inject(&web(json!({"inject.istio.io/templates": "both"}))).unwrap();
     assert_eq!(pod["metadata"]["labels"]["x"], "y");
@@ -270,4 +271,94 @@ fn bad_annotations_refuse_the_pod() {
     assert!(matches!(error, InjectError::Annotations(_)), "{error}");
     let error = With::default().inject(&web(json!({"prometheus.io/port": "15090"}))).unwrap_err();
     assert!(error.to_string().contains("reserved"), "{error}");
+}
+
+/// A template as people write them for Istio's injector: loops over containers, values, functions of Istio's own.
+const PROGRAM: &str = r#"
+templates:
+  tracer: |
+    {{- $port := valueOrDefault .Values.tracer.port 9000 }}
+    metadata:
+      annotations:
+        tracer/owner: {{ printf "%s/%s" (toLower .TypeMeta.Kind) .DeploymentMeta.Name | quote }}
+        tracer/ports: "{{ applicationPorts .Spec.Containers }}"
+    spec:
+      dnsPolicy: {{ .Spec.DNSPolicy | default "ClusterFirst" }}
+      containers:
+      {{- range $at, $container := .Spec.Containers }}
+      {{- if ne $container.Name "istio-proxy" }}
+      - name: {{ $container.Name }}
+        env:
+        - name: TRACER
+          value: "{{ $at }}:{{ $port }}"
+        {{- if isset $.ObjectMeta.Annotations `tracer/env` }}
+        {{- range $name, $value := fromJSON (index $.ObjectMeta.Annotations `tracer/env`) }}
+        - name: {{ $name }}
+          value: {{ $value | quote }}
+        {{- end }}
+        {{- end }}
+      {{- end }}
+      {{- end }}
+      nodeSelector:
+        {{- toYaml (strdict "drain" .ProxyConfig.DrainDuration "mode" .ProxyConfig.InterceptionMode.String) | nindent 4 }}
+"#;
+
+#[test]
+fn templates_of_ones_own_may_be_programs() {
+    let settings = Settings::read(PROGRAM, "tracer: {port: 9411}").unwrap();
+    let with = With { settings, proxy_config: json!({"drainDuration": "9s"}), ..With::default() };
+    let annotations = json!({"inject.istio.io/templates": "sidecar,tracer", "tracer/env": r#"{"B": "1", "A": "x y"}"#});
+    let pod = with.inject(&web(annotations)).unwrap();
+    let application = container(&pod, "containers", "web");
+    assert_eq!((env(application, "TRACER"), env(application, "A")), (Some("0:9411"), Some("x y")));
+    assert_eq!(names_of(&pod, "containers"), ["web", "istio-proxy"]);
+    assert_eq!(pod["metadata"]["annotations"]["tracer/owner"], "pod/web-1");
+    assert_eq!(pod["metadata"]["annotations"]["tracer/ports"], "80,81");
+    assert_eq!(pod["spec"]["nodeSelector"], json!({"drain": "9s", "mode": "REDIRECT"}));
+    assert_eq!(pod["spec"]["dnsPolicy"], "ClusterFirst");
+    let error = with.inject(&web(json!({"inject.istio.io/templates": "tracer", "tracer/env": "nonsense"}))).unwrap();
+    assert_eq!(env(container(&error, "containers", "web"), "TRACER"), Some("0:9411"), "what is no JSON is nothing");
+    let broken = Settings::read("templates: {broken: '{{ len 1 }}'}", "").unwrap();
+    let error = With { settings: broken, ..With::default() }
+        .inject(&web(json!({"inject.istio.io/templates": "broken"})))
+        .unwrap_err();
+    assert!(error.to_string().starts_with("template \"broken\": len does not take"), "{error}");
+}
+
+#[test]
+fn proxy_configs_tell_what_is_there_though_it_is_empty() {
+    let config = json!({"tracing": {}, "proxyMetadata": {}, "concurrency": 0, "drainDuration": "45s", "image": null});
+    let with = With { proxy_config: config, ..With::default() };
+    let pod = with.inject(&web(json!({}))).unwrap();
+    let proxy = container(&pod, "containers", "istio-proxy");
+    assert_eq!(env(proxy, "PROXY_CONFIG"), Some("{\"concurrency\":0,\"tracing\":{}}\n"));
+}
+
+#[test]
+fn an_installation_that_keeps_to_an_authoritys_rules_says_so_in_its_pods() {
+    for (policy, told) in [
+        ("", [None, None]),
+        ("other", [Some("other"), None]),
+        ("fips-140-3", [Some("fips-140-3"), Some("fips140=only")]),
+    ] {
+        let with = With::values(json!({"pilot": {"env": {"COMPLIANCE_POLICY": policy}}}));
+        for templates in ["sidecar", "gateway"] {
+            let pod = with.inject(&web(json!({"inject.istio.io/templates": templates}))).unwrap();
+            let proxy = container(&pod, "containers", "istio-proxy");
+            assert_eq!([env(proxy, "COMPLIANCE_POLICY"), env(proxy, "GODEBUG")], told, "{templates}");
+        }
+    }
+}
+
+#[test]
+fn words_that_decide_nothing_are_let_alone() {
+    for (value, native) in [("true", true), ("false", false), ("perhaps", true), ("", false)] {
+        let pod = With::default().inject(&web(json!({"sidecar.istio.io/nativeSidecar": value}))).unwrap();
+        assert_eq!(names_of(&pod, "initContainers").contains(&"istio-proxy".to_owned()), native, "{value:?}");
+    }
+    let mut probed = web(json!({"sidecar.istio.io/rewriteAppHTTPProbers": "perhaps"}));
+    probed["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"path": "/", "port": 80}});
+    let pod = With::default().inject(&probed).unwrap();
+    let probe = &container(&pod, "containers", "web")["livenessProbe"]["httpGet"];
+    assert_eq!(probe["path"], "/app-health/web/livez", "the installation decides");
 }

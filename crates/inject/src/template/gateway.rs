@@ -56,6 +56,7 @@ fn environment(context: &Context<'_>) -> Vec<Value> {
     env.push(parts::proxy_config(context));
     env.push(parts::pod_ports(context));
     env.push(parts::limit("GOMEMLIMIT", "limits.memory"));
+    env.extend(parts::compliance(context));
     env.push(parts::app_containers(context));
     env.push(parts::cluster(context));
     env.push(parts::field("ISTIO_META_NODE_NAME", "spec.nodeName"));

@@ -5,8 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{Context, fields};
-use crate::values::{plain, truthy};
-use crate::{quantity, written};
+use crate::values::{Values, plain, truthy};
+use crate::{proxy_config, quantity, written};
 
 /// Suffixes of tags that say what kind of image it is.
 const IMAGE_TYPES: &[&str] = &["-distroless", "-debug"];
@@ -62,7 +62,12 @@ pub(crate) fn resources(context: &Context<'_>) -> Value {
     if requests.is_some() || limits.is_some() {
         return fields([("limits", limits), ("requests", requests)]);
     }
-    let mut installed = Value::Object(context.values.object("global.proxy.resources").cloned().unwrap_or_default());
+    installed_resources(context.values)
+}
+
+/// What every proxy needs that does not say it itself.
+pub(crate) fn installed_resources(values: &Values) -> Value {
+    let mut installed = Value::Object(values.object("global.proxy.resources").cloned().unwrap_or_default());
     for list in ["limits", "requests"] {
         if let Some(values) = installed.get_mut(list) {
             quantity::canonical_values(values);
@@ -137,48 +142,9 @@ pub(crate) fn identity(context: &Context<'_>) -> Vec<Value> {
     ]
 }
 
-/// Fields of a ProxyConfig in the order of their message.
-const PROXY_CONFIG_ORDER: &[&str] = &[
-    "configPath",
-    "binaryPath",
-    "serviceCluster",
-    "tracingServiceName",
-    "drainDuration",
-    "discoveryAddress",
-    "discoveryRefreshDelay",
-    "zipkinAddress",
-    "statsdUdpAddress",
-    "envoyMetricsServiceAddress",
-    "proxyAdminPort",
-    "availabilityZone",
-    "controlPlaneAuthPolicy",
-    "customConfigFile",
-    "statNameLength",
-    "concurrency",
-    "proxyBootstrapTemplatePath",
-    "interceptionMode",
-    "tracing",
-    "envoyAccessLogService",
-    "envoyMetricsService",
-    "proxyMetadata",
-    "runtimeValues",
-    "statusPort",
-    "extraStatTags",
-    "gatewayTopology",
-    "terminationDrainDuration",
-    "meshId",
-    "readinessProbe",
-    "proxyStatsMatcher",
-    "holdApplicationUntilProxyStarts",
-    "caCertificatesPem",
-    "image",
-    "privateKeyProvider",
-    "proxyHeaders",
-];
-
-/// What holds for the proxy where it differs from the defaults (spec §15), as one line of JSON.
-pub(crate) fn proxy_config(context: &Context<'_>) -> Value {
-    let defaults = json!({
+/// What holds for a proxy of which nothing is said.
+pub(crate) fn proxy_defaults() -> Value {
+    json!({
         "configPath": "./etc/istio/proxy",
         "binaryPath": "/usr/local/bin/envoy",
         "serviceCluster": "istio-proxy",
@@ -190,19 +156,44 @@ pub(crate) fn proxy_config(context: &Context<'_>) -> Value {
         "statNameLength": 189,
         "statusPort": 15020,
         "interceptionMode": "REDIRECT",
-    });
-    let rank = |key: &str| PROXY_CONFIG_ORDER.iter().position(|field| *field == key).unwrap_or(usize::MAX);
-    let map = context.proxy_config.as_object();
+    })
+}
+
+/// Maps of a ProxyConfig, which say nothing when they are empty. Messages say that they are there.
+const MAPS: &[&str] = &["proxyMetadata", "runtimeValues"];
+
+/// What holds for the proxy where it differs from the defaults (spec §15), as one line of JSON.
+pub(crate) fn proxy_config(context: &Context<'_>) -> Value {
+    var("PROXY_CONFIG", format!("{}\n", differing(context.proxy_config)))
+}
+
+/// What a ProxyConfig says besides the defaults, in the order of its message.
+pub(crate) fn differing(config: &Value) -> Value {
+    let defaults = proxy_defaults();
     let differs = |(key, value): &(&String, &Value)| {
         defaults.get(*key) != Some(*value)
             && !value.is_null()
-            && (truthy(value) || value.is_boolean() || *key == "concurrency")
+            && (truthy(value)
+                || value.is_boolean()
+                || *key == "concurrency"
+                || value.is_object() && !MAPS.contains(&key.as_str()))
     };
-    let mut kept: Vec<(&String, &Value)> = map.into_iter().flatten().filter(differs).collect();
-    kept.sort_by(|a, b| rank(a.0).cmp(&rank(b.0)).then_with(|| a.0.cmp(b.0)));
-    let object: Map<String, Value> =
-        kept.into_iter().map(|(key, value)| (key.clone(), written::sorted(value))).collect();
-    var("PROXY_CONFIG", format!("{}\n", Value::Object(object)))
+    let mut kept: Vec<(&String, &Value)> = config.as_object().into_iter().flatten().filter(differs).collect();
+    kept.sort_by(|a, b| proxy_config::rank(a.0).cmp(&proxy_config::rank(b.0)).then_with(|| a.0.cmp(b.0)));
+    Value::Object(kept.into_iter().map(|(key, value)| (key.clone(), written::sorted(value))).collect())
+}
+
+/// The rules of an authority that the installation keeps to, if it does.
+pub(crate) fn compliance_policy(context: &Context<'_>) -> String {
+    context.values.text("pilot.env.COMPLIANCE_POLICY")
+}
+
+/// The same for the proxy and its agent.
+pub(crate) fn compliance(context: &Context<'_>) -> Vec<Value> {
+    let policy = compliance_policy(context);
+    let strict = policy == "fips-140-3";
+    let told = (!policy.is_empty()).then(|| var("COMPLIANCE_POLICY", policy));
+    told.into_iter().chain(strict.then(|| var("GODEBUG", "fips140=only"))).collect()
 }
 
 /// The declared ports of all containers, one line each.

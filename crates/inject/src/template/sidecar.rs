@@ -142,13 +142,7 @@ impl Sidecar<'_> {
 
     /// The excluded incoming ports with the status port among them, unless there is none.
     fn excluded_inbound(&self) -> String {
-        let excluded = self.given(EXCLUDE_INBOUND);
-        let status = self.given(STATUS_PORT).trim().to_owned();
-        if status.is_empty() || status == "0" || excluded.split(',').any(|port| port == status) {
-            return excluded;
-        }
-        let ports = excluded.split(',').map(str::trim).filter(|port| !port.is_empty());
-        ports.chain([status.as_str()]).collect::<Vec<_>>().join(",")
+        with_port(&self.given(EXCLUDE_INBOUND), &self.given(STATUS_PORT))
     }
 
     /// What sets the rules, or waits for those of the CNI plugin.
@@ -339,6 +333,7 @@ impl Sidecar<'_> {
         env.push(parts::pod_ports(context));
         env.push(parts::app_containers(context));
         env.push(parts::limit("GOMEMLIMIT", "limits.memory"));
+        env.extend(parts::compliance(context));
         env.push(parts::cluster(context));
         env.push(parts::field("ISTIO_META_NODE_NAME", "spec.nodeName"));
         let annotated = context.annotations.get(MODE).filter(|mode| !mode.is_empty()).cloned();
@@ -365,6 +360,16 @@ impl Sidecar<'_> {
     }
 }
 
+/// Excluded ports with one more among them, unless that is none.
+pub(super) fn with_port(excluded: &str, port: &str) -> String {
+    let port = port.trim();
+    if port.is_empty() || port == "0" || excluded.split(',').any(|other| other == port) {
+        return excluded.to_owned();
+    }
+    let ports = excluded.split(',').map(str::trim).filter(|port| !port.is_empty());
+    ports.chain([port]).collect::<Vec<_>>().join(",")
+}
+
 /// Whether incoming requests reach the application on its loopback address.
 pub(super) fn parts_of_localhost(context: &Context<'_>) -> bool {
     context.mesh.pointer("/inboundTrafficPolicy/mode").and_then(Value::as_str) == Some("LOCALHOST")
@@ -372,34 +377,48 @@ pub(super) fn parts_of_localhost(context: &Context<'_>) -> bool {
 
 /// What the service is to OpenTelemetry, where a provider asks for its conventions.
 fn otel(context: &Context<'_>) -> Option<Value> {
-    let providers = context.mesh.get("extensionProviders").and_then(Value::as_array)?;
-    providers
-        .iter()
-        .filter_map(|p| p.pointer("/opentelemetry/serviceAttributeEnrichment")?.as_str())
-        .find(|enrichment| *enrichment == "OTEL_SEMANTIC_CONVENTIONS")?;
-    let annotated = |name: &str| {
-        context.annotations.get(&format!("resource.opentelemetry.io/{name}")).filter(|value| !value.is_empty()).cloned()
-    };
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let containers = context.all_containers();
+    let attributes = resource_attributes(
+        context.mesh,
+        |name| context.annotations.get(name).cloned(),
+        |name| context.labels.get(name).cloned(),
+        &context.owner.namespace,
+        context.all_containers(),
+    );
+    (!attributes.is_empty()).then(|| var("OTEL_RESOURCE_ATTRIBUTES", attributes))
+}
+
+/// The attributes by OpenTelemetry's conventions, with commas; empty where no provider asks for them.
+pub(super) fn resource_attributes(
+    mesh: &Value,
+    annotation: impl Fn(&str) -> Option<String>,
+    label: impl Fn(&str) -> Option<String>,
+    namespace: &str,
+    containers: &[Value],
+) -> String {
+    let providers = mesh.get("extensionProviders").and_then(Value::as_array).into_iter().flatten();
+    let mut enrichments = providers.filter_map(|p| p.pointer("/opentelemetry/serviceAttributeEnrichment")?.as_str());
+    if !enrichments.any(|enrichment| enrichment == "OTEL_SEMANTIC_CONVENTIONS") {
+        return String::new();
+    }
+    let annotated =
+        |name: &str| annotation(&format!("resource.opentelemetry.io/{name}")).filter(|value| !value.is_empty());
     let of_image = || match containers {
         [only] => only.get("image").and_then(Value::as_str).and_then(version_of_image),
         _ => None,
     };
-    let labelled = || context.labels.get("app.kubernetes.io/version").and_then(|version| given(version));
+    let labelled = || label("app.kubernetes.io/version").filter(|version| !version.is_empty());
     let first = containers.first().and_then(|c| c.get("name")).and_then(Value::as_str);
-    let namespace = &context.owner.namespace;
+    let of_namespace = || (!namespace.is_empty()).then(|| namespace.to_owned());
     let attributes = [
-        ("service.namespace", annotated("service.namespace").or_else(|| given(namespace))),
+        ("service.namespace", annotated("service.namespace").or_else(of_namespace)),
         ("service.version", annotated("service.version").or_else(labelled).or_else(of_image)),
         (
             "service.instance.id",
             annotated("service.instance.id").or_else(|| first.map(|name| format!("{namespace}.$(POD_NAME).{name}"))),
         ),
     ];
-    let all: Vec<String> =
-        attributes.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
-    (!all.is_empty()).then(|| var("OTEL_RESOURCE_ATTRIBUTES", all.join(",")))
+    let all = attributes.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    all.collect::<Vec<_>>().join(",")
 }
 
 /// Tag and digest of an image.
@@ -414,7 +433,7 @@ fn version_of_image(image: &str) -> Option<String> {
 }
 
 /// The networks of Multus with the plugin's among them.
-fn with_network(before: &str) -> String {
+pub(super) fn with_network(before: &str) -> String {
     const NAME: &str = "default/istio-cni";
     if before.is_empty() {
         return NAME.to_owned();

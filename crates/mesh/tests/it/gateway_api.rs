@@ -382,13 +382,33 @@ fn policies_tell_the_gateways_that_lead_to_their_service() {
 #[test]
 fn a_gateway_that_names_no_service_gets_one() {
     let out = translated(&[gateway(json!([http_listener(), {"name": "x", "port": 53, "protocol": "UDP"}]))]);
-    let service = &out.services[0];
+    let service = &out.services[0].service;
     assert_eq!(service["metadata"]["name"], "web-istio");
+    assert_eq!(service["spec"].get("type"), None, "where it runs decides");
     assert_eq!(service["spec"]["selector"], json!({"gateway.networking.k8s.io/gateway-name": "web"}));
     assert_eq!(service["spec"]["ports"].as_array().map(Vec::len), Some(1), "for the listeners that hold");
     let mut named = gateway(json!([http_listener()]));
     named["spec"]["addresses"] = json!([{"type": "Hostname", "value": "cart.shop"}]);
     assert!(translated(&[named]).services.is_empty());
+    let mut own = gateway(json!([http_listener()]));
+    own["metadata"]["labels"] = json!({"team": "a", "istio.io/rev": "canary"});
+    own["metadata"]["annotations"] = json!({
+        "gateway.istio.io/name-override": "edge", "gateway.istio.io/service-account": "robot",
+        "networking.istio.io/service-type": "NodePort", "note": "x",
+    });
+    let out = translated(std::slice::from_ref(&own));
+    let made = &out.services[0];
+    assert_eq!((made.account.as_deref(), made.revision.as_deref()), (Some("robot"), Some("canary")));
+    assert_eq!(
+        (&made.service["metadata"]["name"], &made.service["spec"]["type"]),
+        (&json!("edge"), &json!("NodePort"))
+    );
+    assert_eq!(made.service["metadata"]["labels"]["team"], "a");
+    own["spec"]["infrastructure"] =
+        json!({"labels": {"zone": "b", "gateway.networking.k8s.io/gateway-name": "stolen"}});
+    let labels = translated(&[own]).services[0].service["metadata"]["labels"].clone();
+    assert_eq!((labels.get("team"), &labels["zone"]), (None, &json!("b")));
+    assert_eq!(labels["gateway.networking.k8s.io/gateway-name"], "web");
 }
 
 #[test]

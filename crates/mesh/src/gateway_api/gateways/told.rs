@@ -146,18 +146,22 @@ impl Gateways<'_> {
             !s.spec.selector.is_empty() && meant(&s.spec.selector, &s.metadata.namespace)
         };
         let service = self.around.services.iter().find(leads);
-        let outside = service.iter().flat_map(|s| s.status.load_balancer.ingress.iter().map(|i| i.ip.clone()));
-        let mut values: Vec<String> = outside.filter(|ip| !ip.is_empty()).collect();
-        if values.is_empty() {
+        let outside = || service.iter().flat_map(|s| s.status.load_balancer.ingress.iter());
+        let mut values: Vec<String> = outside().map(|i| i.ip.clone()).filter(|ip| !ip.is_empty()).collect();
+        // Some balancers have a name and no address.
+        let mut names: Vec<String> = outside().map(|i| i.hostname.clone()).filter(|name| !name.is_empty()).collect();
+        names.sort();
+        if values.is_empty() && names.is_empty() {
             values.extend(
                 service.iter().flat_map(|s| s.spec.cluster_ips.clone()).filter(|ip| !ip.is_empty() && ip != "None"),
             );
         }
-        if values.is_empty() {
+        if values.is_empty() && names.is_empty() {
             values.extend(runs.iter().flat_map(|p| p.ips().take(1)).map(str::to_owned));
         }
         values.sort();
-        values.iter().map(|ip| json!({"type": "IPAddress", "value": ip})).collect()
+        let of = |kind: &str, value: &String| json!({"type": kind, "value": value});
+        values.iter().map(|ip| of("IPAddress", ip)).chain(names.iter().map(|name| of("Hostname", name))).collect()
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::functions;
 use crate::parse::{Node, Operand, Pipe};
+use crate::{Dialect, functions};
 
 /// Definitions do not include each other deeper than this.
 const DEEPEST: usize = 64;
@@ -17,6 +17,7 @@ pub(crate) struct Engine<'a> {
     pub(crate) defined: &'a BTreeMap<String, Vec<Node>>,
     /// The chart's own files.
     pub(crate) files: &'a BTreeMap<String, String>,
+    pub(crate) dialect: Dialect,
 }
 
 /// Variables, innermost last.
@@ -125,14 +126,14 @@ impl Engine<'_> {
         }
         arguments.extend(piped);
         match first {
-            Operand::Function(name) if name == "include" => match arguments.as_slice() {
+            Operand::Function(name) if matches!(name.as_str(), "include" | "template") => match arguments.as_slice() {
                 [Value::String(name), dot] => {
                     let nodes = self.defined.get(name).ok_or_else(|| format!("{name:?} is not defined"))?;
                     Ok(self.render(nodes, dot, depth.saturating_add(1))?.into())
                 }
-                _ => Err("include takes a name and a value".to_owned()),
+                _ => Err(format!("{name} takes a name and a value")),
             },
-            Operand::Function(name) => functions::call(name, arguments),
+            Operand::Function(name) => self.call(name, arguments),
             // The one method of the chart's files.
             Operand::Field(path) if path.iter().map(String::as_str).eq(["Files", "Get"]) => {
                 match arguments.as_slice() {
@@ -148,17 +149,43 @@ impl Engine<'_> {
     fn operand(&self, operand: &Operand, dot: &Value, scope: &mut Scope, depth: usize) -> Result<Value, String> {
         match operand {
             Operand::Literal(value) => Ok(value.clone()),
-            Operand::Field(path) => Ok(below(dot, path)),
+            Operand::Field(path) => Ok(self.below(dot, path)),
             Operand::Variable(name, path) => {
                 let known = scope.iter().rev().find(|(known, _)| known == name);
-                known.map(|(_, value)| below(value, path)).ok_or_else(|| format!("${name} is not known"))
+                known.map(|(_, value)| self.below(value, path)).ok_or_else(|| format!("${name} is not known"))
             }
-            Operand::Group(pipe, path) => Ok(below(&self.pipe(pipe, dot, scope, depth)?, path)),
-            Operand::Function(name) => functions::call(name, Vec::new()),
+            Operand::Group(pipe, path) => Ok(self.below(&self.pipe(pipe, dot, scope, depth)?, path)),
+            Operand::Function(name) => self.call(name, Vec::new()),
         }
+    }
+
+    fn call(&self, name: &str, arguments: Vec<Value>) -> Result<Value, String> {
+        match (self.dialect.call)(name, &arguments) {
+            Some(result) => result,
+            None => functions::call(name, arguments),
+        }
+    }
+
+    /// What is below a value; nothing where nothing is.
+    fn below(&self, value: &Value, path: &[String]) -> Value {
+        let found = path.iter().try_fold(value, |value, name| {
+            let exact = value.get(name);
+            if exact.is_some() || !self.dialect.go_fields {
+                return exact;
+            }
+            // Methods that give the value itself, where Go wraps it.
+            let wrapped = matches!(name.as_str(), "GetValue" | "String") && !value.is_object() && !value.is_array();
+            if wrapped { Some(value) } else { value.get(json_name(name)) }
+        });
+        found.cloned().unwrap_or(Value::Null)
     }
 }
 
-fn below(value: &Value, path: &[String]) -> Value {
-    path.iter().try_fold(value, |value, name| value.get(name)).cloned().unwrap_or(Value::Null)
+/// The name in JSON of a field of Go's: `HostIP` is `hostIP`, `DNSPolicy` is `dnsPolicy`, `UID` is `uid`.
+fn json_name(name: &str) -> String {
+    let capitals = name.chars().take_while(char::is_ascii_uppercase).count();
+    let whole = capitals == name.chars().count();
+    // The last of several capitals begins the next word.
+    let lowered = if whole || capitals <= 1 { capitals } else { capitals.saturating_sub(1) };
+    name.chars().enumerate().map(|(at, c)| if at < lowered { c.to_ascii_lowercase() } else { c }).collect()
 }

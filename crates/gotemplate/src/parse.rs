@@ -2,7 +2,7 @@
 //!
 //! Invariant: blanks are trimmed where Go's templates trim them (`{{-`, `-}}`); an action that is not understood is an error, never text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -178,6 +178,38 @@ impl Parser {
     }
 }
 
+/// Adds the names of the functions that nodes call.
+pub(crate) fn functions<'a>(nodes: &'a [Node], all: &mut BTreeSet<&'a str>) {
+    for node in nodes {
+        match node {
+            Node::Text(_) => {}
+            Node::Output(pipe) | Node::Assign { pipe, .. } => functions_of(pipe, all),
+            Node::If { arms, rest } => {
+                for (condition, then) in arms {
+                    functions_of(condition, all);
+                    functions(then, all);
+                }
+                functions(rest, all);
+            }
+            Node::With { pipe, then, rest } | Node::Range { pipe, then, rest, .. } => {
+                functions_of(pipe, all);
+                functions(then, all);
+                functions(rest, all);
+            }
+        }
+    }
+}
+
+fn functions_of<'a>(pipe: &'a Pipe, all: &mut BTreeSet<&'a str>) {
+    for operand in pipe.iter().flatten() {
+        match operand {
+            Operand::Function(name) => drop(all.insert(name)),
+            Operand::Group(pipe, _) => functions_of(pipe, all),
+            Operand::Literal(_) | Operand::Field(_) | Operand::Variable(..) => {}
+        }
+    }
+}
+
 fn statement(action: &str) -> Result<Node, String> {
     if let Some(rest) = action.strip_prefix('$') {
         for (sign, declare) in [(":=", true), (" = ", false)] {
@@ -230,6 +262,11 @@ impl Words<'_> {
             self.rest = self.rest.strip_prefix(')').ok_or("a bracket is not closed")?;
             let fields = if self.rest.starts_with('.') { fields(self.word()) } else { Vec::new() };
             return Ok(Operand::Group(inner, fields));
+        }
+        if let Some(rest) = self.rest.strip_prefix('`') {
+            let (text, after) = rest.split_once('`').ok_or("a text is not closed")?;
+            self.rest = after;
+            return Ok(Operand::Literal(text.into()));
         }
         if let Some(rest) = self.rest.strip_prefix('"') {
             let mut escaped = false;

@@ -1,16 +1,15 @@
-//! The functions of Helm's templates that the charts use.
+//! The functions of Helm's templates that charts and injection templates use.
 //!
-//! Invariant: each gives what Helm's gives for the values that the charts pass; a name that is not here is an error.
+//! Invariant: each gives what Helm's gives for the values that are passed; a name that is not here is an error.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::values::merge;
 use crate::yaml;
 
 /// A value as an action prints it.
-pub(crate) fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
@@ -19,7 +18,7 @@ pub(crate) fn text(value: &Value) -> String {
 }
 
 /// Whether a condition holds.
-pub(crate) fn truth(value: &Value) -> bool {
+pub fn truth(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(value) => *value,
@@ -29,6 +28,67 @@ pub(crate) fn truth(value: &Value) -> bool {
         Value::Object(map) => !map.is_empty(),
     }
 }
+
+/// Lays `over` on `base`: maps merge, everything else is replaced, and null takes a value away, as in Helm.
+pub fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                if value.is_null() {
+                    base.remove(key);
+                } else {
+                    merge(base.entry(key.clone()).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}
+
+/// The names of all functions here, `include` and `template` among them.
+pub const KNOWN: &[&str] = &[
+    "and",
+    "append",
+    "contains",
+    "default",
+    "dict",
+    "empty",
+    "eq",
+    "ge",
+    "gt",
+    "hasKey",
+    "hasPrefix",
+    "hasSuffix",
+    "include",
+    "indent",
+    "index",
+    "join",
+    "le",
+    "len",
+    "list",
+    "lower",
+    "lt",
+    "mergeOverwrite",
+    "ne",
+    "nindent",
+    "not",
+    "or",
+    "print",
+    "printf",
+    "quote",
+    "replace",
+    "template",
+    "ternary",
+    "toJson",
+    "toString",
+    "toYaml",
+    "trim",
+    "trimAll",
+    "trimPrefix",
+    "trimSuffix",
+    "trunc",
+    "upper",
+];
 
 /// Calls a function.
 pub(crate) fn call(name: &str, arguments: Vec<Value>) -> Result<Value, String> {
@@ -73,8 +133,47 @@ pub(crate) fn call(name: &str, arguments: Vec<Value>) -> Result<Value, String> {
             rest.iter().for_each(|over| merge(&mut merged, over));
             merged
         }
-        ("and" | "or" | "not" | "eq" | "ne" | "empty" | "quote" | "printf" | "toYaml" | "toJson" | "indent", _)
-        | ("nindent" | "trimPrefix" | "dict" | "mergeOverwrite" | "index" | "default", _) => return Err(wrong()),
+        ("len", [Value::Array(list)]) => list.len().into(),
+        ("len", [Value::Object(map)]) => map.len().into(),
+        ("len", [Value::String(text)]) => text.len().into(),
+        ("len", [Value::Null]) => 0.into(),
+        ("lt" | "le" | "gt" | "ge", [Value::Number(a), Value::Number(b)]) => {
+            let order = a.as_f64().partial_cmp(&b.as_f64());
+            match name {
+                "lt" => order.is_some_and(std::cmp::Ordering::is_lt),
+                "le" => order.is_some_and(std::cmp::Ordering::is_le),
+                "gt" => order.is_some_and(std::cmp::Ordering::is_gt),
+                _ => order.is_some_and(std::cmp::Ordering::is_ge),
+            }
+            .into()
+        }
+        ("append", [list, value]) if list.is_array() || list.is_null() => {
+            let mut list = list.as_array().cloned().unwrap_or_default();
+            list.push(value.clone());
+            list.into()
+        }
+        ("join", [Value::String(by), Value::Array(list)]) => list.iter().map(text).collect::<Vec<_>>().join(by).into(),
+        ("hasKey", [Value::Object(map), Value::String(key)]) => map.contains_key(key).into(),
+        ("ternary", [yes, no, condition]) => if truth(condition) { yes } else { no }.clone(),
+        ("toString", [value]) => text(value).into(),
+        ("print", values) => values.iter().map(text).collect::<String>().into(),
+        ("lower", [value]) => text(value).to_lowercase().into(),
+        ("upper", [value]) => text(value).to_uppercase().into(),
+        ("trim", [value]) => text(value).trim().into(),
+        ("trimAll", [Value::String(signs), value]) => text(value).trim_matches(|c| signs.contains(c)).into(),
+        ("trimSuffix", [Value::String(suffix), value]) => {
+            let value = text(value);
+            value.strip_suffix(suffix.as_str()).unwrap_or(&value).into()
+        }
+        ("trunc", [Value::Number(length), value]) => {
+            let length = length.as_u64().and_then(|length| usize::try_from(length).ok()).ok_or_else(wrong)?;
+            text(value).chars().take(length).collect::<String>().into()
+        }
+        ("contains", [Value::String(part), value]) => text(value).contains(part.as_str()).into(),
+        ("hasPrefix", [Value::String(part), value]) => text(value).starts_with(part.as_str()).into(),
+        ("hasSuffix", [Value::String(part), value]) => text(value).ends_with(part.as_str()).into(),
+        ("replace", [Value::String(from), Value::String(to), value]) => text(value).replace(from.as_str(), to).into(),
+        (known, _) if KNOWN.contains(&known) => return Err(wrong()),
         _ => return Err(format!("there is no function {name:?} here")),
     })
 }
@@ -87,7 +186,7 @@ fn printf(format: &str, values: &[Value]) -> String {
     for part in parts {
         let mut rest = part.chars();
         match rest.next() {
-            Some('s' | 'd' | 'v') => out.push_str(&values.next().map(text).unwrap_or_default()),
+            Some('s' | 'd' | 'v' | 't') => out.push_str(&values.next().map(text).unwrap_or_default()),
             Some('q') => out.push_str(&json!(values.next().map(text).unwrap_or_default()).to_string()),
             other => out.extend(std::iter::once('%').chain(other)),
         }
