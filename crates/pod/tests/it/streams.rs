@@ -249,7 +249,7 @@ fn kubectl_reaches_into_pods() {
             for kubectl in asked {
                 for words in [&["exec", "lonely", "--", "true"][..], &["logs", "lonely"]] {
                     let (_, text) = kubectl.fails(words);
-                    assert!(text.contains("carrick run -n plain -f FILE --as pod/lonely"), "{text}");
+                    assert!(text.contains("carrick run -n plain --as pod/lonely"), "{text}");
                 }
                 let (_, text) = kubectl.fails(&["logs", "far"]);
                 assert!(text.contains("error dialing backend"), "{text}");
