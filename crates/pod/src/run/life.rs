@@ -186,7 +186,7 @@ impl Life {
                         self.folder.state.name.clear();
                         self.folder.save()?;
                         return Err(PodError::Request(format!(
-                            "namespace {} has a pod {name} already, and it runs: delete it first, or give another --name",
+                            "pod {name} already exists in namespace {}, and it is run: delete it first, or give another --name",
                             options.namespace
                         )));
                     }
