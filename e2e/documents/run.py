@@ -45,8 +45,11 @@ class Session:
 
     def once(self, step):
         script = f"[ -f {self.variables} ] && . {self.variables}\n{step.command}\ncode=$?\nexport -p > {self.variables}\nexit $code"
-        done = subprocess.run(["bash", "-c", script], cwd=HERE, env=self.env, input=step.typed, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        try:
+            done = subprocess.run(["timeout", "30", "bash", "-c", script], cwd=HERE, env=self.env, input=step.typed, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        except subprocess.TimeoutExpired as late:
+            return ["it does not end"], (late.stdout or b"").decode()
         wanted = int(step.sign.lstrip("?") or 0)
         wrong = [f"not printed: {text}" for text in step.shown if text not in done.stdout]
         wrong += [f"printed: {text}" for text in step.absent if text in done.stdout]

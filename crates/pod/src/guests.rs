@@ -260,7 +260,7 @@ fn follow(mut following: Following) -> Guest {
                 Some(Followed::Piece { errors: true, bytes }) => (&mut errors, bytes),
                 Some(Followed::Piece { errors: false, bytes }) => (&mut out, bytes),
                 // As with a kubelet: how the container ended is its status's to say.
-                Some(Followed::Ended(_)) => return Ended::Code(0),
+                Some(Followed::Ended) => return Ended::Code(0),
                 None => return Ended::Unknown("the pod's runner is gone".to_owned()),
             };
             // A stream that nobody wanted is thrown away.

@@ -22,7 +22,7 @@ use nix::sys::termios;
 use tokio::process::Command;
 
 /// Bytes after which a log is put aside, in place of the one put aside before.
-const FILE: u64 = 10 << 20;
+pub(crate) const FILE: u64 = 10 << 20;
 /// Bytes read at once.
 const PIECE: usize = 16 << 10;
 /// How often the terminal is asked for its size.
@@ -51,6 +51,15 @@ pub(crate) fn remove(path: &Path) {
     for path in [path.to_owned(), aside(path)] {
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Puts a log aside that somebody else appends to, when it is longer than `limit`. What is written in that moment may be lost.
+pub(crate) fn cut(path: &Path, limit: u64) -> io::Result<()> {
+    if std::fs::metadata(path)?.len() < limit {
+        return Ok(());
+    }
+    std::fs::copy(path, aside(path))?;
+    OpenOptions::new().write(true).open(path)?.set_len(0)
 }
 
 /// The file, written by one process.

@@ -88,6 +88,18 @@ pub(super) fn kinds() -> Vec<Kind> {
             subresources: &["attach", "exec", "log", "portforward", "status"],
             ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
         },
+        Kind {
+            short_names: &["rc"],
+            categories: all,
+            subresources: &["scale", "status"],
+            ..kind(
+                "",
+                "ReplicationController",
+                "replicationcontrollers",
+                definitions_of::<core::ReplicationController>,
+                (columns::REPLICA_SET, print::replication_controller),
+            )
+        },
         kind("", "Secret", "secrets", definitions_of::<core::Secret>, (columns::SECRET, print::secret)),
         Kind {
             short_names: &["sa"],

@@ -193,8 +193,9 @@ impl Controller {
             Some(selectors) => known.pods.iter().filter(|(_, pod)| selectors.matches(&pod.labels)).collect(),
             None => Vec::new(),
         };
-        let own: Vec<&Value> = known.sets.values().filter(|set| sets::is_of(set, deployment)).collect();
-        let steps = sets::plan(deployment, &own, &pods);
+        let orphan = |set: &Value| selectors(deployment).is_some_and(|own| sets::is_orphan(set, &own));
+        let own: Vec<&Value> = known.sets.values().filter(|set| sets::is_of(set, deployment) || orphan(set)).collect();
+        let steps = sets::plan(deployment, &own, |name| known.sets.contains_key(name), &pods);
         let (hash, revision) = (steps.hash.clone(), steps.revision.clone());
         self.write_sets(&key.0, steps).await?;
         // A pod that is of no set was run without asking the API, and is taken for one of the newest template.

@@ -297,6 +297,7 @@ impl Life {
             program: paths.program,
             folder: paths.folder,
             log: self.log.clone(),
+            bounded: !self.keep_log,
         };
         // The log folder is on the host; it is opened as root by a thread that still sees it.
         let view = watch::Sender::new(ContainerView::default());
@@ -452,7 +453,7 @@ impl Life {
             return;
         }
         if !self.keep_log && !self.log.as_os_str().is_empty() {
-            let _ = std::fs::remove_file(&self.log);
+            output::remove(&self.log);
         }
         if let Err(error) = self.folder.remove() {
             tracing::error!(%error, "not everything removed");

@@ -61,6 +61,14 @@ pub(in crate::kinds) fn replica_set(object: &Value, now: Timestamp) -> Vec<Value
     own.into_iter().chain(wide(object, "/spec/template")).collect()
 }
 
+pub(in crate::kinds) fn replication_controller(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut cells = replica_set(object, now);
+    if let Some(last) = cells.last_mut() {
+        *last = or_none(&map(object, "/spec/selector").map(labels).unwrap_or_default());
+    }
+    cells
+}
+
 pub(in crate::kinds) fn stateful_set(object: &Value, now: Timestamp) -> Vec<Value> {
     let ready = format!("{}/{}", number(object, "/status/readyReplicas"), number(object, "/spec/replicas"));
     let [names, images, _] = wide(object, "/spec/template");

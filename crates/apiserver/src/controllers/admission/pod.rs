@@ -88,7 +88,7 @@ pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<Stri
                 "there is no container runtime here, so no pods are made of this {kind}: run each process with `carrick run {namespace}--as {small}/{name} -- COMMAND`"
             ))
         }
-        "daemonsets.apps" | "replicasets.apps" | "jobs.batch" | "cronjobs.batch" => {
+        "daemonsets.apps" | "replicasets.apps" | "replicationcontrollers" | "jobs.batch" | "cronjobs.batch" => {
             let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
             Some(format!(
                 "there is no container runtime here and nothing that schedules, so no pods are made of this {kind}"

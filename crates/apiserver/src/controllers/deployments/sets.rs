@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Pod;
+use crate::selector::Selectors;
 use crate::store::name_of;
 
 /// The label by which a set's pods are told from those of others.
@@ -77,11 +78,7 @@ fn hash(template: &Value, collisions: u64) -> String {
     }
     // As long as Kubernetes' are: a number of 32 bits in decimal digits, each as a letter.
     let digits = ((state >> 32) ^ (state & 0xffff_ffff)).to_string();
-    digits
-        .bytes()
-        .filter_map(|byte| LETTERS.get(usize::from(byte.wrapping_sub(b'0'))))
-        .map(|b| char::from(*b))
-        .collect()
+    digits.bytes().filter_map(|byte| LETTERS.get(usize::from(byte) % LETTERS.len())).map(|b| char::from(*b)).collect()
 }
 
 fn put(object: &mut Value, path: [&str; 2], name: &str, value: Value) {
@@ -92,6 +89,23 @@ fn put(object: &mut Value, path: [&str; 2], name: &str, value: Value) {
     }
     if let Some(map) = at.as_object_mut() {
         map.insert(name.to_owned(), value);
+    }
+}
+
+/// A Deployment as the owner of sets.
+fn owner(deployment: &Value) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "name": name_of(deployment),
+        "uid": deployment.pointer("/metadata/uid"), "controller": true, "blockOwnerDeletion": true,
+    })
+}
+
+/// Makes a set the Deployment's, if it is nobody's.
+fn own_it(set: &mut Value, deployment: &Value) {
+    if !is_of(set, deployment)
+        && let Some(metadata) = set.get_mut("metadata").and_then(Value::as_object_mut)
+    {
+        metadata.insert("ownerReferences".into(), json!([owner(deployment)]));
     }
 }
 
@@ -125,10 +139,7 @@ fn fresh(deployment: &Value, template: &Value, hash: &str) -> Value {
         "metadata": {
             "name": format!("{name}-{hash}"), "namespace": deployment.pointer("/metadata/namespace"),
             "labels": labels, "annotations": annotations,
-            "ownerReferences": [{
-                "apiVersion": "apps/v1", "kind": "Deployment", "name": name, "uid": deployment.pointer("/metadata/uid"),
-                "controller": true, "blockOwnerDeletion": true,
-            }],
+            "ownerReferences": [owner(deployment)],
         },
         "spec": spec,
     })
@@ -149,8 +160,21 @@ fn status(set: &Value, pods: &[(&String, &Pod)]) -> Value {
     status
 }
 
-/// What the sets of a Deployment should become. `pods` are those that its selector finds.
-pub(super) fn plan(deployment: &Value, sets: &[&Value], pods: &[(&String, &Pod)]) -> Steps {
+/// Whether nobody has a set that this Deployment's selector finds, as one that was left behind by `--cascade=orphan`.
+pub(super) fn is_orphan(set: &Value, selectors: &Selectors) -> bool {
+    let owned = set.pointer("/metadata/ownerReferences").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+    let going = set.pointer("/metadata/deletionTimestamp").is_some();
+    !owned && !going && !hash_of(set).is_empty() && selectors.matches(set)
+}
+
+/// What the sets of a Deployment should become: `sets` are its own, and those that it takes to itself. `taken` tells names that others have;
+/// `pods` are those that its selector finds.
+pub(super) fn plan(
+    deployment: &Value,
+    sets: &[&Value],
+    taken: impl Fn(&str) -> bool,
+    pods: &[(&String, &Pod)],
+) -> Steps {
     let template = bare(deployment.pointer("/spec/template"));
     let wanted = number(deployment, "/spec/replicas").unwrap_or(1);
     let newest = sets.iter().map(|set| revision(set)).max().unwrap_or(0);
@@ -161,7 +185,10 @@ pub(super) fn plan(deployment: &Value, sets: &[&Value], pods: &[(&String, &Pod)]
         // A template of before: it is the newest once more.
         Some(set) => ((*set).clone(), newest.saturating_add(1)),
         None => {
-            let taken = |hash: &str| sets.iter().any(|set| hash_of(set) == hash);
+            let taken = |hash: &str| {
+                let name = format!("{}-{hash}", name_of(deployment));
+                taken(&name) || sets.iter().any(|set| hash_of(set) == hash)
+            };
             let hash = (0..).map(|n| hash(&template, n)).find(|hash| !taken(hash)).unwrap_or_default();
             (fresh(deployment, &template, &hash), newest.saturating_add(1))
         }
@@ -183,6 +210,7 @@ pub(super) fn plan(deployment: &Value, sets: &[&Value], pods: &[(&String, &Pod)]
         return steps;
     }
     now["status"] = status(&now, pods);
+    own_it(&mut now, deployment);
     if now != current {
         steps.put.push(now);
     }
@@ -210,6 +238,7 @@ pub(super) fn plan(deployment: &Value, sets: &[&Value], pods: &[(&String, &Pod)]
             spec.insert("replicas".into(), if replaced { 0 } else { theirs.len() }.into());
         }
         then["status"] = status(&then, pods);
+        own_it(&mut then, deployment);
         if theirs.is_empty() {
             idle.push((revision(set), name_of(set).to_owned()));
         }
@@ -265,7 +294,7 @@ mod tests {
     fn settle(deployment: &Value, sets: &mut Vec<Value>, pods: &[(&String, &Pod)]) -> Steps {
         let mut all = Steps::default();
         for _ in 0..5 {
-            let steps = plan(deployment, &sets.iter().collect::<Vec<_>>(), pods);
+            let steps = plan(deployment, &sets.iter().collect::<Vec<_>>(), |_| false, pods);
             store(sets, &steps);
             all.end.extend(steps.end.clone());
             all.hash.clone_from(&steps.hash);
@@ -295,6 +324,21 @@ mod tests {
             settle(&deployment(&format!("y:{n}"), 1), &mut sets, &none);
         }
         assert_eq!(sets.len(), 11, "ten are kept beside the newest");
+    }
+
+    #[test]
+    fn a_set_that_was_left_behind_is_taken_back() {
+        let mut sets = Vec::new();
+        settle(&deployment("x:1", 1), &mut sets, &[]);
+        sets[0]["metadata"].as_object_mut().unwrap().shift_remove("ownerReferences");
+        let selectors = Selectors::parse("pods", Some("app=shop"), None).unwrap();
+        assert!(is_orphan(&sets[0], &selectors));
+        let again = settle(&deployment("x:1", 1), &mut sets, &[]);
+        assert!(is_of(&sets[0], &deployment("x:1", 1)) && !is_orphan(&sets[0], &selectors));
+        assert_eq!((sets.len(), again.revision.as_str()), (1, "1"));
+        // A name that somebody else has is not used.
+        let other = plan(&deployment("x:1", 1), &[], |name| name == name_of(&sets[0]), &[]).create.unwrap();
+        assert_ne!(name_of(&other), name_of(&sets[0]));
     }
 
     #[test]
