@@ -25,6 +25,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Looks after which it is asked whether the runner still lives.
 const LOOKS: u32 = 20;
 
+/// The same for whoever is attached: somebody may be typing and waits for the echo.
+const ATTACHED: Duration = Duration::from_millis(20);
+const ATTACHED_LOOKS: u32 = 100;
+
 /// How records are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Form {
@@ -279,10 +283,10 @@ impl Following {
                 return Some(Followed::Piece { errors: record.stream == "stderr", bytes });
             }
             looks = looks.saturating_add(1);
-            if looks.is_multiple_of(LOOKS) && !(self.alive)() {
+            if looks.is_multiple_of(ATTACHED_LOOKS) && !(self.alive)() {
                 return None;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ATTACHED).await;
         }
     }
 }
