@@ -50,6 +50,7 @@ e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed 
 	$(TARGET)/debug/carrick demo renewals --sidecars 12 --envoys 2 --certificate-ttl 10s --time 25s --look 1s --tell 10s --rate 60
 	$(TARGET)/debug/carrick demo authority --certificate-ttl 30s --grace-ratio 0.7 --rate 5
 	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
+	python3 e2e/documents/run.py $(TARGET)/debug/carrick
 	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick
 	set -o pipefail; log=$(TARGET)/cases.log; $(TARGET)/debug/carrick demo cases | tee $$log || { \
 	  echo "what failed once more, in a new mesh: a busy machine can be late"; \

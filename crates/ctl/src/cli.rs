@@ -256,11 +256,11 @@ struct Run {
     /// Run without a sidecar, whatever the labels say.
     #[arg(long)]
     no_sidecar: bool,
-    /// Manifest whose pod template supplies labels, annotations, service account, ports and environment.
+    /// Manifest whose pod template supplies labels, annotations, service account, ports, environment and probes.
     #[arg(short, long, value_name = "MANIFEST")]
     filename: Option<PathBuf>,
-    /// Which workload of the manifest.
-    #[arg(long = "as", requires = "filename", value_name = "deployment/NAME")]
+    /// Which workload of the manifest; without one: of the API. pod/NAME takes over a pod that `kubectl run` has made.
+    #[arg(long = "as", value_name = "deployment/NAME")]
     workload: Option<String>,
     /// Environment of the process.
     #[arg(short, long = "env", value_parser = key_value, value_name = "K=V")]
@@ -277,8 +277,8 @@ struct Run {
     /// Trust domain, as `carrick up` has it.
     #[arg(long, default_value = "cluster.local", value_parser = trust_domain, value_name = "DOMAIN")]
     trust_domain: String,
-    /// Program and arguments.
-    #[arg(last = true, required_unless_present = "gateway", value_name = "COMMAND")]
+    /// Program and arguments [default: the command and args of the manifest's container].
+    #[arg(last = true, required_unless_present_any = ["gateway", "filename", "workload"], value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -961,7 +961,10 @@ impl Run {
         }
         options.gateway = self.gateway.is_some();
         options.no_sidecar = self.no_sidecar;
-        options.manifest = self.filename.map(|path| ManifestRef { path, workload: self.workload });
+        options.manifest = match (self.filename, self.workload) {
+            (None, None) => None,
+            (path, workload) => Some(ManifestRef { path, workload }),
+        };
         options.env = self.env;
         options.sidecar_env = self.sidecar_env;
         options.data_dir = global.data_dir.clone();

@@ -139,6 +139,9 @@ pub fn manifest(command: &Manifest, namespace: &str) -> Result<String> {
 /// When what was typed is not understood, or the server refuses an object.
 pub async fn install(options: &Options, client: &Client, namespace: &str, upgrade: bool) -> Result<u8> {
     let all = installation(&spec(&options.wanted, namespace)?)?;
+    if let Some(version) = plan::within(client, &all.namespace).await? {
+        return around(options, client, &all, &version).await;
+    }
     let there = plan::version_of(client, &all).await?;
     if upgrade {
         let Some(before) = &there else {
@@ -164,6 +167,61 @@ pub async fn install(options: &Options, client: &Client, namespace: &str, upgrad
     if !all.revision.is_empty() && !plan::has_default(client).await? {
         tag::set_tag(client, &tag::Setting::first(&all.revision), &all.namespace).await?;
         println!("✔ Revision {} is the default, since there was none", all.revision);
+    }
+    println!("✔ Installation complete");
+    Ok(0)
+}
+
+/// Installs beside a `carrick up`, which is the control plane itself: the mesh's configuration and the gateways.
+async fn around(options: &Options, client: &Client, all: &Installation, version: &str) -> Result<u8> {
+    let place = &all.namespace;
+    anyhow::ensure!(
+        all.revision.is_empty(),
+        "the control plane of this API is the `carrick up` that serves it: for a revision of its own, serve it with `carrick up --api-only`"
+    );
+    let question = format!(
+        "The control plane of this API is the `carrick up` that serves it (version {version}). This will set its mesh configuration in namespace {place}, and install the gateways of profile {}. Proceed? (y/N) ",
+        all.profile
+    );
+    if !options.skip_confirmation && !options.dry_run && !agreed(&question)? {
+        println!("Cancelled.");
+        return Ok(1);
+    }
+    let dry = options.dry_run;
+    let places: Vec<&str> = all.pieces.iter().map(|piece| piece.namespace.as_str()).collect();
+    let fresh = plan::make_namespaces(client, &places, dry).await?;
+    let mut gateways = Vec::new();
+    for piece in &all.pieces {
+        for mut object in piece.objects()? {
+            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let inside = object.pointer("/metadata/namespace").and_then(Value::as_str);
+            if !plan::is_around(piece.component, &kind, &name)
+                || (dry && inside.is_some_and(|i| fresh.iter().any(|f| f == i)))
+            {
+                continue;
+            }
+            plan::label(&mut object, piece.component, "");
+            let line = apply::one(client, &object, &piece.namespace, dry).await?;
+            if dry {
+                println!("{line}");
+            }
+            if kind == "Deployment" {
+                gateways.push(format!("carrick run -n {} --gateway --as deployment/{name}", piece.namespace));
+            }
+        }
+    }
+    if dry {
+        println!("Nothing was changed (dry run).");
+        return Ok(0);
+    }
+    println!("✔ Istio core installed: this API has every kind");
+    println!(
+        "✔ Istiod installed: `carrick up` is the control plane, version {version}; it has the mesh configuration now"
+    );
+    if !gateways.is_empty() {
+        println!("✔ Gateways installed; there is no container runtime here, so start each one's proxy:");
+        gateways.iter().for_each(|command| println!("    {command}"));
     }
     println!("✔ Installation complete");
     Ok(0)

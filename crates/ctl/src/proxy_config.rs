@@ -6,6 +6,7 @@
 pub mod clusters;
 pub mod dump;
 pub mod endpoints;
+mod forward;
 pub mod listeners;
 pub mod routes;
 pub mod secrets;

@@ -36,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// The label that tells the network of what says nothing of its own.
 const NETWORK: &str = "topology.istio.io/network";
+/// The annotation of the root namespace that tells the version of the `carrick up` which is the control plane.
+pub(crate) const CONTROL_PLANE: &str = "carrick.dev/control-plane";
 /// The file that keeps what the cluster is called, for `carrick run`.
 const CLUSTER_ID: &str = "cluster-id";
 
@@ -134,6 +136,7 @@ pub async fn run(options: Options) -> Result<()> {
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
     let client = crate::cluster::client(api.kubeconfig()).await?;
 
+    mark(&client, &options.root_namespace, true).await?;
     if let Some(network) = &options.pod_network {
         label_network(&client, &options.root_namespace, network).await?;
     }
@@ -210,6 +213,7 @@ async fn api_alone(options: &Options, stop: impl Future<Output = ()>) -> Result<
     api_options.etcd = options.etcd.clone();
     api_options.pods = Some(Arc::new(LocalPods::start(&options.data_dir)?));
     let api = ApiServer::start(api_options).await.context("the embedded API")?;
+    mark(&crate::cluster::client(api.kubeconfig()).await?, &options.root_namespace, false).await?;
     println!("carrick is ready: API https://{}, kubeconfig {}", api.address(), api.kubeconfig().display());
     stop.await;
     api.drain(DRAIN).await;
@@ -343,6 +347,27 @@ pub fn cluster_id(data_dir: &Path) -> Option<String> {
 }
 
 /// Writes the network of all pods on the root namespace, where every control plane of the mesh looks for it.
+/// Says on the control plane's namespace whether this process is the control plane, for `carrick install`.
+async fn mark(client: &kube::Client, root: &str, control_plane: bool) -> Result<()> {
+    let namespaces: kube::Api<Namespace> = kube::Api::all(client.clone());
+    if !control_plane && namespaces.get_opt(root).await?.is_none() {
+        return Ok(());
+    }
+    let version = control_plane.then_some(crate::version::OWN);
+    let object = serde_json::json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": root, "annotations": {CONTROL_PLANE: version}},
+    });
+    let patch = kube::api::Patch::Merge(&object);
+    match namespaces.patch(root, &kube::api::PatchParams::default(), &patch).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => {
+            let object = serde_json::from_value(object).context("the control plane's namespace")?;
+            namespaces.create(&kube::api::PostParams::default(), &object).await.map(|_| ())
+        }
+        patched => patched.map(|_| ()),
+    }
+    .with_context(|| format!("namespace {root}"))
+}
+
 async fn label_network(client: &kube::Client, root: &str, network: &str) -> Result<()> {
     let namespaces: kube::Api<Namespace> = kube::Api::all(client.clone());
     let object = serde_json::json!({

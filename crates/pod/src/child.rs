@@ -95,6 +95,22 @@ pub(crate) fn as_session(
     }
 }
 
+/// The child dies with this process and leads a session of its own, with the terminal on its stdin if there is one.
+pub(crate) fn as_console(command: &mut Command, terminal: bool) {
+    let parent = getpid();
+    // SAFETY: system calls on plain values only.
+    unsafe {
+        command.pre_exec(move || {
+            die_with(parent)?;
+            nix::unistd::setsid()?;
+            if terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Gives the terminal back to this process's own group, after a child had it.
 pub(crate) fn take_terminal_back(stdin: RawFd) {
     // A background process that takes the terminal is stopped, unless it ignores the signal for that.

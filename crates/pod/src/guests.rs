@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use crate::logs::{Alive, Followed, Following, Form, Reading};
 use crate::options::PROXY_ID;
 use crate::output;
+use crate::run::console;
 use crate::signals::exit_code;
 use crate::state::{self, PodState};
 use crate::template::PROXY;
@@ -113,11 +114,19 @@ impl Pods for LocalPods {
         })
     }
 
-    fn attach<'a>(&'a self, target: &'a Target, _want: Want) -> BoxFuture<'a, Result<Guest, PodsError>> {
+    fn attach<'a>(&'a self, target: &'a Target, want: Want) -> BoxFuture<'a, Result<Guest, PodsError>> {
         Box::pin(async move {
             let (path, form, alive) = self.log(target)?;
             let following = Following::open(path, form, alive).map_err(failed)?;
-            Ok(follow(following))
+            let mut guest = follow(following);
+            if want.stdin && target.container != PROXY {
+                let folder = state::folder(&self.data_dir, &self.find(target)?.id);
+                if let Some(typing) = console::connect(&folder).await {
+                    guest.stdin = Some(Box::new(typing.input));
+                    guest.resize = Some(typing.sizes);
+                }
+            }
+            Ok(guest)
         })
     }
 
@@ -241,7 +250,7 @@ fn start(pod: PodState, words: &[String], want: Want, sidecar: bool) -> Result<G
     })
 }
 
-/// A command that runs already, as far as it can be seen: its input is its runner's.
+/// A command that runs already, as far as it can be seen.
 fn follow(mut following: Following) -> Guest {
     let (stdout, mut out) = tokio::io::duplex(WAITING);
     let (stderr, mut errors) = tokio::io::duplex(WAITING);
@@ -250,7 +259,8 @@ fn follow(mut following: Following) -> Guest {
             let (to, bytes) = match following.next().await {
                 Some(Followed::Piece { errors: true, bytes }) => (&mut errors, bytes),
                 Some(Followed::Piece { errors: false, bytes }) => (&mut out, bytes),
-                Some(Followed::Ended(code)) => return Ended::Code(code),
+                // As with a kubelet: how the container ended is its status's to say.
+                Some(Followed::Ended) => return Ended::Code(0),
                 None => return Ended::Unknown("the pod's runner is gone".to_owned()),
             };
             // A stream that nobody wanted is thrown away.

@@ -10,6 +10,7 @@ use carrick_capture::netns::NetNs;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{PodError, state};
 
@@ -23,6 +24,11 @@ pub struct HttpAnswer {
     pub status: u16,
     /// The whole body.
     pub body: Vec<u8>,
+}
+
+/// Whether the pod runs on this machine.
+pub fn is_here(data_dir: &Path, namespace: &str, pod: &str) -> bool {
+    state::find(data_dir, namespace, pod).is_ok()
 }
 
 /// A TCP connection to `address` as seen from inside pod `namespace/pod`, for example its `127.0.0.1:15000`.
@@ -63,6 +69,19 @@ pub async fn http_get_in_pod(
 ) -> Result<HttpAnswer, PodError> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let stream = connect_in_pod(data_dir, namespace, pod, address, Duration::from_secs(5)).await?;
+    http_get_over(stream, pod, port, path).await
+}
+
+/// One HTTP request over a connection to a port of a pod.
+///
+/// # Errors
+/// No answer, or none that is HTTP.
+pub async fn http_get_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    pod: &str,
+    port: u16,
+    path: &str,
+) -> Result<HttpAnswer, PodError> {
     let failed = |reason: String| PodError::Request(format!("GET {path} on port {port} in pod {pod}: {reason}"));
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -38,7 +38,7 @@ pub use dns::parse_query;
 pub use error::PodError;
 pub use exec::exec;
 pub use guests::LocalPods;
-pub use inside::{HttpAnswer, connect_in_pod, http_get_in_pod};
+pub use inside::{HttpAnswer, connect_in_pod, http_get_in_pod, http_get_over, is_here};
 pub use options::{Engine, ExecOptions, HostOptions, ManifestRef, Network, Port, RunOptions};
 pub use run::run;
 pub use sweep::sweep;

@@ -25,6 +25,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Looks after which it is asked whether the runner still lives.
 const LOOKS: u32 = 20;
 
+/// The same for whoever is attached: somebody may be typing and waits for the echo.
+const ATTACHED: Duration = Duration::from_millis(20);
+const ATTACHED_LOOKS: u32 = 100;
+
 /// How records are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Form {
@@ -113,7 +117,13 @@ impl Records {
             if read > 0 {
                 continue;
             }
-            // The end, unless the log goes on in a new file.
+            // The end, unless the log was cut, or goes on in a new file.
+            let read_so_far = file.stream_position()?;
+            if file.get_ref().metadata()?.len() < read_so_far {
+                self.begun.clear();
+                file.rewind()?;
+                continue;
+            }
             let next = File::open(&self.path).ok().filter(|f| f.metadata().is_ok_and(|m| m.ino() != self.inode));
             let Some(next) = next else { return Ok(None) };
             // What was written between the last look and the new file.
@@ -239,7 +249,7 @@ fn lines(mut records: Records) -> io::Result<usize> {
     Ok(count.saturating_add(usize::from(begun)))
 }
 
-/// What a command writes from now on, with its exit code at the end.
+/// What a command writes from now on, up to its end.
 pub(crate) struct Following {
     records: Records,
     alive: Alive,
@@ -248,7 +258,7 @@ pub(crate) struct Following {
 /// A piece of it.
 pub(crate) enum Followed {
     Piece { errors: bool, bytes: Vec<u8> },
-    Ended(i32),
+    Ended,
 }
 
 impl Following {
@@ -263,9 +273,8 @@ impl Following {
         loop {
             while let Ok(Some(line)) = self.records.next() {
                 let Some(record) = self.records.form.record(&line) else { continue };
-                let text = std::str::from_utf8(record.text).unwrap_or("");
                 if record.stream == EXIT {
-                    return Some(Followed::Ended(text.parse().unwrap_or(1)));
+                    return Some(Followed::Ended);
                 }
                 let mut bytes = record.text.to_vec();
                 if record.whole {
@@ -274,10 +283,10 @@ impl Following {
                 return Some(Followed::Piece { errors: record.stream == "stderr", bytes });
             }
             looks = looks.saturating_add(1);
-            if looks.is_multiple_of(LOOKS) && !(self.alive)() {
+            if looks.is_multiple_of(ATTACHED_LOOKS) && !(self.alive)() {
                 return None;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ATTACHED).await;
         }
     }
 }
@@ -308,6 +317,22 @@ mod tests {
             all.extend_from_slice(&piece);
         }
         String::from_utf8(all).unwrap()
+    }
+
+    #[test]
+    fn a_log_that_was_cut_is_read_on() {
+        let (_folder, path) = written("one\n");
+        let mut records = Records::at_end(path.clone(), Form::Plain).unwrap();
+        let mut writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        writer.write_all(b"two\n").unwrap();
+        assert_eq!(records.next().unwrap().unwrap(), b"two\n");
+        crate::output::cut(&path, 100).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 8);
+        crate::output::cut(&path, 8).unwrap();
+        assert_eq!(std::fs::read(aside(&path)).unwrap(), b"one\ntwo\n");
+        writer.write_all(b"3\n").unwrap();
+        assert_eq!(records.next().unwrap().unwrap(), b"3\n");
+        assert_eq!(records.next().unwrap(), None);
     }
 
     #[tokio::test]

@@ -69,6 +69,7 @@ pub async fn run(options: &MachineOptions, mut ready: impl FnMut(&Machine)) -> R
         program,
         folder: folder.prepare(&machine)?,
         log: options.log.clone().unwrap_or_else(|| folder.path("proxy.log")),
+        bounded: options.log.is_none(),
     };
     // Rules first: connections older than connection tracking would be taken for new ones by it, and be redirected in mid-stream.
     let mut rules = Rules::apply(capture(&machine)?).await?;

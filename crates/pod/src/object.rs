@@ -30,6 +30,8 @@ pub(crate) struct Observed {
     pub(crate) app: ContainerView,
     pub(crate) proxy: Option<ContainerView>,
     pub(crate) terminating: bool,
+    /// How the command has ended: its exit code, and when.
+    pub(crate) ended: Option<(i32, String)>,
 }
 
 impl Observed {
@@ -47,14 +49,19 @@ pub(crate) fn pod(
     node: &str,
     injected: bool,
 ) -> Result<Pod, serde_json::Error> {
-    let command: Vec<String> = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let command: Vec<String> = template.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let ports: Vec<Value> = template.ports.iter().map(port).collect();
     let env = crate::variables::object(&template.env);
     let mut app = json!({
         "name": template.container,
-        "image": format!("localhost/{}", template.container),
+        "image": template.image.clone().unwrap_or_else(|| format!("localhost/{}", template.container)),
         "command": command,
     });
+    for (field, set) in [("stdin", template.stdin), ("stdinOnce", template.stdin_once), ("tty", template.tty)] {
+        if set {
+            app[field] = true.into();
+        }
+    }
     if !ports.is_empty() {
         app["ports"] = ports.into();
     }
@@ -110,14 +117,19 @@ impl Transitions {
 
 /// The status as a merge patch. `now` stamps the conditions that changed.
 pub(crate) fn status(observed: &Observed, transitions: &mut Transitions, now: &str) -> Value {
-    let started = observed.app.running;
+    let phase = match &observed.ended {
+        Some((0, _)) => "Succeeded",
+        Some(_) => "Failed",
+        None if observed.app.running => "Running",
+        None => "Pending",
+    };
     let containers_ready = observed.app.ready && observed.proxy.as_ref().is_none_or(|proxy| proxy.ready);
     let mut containers = vec![container(&observed.app_container, &observed.app, observed)];
     if let Some(proxy) = &observed.proxy {
         containers.push(container(PROXY, proxy, observed));
     }
     json!({"status": {
-        "phase": if started { "Running" } else { "Pending" },
+        "phase": phase,
         "hostIP": observed.host_ip,
         "podIP": observed.ip,
         "podIPs": [{"ip": observed.ip}],
@@ -134,7 +146,12 @@ pub(crate) fn status(observed: &Observed, transitions: &mut Transitions, now: &s
 }
 
 fn container(name: &str, view: &ContainerView, observed: &Observed) -> Value {
+    let ended = observed.ended.as_ref().filter(|_| !view.running);
     let state = match (&view.started_at, view.running) {
+        (started, _) if let Some((code, at)) = ended => json!({"terminated": {
+            "exitCode": code, "reason": if *code == 0 { "Completed" } else { "Error" },
+            "startedAt": started, "finishedAt": at, "containerID": format!("carrick://{}/{name}", observed.ip),
+        }}),
         (Some(at), true) => json!({"running": {"startedAt": at}}),
         (Some(_), false) => json!({"waiting": {"reason": "CrashLoopBackOff"}}),
         (None, _) => json!({"waiting": {"reason": "PodInitializing"}}),

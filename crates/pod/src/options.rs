@@ -154,11 +154,11 @@ impl std::str::FromStr for Port {
     }
 }
 
-/// A workload in a manifest file that supplies the pod template.
+/// A workload in a manifest file, or in the API, that supplies the pod template.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ManifestRef {
-    /// YAML or JSON file, any number of documents.
-    pub path: PathBuf,
+    /// YAML or JSON file, any number of documents; `None` takes the workload as the API has it, and then it must be named.
+    pub path: Option<PathBuf>,
     /// `kind/name`, for example `deployment/shop`; `None` when the file holds exactly one workload.
     pub workload: Option<String>,
 }
@@ -186,7 +186,7 @@ pub struct RunOptions {
     pub no_sidecar: bool,
     /// Pod template source.
     pub manifest: Option<ManifestRef>,
-    /// Program and arguments; empty only for a gateway.
+    /// Program and arguments; empty for a gateway, and where the template's container says what to run.
     pub command: Vec<OsString>,
     /// Environment, over the manifest's, over the caller's own.
     pub env: Vec<(String, String)>,

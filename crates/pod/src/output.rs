@@ -22,7 +22,7 @@ use nix::sys::termios;
 use tokio::process::Command;
 
 /// Bytes after which a log is put aside, in place of the one put aside before.
-const FILE: u64 = 10 << 20;
+pub(crate) const FILE: u64 = 10 << 20;
 /// Bytes read at once.
 const PIECE: usize = 16 << 10;
 /// How often the terminal is asked for its size.
@@ -51,6 +51,15 @@ pub(crate) fn remove(path: &Path) {
     for path in [path.to_owned(), aside(path)] {
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Puts a log aside that somebody else appends to, when it is longer than `limit`. What is written in that moment may be lost.
+pub(crate) fn cut(path: &Path, limit: u64) -> io::Result<()> {
+    if std::fs::metadata(path)?.len() < limit {
+        return Ok(());
+    }
+    std::fs::copy(path, aside(path))?;
+    OpenOptions::new().write(true).open(path)?.set_len(0)
 }
 
 /// The file, written by one process.
@@ -160,6 +169,16 @@ impl Prepared {
         Ok(Prepared { log, sources })
     }
 
+    /// Gives the command a terminal of its own for everything, and makes the log at `path`; the command's side stays with the command.
+    pub(crate) fn terminal(command: &mut Command, path: PathBuf) -> io::Result<(Prepared, OwnedFd)> {
+        let log = Arc::new(Mutex::new(Log::create(path)?));
+        let pty = openpty(None, None)?;
+        command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).stderr(pty.slave);
+        let to = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let sources = vec![Source::Terminal { from: pty.master.try_clone()?, to }];
+        Ok((Prepared { log, sources }, pty.master))
+    }
+
     /// Begins to read; `leader` is the command's process.
     pub(crate) fn start(self, leader: Option<u32>) -> io::Result<Outputs> {
         let Prepared { log, sources } = self;
@@ -216,7 +235,8 @@ fn pipe(mut from: PipeReader, mut to: File, stream: &str, log: &Mutex<Log>) {
     }
 }
 
-fn size(of: &File) -> Option<Winsize> {
+/// A terminal's size.
+pub(crate) fn size(of: &File) -> Option<Winsize> {
     nix::ioctl_read_bad!(get, libc::TIOCGWINSZ, Winsize);
     let mut size = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel writes one `Winsize`.
@@ -246,6 +266,8 @@ fn terminal(from: &OwnedFd, mut to: File, leader: Option<u32>, log: &Mutex<Log>)
             }
             Err(_) => return,
             Ok(_) => match nix::unistd::read(from, &mut buffer) {
+                // The terminal is shared with whoever writes into it, who does not wait.
+                Err(nix::errno::Errno::EAGAIN) => {}
                 // Nobody has the other side any more.
                 Ok(0) | Err(_) => return,
                 Ok(length) => {

@@ -4,6 +4,7 @@
 //! on the way up: address and object, namespaces, names, capture, sidecar, command; on the way down: endpoints, command, object, sidecar, rest.
 
 mod attend;
+pub(crate) mod console;
 mod credentials;
 pub(crate) mod files;
 mod life;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::options::Engine;
+use crate::options::{Engine, ManifestRef};
 use crate::signals::Signals;
 use crate::{PodError, RunOptions, api, injection, network, proxy_config, sweep, template};
 use life::Life;
@@ -25,6 +26,8 @@ use life::Life;
 pub(crate) struct Plan {
     pub(crate) options: RunOptions,
     pub(crate) template: template::Template,
+    /// The ReplicaSet that the pod is of, where the API has one.
+    pub(crate) set: Option<api::Set>,
     pub(crate) connection: api::Connection,
     pub(crate) sidecar: Option<SidecarPlan>,
 }
@@ -64,9 +67,26 @@ pub async fn run(options: RunOptions) -> Result<i32, PodError> {
 }
 
 async fn plan(options: RunOptions) -> Result<Plan, PodError> {
-    let mut template = template::build(&options)?;
+    let stored = match &options.manifest {
+        Some(ManifestRef { path: None, workload: Some(workload) }) => Some(workload.clone()),
+        _ => None,
+    };
+    // What the command line alone has wrong is told before the API is asked.
+    let told = if stored.is_none() { Some(template::build(&options)?) } else { None };
     let connection = api::connect(&options.kubeconfig_path()).await?;
     let namespace = api::namespace(&connection, &options.namespace).await?;
+    let mut template = match (told, stored) {
+        (Some(template), _) => template,
+        (None, stored) => {
+            let workload = stored.unwrap_or_default();
+            template::of_object(&options, api::workload(&connection, &options.namespace, &workload).await?)?
+        }
+    };
+    let set = match template.kind.as_deref() {
+        Some("Deployment") => api::newest_set(&connection.client, &options.namespace, &template.workload).await,
+        _ => None,
+    };
+    template.labels.extend(set.iter().map(|set| (api::TEMPLATE_HASH.to_owned(), set.hash.clone())));
     let labels = namespace.metadata.labels.unwrap_or_default();
     let injected = injection::inject(&options, &labels, &mut template)?;
     if injected {
@@ -81,7 +101,7 @@ async fn plan(options: RunOptions) -> Result<Plan, PodError> {
     }
     network::Netlink::open()?.ensure_bridge(&options.network).await?;
     network::settings_of_host(&options.network.bridge)?;
-    Ok(Plan { options, template, connection, sidecar })
+    Ok(Plan { options, template, set, connection, sidecar })
 }
 
 fn sidecar_plan(options: &RunOptions, template: &template::Template) -> Result<SidecarPlan, PodError> {

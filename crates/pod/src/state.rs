@@ -80,6 +80,11 @@ fn pods_dir(data_dir: &Path) -> PathBuf {
     run_dir(data_dir).join("pods")
 }
 
+/// The folder of the pod that has this id.
+pub(crate) fn folder(data_dir: &Path, id: &str) -> PathBuf {
+    pods_dir(data_dir).join(id)
+}
+
 /// The lock of the whole machine.
 fn machine_lock(data_dir: &Path) -> Result<Flock<File>, PodError> {
     let pods = pods_dir(data_dir);

@@ -1,9 +1,11 @@
 //! The pod to be: options of the caller over the template of a manifest.
 //!
-//! Invariant: pure once the file is read; what the caller says wins, what neither says is Kubernetes' default. Images, volumes and further
-//! containers of a template are not run here and not taken over.
+//! Invariant: pure once the manifest is read; what the caller says wins, what neither says is Kubernetes' default. Images are named as the
+//! template does, and not run; volumes and further containers of a template are not taken over.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, PodTemplateSpec, Probe};
@@ -26,6 +28,16 @@ pub(crate) struct Template {
     pub(crate) exact_name: bool,
     /// The app container's name.
     pub(crate) container: String,
+    /// The image that its template names.
+    pub(crate) image: Option<String>,
+    /// What it runs unless the caller says something else.
+    pub(crate) command: Vec<OsString>,
+    /// What is typed into it comes from `kubectl attach`, not from the runner.
+    pub(crate) stdin: bool,
+    /// Its input ends with the first who attached.
+    pub(crate) stdin_once: bool,
+    /// It has a terminal of its own.
+    pub(crate) tty: bool,
     /// Kind of the workload in the manifest.
     pub(crate) kind: Option<String>,
     /// Name of the workload that the pod is of.
@@ -57,12 +69,18 @@ pub(crate) struct ReadinessProbe {
     pub(crate) failures: u32,
 }
 
-/// Builds it; reads the manifest if there is one.
+/// Builds it; reads the manifest's file if there is one.
 pub(crate) fn build(options: &RunOptions) -> Result<Template, PodError> {
     let (kind, workload, spec) = match &options.manifest {
-        Some(manifest) => read(manifest)?,
-        None => (None, None, PodTemplateSpec::default()),
+        Some(ManifestRef { path: Some(path), workload }) => read(path, workload.as_deref())?,
+        _ => (None, None, PodTemplateSpec::default()),
     };
+    from_template(options, kind, workload, spec)
+}
+
+/// Builds it of a workload that the API has.
+pub(crate) fn of_object(options: &RunOptions, object: Value) -> Result<Template, PodError> {
+    let (kind, workload, spec) = choose(&[object], None).map_err(PodError::Request)?;
     from_template(options, kind, workload, spec)
 }
 
@@ -74,18 +92,21 @@ fn from_template(
 ) -> Result<Template, PodError> {
     let metadata = template.metadata.unwrap_or_default();
     let spec = template.spec.unwrap_or_default();
+    let container = spec.containers.iter().find(|container| (container.name == PROXY) == options.gateway).cloned();
+    let command = if options.command.is_empty() { declared(container.as_ref()) } else { options.command.clone() };
     let program = match options.gateway {
         true if !options.command.is_empty() => {
             return Err(PodError::Request("a gateway runs no command of its own".into()));
         }
         true => Some(options.labels.get(GATEWAY_LABEL).cloned().unwrap_or_else(|| "gateway".to_owned())),
-        false => options.command.first().map(|program| {
+        false => command.first().map(|program| {
             std::path::Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned()
         }),
     };
-    let program = program.ok_or_else(|| PodError::Request("nothing to run: give a command after --".into()))?;
+    let program = program.ok_or_else(|| {
+        PodError::Request("nothing to run: give a command after --, since the manifest names only an image".into())
+    })?;
     let fallback = label(&program);
-    let container = spec.containers.iter().find(|container| (container.name == PROXY) == options.gateway).cloned();
     // A pod has its own name; pods of workloads get one each.
     let exact = options.name.clone().or_else(|| workload.clone().filter(|_| kind.as_deref() == Some("Pod")));
     let base_name = exact.clone().or_else(|| workload.clone()).unwrap_or_else(|| fallback.clone());
@@ -100,6 +121,11 @@ fn from_template(
         container: container
             .as_ref()
             .map_or_else(|| workload.clone().unwrap_or_else(|| base_name.clone()), |c| c.name.clone()),
+        image: container.as_ref().and_then(|c| c.image.clone()).filter(|image| !image.is_empty()),
+        command: if options.gateway { Vec::new() } else { command },
+        stdin: container.as_ref().and_then(|c| c.stdin).unwrap_or(false),
+        stdin_once: container.as_ref().and_then(|c| c.stdin_once).unwrap_or(false),
+        tty: container.as_ref().and_then(|c| c.tty).unwrap_or(false),
         workload: workload.unwrap_or_else(|| base_name.clone()),
         exact_name: exact.is_some(),
         kind,
@@ -127,12 +153,31 @@ fn from_template(
     Ok(template)
 }
 
+/// What a container says that it runs: its command, or what it would tell its image's.
+fn declared(container: Option<&Container>) -> Vec<OsString> {
+    let words = container.into_iter().flat_map(|c| c.command.iter().flatten().chain(c.args.iter().flatten()));
+    words.map(OsString::from).collect()
+}
+
 /// Kind, name and pod template of the workload.
-fn read(manifest: &ManifestRef) -> Result<(Option<String>, Option<String>, PodTemplateSpec), PodError> {
-    let path = manifest.path.display();
-    let text = std::fs::read(&manifest.path).map_err(PodError::io(format!("read {path}")))?;
-    let objects = carrick_api::parse::objects(&text).map_err(|error| PodError::Request(format!("{path}: {error}")))?;
-    choose(&objects, manifest.workload.as_deref()).map_err(|reason| PodError::Request(format!("{path}: {reason}")))
+fn read(path: &Path, workload: Option<&str>) -> Result<(Option<String>, Option<String>, PodTemplateSpec), PodError> {
+    let shown = path.display();
+    let text = std::fs::read(path).map_err(PodError::io(format!("read {shown}")))?;
+    let objects = carrick_api::parse::objects(&text).map_err(|error| PodError::Request(format!("{shown}: {error}")))?;
+    choose(&objects, workload).map_err(|reason| PodError::Request(format!("{shown}: {reason}")))
+}
+
+/// Kind (in small letters, in the singular) and name of what a caller calls a workload.
+pub(crate) fn reference(wanted: &str) -> (String, &str) {
+    let (kind, name) = wanted.split_once('/').unwrap_or(("deployment", wanted));
+    let kind = match kind.to_lowercase().as_str() {
+        "deploy" | "deployments" | "deployment.apps" => "deployment".to_owned(),
+        "sts" | "statefulsets" => "statefulset".to_owned(),
+        "ds" | "daemonsets" => "daemonset".to_owned(),
+        "po" | "pods" => "pod".to_owned(),
+        other => other.to_owned(),
+    };
+    (kind, name)
 }
 
 fn choose(
@@ -157,14 +202,7 @@ fn choose(
     };
     let found = match wanted {
         Some(wanted) => {
-            let (kind, name) = wanted.split_once('/').unwrap_or(("deployment", wanted));
-            let kind = match kind.to_lowercase().as_str() {
-                "deploy" | "deployments" => "deployment".to_owned(),
-                "sts" | "statefulsets" => "statefulset".to_owned(),
-                "ds" | "daemonsets" => "daemonset".to_owned(),
-                "po" | "pods" => "pod".to_owned(),
-                other => other.to_owned(),
-            };
+            let (kind, name) = reference(wanted);
             workloads.iter().find(|(k, n, _)| k.to_lowercase() == kind && *n == name).ok_or_else(|| {
                 let known = names();
                 format!(

@@ -103,6 +103,90 @@ pub(super) const EVENT: &[Column] = &[
     Column { format: "name", ..wide("Name", "Name of the event.") },
 ];
 
+const CONTAINERS: Column = wide("Containers", "Names of the containers.");
+const IMAGES: Column = wide("Images", "Images of the containers.");
+const SELECTOR: Column = wide("Selector", "Labels by which pods are found.");
+const READY: Column = column("Ready", "Pods that are ready, of those wanted.");
+
+const fn count(name: &'static str, description: &'static str) -> Column {
+    Column { type_: "integer", ..column(name, description) }
+}
+
+pub(super) const DEPLOYMENT: &[Column] = &[
+    NAME,
+    READY,
+    count("Up-to-date", "Pods of the newest template."),
+    count("Available", "Pods that have been ready for long enough."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+pub(super) const REPLICA_SET: &[Column] = &[
+    NAME,
+    count("Desired", "Pods that are wanted."),
+    count("Current", "Pods that there are."),
+    count("Ready", "Pods that are ready."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+pub(super) const STATEFUL_SET: &[Column] = &[NAME, READY, AGE, CONTAINERS, IMAGES];
+pub(super) const DAEMON_SET: &[Column] = &[
+    NAME,
+    count("Desired", "Nodes that should run a pod."),
+    count("Current", "Nodes that run one."),
+    count("Ready", "Nodes whose pod is ready."),
+    count("Up-to-date", "Nodes whose pod is of the newest template."),
+    count("Available", "Nodes whose pod has been ready for long enough."),
+    column("Node Selector", "Labels of the nodes."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+pub(super) const JOB: &[Column] = &[
+    NAME,
+    column("Status", "What has become of it."),
+    column("Completions", "Pods that have done their work, of those wanted."),
+    column("Duration", "How long it took."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+pub(super) const CRON_JOB: &[Column] = &[
+    NAME,
+    column("Schedule", "When it runs."),
+    column("Timezone", "Whose clock that means."),
+    column("Suspend", "Whether it is held back."),
+    count("Active", "Jobs that run."),
+    column("Last Schedule", "When it ran last."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+pub(super) const AUTOSCALER: &[Column] = &[
+    NAME,
+    column("Reference", "What is scaled."),
+    column("Targets", "What is measured, and what it should be."),
+    column("MinPods", "Fewest pods."),
+    column("MaxPods", "Most pods."),
+    count("Replicas", "Pods that there are."),
+    AGE,
+];
+pub(super) const DISRUPTION_BUDGET: &[Column] = &[
+    NAME,
+    column("Min Available", "Pods that must stay."),
+    column("Max Unavailable", "Pods that may be away."),
+    count("Allowed Disruptions", "Pods that may be taken away now."),
+    AGE,
+];
+pub(super) const NETWORK_POLICY: &[Column] = &[NAME, column("Pod-Selector", "Labels of the pods it is about."), AGE];
+pub(super) const WEBHOOKS: &[Column] = &[NAME, count("Webhooks", "How many there are."), AGE];
+
 pub(super) const ROLE_BINDING: &[Column] = &[
     NAME,
     column("Role", "What is granted."),

@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
 use k8s_openapi::api::autoscaling::v2 as autoscaling;
+use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
@@ -34,7 +35,6 @@ type Convert = fn() -> Converted;
 type Printer = (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>);
 
 pub(super) fn kinds() -> Vec<Kind> {
-    let name_age: Printer = (columns::NAME_AGE, print::name_age);
     let created: Printer = (columns::NAME_CREATED, print::name_created);
     let binding: Printer = (columns::ROLE_BINDING, print::role_binding);
     let all: &[&str] = &["all"];
@@ -88,6 +88,18 @@ pub(super) fn kinds() -> Vec<Kind> {
             subresources: &["attach", "exec", "log", "portforward", "status"],
             ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
         },
+        Kind {
+            short_names: &["rc"],
+            categories: all,
+            subresources: &["scale", "status"],
+            ..kind(
+                "",
+                "ReplicationController",
+                "replicationcontrollers",
+                definitions_of::<core::ReplicationController>,
+                (columns::REPLICA_SET, print::replication_controller),
+            )
+        },
         kind("", "Secret", "secrets", definitions_of::<core::Secret>, (columns::SECRET, print::secret)),
         Kind {
             short_names: &["sa"],
@@ -114,7 +126,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "MutatingWebhookConfiguration",
                 "mutatingwebhookconfigurations",
                 definitions_of::<admission::MutatingWebhookConfiguration>,
-                name_age,
+                (columns::WEBHOOKS, print::webhooks),
             )
         },
         Kind {
@@ -124,7 +136,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "ValidatingWebhookConfiguration",
                 "validatingwebhookconfigurations",
                 definitions_of::<admission::ValidatingWebhookConfiguration>,
-                name_age,
+                (columns::WEBHOOKS, print::webhooks),
             )
         },
         Kind {
@@ -143,13 +155,66 @@ pub(super) fn kinds() -> Vec<Kind> {
             short_names: &["deploy"],
             categories: all,
             subresources: &["scale", "status"],
-            ..kind("apps", "Deployment", "deployments", definitions_of::<apps::Deployment>, name_age)
+            ..kind(
+                "apps",
+                "Deployment",
+                "deployments",
+                definitions_of::<apps::Deployment>,
+                (columns::DEPLOYMENT, print::deployment),
+            )
+        },
+        Kind {
+            short_names: &["rs"],
+            categories: all,
+            subresources: &["scale", "status"],
+            ..kind(
+                "apps",
+                "ReplicaSet",
+                "replicasets",
+                definitions_of::<apps::ReplicaSet>,
+                (columns::REPLICA_SET, print::replica_set),
+            )
+        },
+        Kind {
+            short_names: &["sts"],
+            categories: all,
+            subresources: &["scale", "status"],
+            ..kind(
+                "apps",
+                "StatefulSet",
+                "statefulsets",
+                definitions_of::<apps::StatefulSet>,
+                (columns::STATEFUL_SET, print::stateful_set),
+            )
+        },
+        Kind {
+            categories: all,
+            subresources: &["status"],
+            ..kind("batch", "Job", "jobs", definitions_of::<batch::Job>, (columns::JOB, print::job))
+        },
+        Kind {
+            short_names: &["cj"],
+            categories: all,
+            subresources: &["status"],
+            ..kind(
+                "batch",
+                "CronJob",
+                "cronjobs",
+                definitions_of::<batch::CronJob>,
+                (columns::CRON_JOB, print::cron_job),
+            )
         },
         Kind {
             short_names: &["ds"],
             categories: all,
             subresources: &["status"],
-            ..kind("apps", "DaemonSet", "daemonsets", definitions_of::<apps::DaemonSet>, name_age)
+            ..kind(
+                "apps",
+                "DaemonSet",
+                "daemonsets",
+                definitions_of::<apps::DaemonSet>,
+                (columns::DAEMON_SET, print::daemon_set),
+            )
         },
         Kind {
             versions: &["v2"],
@@ -161,7 +226,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "HorizontalPodAutoscaler",
                 "horizontalpodautoscalers",
                 definitions_of::<autoscaling::HorizontalPodAutoscaler>,
-                name_age,
+                (columns::AUTOSCALER, print::autoscaler),
             )
         },
         Kind {
@@ -172,7 +237,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "NetworkPolicy",
                 "networkpolicies",
                 definitions_of::<networking::NetworkPolicy>,
-                name_age,
+                (columns::NETWORK_POLICY, print::network_policy),
             )
         },
         Kind {
@@ -183,7 +248,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "PodDisruptionBudget",
                 "poddisruptionbudgets",
                 definitions_of::<policy::PodDisruptionBudget>,
-                name_age,
+                (columns::DISRUPTION_BUDGET, print::disruption_budget),
             )
         },
         review(
@@ -272,9 +337,6 @@ pub(super) fn kinds() -> Vec<Kind> {
         kind(RBAC, "RoleBinding", "rolebindings", definitions_of::<rbac::RoleBinding>, binding),
         kind(RBAC, "Role", "roles", definitions_of::<rbac::Role>, created),
     ]
-    .into_iter()
-    .map(|kind| if kind.columns.is_empty() { Kind { columns: name_age.0, cells: name_age.1, ..kind } } else { kind })
-    .collect()
 }
 
 fn kind(group: &'static str, kind: &'static str, plural: &'static str, convert: Convert, printer: Printer) -> Kind {

@@ -4,8 +4,13 @@
 //! absent one. Time is an argument.
 
 mod pod;
+mod workload;
 
 pub(super) use self::pod::pod;
+pub(super) use self::workload::{
+    autoscaler, cron_job, daemon_set, deployment, disruption_budget, job, network_policy, replica_set,
+    replication_controller, stateful_set, webhooks,
+};
 
 use serde_json::{Map, Value};
 

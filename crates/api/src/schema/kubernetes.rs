@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn every_place_of_the_merge_table_exists() {
-        use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
+        use k8s_openapi::api::{admissionregistration::v1 as admission, apps::v1 as apps, core::v1 as core};
         let mut all = definitions_of::<core::Pod>().definitions;
         all.extend(definitions_of::<core::Service>().definitions);
         all.extend(definitions_of::<core::ServiceAccount>().definitions);
@@ -138,6 +138,10 @@ mod tests {
         all.extend(definitions_of::<core::Node>().definitions);
         all.extend(definitions_of::<apps::Deployment>().definitions);
         all.extend(definitions_of::<apps::ReplicaSet>().definitions);
+        all.extend(definitions_of::<apps::StatefulSet>().definitions);
+        all.extend(definitions_of::<apps::DaemonSet>().definitions);
+        all.extend(definitions_of::<admission::MutatingWebhookConfiguration>().definitions);
+        all.extend(definitions_of::<admission::ValidatingWebhookConfiguration>().definitions);
         for (definition, field) in merge_keys::places() {
             let Some(Type::Object(object)) = all.get(definition) else { panic!("no {definition}") };
             let is_list = object.fields.get(field).is_some_and(|f| matches!(f.ty, Type::List { .. }));

@@ -41,6 +41,10 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "ownerReferences", &["uid"]),
     ("io.k8s.api.apps.v1.DeploymentStatus", "conditions", &["type"]),
     ("io.k8s.api.apps.v1.ReplicaSetStatus", "conditions", &["type"]),
+    ("io.k8s.api.apps.v1.StatefulSetStatus", "conditions", &["type"]),
+    ("io.k8s.api.apps.v1.DaemonSetStatus", "conditions", &["type"]),
+    ("io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration", "webhooks", &["name"]),
+    ("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration", "webhooks", &["name"]),
 ];
 
 /// How the list in a field of a definition merges.

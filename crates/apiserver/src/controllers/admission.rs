@@ -7,6 +7,7 @@ mod pod;
 mod service;
 mod small;
 mod webhook;
+mod workload;
 
 use carrick_api::validate;
 use carrick_base::Severity;
@@ -51,6 +52,10 @@ impl Admission {
         match context.resource {
             "services" => service::admit(&self.addresses, object, operation, context)?,
             "pods" => pod::admit(object, operation, context)?,
+            "deployments.apps" | "replicasets.apps" | "statefulsets.apps" | "daemonsets.apps" | "jobs.batch"
+            | "cronjobs.batch" => {
+                workload::admit(object, operation, context)?;
+            }
             "namespaces" => small::namespace(object),
             "secrets" => small::secret(object, context)?,
             "configmaps" => small::config_map(object, context)?,

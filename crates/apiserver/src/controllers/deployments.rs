@@ -1,7 +1,10 @@
-//! Status of Deployments, from the pods that there are: nothing here makes any, but `carrick run --as deployment/NAME` does.
+//! Deployments, from the pods that there are: nothing here makes any, but `carrick run --as deployment/NAME` does.
 //!
 //! Invariant: a status says how many pods the selector finds, and why there are none; a status that somebody else wrote (its conditions are
-//! not ours) is left alone. What was written already is not written again.
+//! not ours) is left alone. Each template that a Deployment has had is a ReplicaSet (`sets`); pods of an old one are ended when those of the
+//! new one serve. What was written already is not written again.
+
+mod sets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,9 +15,10 @@ use tracing::{debug, warn};
 use super::follow::{Follower, News};
 use crate::error::{ApiError, ApiResult};
 use crate::selector::{Selectors, selector_text};
-use crate::store::{EventType, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
+use crate::store::{DeleteOptions, Deleted, EventType, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
 
 const DEPLOYMENTS: &str = "deployments.apps";
+const SETS: &str = "replicasets.apps";
 /// Pause before a status whose write failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Why a Deployment has no pods. Marks conditions as ours.
@@ -35,13 +39,17 @@ pub async fn run(store: Store) {
 struct Pod {
     /// An object with nothing but its labels.
     labels: Value,
+    /// The set it is of; empty for none.
+    hash: String,
     ready: bool,
+    created: String,
 }
 
 #[derive(Default)]
 struct Namespace {
     pods: BTreeMap<String, Pod>,
     deployments: BTreeMap<String, Value>,
+    sets: BTreeMap<String, Value>,
 }
 
 struct Controller {
@@ -54,11 +62,17 @@ impl Controller {
     async fn run(&mut self) -> ApiResult<()> {
         let mut pods = Follower::new(&self.store, "pods");
         let mut deployments = Follower::new(&self.store, DEPLOYMENTS);
+        let mut sets = Follower::new(&self.store, SETS);
+        // No set may be made before those that there are are known.
         self.pods(pods.next().await?);
+        self.sets(sets.next().await?);
         self.deployments(deployments.next().await?);
         loop {
             while let Some(news) = pods.ready()? {
                 self.pods(news);
+            }
+            while let Some(news) = sets.ready()? {
+                self.sets(news);
             }
             while let Some(news) = deployments.ready()? {
                 self.deployments(news);
@@ -68,7 +82,7 @@ impl Controller {
                 if let Err(error) = self.reconcile(&key).await {
                     match error {
                         // Its deletion, or the change that was faster, is on its way.
-                        ApiError::NotFound(_) | ApiError::Conflict { .. } => {}
+                        ApiError::NotFound(_) | ApiError::Conflict { .. } | ApiError::AlreadyExists(_) => {}
                         error @ ApiError::Unavailable(_) => return Err(error),
                         error => {
                             warn!(namespace = %key.0, deployment = %key.1, %error, "no status written; trying again");
@@ -80,6 +94,7 @@ impl Controller {
             let retry = self.store.clock().sleep(RETRY);
             tokio::select! {
                 news = pods.next() => self.pods(news?),
+                news = sets.next() => self.sets(news?),
                 news = deployments.next() => self.deployments(news?),
                 () = retry, if !failed.is_empty() => {}
             }
@@ -108,7 +123,9 @@ impl Controller {
         // One that is going is no longer one of them.
         let now = pod.filter(|pod| pod.pointer("/metadata/deletionTimestamp").is_none()).map(|pod| Pod {
             labels: json!({"metadata": {"labels": pod.pointer("/metadata/labels")}}),
+            hash: text(pod, &format!("/metadata/labels/{}", sets::HASH)),
             ready: is_ready(pod),
+            created: text(pod, "/metadata/creationTimestamp"),
         });
         let before = match now {
             Some(now) if known.pods.get(name) == Some(&now) => return,
@@ -122,6 +139,27 @@ impl Controller {
                 self.dirty.insert((namespace.to_owned(), deployment.clone()));
             }
         }
+    }
+
+    fn sets(&mut self, news: News) {
+        match news {
+            News::All(list) => {
+                self.known.values_mut().for_each(|n| n.sets.clear());
+                list.iter().for_each(|set| self.set(set, true));
+            }
+            News::Change(event) => self.set((*event.object).clone(), event.kind != EventType::Deleted),
+        }
+    }
+
+    fn set(&mut self, set: Value, there: bool) {
+        let (namespace, name) = (namespace_of(&set).to_owned(), name_of(&set).to_owned());
+        let known = self.known.entry(namespace.clone()).or_default();
+        let owner = known.deployments.iter().find(|(_, deployment)| sets::is_of(&set, deployment));
+        self.dirty.extend(owner.map(|(name, _)| (namespace, name.clone())));
+        match there {
+            true => known.sets.insert(name, set),
+            false => known.sets.remove(&name),
+        };
     }
 
     fn deployments(&mut self, news: News) {
@@ -148,26 +186,92 @@ impl Controller {
     async fn reconcile(&self, key: &Key) -> ApiResult<()> {
         let Some(known) = self.known.get(&key.0) else { return Ok(()) };
         let Some(deployment) = known.deployments.get(&key.1) else { return Ok(()) };
-        let counted = match selectors(deployment) {
-            Some(selectors) => {
-                let own = known.pods.values().filter(|pod| selectors.matches(&pod.labels));
-                own.fold((0, 0), |(all, ready), pod| (all + 1, ready + i64::from(pod.ready)))
-            }
-            None => (0, 0),
+        if deployment.pointer("/metadata/deletionTimestamp").is_some() {
+            return Ok(());
+        }
+        let pods: Vec<(&String, &Pod)> = match selectors(deployment) {
+            Some(selectors) => known.pods.iter().filter(|(_, pod)| selectors.matches(&pod.labels)).collect(),
+            None => Vec::new(),
         };
+        let orphan = |set: &Value| selectors(deployment).is_some_and(|own| sets::is_orphan(set, &own));
+        let own: Vec<&Value> = known.sets.values().filter(|set| sets::is_of(set, deployment) || orphan(set)).collect();
+        let steps = sets::plan(deployment, &own, |name| known.sets.contains_key(name), &pods);
+        let (hash, revision) = (steps.hash.clone(), steps.revision.clone());
+        self.write_sets(&key.0, steps).await?;
+        // A pod that is of no set was run without asking the API, and is taken for one of the newest template.
+        let counted = pods.iter().fold(Counted::default(), |counted, (_, pod)| {
+            let updated = pod.hash.is_empty() || pod.hash == hash;
+            counted.with(pod.ready, updated)
+        });
         let now = rfc3339(self.store.now());
-        if next(deployment, counted, &now).is_none() {
+        let said = |deployment: &Value| {
+            deployment.pointer("/metadata/annotations").and_then(|all| all.get(sets::REVISION)).and_then(Value::as_str)
+                == Some(revision.as_str())
+        };
+        if next(deployment, counted, &now).is_none() && said(deployment) {
             return Ok(());
         }
         let change = |old: Option<&Value>| {
             let old = old.ok_or_else(|| ApiError::not_found(DEPLOYMENTS, &key.1))?;
             let mut new = old.clone();
-            if let (Some(status), Some(map)) = (next(old, counted, &now), new.as_object_mut()) {
+            // What it says now may be of another template; that is on its way here.
+            let same = old.pointer("/spec/template") == deployment.pointer("/spec/template");
+            if let (Some(status), Some(map)) = (next(old, counted, &now).filter(|_| same), new.as_object_mut()) {
                 map.insert("status".into(), status);
+            }
+            if same && let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+                let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+                if let Some(annotations) = annotations.as_object_mut() {
+                    annotations.insert(sets::REVISION.into(), json!(revision));
+                }
             }
             Ok(Intent::Put(new))
         };
         self.store.modify(DEPLOYMENTS, &key.0, &key.1, WriteOptions::default(), change).await.map(|_| ())
+    }
+
+    async fn write_sets(&self, namespace: &str, steps: sets::Steps) -> ApiResult<()> {
+        if let Some(set) = steps.create {
+            self.store.create(SETS, set).await?;
+        }
+        for set in steps.put {
+            self.store.update(SETS, set).await?;
+        }
+        let gone = |outcome: ApiResult<Deleted>| match outcome {
+            Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        for name in steps.delete {
+            gone(self.store.delete(SETS, namespace, &name, &DeleteOptions::default()).await)?;
+        }
+        for name in steps.end {
+            gone(self.store.delete("pods", namespace, &name, &DeleteOptions::default()).await)?;
+        }
+        Ok(())
+    }
+}
+
+fn text(object: &Value, pointer: &str) -> String {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Pods of a Deployment.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    all: i64,
+    ready: i64,
+    updated: i64,
+    updated_ready: i64,
+}
+
+impl Counted {
+    fn with(self, ready: bool, updated: bool) -> Self {
+        Self {
+            all: self.all.saturating_add(1),
+            ready: self.ready.saturating_add(ready.into()),
+            updated: self.updated.saturating_add(updated.into()),
+            updated_ready: self.updated_ready.saturating_add((ready && updated).into()),
+        }
     }
 }
 
@@ -183,7 +287,8 @@ fn selectors(deployment: &Value) -> Option<Selectors> {
 }
 
 /// The status that a Deployment should have; `None` when it has it, or when it is somebody else's.
-fn next(deployment: &Value, (all, ready): (i64, i64), now: &str) -> Option<Value> {
+fn next(deployment: &Value, counted: Counted, now: &str) -> Option<Value> {
+    let Counted { all, ready, updated, updated_ready } = counted;
     let number = |pointer: &str| deployment.pointer(pointer).and_then(Value::as_i64);
     let before = deployment.get("status").cloned().unwrap_or_else(|| json!({}));
     let conditions: Vec<Value> = before.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -194,10 +299,11 @@ fn next(deployment: &Value, (all, ready): (i64, i64), now: &str) -> Option<Value
     let name = name_of(deployment);
     let namespace = namespace_of(deployment);
     let hint = format!(
-        "there is no container runtime here, and {all} of {wanted} pods: run each process with `carrick run -n {namespace} -f FILE --as deployment/{name} -- COMMAND`"
+        "there is no container runtime here, and {updated} of {wanted} pods{}: run each process with `carrick run -n {namespace} --as deployment/{name} -- COMMAND`",
+        if all > updated { " of the newest template" } else { "" }
     );
-    let (enough, short) = (ready >= wanted, all < wanted);
-    let progress = match (enough, short) {
+    let (enough, short) = (ready >= wanted, updated < wanted);
+    let progress = match (updated_ready >= wanted, short) {
         (true, _) => ("True", "NewReplicaSetAvailable", format!("{ready} pods are ready")),
         (false, true) => ("False", "ProgressDeadlineExceeded", hint.clone()),
         (false, false) => ("True", "ReplicaSetUpdated", format!("{ready} of {wanted} pods are ready")),
@@ -230,7 +336,7 @@ fn next(deployment: &Value, (all, ready): (i64, i64), now: &str) -> Option<Value
         let missing = wanted.saturating_sub(ready).max(0);
         for (field, count) in [
             ("replicas", all),
-            ("updatedReplicas", all),
+            ("updatedReplicas", updated),
             ("readyReplicas", ready),
             ("availableReplicas", ready),
             ("unavailableReplicas", missing),
@@ -258,20 +364,20 @@ mod tests {
 
     #[test]
     fn what_a_status_says() {
-        let none = next(&deployment(1, json!({})), (0, 0), "t1").unwrap();
+        let none = next(&deployment(1, json!({})), Counted::default(), "t1").unwrap();
         assert_eq!(none["conditions"][1]["reason"], "ProgressDeadlineExceeded");
         assert!(none["conditions"][2]["message"].as_str().unwrap().contains("--as deployment/shop"), "{none}");
         assert_eq!((&none["observedGeneration"], &none["unavailableReplicas"]), (&json!(3), &json!(1)));
         // Said once.
-        assert_eq!(next(&deployment(1, none.clone()), (0, 0), "t2"), None);
-        let some = next(&deployment(1, none), (1, 1), "t3").unwrap();
+        assert_eq!(next(&deployment(1, none.clone()), Counted::default(), "t2"), None);
+        let some = next(&deployment(1, none), Counted::default().with(true, true), "t3").unwrap();
         assert_eq!((&some["readyReplicas"], &some["conditions"][0]["status"]), (&json!(1), &json!("True")));
         assert_eq!(some["conditions"][0]["lastTransitionTime"], "t3");
         assert_eq!(some.get("unavailableReplicas"), None);
         // Somebody else's.
         let foreign = json!({"availableReplicas": 1, "conditions": [{"type": "Available", "status": "True"}]});
-        assert_eq!(next(&deployment(1, foreign), (0, 0), "t1"), None);
-        let zero = next(&deployment(0, json!({})), (0, 0), "t1").unwrap();
+        assert_eq!(next(&deployment(1, foreign), Counted::default(), "t1"), None);
+        let zero = next(&deployment(0, json!({})), Counted::default(), "t1").unwrap();
         assert_eq!(zero["conditions"][0]["status"], "True");
     }
 }

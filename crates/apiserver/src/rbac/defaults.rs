@@ -35,7 +35,31 @@ const VIEWABLE: [&str; 11] = [
     "services/status",
 ];
 /// What `view` may read of applications.
-const APPLICATIONS: [&str; 3] = ["deployments", "deployments/scale", "deployments/status"];
+const APPLICATIONS: [&str; 11] = [
+    "daemonsets",
+    "daemonsets/status",
+    "deployments",
+    "deployments/scale",
+    "deployments/status",
+    "replicasets",
+    "replicasets/scale",
+    "replicasets/status",
+    "statefulsets",
+    "statefulsets/scale",
+    "statefulsets/status",
+];
+/// What `edit` may write of them.
+const RUN: [&str; 7] = [
+    "daemonsets",
+    "deployments",
+    "deployments/scale",
+    "replicasets",
+    "replicasets/scale",
+    "statefulsets",
+    "statefulsets/scale",
+];
+/// Work that ends.
+const WORK: [&str; 4] = ["cronjobs", "cronjobs/status", "jobs", "jobs/status"];
 /// Ways into pods; who reads alone has none of them. `pods/exec` is not among them: a process that is run as a pod has the machine's files,
 /// and whoever may start another beside it is as good as root there.
 const INTO_PODS: [&str; 2] = ["pods/attach", "pods/portforward"];
@@ -92,6 +116,10 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
     let view = vec![
         rule(&[""], &VIEWABLE, &READ),
         rule(&["apps"], &APPLICATIONS, &READ),
+        rule(&["batch"], &WORK, &READ),
+        rule(&["autoscaling"], &["horizontalpodautoscalers", "horizontalpodautoscalers/status"], &READ),
+        rule(&["policy"], &["poddisruptionbudgets", "poddisruptionbudgets/status"], &READ),
+        rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["events.k8s.io"], &["events"], &READ),
         rule(&ISTIO_GROUPS, &["*"], &READ),
@@ -99,7 +127,11 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
     let mut edit = view.clone();
     edit.push(rule(&[""], &EDITABLE, &WRITE));
     edit.push(rule(&[""], &INTO_PODS, &[&READ[..], &WRITE[..]].concat()));
-    edit.push(rule(&["apps"], &["deployments", "deployments/scale"], &WRITE));
+    edit.push(rule(&["apps"], &RUN, &WRITE));
+    edit.push(rule(&["batch"], &["cronjobs", "jobs"], &WRITE));
+    edit.push(rule(&["autoscaling"], &["horizontalpodautoscalers"], &WRITE));
+    edit.push(rule(&["policy"], &["poddisruptionbudgets"], &WRITE));
+    edit.push(rule(&["networking.k8s.io"], &["networkpolicies"], &WRITE));
     edit.push(rule(&[""], &["secrets"], &READ));
     edit.push(rule(&[""], &["serviceaccounts"], &["impersonate"]));
     edit.push(rule(&[""], &["serviceaccounts/token"], &["create"]));

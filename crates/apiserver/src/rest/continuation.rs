@@ -16,11 +16,17 @@ pub struct Place {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// How many items come after it, if that was counted.
+    pub left: Option<u64>,
 }
 
 /// Makes a token.
-pub fn encode(revision: u64, namespace: &str, name: &str) -> String {
-    URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": [namespace, name]}).to_string())
+pub fn encode(revision: u64, namespace: &str, name: &str, left: Option<u64>) -> String {
+    let mut token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": [namespace, name]});
+    if let (Some(left), Some(map)) = (left, token.as_object_mut()) {
+        map.insert("left".into(), left.into());
+    }
+    URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
 /// Reads a token.
@@ -33,7 +39,8 @@ pub fn decode(token: &str) -> ApiResult<Place> {
         let value: Value = serde_json::from_slice(&bytes).ok()?;
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let revision = value.get("rv").and_then(Value::as_u64).filter(|r| *r > 0)?;
-        Some(Place { revision, namespace: text("/start/0")?, name: text("/start/1")? })
+        let left = value.get("left").and_then(Value::as_u64);
+        Some(Place { revision, namespace: text("/start/0")?, name: text("/start/1")?, left })
     };
     place().ok_or_else(|| ApiError::BadRequest("continue key is not valid".into()))
 }
@@ -44,9 +51,10 @@ mod tests {
 
     #[test]
     fn tokens() {
-        let place = decode(&encode(7, "a", "b")).unwrap();
-        assert_eq!(place, Place { revision: 7, namespace: "a".into(), name: "b".into() });
-        for wrong in ["", "x", "e30", &encode(0, "a", "b")] {
+        let place = decode(&encode(7, "a", "b", Some(3))).unwrap();
+        assert_eq!(place, Place { revision: 7, namespace: "a".into(), name: "b".into(), left: Some(3) });
+        assert_eq!(decode(&encode(7, "a", "b", None)).unwrap().left, None);
+        for wrong in ["", "x", "e30", &encode(0, "a", "b", None)] {
             assert!(decode(wrong).is_err(), "{wrong}");
         }
     }

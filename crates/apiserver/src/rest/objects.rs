@@ -126,14 +126,14 @@ impl Call<'_> {
         let selectors = self.selectors()?;
         let limit: Option<usize> = self.query.number("limit")?.filter(|l| *l > 0);
         let asked = self.revision_parameter()?;
-        let (after, at) = match self.query.get("continue") {
+        let (after, at, left) = match self.query.get("continue") {
             Some(token) => {
                 let place = continuation::decode(token)?;
-                (Some((place.namespace, place.name)), Some(place.revision))
+                (Some((place.namespace, place.name)), Some(place.revision), place.left)
             }
             None => {
                 let exact = self.query.get("resourceVersionMatch") == Some("Exact");
-                (None, asked.filter(|_| exact))
+                (None, asked.filter(|_| exact), None)
             }
         };
         if let Some(revision) = at.or(asked) {
@@ -143,9 +143,12 @@ impl Call<'_> {
         let engine = self.api.store.engine();
         let want = if selectors.is_empty() { limit } else { None };
         let page = engine.page(self.id(), self.namespace(), after, want, at);
-        let page = page.map_err(|error| self.list_error(error))?;
+        let mut page = page.map_err(|error| self.list_error(error))?;
+        if let Some(left) = left.filter(|_| page.next.is_some()) {
+            page.remaining = Some(left.saturating_sub(page.items.len() as u64));
+        }
         if form == Form::Plain && selectors.is_empty() && page.items.len() > listing::LONG {
-            let next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name));
+            let next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name, page.remaining));
             let meta = ListMeta { revision: page.revision, next, remaining: page.remaining };
             let records = page.items.into_iter().map(|(_, record)| record).collect();
             let (resource, now) = (self.resource.clone(), self.api.store.clock().now());
@@ -697,12 +700,13 @@ fn select(page: Page, selectors: &Selectors, limit: Option<usize>) -> (Vec<Value
     for (key, record) in page.items {
         let Some(object) = decode_record(&record).filter(|o| selectors.matches(o)) else { continue };
         if objects.len() >= limit {
-            meta.next = last.map(|(ns, name): (Arc<str>, Arc<str>)| continuation::encode(page.revision, &ns, &name));
+            meta.next =
+                last.map(|(ns, name): (Arc<str>, Arc<str>)| continuation::encode(page.revision, &ns, &name, None));
             return (objects, meta);
         }
         last = Some((key.namespace, key.name));
         objects.push(object);
     }
-    meta.next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name));
+    meta.next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name, page.remaining));
     (objects, meta)
 }

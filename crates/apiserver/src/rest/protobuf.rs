@@ -83,6 +83,22 @@ DeploymentSpec: 1 replicas i?; 2 selector LabelSelector; 3 template PodTemplate;
 DeploymentStrategy: 1 type s; 2 rollingUpdate RollingUpdate
 RollingUpdate: 1 maxUnavailable N; 2 maxSurge N
 DeploymentStatus: 1 observedGeneration i; 2 replicas i; 3 updatedReplicas i; 4 availableReplicas i; 5 unavailableReplicas i; 7 readyReplicas i; 8 collisionCount i?; 9 terminatingReplicas i?
+Job: 1 metadata ObjectMeta; 2 spec JobSpec; 3 status JobStatus
+JobSpec: 1 parallelism i?; 2 completions i?; 3 activeDeadlineSeconds i?; 4 selector LabelSelector; 5 manualSelector b?; 6 template PodTemplate; 7 backoffLimit i?; 8 ttlSecondsAfterFinished i?; 9 completionMode s?; 10 suspend b?; 12 backoffLimitPerIndex i?; 13 maxFailedIndexes i?; 14 podReplacementPolicy s?; 15 managedBy s?
+JobStatus: 4 active i; 5 succeeded i; 6 failed i
+CronJob: 1 metadata ObjectMeta; 2 spec CronJobSpec; 3 status Nothing
+CronJobSpec: 1 schedule s; 2 startingDeadlineSeconds i?; 3 concurrencyPolicy s; 4 suspend b?; 5 jobTemplate JobTemplate; 6 successfulJobsHistoryLimit i?; 7 failedJobsHistoryLimit i?; 8 timeZone s?
+JobTemplate: 1 metadata ObjectMeta; 2 spec JobSpec
+HorizontalPodAutoscaler: 1 metadata ObjectMeta; 2 spec AutoscalerSpec; 3 status AutoscalerStatus
+AutoscalerSpec: 1 scaleTargetRef ScaleTarget; 2 minReplicas i?; 3 maxReplicas i; 4 metrics []Metric
+ScaleTarget: 1 kind s; 2 name s; 3 apiVersion s
+Metric: 1 type s; 4 resource ResourceMetric
+ResourceMetric: 1 name s; 2 target MetricTarget
+MetricTarget: 1 type s; 4 averageUtilization i?
+AutoscalerStatus: 1 observedGeneration i?; 3 currentReplicas i; 4 desiredReplicas i
+PodDisruptionBudget: 1 metadata ObjectMeta; 2 spec BudgetSpec; 3 status BudgetStatus
+BudgetSpec: 1 minAvailable N; 2 selector LabelSelector; 3 maxUnavailable N; 4 unhealthyPodEvictionPolicy s?
+BudgetStatus: 1 observedGeneration i; 3 disruptionsAllowed i; 4 currentHealthy i; 5 desiredHealthy i; 6 expectedPods i
 PodTemplate: 1 metadata ObjectMeta; 2 spec PodSpec
 PodSpec: 2 containers []Container; 3 restartPolicy s; 4 terminationGracePeriodSeconds i?; 6 dnsPolicy s; 7 nodeSelector <s>; 8 serviceAccountName s; 9 serviceAccount s; 10 nodeName s; 11 hostNetwork b; 12 hostPID b; 13 hostIPC b; 14 securityContext Nothing; 16 hostname s; 17 subdomain s; 19 schedulerName s; 24 priorityClassName s
 Container: 1 name s; 2 image s; 3 command []s; 4 args []s; 5 workingDir s; 6 ports []ContainerPort; 7 env []Variable; 8 resources Nothing; 13 terminationMessagePath s; 14 imagePullPolicy s; 16 stdin b; 17 stdinOnce b; 18 tty b; 20 terminationMessagePolicy s
@@ -115,10 +131,29 @@ const KINDS: &[&str] = &[
     "TokenRequest",
     "CertificateSigningRequest",
     "Deployment",
+    "Job",
+    "CronJob",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
 ];
 
 /// Messages that are not here as a whole: one with more in it must come as JSON, so that nothing is lost.
-const PARTIAL: [&str; 8] = [
+const PARTIAL: [&str; 23] = [
+    "Job",
+    "JobSpec",
+    "JobStatus",
+    "CronJob",
+    "CronJobSpec",
+    "JobTemplate",
+    "HorizontalPodAutoscaler",
+    "AutoscalerSpec",
+    "Metric",
+    "ResourceMetric",
+    "MetricTarget",
+    "AutoscalerStatus",
+    "PodDisruptionBudget",
+    "BudgetSpec",
+    "BudgetStatus",
     "Deployment",
     "DeploymentSpec",
     "DeploymentStrategy",

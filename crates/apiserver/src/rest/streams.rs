@@ -119,8 +119,7 @@ fn container(call: &Call<'_>, pod: &Value) -> ApiResult<String> {
 /// Whoever runs the pod; the error says why nobody does.
 fn runner(call: &Call<'_>, pod: &Value, container: &str) -> ApiResult<Arc<dyn Pods>> {
     let name = &call.path.name;
-    let hint =
-        format!("run its process with `carrick run -n {} -f FILE --as pod/{name} -- COMMAND`", call.path.namespace);
+    let hint = format!("run its process with `carrick run -n {} --as pod/{name} -- COMMAND`", call.path.namespace);
     if text(pod, "/spec/nodeName").is_empty() {
         let message = match call.path.subresource.as_str() {
             "log" => format!(

@@ -344,8 +344,13 @@ impl Image {
             let Some((slot, record)) = found else { continue };
             if page.items.len() >= limit {
                 page.next = page.items.last().map(|(k, _)| (k.namespace.to_string(), k.name.to_string()));
-                if undo.is_empty() {
-                    page.remaining = Some(current.count() as u64 + 1);
+                // Counted once, on the first page: whoever goes on knows what was left.
+                if undo.is_empty() && after.is_none() {
+                    let left = match namespace {
+                        Some(_) => current.count().saturating_add(1),
+                        None => image.objects.len().saturating_sub(page.items.len()),
+                    };
+                    page.remaining = Some(left as u64);
                 }
                 return Ok(page);
             }

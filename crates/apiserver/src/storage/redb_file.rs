@@ -20,6 +20,8 @@ const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 const HISTORY: TableDefinition<u64, &[u8]> = TableDefinition::new("history");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 1;
+/// Bytes read at once when a file is read ahead.
+const READ_AHEAD: usize = 1 << 20;
 /// Page cache; all reads are at start, so it serves the writer only.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -67,7 +69,11 @@ impl RedbFile {
             let shown = |e: &dyn std::fmt::Display| StorageError::Medium(format!("{}: {e}", path.display()));
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let backend = file.map_err(|e| shown(&e)).and_then(|f| FileBackend::new(f).map_err(|e| shown(&e)))?;
-            database(backend).map_err(|e| match e {
+            let opened = std::thread::scope(|scope| {
+                scope.spawn(|| read_ahead(&path));
+                database(backend)
+            });
+            opened.map_err(|e| match e {
                 damaged @ redb::DatabaseError::Storage(redb::StorageError::Corrupted(_)) => {
                     StorageError::Medium(format!(
                         "{}: {damaged}; the file is left as it is: keep it, and restore a backup (`carrick restore`)",
@@ -107,6 +113,15 @@ impl RedbFile {
     fn database(&self) -> Result<&Database, StorageError> {
         self.database.as_ref().ok_or_else(|| medium("the data file is closed after a failure"))
     }
+}
+
+/// Reads a file from its beginning to its end, beside whoever reads it page by page: a medium gives one long piece much faster than many
+/// short ones from all over.
+fn read_ahead(path: &Path) {
+    let Ok(mut file) = File::open(path) else { return };
+    let mut buffer = vec![0; READ_AHEAD];
+    // Whoever needs a page that cannot be read finds that out.
+    while file.read(&mut buffer).is_ok_and(|length| length > 0) {}
 }
 
 /// The database of a medium; every page is verified.

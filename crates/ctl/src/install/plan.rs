@@ -57,6 +57,22 @@ pub(super) async fn make_namespaces(client: &Client, names: &[&str], dry: bool) 
     Ok(fresh)
 }
 
+/// The version of the `carrick up` that is the control plane of this API itself.
+pub(super) async fn within(client: &Client, root: &str) -> Result<Option<String>> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found = api.get_opt(root).await.with_context(|| format!("namespace {root}"))?;
+    Ok(found.and_then(|namespace| namespace.annotations().get(crate::up::CONTROL_PLANE).cloned()))
+}
+
+/// Whether an object is needed beside a `carrick up`, which is the control plane itself and injects without a webhook.
+pub(super) fn is_around(component: &str, kind: &str, name: &str) -> bool {
+    match component {
+        "Istio core" | "CNI" => false,
+        "Istiod" => kind == "ConfigMap" && name == "istio",
+        _ => kind != "CustomResourceDefinition" && !kind.ends_with("WebhookConfiguration"),
+    }
+}
+
 /// The version of the control plane that is to be replaced, if there is one.
 pub(super) async fn version_of(client: &Client, all: &Installation) -> Result<Option<String>> {
     let suffix = if all.revision.is_empty() { String::new() } else { format!("-{}", all.revision) };

@@ -63,6 +63,14 @@ pub(super) async fn ready(client: &Client, namespace: &str, name: &str, limit: D
         if current && updated >= wanted && available >= wanted {
             return Ok(());
         }
+        let failed = status.conditions.iter().flatten().find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
+        // An API without nodes says so, and always will.
+        if let Some(why) = failed.filter(|c| c.reason.as_deref() == Some("NoContainerRuntime")) {
+            bail!(
+                "Deployment {namespace}/{name}: {} (--wait=false does not wait)",
+                why.message.as_deref().unwrap_or("there is no container runtime")
+            );
+        }
         if Instant::now() > end {
             bail!(
                 "Deployment {namespace}/{name}: {available} of {wanted} pods are ready after {} s (--wait=false does not wait)",

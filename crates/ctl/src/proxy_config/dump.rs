@@ -91,10 +91,16 @@ pub async fn fetch(
     use kube::ResourceExt;
     let pod = name.pod(client).await?;
     let (pod, namespace) = (pod.name_any(), name.namespace.as_str());
+    let here = carrick_pod::is_here(data_dir, namespace, &pod);
     let get = async |path: &str| -> Result<Vec<u8>> {
-        let answer = carrick_pod::http_get_in_pod(data_dir, namespace, &pod, port, path)
-            .await
-            .with_context(|| format!("the proxy of {pod}.{namespace} does not answer on port {port}"))?;
+        let answer = if here {
+            carrick_pod::http_get_in_pod(data_dir, namespace, &pod, port, path).await
+        } else {
+            let forwarded = super::forward::connect(client, namespace, &pod, port).await?;
+            carrick_pod::http_get_over(forwarded.stream, &pod, port, path).await
+        };
+        let answer =
+            answer.with_context(|| format!("the proxy of {pod}.{namespace} does not answer on port {port}"))?;
         anyhow::ensure!(answer.status == 200, "{path} of {pod}.{namespace}: HTTP status {}", answer.status);
         Ok(answer.body)
     };

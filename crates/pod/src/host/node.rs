@@ -43,9 +43,15 @@ pub(crate) async fn register(options: &HostOptions, client: &Client) {
 
 async fn node(options: &HostOptions, client: &Client, name: &str) -> Result<(), kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
+    let network =
+        ipnet::Ipv4Net::new(options.network.gateway, options.network.prefix).map(|net| net.trunc().to_string());
+    let network = network.unwrap_or_default();
+    let labels = json!({
+        "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": architecture(),
+    });
     let object = serde_json::from_value(json!({
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
-        "spec": {"podCIDR": format!("{}/{}", options.network.gateway, options.network.prefix)},
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"podCIDR": network, "podCIDRs": [network]},
     }))
     .map_err(kube::Error::SerdeError)?;
     match nodes.create(&PostParams::default(), &object).await {
@@ -58,7 +64,12 @@ async fn node(options: &HostOptions, client: &Client, name: &str) -> Result<(), 
         "type": "Ready", "status": "True", "reason": "CarrickUp", "message": "carrick up is running",
         "lastHeartbeatTime": now, "lastTransitionTime": now,
     });
+    let capacity = json!({
+        "cpu": std::thread::available_parallelism().map_or(1, usize::from).to_string(),
+        "memory": format!("{}Ki", memory()), "pods": "65000", "ephemeral-storage": "0",
+    });
     let status = json!({"status": {
+        "capacity": capacity, "allocatable": capacity,
         "conditions": [condition],
         "addresses": [
             {"type": "InternalIP", "address": options.network.gateway.to_string()},
@@ -103,6 +114,13 @@ fn now() -> Timestamp {
 
 fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Memory of the machine in KiB.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 fn architecture() -> &'static str {

@@ -44,6 +44,7 @@ pub(crate) async fn attend(life: &mut Life, mut app: Option<Child>, signals: &mu
                     observed.app.ready = false;
                 });
                 let code = ended.map_or(1, exit_code);
+                life.observed.send_modify(|observed| observed.ended = Some((code, status::now())));
                 life.app_ended(code).await;
                 return code;
             }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a token is replaced at half of its life; while the API is away the old one stays and the fetch is repeated.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carrick_runtime::backoff::Backoff;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -20,6 +20,8 @@ const LIFE: Duration = Duration::from_secs(3600);
 const ROOT: &str = "istio-ca-root-cert";
 /// How long a new namespace may take to get it.
 const ROOT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to get its account.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the root is read again.
 const ROOT_PERIOD: Duration = Duration::from_secs(15);
 
@@ -53,9 +55,9 @@ impl Credentials {
     pub(crate) async fn fetch(&self, ca_pem: &str) -> Result<(), PodError> {
         self.files.write("secrets/kubernetes.io/serviceaccount/ca.crt", ca_pem.as_bytes(), 0o644, 0)?;
         self.files.write("secrets/kubernetes.io/serviceaccount/namespace", self.namespace.as_bytes(), 0o644, 0)?;
-        self.token(API).await.map_err(|error| self.explain(error))?;
+        self.first_token(API).await?;
         if self.injected {
-            self.token(MESH).await.map_err(|error| self.explain(error))?;
+            self.first_token(MESH).await?;
             let root = tokio::time::timeout(ROOT_PATIENCE, self.wait_for_root()).await;
             let root = root.map_err(|_| {
                 PodError::Request(format!(
@@ -67,6 +69,22 @@ impl Credentials {
             self.write_root(&root)?;
         }
         Ok(())
+    }
+
+    /// A namespace's own account is made a moment after the namespace.
+    async fn first_token(&self, kind: Kind) -> Result<(), PodError> {
+        let begun = Instant::now();
+        loop {
+            match self.token(kind).await {
+                Ok(_) => return Ok(()),
+                Err(PodError::Api { source, .. })
+                    if api::not_found(&source)
+                        && self.service_account == "default"
+                        && begun.elapsed() < ACCOUNT_PATIENCE => {}
+                Err(error) => return Err(self.explain(error)),
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
     }
 
     /// Keeps everything fresh; never returns.

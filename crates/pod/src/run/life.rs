@@ -14,12 +14,13 @@ use carrick_runtime::backoff::Backoff;
 use carrick_runtime::tasks::TaskSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::console::{self, Console};
 use super::credentials::Credentials;
 use super::files::{PodFiles, SidecarPaths};
 use super::sidecar::{Sidecar, tail};
@@ -35,6 +36,7 @@ use crate::sandbox::Sandbox;
 use crate::state::{self, PodFolder};
 use crate::sweep::{delete_object, dismantle};
 use crate::template::PROXY;
+use crate::terminal::Terminal;
 use crate::{PodError, child};
 
 /// Letters of generated names, without those that make words or are mistaken.
@@ -65,6 +67,8 @@ pub(crate) struct Life {
     /// The command's output, and where it is kept.
     outputs: Option<Outputs>,
     app_log: Option<PathBuf>,
+    /// The object was there before: it outlives the run, and says how that ended.
+    claimed: bool,
 }
 
 impl Life {
@@ -100,6 +104,7 @@ impl Life {
             keep_log: options.sidecar_log.is_some(),
             outputs: None,
             app_log: None,
+            claimed: false,
         })
     }
 
@@ -160,16 +165,32 @@ impl Life {
             let name = if template.exact_name {
                 template.base_name.clone()
             } else {
-                format!("{}-{}", template.base_name, random_word(5))
+                let base = plan.set.as_ref().map_or(&template.base_name, |set| &set.name);
+                format!("{base}-{}", random_word(5))
             };
-            let pod = object::pod(options, template, &name, &host_name(), plan.sidecar.is_some())
+            let mut pod = object::pod(options, template, &name, &host_name(), plan.sidecar.is_some())
                 .map_err(|error| PodError::Request(format!("the pod's object: {error}")))?;
+            pod.metadata.owner_references = plan.set.as_ref().map(|set| vec![set.owner.clone()]);
             // Recorded before it exists: a pod that was created in the last moment before a kill is found by its name.
             self.folder.state.namespace.clone_from(&options.namespace);
             self.folder.state.name.clone_from(&name);
             self.folder.save()?;
             match self.pods.create(&PostParams::default(), &pod).await {
                 Err(kube::Error::Api(status)) if status.is_already_exists() && !template.exact_name => continue,
+                Err(kube::Error::Api(status)) if status.is_already_exists() => match self.claim(&name, &pod).await? {
+                    Some(claimed) => {
+                        self.claimed = true;
+                        break claimed;
+                    }
+                    None => {
+                        self.folder.state.name.clear();
+                        self.folder.save()?;
+                        return Err(PodError::Request(format!(
+                            "pod {name} already exists in namespace {}, and it is run: delete it first, or give another --name",
+                            options.namespace
+                        )));
+                    }
+                },
                 Err(error) => {
                     // Somebody else's pod of that name is not ours to delete.
                     self.folder.state.name.clear();
@@ -197,6 +218,37 @@ impl Life {
         let publish = status::publish(self.pods.clone(), self.name.clone(), self.observed.subscribe());
         self.tasks.spawn("status", publish);
         Ok(())
+    }
+
+    /// Takes over a pod of that name that nobody runs, as a node's agent does what was scheduled to it; `None` when somebody does. Its spec
+    /// stays as it was written, but for the node and the sidecar.
+    async fn claim(&self, name: &str, wanted: &Pod) -> Result<Option<Pod>, PodError> {
+        let failed = || PodError::api(format!("take over pod {name}"));
+        loop {
+            let Some(mut pod) = self.pods.get_opt(name).await.map_err(failed())? else { return Ok(None) };
+            let (Some(spec), Some(own)) = (pod.spec.as_mut(), wanted.spec.as_ref()) else { return Ok(None) };
+            if spec.node_name.as_ref().is_some_and(|node| !node.is_empty()) || pod.metadata.deletion_timestamp.is_some()
+            {
+                return Ok(None);
+            }
+            spec.node_name.clone_from(&own.node_name);
+            let there = |container: &k8s_openapi::api::core::v1::Container| {
+                let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+                all.into_iter().any(|c| c.name == container.name)
+            };
+            let proxy: Vec<_> = own.containers.iter().filter(|c| c.name == PROXY && !there(c)).cloned().collect();
+            spec.containers.extend(proxy);
+            let labels = wanted.metadata.labels.clone().unwrap_or_default();
+            pod.metadata.labels.get_or_insert_default().extend(labels);
+            let annotations = wanted.metadata.annotations.clone().unwrap_or_default();
+            pod.metadata.annotations.get_or_insert_default().extend(annotations);
+            match self.pods.replace(name, &PostParams::default(), &pod).await {
+                Ok(claimed) => return Ok(Some(claimed)),
+                // Written to meanwhile; perhaps by another runner.
+                Err(kube::Error::Api(status)) if status.is_conflict() => {}
+                Err(error) => return Err(failed()(error)),
+            }
+        }
     }
 
     /// The thread inside, with addresses and routes.
@@ -245,6 +297,7 @@ impl Life {
             program: paths.program,
             folder: paths.folder,
             log: self.log.clone(),
+            bounded: !self.keep_log,
         };
         // The log folder is on the host; it is opened as root by a thread that still sees it.
         let view = watch::Sender::new(ContainerView::default());
@@ -289,19 +342,45 @@ impl Life {
     async fn start_app(&mut self, plan: &Plan, ip: std::net::Ipv4Addr) -> Result<Child, PodError> {
         let options = &plan.options;
         let (program, arguments) =
-            options.command.split_first().ok_or_else(|| PodError::Request("nothing to run".into()))?;
+            plan.template.command.split_first().ok_or_else(|| PodError::Request("nothing to run".into()))?;
         let env = super::attend::app_env(plan, &self.folder.state);
-        self.terminal = child::has_terminal();
+        let (console, tty) = (plan.template.stdin, plan.template.tty);
+        self.terminal = !console && !tty && child::has_terminal();
         let mut command = Command::new(program);
         command.args(arguments).envs(env).kill_on_drop(true);
-        child::as_app(&mut command, self.terminal);
         let log = output::path(&options.data_dir, &options.namespace, &self.name, &plan.template.container);
-        let prepared = Prepared::new(&mut command, log.clone());
-        let prepared = prepared.map_err(PodError::io(format!("the log {}", log.display())))?;
+        let failed = PodError::io(format!("the log {}", log.display()));
+        let (prepared, master) = match tty {
+            true => {
+                command.env("TERM", "xterm");
+                let (prepared, master) = Prepared::terminal(&mut command, log.clone()).map_err(failed)?;
+                (prepared, Some(master))
+            }
+            false => (Prepared::new(&mut command, log.clone()).map_err(failed)?, None),
+        };
+        match console || tty {
+            true => child::as_console(&mut command, tty),
+            false => child::as_app(&mut command, self.terminal),
+        }
+        if console && !tty {
+            command.stdin(std::process::Stdio::piped());
+        }
         self.app_log = Some(log);
         let spawned = self.sandbox()?.run(async move { command.spawn() }).await?;
-        let child =
+        let mut child =
             spawned.map_err(|source| PodError::Command { program: program.to_string_lossy().into_owned(), source })?;
+        if console {
+            let input = match (master, child.stdin.take()) {
+                (Some(master), _) => Terminal::new(master).map(Console::Terminal).map(Some),
+                (None, pipe) => Ok(pipe.map(Console::Pipe)),
+            };
+            let listener = console::listen(self.folder.path());
+            let (input, listener) =
+                input.and_then(|input| Ok((input, listener?))).map_err(PodError::io("listen for what is typed"))?;
+            if let Some(input) = input {
+                self.tasks.spawn("input", console::serve(listener, input, plan.template.stdin_once, child.id()));
+            }
+        }
         self.outputs = Some(prepared.start(child.id()).map_err(PodError::io("start to read the command's output"))?);
         self.observed.send_modify(|observed| {
             observed.app.started_at = Some(now());
@@ -321,6 +400,22 @@ impl Life {
         Ok(child)
     }
 
+    /// Writes into an object that was there before the run how the run has ended; whether it stays.
+    async fn told(&self) -> bool {
+        if !self.claimed || self.observed.borrow().ended.is_none() {
+            return false;
+        }
+        let write = async {
+            let there = self.pods.get_opt(&self.name).await.ok()??;
+            if there.metadata.uid.as_deref() != Some(&self.uid) || there.metadata.deletion_timestamp.is_some() {
+                return None;
+            }
+            let last = object::status(&self.observed.borrow().clone(), &mut object::Transitions::default(), &now());
+            self.pods.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(&last)).await.ok()
+        };
+        tokio::time::timeout(FORGET, write).await.is_ok_and(|written| written.is_some())
+    }
+
     /// Tells those who follow the command's log how it ended.
     pub(crate) async fn app_ended(&self, code: i32) {
         if let Some(outputs) = &self.outputs {
@@ -334,7 +429,7 @@ impl Life {
             child::take_terminal_back(child::stdin_fd());
         }
         std::mem::take(&mut self.tasks).abort().await;
-        let forgotten = self.folder.state.name.is_empty() || self.forget().await;
+        let forgotten = self.folder.state.name.is_empty() || self.told().await || self.forget().await;
         self.stop_sidecar.cancel();
         if let Some(sidecar) = self.sidecar.take() {
             let _ = sidecar.await;
@@ -358,7 +453,7 @@ impl Life {
             return;
         }
         if !self.keep_log && !self.log.as_os_str().is_empty() {
-            let _ = std::fs::remove_file(&self.log);
+            output::remove(&self.log);
         }
         if let Err(error) = self.folder.remove() {
             tracing::error!(%error, "not everything removed");

@@ -22,7 +22,7 @@ use super::readiness::http_status;
 use super::status::now;
 use crate::object::ContainerView;
 use crate::signals;
-use crate::{PodError, child};
+use crate::{PodError, child, output};
 
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
 const HEALTH_PATH: &str = "/healthz/ready";
@@ -45,6 +45,8 @@ pub(crate) struct Sidecar {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) folder: PathBuf,
     pub(crate) log: PathBuf,
+    /// Whether the log is cut when it is long.
+    pub(crate) bounded: bool,
 }
 
 impl Sidecar {
@@ -73,7 +75,8 @@ impl Sidecar {
                         view.started_at = Some(now());
                         view.running = true;
                     });
-                    if live(child, &view, &stop).await {
+                    let log = self.bounded.then_some(self.log.as_path());
+                    if live(child, log, &view, &stop).await {
                         backoff.reset();
                     }
                 }
@@ -97,7 +100,12 @@ impl Sidecar {
 }
 
 /// One life of the process; whether it ever was ready.
-async fn live(mut child: Child, view: &watch::Sender<ContainerView>, stop: &CancellationToken) -> bool {
+async fn live(
+    mut child: Child,
+    log: Option<&Path>,
+    view: &watch::Sender<ContainerView>,
+    stop: &CancellationToken,
+) -> bool {
     let mut ready = false;
     let mut ever = false;
     let mut failures = 0u32;
@@ -113,6 +121,10 @@ async fn live(mut child: Child, view: &watch::Sender<ContainerView>, stop: &Canc
                 return ever;
             }
             healthy = look(if ready { RUNNING } else { STARTING }) => {
+                // A log that cannot be cut is no reason to end what writes it.
+                if let Some(Err(error)) = log.map(|log| output::cut(log, output::FILE)) {
+                    tracing::debug!(%error, "the sidecar's log is not cut");
+                }
                 failures = if healthy { 0 } else { failures.saturating_add(1) };
                 let now_ready = healthy || (ready && failures < FAILURES);
                 if now_ready != ready {

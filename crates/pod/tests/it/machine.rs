@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use carrick_apiserver::{ApiOptions, ApiServer};
-use carrick_pod::{HostOptions, Network, RunOptions, host};
+use carrick_pod::{HostOptions, ManifestRef, Network, RunOptions, host};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -166,6 +166,12 @@ impl Run {
         self
     }
 
+    /// As a workload that the API has.
+    pub fn of(mut self, workload: &str) -> Self {
+        self.value["as"] = json!(workload);
+        self
+    }
+
     pub fn start(self) -> Child {
         let program = std::env::current_exe().unwrap();
         let mut command = Command::new(program);
@@ -200,6 +206,7 @@ fn as_a_runner() {
         data_dir: PathBuf::from(text("data")),
         labels: serde_json::from_value::<BTreeMap<String, String>>(value["labels"].clone()).unwrap(),
         ports: value["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap().parse().unwrap()).collect(),
+        manifest: value["as"].as_str().map(|workload| ManifestRef { path: None, workload: Some(workload.to_owned()) }),
         proxy_binary: value["proxy"].as_str().unwrap_or("/nonexistent").into(),
         sidecar_timeout: Duration::from_secs(10),
         ca_address: format!("{}:15012", network.gateway),

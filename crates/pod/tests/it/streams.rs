@@ -182,6 +182,39 @@ fn forwards(kubectl: &Kubectl, what: &str, port: &str) {
     }
 }
 
+/// `kubectl run -i` and whoever runs the pod: what is typed reaches the command, what it writes and how it ends come back.
+async fn typed(machine: &Machine, kubectl: &Kubectl, terminal: bool) {
+    let typing = kubectl.clone();
+    let run = tokio::task::spawn_blocking(move || {
+        let line = "echo typed $((6 * 7)); test -t 0 && echo tty; exit 5\n";
+        if !terminal {
+            let words = ["run", "-i", "--rm", "typed", "--image=x", "--restart=Never", "--", "sh"];
+            return typing.typed(&words, line.as_bytes());
+        }
+        let inner =
+            format!("{} -n plain run -i --tty --rm typed --image=x --restart=Never -- sh", typing.program.display());
+        let mut child = Command::new("script");
+        child.args(["-qec", &inner, "/dev/null"]).env("KUBECONFIG", &typing.kubeconfig).env("HOME", &typing.cache);
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // A terminal that hangs up hangs up what runs in it.
+        std::thread::sleep(Duration::from_millis(1500));
+        stdin.write_all(line.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        drop(stdin);
+        output
+    });
+    let pods = machine.pods("plain");
+    eventually("the pod is there", async || pods.get_opt("typed").await.unwrap().is_some()).await;
+    let runner = machine.run("plain", "typed", "exec sh").of("pod/typed").start();
+    let output = run.await.unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(text.contains("typed 42") && text.contains("tty\r") == terminal, "{text}");
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    assert_eq!(runner.wait_with_output().await.unwrap().status.code(), Some(5));
+    eventually("the pod is deleted", async || pods.get_opt("typed").await.unwrap().is_none()).await;
+}
+
 #[test]
 fn kubectl_reaches_into_pods() {
     on_a_host(async {
@@ -235,6 +268,9 @@ fn kubectl_reaches_into_pods() {
         };
         tokio::task::spawn_blocking(checks).await.unwrap();
 
+        typed(&machine, &kubectls[0], false).await;
+        typed(&machine, &kubectls[1], true).await;
+
         // A pod that nobody runs, and one that is run elsewhere.
         for (name, node) in [("lonely", None), ("far", Some("elsewhere"))] {
             let pod: Pod = serde_json::from_value(json!({
@@ -249,7 +285,7 @@ fn kubectl_reaches_into_pods() {
             for kubectl in asked {
                 for words in [&["exec", "lonely", "--", "true"][..], &["logs", "lonely"]] {
                     let (_, text) = kubectl.fails(words);
-                    assert!(text.contains("carrick run -n plain -f FILE --as pod/lonely"), "{text}");
+                    assert!(text.contains("carrick run -n plain --as pod/lonely"), "{text}");
                 }
                 let (_, text) = kubectl.fails(&["logs", "far"]);
                 assert!(text.contains("error dialing backend"), "{text}");
@@ -277,7 +313,7 @@ fn kubectl_reaches_into_pods() {
             let (follower, attached) = tokio::time::timeout(Duration::from_secs(10), ends).await.unwrap().unwrap();
             assert!(follower.status.success(), "{}", String::from_utf8_lossy(&follower.stderr));
             assert_eq!(String::from_utf8_lossy(&follower.stdout), "started\noops\nand so on\n");
-            assert_eq!(attached.status.code(), Some(143), "{}", String::from_utf8_lossy(&attached.stderr));
+            assert_eq!(attached.status.code(), Some(0), "{}", String::from_utf8_lossy(&attached.stderr));
         }
         assert_eq!(machine.folders(), 0);
         assert_eq!(std::fs::read_dir(machine.data.path().join("run/logs")).unwrap().count(), 0, "logs go with the pod");

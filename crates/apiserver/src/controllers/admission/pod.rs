@@ -16,7 +16,38 @@ pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitCon
     if operation == Operation::Create {
         check_account(object, context)?;
     }
-    check(object, context, problems(object))
+    let mut causes = problems(object);
+    if let Some(old) = context.old {
+        let mut old = old.clone();
+        fill_in(&mut old);
+        causes.extend(changed(&old, object));
+    }
+    check(object, context, causes)
+}
+
+/// What of a pod's spec may not change. Whoever places it may also add the sidecar, which webhooks do elsewhere.
+fn changed(old: &Value, new: &Value) -> Option<Cause> {
+    let spec = |object: &Value| {
+        let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
+        for field in ["initContainers", "containers"] {
+            for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+                container.as_object_mut().map(|c| c.shift_remove("image"));
+            }
+        }
+        if let Some(map) = spec.as_object_mut() {
+            for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"] {
+                map.shift_remove(field);
+            }
+        }
+        spec
+    };
+    let placed =
+        |object: &Value| object.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
+    if (!placed(old) && placed(new)) || spec(old) == spec(new) {
+        return None;
+    }
+    let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+    Some(Cause::forbidden("spec", why))
 }
 
 /// Nothing here starts containers: whoever asks for some is told so, and what to do instead.
@@ -28,8 +59,12 @@ pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<Stri
             if placed {
                 return None;
             }
+            let namespace = match namespace_of(object) {
+                "" | "default" => String::new(),
+                namespace => format!("-n {namespace} "),
+            };
             let how = format!(
-                "there is no container runtime here, so nothing runs this pod: run its process with `carrick run -f FILE --as pod/{name} -- COMMAND`"
+                "there is no container runtime here, so nothing runs this pod: run its process with `carrick run {namespace}--as pod/{name} -- COMMAND`"
             );
             let condition = json!({
                 "type": "PodScheduled", "status": "False", "reason": "NoContainerRuntime", "message": how,
@@ -42,25 +77,46 @@ pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<Stri
             }
             Some(how)
         }
-        "deployments.apps" => Some(
-            "there is no container runtime here, so no pods are made of this Deployment: run each process with `carrick run -f FILE --as deployment/NAME -- COMMAND`"
-                .into(),
-        ),
-        "daemonsets.apps" => {
-            Some("there is no container runtime here and no nodes, so no pods are made of this DaemonSet".into())
+        "deployments.apps" | "statefulsets.apps" => {
+            let namespace = match namespace_of(object) {
+                "" | "default" => String::new(),
+                namespace => format!("-n {namespace} "),
+            };
+            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+            let small = kind.to_lowercase();
+            Some(format!(
+                "there is no container runtime here, so no pods are made of this {kind}: run each process with `carrick run {namespace}--as {small}/{name} -- COMMAND`"
+            ))
+        }
+        "daemonsets.apps" | "replicasets.apps" | "replicationcontrollers" | "jobs.batch" | "cronjobs.batch" => {
+            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+            Some(format!(
+                "there is no container runtime here and nothing that schedules, so no pods are made of this {kind}"
+            ))
         }
         _ => None,
     }
 }
 
-fn fill_in(object: &mut Value) {
+/// Completes a pod template.
+pub(super) fn fill_in_spec(object: &mut Value) {
     let Some(spec) = section(object, "spec") else { return };
     default(spec, "restartPolicy", "Always");
     default(spec, "dnsPolicy", "ClusterFirst");
     default(spec, "schedulerName", "default-scheduler");
     default(spec, "terminationGracePeriodSeconds", 30);
-    default(spec, "enableServiceLinks", true);
     default(spec, "securityContext", json!({}));
+    for field in ["initContainers", "containers"] {
+        if let Some(Value::Array(containers)) = spec.get_mut(field) {
+            containers.iter_mut().filter_map(Value::as_object_mut).for_each(fill_in_container);
+        }
+    }
+}
+
+fn fill_in(object: &mut Value) {
+    fill_in_spec(object);
+    let Some(spec) = section(object, "spec") else { return };
+    default(spec, "enableServiceLinks", true);
     let account = match (text(spec, "serviceAccountName"), text(spec, "serviceAccount")) {
         ("", "") => "default",
         ("", old) => old,
@@ -69,11 +125,6 @@ fn fill_in(object: &mut Value) {
     .to_owned();
     spec.insert("serviceAccountName".into(), account.clone().into());
     spec.insert("serviceAccount".into(), account.into());
-    for field in ["initContainers", "containers"] {
-        if let Some(Value::Array(containers)) = spec.get_mut(field) {
-            containers.iter_mut().filter_map(Value::as_object_mut).for_each(fill_in_container);
-        }
-    }
     if let Some(status) = section(object, "status") {
         default(status, "phase", "Pending");
         default(status, "qosClass", "BestEffort");
@@ -125,7 +176,8 @@ fn check_account(object: &Value, context: &AdmitContext<'_>) -> ApiResult<()> {
     Err(ApiError::forbidden("pods", name_of(object), why))
 }
 
-fn problems(object: &Value) -> Vec<Cause> {
+/// What is wrong with a pod, or with a template of some.
+pub(super) fn problems(object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     let list = |field: &str| object.pointer(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let containers = list("/spec/containers");
