@@ -212,8 +212,7 @@ async fn one(
     };
     give_way().await;
     // For the last of it, when the exchange is over.
-    let mut flush = Timer::new(None);
-    let mut flushing = false;
+    let mut flush: Option<Timer> = None;
     let written = poll_fn(|cx| {
         if watch.is_cut(cx, conn) {
             return Poll::Ready(Err(After::Drop));
@@ -256,12 +255,9 @@ async fn one(
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(After::Drop)),
                 Poll::Pending => {
-                    if body.is_none() && !std::mem::replace(&mut flushing, true) {
-                        flush = Timer::new(hcm.stream_idle_timeout);
-                    }
                     let late = match &mut body {
                         Some(body) => body.drive(cx).is_ready(),
-                        None => flush.is_over(cx),
+                        None => flush.get_or_insert_with(|| Timer::new(hcm.stream_idle_timeout)).is_over(cx),
                     };
                     if late {
                         return Poll::Ready(Err(After::Drop));
