@@ -64,18 +64,21 @@ fuzz: build ## the committed corpus and a little beyond; 500 cases through our e
 	$(TARGET)/debug/carrick-fuzz differential --seed 1 --cases 500 --shrink 2
 
 image: ## OCI archives of the control plane and the proxy, and their bill of materials, in target/image; no Docker
-	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
-	cargo xtask image $(TARGET)/release $(TARGET)/image
+	cargo build --release --locked -j $(JOBS) -p carrick
+	cargo build --profile dist --locked -j $(JOBS) -p carrick-proxy-bin
+	cargo xtask image $(TARGET)/release/carrick $(TARGET)/dist/carrick-proxy $(TARGET)/image
 
 bench: ## pairs of sidecars beside Envoy, HAProxy, nginx and the floor, in one run; writes docs/performance.md and its plot
 	@tools/install bench
-	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin -p carrick-benches
-	$(TARGET)/release/carrick bench sidecars --out $(TARGET)/bench --page docs
+	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-benches
+	cargo build --profile dist --locked -j $(JOBS) -p carrick-proxy-bin
+	CARRICK_PROXY=$(TARGET)/dist/carrick-proxy $(TARGET)/release/carrick bench sidecars --out $(TARGET)/bench --page docs
 
 bench-control: ## the control plane with PROXIES simulated proxies, then SIDECARS real ones; writes docs/performance.md
 	@tools/install bench
-	cargo build --release --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
-	$(TARGET)/release/carrick bench control --proxies $(PROXIES) --sidecars $(SIDECARS) --out $(TARGET)/bench --page docs
+	cargo build --release --locked -j $(JOBS) -p carrick
+	cargo build --profile dist --locked -j $(JOBS) -p carrick-proxy-bin
+	CARRICK_PROXY=$(TARGET)/dist/carrick-proxy $(TARGET)/release/carrick bench control --proxies $(PROXIES) --sidecars $(SIDECARS) --out $(TARGET)/bench --page docs
 
 clean-tools:
 	rm -rf $(TOOLS)

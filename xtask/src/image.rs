@@ -43,17 +43,16 @@ const IMAGES: [Image; 2] = [
     },
 ];
 
-/// Writes `OUT/NAME.tar` for every image, from the programs in `programs`, and `OUT/sbom.json`.
-pub fn write(root: &Path, programs: &Path, out: &Path) -> Result<()> {
+/// Writes `OUT/NAME.tar` for every image, each from its program, and `OUT/sbom.json`.
+pub fn write(root: &Path, programs: [&Path; IMAGES.len()], out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let version = env!("CARGO_PKG_VERSION");
     let lock = std::fs::read_to_string(root.join("Cargo.lock")).context("Cargo.lock")?;
     let bill = materials::bill(&lock, version)?;
     std::fs::write(out.join("sbom.json"), &bill)?;
-    for image in &IMAGES {
+    for (image, program) in IMAGES.iter().zip(programs) {
         let mut files = BTreeMap::new();
-        let program = programs.join(image.program);
-        add(&mut files, &program, &format!("usr/local/bin/{}", image.program))?;
+        add(&mut files, program, &format!("usr/local/bin/{}", image.program))?;
         for path in image.besides {
             add(&mut files, Path::new(path), path.trim_start_matches('/'))
                 .with_context(|| format!("{}: `tools/install test` puts it here", image.name))?;

@@ -16,14 +16,15 @@ use std::{
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default();
-    let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next(), args.next()) {
-        (Some("tidy"), None, None) => report(tidy(&root)),
-        (Some("image"), Some(programs), Some(out)) => {
-            report(image::write(&root, Path::new(&programs), Path::new(&out)).map(|()| Vec::new()))
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match &*args.iter().map(String::as_str).collect::<Vec<_>>() {
+        ["tidy"] => report(tidy(&root)),
+        ["image", control_plane, proxy, out] => {
+            let programs = [Path::new(control_plane), Path::new(proxy)];
+            report(image::write(&root, programs, Path::new(out)).map(|()| Vec::new()))
         }
         _ => {
-            eprintln!("usage: cargo xtask tidy | image PROGRAMS OUT");
+            eprintln!("usage: cargo xtask tidy | image CARRICK CARRICK-PROXY OUT");
             ExitCode::from(64)
         }
     }
