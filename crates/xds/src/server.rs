@@ -15,8 +15,8 @@ mod wire;
 
 pub use delta::DeltaSession;
 pub use listen::{Identify, ListenOptions, TlsSource, serve_plain, serve_tls, serve_unix, serve_unix_where};
-pub(crate) use service::drive_delta;
 pub use names::NameSets;
+pub(crate) use service::drive_delta;
 pub use service::{AdsService, SdsService, ads_service, sds_service};
 pub use sotw::SotwSession;
 pub use status::{Nack, SessionStatus, TypeStatus};

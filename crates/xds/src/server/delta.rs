@@ -110,10 +110,7 @@ impl DeltaSession {
     ///
     /// # Errors
     /// [`ProtocolError`] ends the stream.
-    pub fn on_request(
-        &mut self,
-        request: &DeltaDiscoveryRequest,
-    ) -> Result<Vec<DeltaResponse>, ProtocolError> {
+    pub fn on_request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<DeltaResponse>, ProtocolError> {
         if request.type_url.is_empty() {
             return Err(ProtocolError::NoType);
         }
@@ -399,7 +396,7 @@ impl DeltaType {
         match known {
             Some(changed) => {
                 let of_again = self.again.iter().filter(|name| !changed.contains(name));
-                let asked_for = |name: &&Arc<str>| self.wildcard || self.names.contains(*name);
+                let asked_for = |name: &&Arc<str>| self.wildcard || self.names.contains(name);
                 for name in changed.iter().chain(of_again).filter(asked_for) {
                     self.compare(name, target.get(name), defer, &mut out);
                 }
@@ -441,9 +438,7 @@ impl DeltaType {
     fn resources(&self, target: Option<&Arc<TypeMap>>) -> usize {
         match target {
             Some(target) if self.wildcard => target.len(),
-            Some(target) if self.names.len() > target.len() => {
-                target.keys().filter(|n| self.names.contains(*n)).count()
-            }
+            Some(target) if self.names.len() > target.len() => target.keys().filter(|n| self.names.contains(n)).count(),
             // Names of what is not there are few.
             Some(_) => self.names.len().saturating_sub(self.held.absences()),
             None => 0,

@@ -254,9 +254,7 @@ struct Answer<R> {
 }
 
 /// The response of a call that was heard.
-pub(super) fn answer<R: Outgoing + 'static>(
-    responses: BoxStream<'static, Result<R, Status>>,
-) -> http::Response<Body> {
+pub(super) fn answer<R: Outgoing + 'static>(responses: BoxStream<'static, Result<R, Status>>) -> http::Response<Body> {
     let mut response = http::Response::new(Body::new(Answer { responses, now: None, ended: false }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response

@@ -85,7 +85,10 @@ fn an_empty_wildcard_is_answered() {
 #[test]
 fn only_what_changed_is_sent_and_types_come_in_order() {
     let mut s = DeltaSession::new(1);
-    push(&mut s, set(1, &[(Cluster, "a", 1), (Cluster, "b", 1), (Listener, "l", 1), (Route, "r", 1), (Endpoint, "a", 1)]));
+    push(
+        &mut s,
+        set(1, &[(Cluster, "a", 1), (Cluster, "b", 1), (Listener, "l", 1), (Route, "r", 1), (Endpoint, "a", 1)]),
+    );
     for (request, expected) in [
         (ask(&Listener, &[], &[]), "LDS +l"),
         (ask(&Route, &["r"], &[]), "RDS +r"),
@@ -97,20 +100,20 @@ fn only_what_changed_is_sent_and_types_come_in_order() {
         assert!(step(&mut s, ack(&out[0])).is_empty());
     }
     assert_eq!(s.status().acknowledged, 1);
-    let out = push(&mut s, set(
-        2,
-        &[(Cluster, "a", 2), (Cluster, "b", 1), (Listener, "l", 2), (Route, "r", 2), (Endpoint, "a", 2)],
-    ));
+    let out = push(
+        &mut s,
+        set(2, &[(Cluster, "a", 2), (Cluster, "b", 1), (Listener, "l", 2), (Route, "r", 2), (Endpoint, "a", 2)]),
+    );
     assert_eq!(shown(&out), ["CDS +a", "EDS +a", "LDS +l", "RDS +r"]);
     assert_eq!((s.status().target, s.status().acknowledged), (2, 1));
     out.iter().for_each(|r| assert!(step(&mut s, ack(r)).is_empty()));
     assert_eq!(s.status().acknowledged, 2);
     // The same content at a later generation: nothing to send, and acknowledged at once.
     assert!(
-        push(&mut s, set(
-            3,
-            &[(Cluster, "a", 2), (Cluster, "b", 1), (Listener, "l", 2), (Route, "r", 2), (Endpoint, "a", 2)]
-        ))
+        push(
+            &mut s,
+            set(3, &[(Cluster, "a", 2), (Cluster, "b", 1), (Listener, "l", 2), (Route, "r", 2), (Endpoint, "a", 2)])
+        )
         .is_empty()
     );
     assert_eq!(s.status().acknowledged, 3);
@@ -219,17 +222,17 @@ fn a_refused_resource_is_isolated_and_told_with_its_reason() {
     assert_eq!(status.nack.as_ref().map(|n| n.message.as_str()), Some("bad: field x"));
     assert_eq!(s.status().acknowledged, 1);
     // Not sent again while it does not change, neither by itself nor with others.
-    let out = push(&mut s, set(
-        2,
-        &[(Cluster, "a", 2), (Cluster, "b", 1), (Cluster, "c", 1), (Cluster, "d", 1), (Cluster, "bad", 1)],
-    ));
+    let out = push(
+        &mut s,
+        set(2, &[(Cluster, "a", 2), (Cluster, "b", 1), (Cluster, "c", 1), (Cluster, "d", 1), (Cluster, "bad", 1)]),
+    );
     assert_eq!(shown(&out), ["CDS +a"]);
     assert!(step(&mut s, ack(&out[0])).is_empty());
     assert!(s.status().types[&Cluster].nack.is_some());
-    let out = push(&mut s, set(
-        3,
-        &[(Cluster, "a", 2), (Cluster, "b", 1), (Cluster, "c", 1), (Cluster, "d", 1), (Cluster, "bad", 2)],
-    ));
+    let out = push(
+        &mut s,
+        set(3, &[(Cluster, "a", 2), (Cluster, "b", 1), (Cluster, "c", 1), (Cluster, "d", 1), (Cluster, "bad", 2)]),
+    );
     assert_eq!(shown(&out), ["CDS +bad"]);
     assert!(step(&mut s, ack(&out[0])).is_empty());
     assert_eq!(s.status().types[&Cluster].nack, None);
