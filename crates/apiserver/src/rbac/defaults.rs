@@ -60,9 +60,9 @@ const RUN: [&str; 7] = [
 ];
 /// Work that ends.
 const WORK: [&str; 4] = ["cronjobs", "cronjobs/status", "jobs", "jobs/status"];
-/// Ways into pods; who reads alone has none of them. `pods/exec` is not among them: a process that is run as a pod has the machine's files,
-/// and whoever may start another beside it is as good as root there.
-const INTO_PODS: [&str; 2] = ["pods/attach", "pods/portforward"];
+/// Ways into pods; who reads alone has none of them. `pods/exec` and `pods/attach` are not among them: a process that is run as a pod has the
+/// machine's files, and whoever may start another beside it, or type into it, is as good as root there.
+const INTO_PODS: [&str; 1] = ["pods/portforward"];
 /// What `edit` may also write.
 const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
 

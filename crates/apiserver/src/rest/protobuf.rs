@@ -85,7 +85,7 @@ RollingUpdate: 1 maxUnavailable N; 2 maxSurge N
 DeploymentStatus: 1 observedGeneration i; 2 replicas i; 3 updatedReplicas i; 4 availableReplicas i; 5 unavailableReplicas i; 7 readyReplicas i; 8 collisionCount i?; 9 terminatingReplicas i?
 Job: 1 metadata ObjectMeta; 2 spec JobSpec; 3 status JobStatus
 JobSpec: 1 parallelism i?; 2 completions i?; 3 activeDeadlineSeconds i?; 4 selector LabelSelector; 5 manualSelector b?; 6 template PodTemplate; 7 backoffLimit i?; 8 ttlSecondsAfterFinished i?; 9 completionMode s?; 10 suspend b?; 12 backoffLimitPerIndex i?; 13 maxFailedIndexes i?; 14 podReplacementPolicy s?; 15 managedBy s?
-JobStatus: 4 active i; 5 succeeded i; 6 failed i
+JobStatus: 4 active i; 5 succeeded i; 6 failed i; 7 completedIndexes s
 CronJob: 1 metadata ObjectMeta; 2 spec CronJobSpec; 3 status Nothing
 CronJobSpec: 1 schedule s; 2 startingDeadlineSeconds i?; 3 concurrencyPolicy s; 4 suspend b?; 5 jobTemplate JobTemplate; 6 successfulJobsHistoryLimit i?; 7 failedJobsHistoryLimit i?; 8 timeZone s?
 JobTemplate: 1 metadata ObjectMeta; 2 spec JobSpec
