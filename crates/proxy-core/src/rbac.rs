@@ -211,29 +211,41 @@ impl Policy {
 
     /// Whether it matches all requests of a connection, or none; `None` where that depends on the request.
     fn settled(&self, subject: &Subject<'_>) -> Option<bool> {
-        both(some_hold(&self.permissions, subject), some_hold(&self.principals, subject))
+        match (some_hold(&self.permissions, subject), some_hold(&self.principals, subject)) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (what, who) => what.and(who),
+        }
     }
 }
 
-fn both(one: Option<bool>, other: Option<bool>) -> Option<bool> {
-    match (one, other) {
-        (Some(false), _) | (_, Some(false)) => Some(false),
-        (Some(true), Some(true)) => Some(true),
-        _ => None,
-    }
+/// Whether all of the conditions hold, whatever the request.
+fn all_hold(conditions: &[Condition], subject: &Subject<'_>) -> Option<bool> {
+    settle(conditions, subject, false)
 }
 
 /// Whether one of the conditions holds, whatever the request.
 fn some_hold(conditions: &[Condition], subject: &Subject<'_>) -> Option<bool> {
-    let none = conditions.iter().fold(Some(true), |none, c| both(none, c.settled(subject).map(|holds| !holds)));
-    none.map(|none| !none)
+    settle(conditions, subject, true)
+}
+
+/// `decisive` if it is what one of the conditions comes to, even where others are open; the opposite if all come to that.
+fn settle(conditions: &[Condition], subject: &Subject<'_>, decisive: bool) -> Option<bool> {
+    let mut is_open = false;
+    for condition in conditions {
+        match condition.settled(subject) {
+            Some(holds) if holds == decisive => return Some(decisive),
+            Some(_) => {}
+            None => is_open = true,
+        }
+    }
+    (!is_open).then_some(!decisive)
 }
 
 impl Condition {
     /// Whether it holds for all requests of a connection, or for none; `None` where that depends on the request.
     fn settled(&self, subject: &Subject<'_>) -> Option<bool> {
         match self {
-            Self::And(all) => all.iter().fold(Some(true), |so_far, c| both(so_far, c.settled(subject))),
+            Self::And(all) => all_hold(all, subject),
             Self::Or(of) => some_hold(of, subject),
             Self::Not(inner) => inner.settled(subject).map(|holds| !holds),
             Self::Any
