@@ -139,6 +139,7 @@ async fn envoy_lives_with_the_agent() {
     assert_eq!((mode(config.state_dir.clone()), mode(config.sds_socket())), (0o700, 0o600));
 
     // Configuration by the relay with the pod's identity, certificate by SDS.
+    until("its workers listen", async || mesh_request(&plane, port).await.is_ok()).await;
     let (serial, body) = mesh_request(&plane, port).await.unwrap();
     assert_eq!(body, "one");
     assert!(plane.xds.streams_are_of(&workload()));
