@@ -17,6 +17,8 @@ type Figures = BTreeMap<String, Vec<f64>>;
 #[derive(Debug, Default)]
 pub struct Summary {
     modes: BTreeMap<String, BTreeMap<String, Figures>>,
+    /// Measurements that failed once.
+    pub repeated: Vec<String>,
 }
 
 impl Summary {
