@@ -177,7 +177,12 @@ impl<'a> Bench<'a> {
                         // A stall of the machine must not lose all that was measured; a second one is the subject's own.
                         Err(error) => {
                             eprintln!("once more: {error:#}");
-                            summary.repeated.push(format!("round {}: {} with {}", round + 1, mode.name, subject.name()));
+                            summary.repeated.push(format!(
+                                "round {}: {} with {}",
+                                round + 1,
+                                mode.name,
+                                subject.name()
+                            ));
                             self.one(mesh, pair, mode).await?
                         }
                     };
