@@ -143,15 +143,8 @@ impl Run<'_> {
             }
         }
         for (at, step) in hcm.filters.iter().enumerate().filter_map(|(at, f)| Some((at, f.step()?))) {
-            if !self.runs(head, step) {
-                continue;
-            }
-            match &step.kind {
-                // On the heap, as every request has room for them otherwise.
-                StepKind::Jwt(_) | StepKind::ExtAuthz(_) | StepKind::Fault(_) => {
-                    Box::pin(self.asks(at, step, head, body)).await?;
-                }
-                _ => self.decides(at, step, head)?,
+            if self.runs(head, step) {
+                self.step(at, step, head, body).await?;
             }
         }
         Ok(())
@@ -184,37 +177,29 @@ impl Run<'_> {
         out
     }
 
-    /// A step that may wait for others.
-    async fn asks(&mut self, at: usize, step: &Step, head: &mut Head, body: &mut Incoming) -> Result<(), Failure> {
+    /// One step. What may wait for others is on the heap, as every request has room for it otherwise.
+    async fn step(&mut self, at: usize, step: &Step, head: &mut Head, body: &mut Incoming) -> Result<(), Failure> {
         let here = self.here(head, step);
         match (&step.kind, &here) {
+            (StepKind::Rbac(_), Some(StepHere::Rbac(rbac))) => self.rbac(rbac, None, head),
+            (StepKind::Rbac(rbac), _) => self.rbac(rbac, Some(at), head),
             (StepKind::Jwt(jwt), here) => {
                 let here = match here {
                     Some(StepHere::Jwt(here)) => Some(here),
                     _ => None,
                 };
-                self.jwt(jwt, here, head).await
+                Box::pin(self.jwt(jwt, here, head)).await
             }
             (StepKind::ExtAuthz(filter), here) => {
                 let here = match here {
                     Some(StepHere::ExtAuthz(here)) => Some(&**here),
                     _ => None,
                 };
-                ext_authz::run(self, at, filter, here, head, body).await
+                Box::pin(ext_authz::run(self, at, filter, here, head, body)).await
             }
             (StepKind::Fault(_), Some(StepHere::Fault(fault))) | (StepKind::Fault(fault), _) => {
-                self.fault(fault, head).await
+                Box::pin(self.fault(fault, head)).await
             }
-            _ => Ok(()),
-        }
-    }
-
-    /// A step that decides by itself.
-    fn decides(&mut self, at: usize, step: &Step, head: &mut Head) -> Result<(), Failure> {
-        let here = self.here(head, step);
-        match (&step.kind, &here) {
-            (StepKind::Rbac(_), Some(StepHere::Rbac(rbac))) => self.rbac(rbac, None, head),
-            (StepKind::Rbac(rbac), _) => self.rbac(rbac, Some(at), head),
             (StepKind::Cors, Some(StepHere::Cors(policy))) => self.cors(at, policy, head),
             (StepKind::Cors, _) => Ok(()),
             (StepKind::LocalRateLimit(_), Some(StepHere::LocalRateLimit(limit)))
@@ -227,7 +212,6 @@ impl Run<'_> {
                 }
                 Ok(())
             }
-            (StepKind::Jwt(_) | StepKind::ExtAuthz(_) | StepKind::Fault(_), _) => Ok(()),
         }
     }
 
