@@ -52,19 +52,22 @@ fn changed(old: &Value, new: &Value) -> Option<Cause> {
 
 /// Nothing here starts containers: whoever asks for some is told so, and what to do instead.
 pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<String> {
-    let name = name_of(object).to_owned();
+    let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = name_of(object);
+    let namespace = match namespace_of(object) {
+        "" | "default" => String::new(),
+        namespace => format!("-n {namespace} "),
+    };
+    let command = |of: &str| format!("`carrick run {namespace}--as {of}/{name} -- COMMAND`");
     match resource {
         "pods" => {
             let placed = object.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|n| !n.is_empty());
             if placed {
                 return None;
             }
-            let namespace = match namespace_of(object) {
-                "" | "default" => String::new(),
-                namespace => format!("-n {namespace} "),
-            };
             let how = format!(
-                "there is no container runtime here, so nothing runs this pod: run its process with `carrick run {namespace}--as pod/{name} -- COMMAND`"
+                "there is no container runtime here, so nothing runs this pod: run its process with {}",
+                command("pod")
             );
             let condition = json!({
                 "type": "PodScheduled", "status": "False", "reason": "NoContainerRuntime", "message": how,
@@ -77,19 +80,11 @@ pub(super) fn nothing_runs_it(object: &mut Value, resource: &str) -> Option<Stri
             }
             Some(how)
         }
-        "deployments.apps" | "statefulsets.apps" => {
-            let namespace = match namespace_of(object) {
-                "" | "default" => String::new(),
-                namespace => format!("-n {namespace} "),
-            };
-            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
-            let small = kind.to_lowercase();
-            Some(format!(
-                "there is no container runtime here, so no pods are made of this {kind}: run each process with `carrick run {namespace}--as {small}/{name} -- COMMAND`"
-            ))
-        }
+        "deployments.apps" | "statefulsets.apps" => Some(format!(
+            "there is no container runtime here, so no pods are made of this {kind}: run each process with {}",
+            command(&kind.to_lowercase())
+        )),
         "daemonsets.apps" | "replicasets.apps" | "replicationcontrollers" | "jobs.batch" | "cronjobs.batch" => {
-            let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
             Some(format!(
                 "there is no container runtime here and nothing that schedules, so no pods are made of this {kind}"
             ))
