@@ -2,6 +2,7 @@
 //!
 //! Invariant: pure. Files come before the reload, the reload before the proof; but a reload that fails does not keep the proof from being
 //! made, since that is how people learn of it. A consumer has one period to serve what was delivered; until then nothing is said against it.
+//! One that still serves another certificate after that is told again, ever more rarely: a signal may have come while it was busy with the last.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,8 @@ use std::time::{Duration, SystemTime};
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// First and longest pause between looks while a consumer may still be reloading.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Longest pause between reloads of a consumer that goes on serving another certificate.
+const AGAIN: Duration = Duration::from_secs(3600);
 /// Pauses while a certificate should have been renewed and has not: this part of its life.
 const OVERDUE_PART: u32 = 30;
 
@@ -28,6 +31,12 @@ pub struct Progress {
     pub placed: Option<SystemTime>,
     /// The reload has succeeded since, or there was nothing to reload.
     pub reloaded: bool,
+    /// When it last did, as far as this process knows.
+    pub told: Option<SystemTime>,
+    /// How often it did.
+    pub tellings: u32,
+    /// The last look saw another certificate.
+    pub stale: bool,
     /// Failures in a row of what is due now.
     pub failures: u32,
     /// When the last one was.
@@ -64,6 +73,11 @@ pub fn decide(now: SystemTime, facts: Facts, progress: Progress) -> Step {
     let Some(period) = facts.proof else {
         return Step::Wait(retry.filter(|_| reload));
     };
+    let again = (facts.reloads && progress.reloaded && progress.stale)
+        .then(|| left(now, progress.told, after((period, AGAIN.max(period)), progress.tellings)));
+    if again == Some(None) {
+        return Step::Reload;
+    }
     let looked = progress.looked.unwrap_or(placed);
     let verdict =
         placed.checked_add(period).and_then(|end| end.duration_since(looked).ok()).filter(|left| !left.is_zero());
@@ -74,7 +88,10 @@ pub fn decide(now: SystemTime, facts: Facts, progress: Progress) -> Step {
     };
     match left(now, progress.looked, pause) {
         None => Step::Look,
-        Some(look) => Step::Wait(Some(retry.filter(|_| reload).map_or(look, |retry| retry.min(look)))),
+        Some(look) => {
+            let sooner = retry.filter(|_| reload).into_iter().chain(again.flatten());
+            Step::Wait(Some(sooner.fold(look, Duration::min)))
+        }
     }
 }
 
@@ -147,6 +164,35 @@ mod tests {
         assert_eq!(decide(at(59_999), FULL, Progress { looked: Some(at(59_999)), ..many }), wait(1));
         let none = Facts { reloads: true, proof: None };
         assert_eq!(decide(at(1), none, failed), wait(1999));
+    }
+
+    #[test]
+    fn who_serves_another_certificate_is_told_again_ever_more_rarely() {
+        let at_once = Progress {
+            placed: Some(at(0)),
+            reloaded: true,
+            told: Some(at(0)),
+            tellings: 1,
+            looked: Some(at(9_999)),
+            misses: 9,
+            stale: true,
+            ..Progress::default()
+        };
+        assert_eq!(decide(at(9_999), FULL, at_once), wait(1), "one period");
+        assert_eq!(decide(at(10_000), FULL, at_once), Step::Reload);
+        let looked = |second: u64, tellings, stale| Progress {
+            told: Some(at(10_000)),
+            tellings,
+            looked: Some(at(second * 1000)),
+            stale,
+            ..at_once
+        };
+        assert_eq!(decide(at(20_000), FULL, looked(20, 2, true)), wait(10_000));
+        assert_eq!(decide(at(30_000), FULL, looked(29, 2, true)), Step::Reload, "two periods after");
+        assert_eq!(decide(at(30_000), FULL, looked(29, 2, false)), wait(9_000), "nobody answers, or it is served");
+        assert_eq!(decide(at(3_610_000), FULL, looked(3_609, 60, true)), Step::Reload, "an hour at most");
+        let restarted = Progress { told: None, tellings: 0, ..at_once };
+        assert_eq!(decide(at(9_999), FULL, restarted), Step::Reload, "what a process before this one did is long ago");
     }
 
     #[test]

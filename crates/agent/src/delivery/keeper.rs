@@ -192,6 +192,9 @@ impl Keeper {
         match reload(&self.spec.name, how).await {
             Ok(()) => {
                 self.progress.reloaded = true;
+                self.progress.told = Some(self.clock.now());
+                self.progress.tellings = self.progress.tellings.saturating_add(1);
+                self.progress.stale = false;
                 (self.progress.failures, self.progress.failed) = (0, None);
                 // What it did is looked at now.
                 (self.progress.looked, self.progress.misses) = (None, 0);
@@ -220,6 +223,7 @@ impl Keeper {
         let seen = dial(proof, &held.leaf).await.map(|seen| (seen.same, seen.serial));
         let now = self.clock.now();
         self.progress.looked = Some(now);
+        self.progress.stale = matches!(seen, Ok((false, _)));
         let said = if let Ok((true, serial)) = &seen {
             self.progress.misses = 0;
             Some(verdict(true, "ServesIssued", format!("{} serves it", proof.address), serial))
