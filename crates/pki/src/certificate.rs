@@ -2,6 +2,8 @@
 //!
 //! Invariant: reading never panics and never trusts: nothing here verifies a signature. Verification is in `tls`.
 
+mod known;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 

@@ -467,11 +467,11 @@ pub async fn connect(
     let connection = stream.get_ref().1;
     judge_in_time(connection)?;
     let leaf = connection.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
-    let leaf = leaf.and_then(|leaf| CertificateInfo::read(leaf).ok());
+    let leaf = leaf.and_then(|leaf| CertificateInfo::known(leaf).ok());
     let peer = leaf.as_ref().and_then(|leaf| leaf.uris.first()).map(|uri| Arc::from(uri.as_str()));
     let local = tls.own.as_ref().and_then(|own| own.spiffe.as_ref()).map(|id| Arc::from(id.as_str()));
     let shown = Shown { peer, local, version: version(connection.protocol_version()) };
-    let peer = leaf.map(|leaf| End { uris: leaf.uris, serial: leaf.serial }).unwrap_or_default();
+    let peer = leaf.map(|leaf| End { uris: leaf.uris.clone(), serial: leaf.serial.clone() }).unwrap_or_default();
     let own = tls.own.as_deref().map(own_end).unwrap_or_default();
     let mut stream = Stream::from(Kind::Client(Box::new(stream))).tied(ties, [peer, own]).map_err(io::Error::other)?;
     stream.shown = Some(Arc::new(shown));

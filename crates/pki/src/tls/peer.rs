@@ -3,6 +3,8 @@
 //! Invariant: a [`VerifiedPeer`] can only be made from a finished handshake of a configuration of this module that
 //! verifies; there is no other constructor. What the peer may do is decided by whoever takes the proof.
 
+use std::sync::Arc;
+
 use carrick_base::SpiffeId;
 use rustls::{ClientConnection, CommonState, ServerConnection};
 
@@ -14,7 +16,7 @@ use crate::certificate::CertificateInfo;
 pub struct VerifiedPeer {
     spiffe: Option<SpiffeId>,
     sha256: [u8; 32],
-    info: CertificateInfo,
+    info: Arc<CertificateInfo>,
     leaf: Box<[u8]>,
 }
 
@@ -45,7 +47,7 @@ impl VerifiedPeer {
             return None;
         }
         let leaf = connection.peer_certificates()?.first()?;
-        let info = CertificateInfo::read(leaf).ok()?;
+        let info = CertificateInfo::known(leaf).ok()?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
         let spiffe = match info.uris.as_slice() {
             [uri] => uri.parse().ok(),

@@ -227,8 +227,8 @@ pub fn in_time(connection: &CommonState, now: SystemTime) -> bool {
     if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
         return true;
     }
-    let valid = |info: CertificateInfo| info.not_before <= now && now <= info.not_after;
-    connection.peer_certificates().unwrap_or_default().iter().all(|der| CertificateInfo::read(der).is_ok_and(valid))
+    let valid = |info: Arc<CertificateInfo>| info.not_before <= now && now <= info.not_after;
+    connection.peer_certificates().unwrap_or_default().iter().all(|der| CertificateInfo::known(der).is_ok_and(valid))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl ChainVerifier {
         usage: KeyUsage,
         name: Option<&ServerName<'_>>,
     ) -> Result<(), Error> {
-        let info = CertificateInfo::read(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let info = CertificateInfo::known(leaf).map_err(|_| CertificateError::BadEncoding)?;
         if self.policy.chain {
             self.verify_chain(leaf, intermediates, now, usage, &info)?;
         }
@@ -85,7 +85,7 @@ impl ChainVerifier {
         if list.is_empty() {
             return Ok(());
         }
-        let of_chain = |der: &CertificateDer<'_>| CertificateInfo::read(der).is_ok_and(|i| list.covers(&i).is_some());
+        let of_chain = |der: &CertificateDer<'_>| CertificateInfo::known(der).is_ok_and(|i| list.covers(&i).is_some());
         if list.covers(info).is_some() || intermediates.iter().any(of_chain) {
             return Err(CertificateError::Revoked.into());
         }
@@ -98,7 +98,7 @@ impl ChainVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: KeyUsage,
-        info: &CertificateInfo,
+        info: &Arc<CertificateInfo>,
     ) -> Result<(), Error> {
         let policy = &self.policy;
         // Before the chain: a root of another domain must not even be tried on a name of ours.
@@ -112,6 +112,12 @@ impl ChainVerifier {
             return Ok(());
         }
         self.judge_chain(roots, leaf, intermediates, now, usage, info)?;
+        info.keep(leaf);
+        for der in intermediates {
+            if let Ok(info) = CertificateInfo::read(der) {
+                Arc::new(info).keep(der);
+            }
+        }
         if let Some(window) = Window::of(info, intermediates) {
             self.passed.add(key, window);
         }
