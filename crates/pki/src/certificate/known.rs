@@ -14,7 +14,9 @@ use super::{CertificateError, CertificateInfo};
 /// Certificates kept, each of one or two KB; when there are more, all are forgotten.
 const MOST: usize = 512;
 
-static KNOWN: LazyLock<RwLock<HashMap<Box<[u8]>, Arc<CertificateInfo>>>> = LazyLock::new(RwLock::default);
+type ByBytes = HashMap<Box<[u8]>, Arc<CertificateInfo>>;
+
+static KNOWN: LazyLock<RwLock<ByBytes>> = LazyLock::new(RwLock::default);
 
 impl CertificateInfo {
     /// What [`CertificateInfo::read`] gives, from memory where a verifier has accepted the certificate before.

@@ -2,13 +2,11 @@
 //!
 //! Invariant: after [`drop_nominated`] and [`strip_request`] nothing that speaks of the downstream connection goes upstream, except an upgrade that the route allows.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, SERVER, TE, UPGRADE, VIA};
 
 use crate::model::hcm::{HttpConnectionManager, ServerHeader};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Headers that say something only between us and our neighbours; a client from outside must not set them.
 const INTERNAL_ONLY: [&str; 15] = [
@@ -136,52 +134,43 @@ pub struct Nominated;
 /// Removes what is per hop. With `keep_upgrade` (an allowed upgrade) `connection: upgrade` and `upgrade` stay.
 /// `te` survives only as `te: trailers`, which gRPC needs.
 pub fn strip_request(headers: &mut HeaderMap, keep_upgrade: bool) {
-    if !headers.keys().any(is_per_hop) {
-        return;
-    }
     let trailers = headers.get_all(TE).iter().filter_map(|v| v.to_str().ok());
     let trailers = trailers.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("trailers"));
-    strip(headers, keep_upgrade);
-    headers.remove(TE);
+    strip(headers, keep_upgrade, |name| is_per_hop(name) || matches!(name.as_str(), "te" | "http2-settings"));
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    headers.remove(HTTP2_SETTINGS);
 }
 
 /// Removes what is per hop from a response. With `keep_upgrade` (status 101 of an allowed upgrade) `connection` and `upgrade` stay.
 pub fn strip_response(headers: &mut HeaderMap, keep_upgrade: bool) {
-    if !keep_upgrade && !headers.keys().any(is_per_hop) {
-        return;
-    }
-    let nominated: Vec<HeaderName> =
-        tokens(headers).filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok()).collect();
-    // Framing is ours to decide.
-    let fixed = [UPGRADE, http::header::CONTENT_LENGTH];
-    for name in nominated.into_iter().filter(|name| !fixed.contains(name)) {
+    // What goes anyway, and what is ours to decide: an upgrade, and how long the body is.
+    let fixed =
+        |t: &&str| ["keep-alive", "close", "upgrade", "content-length"].iter().any(|f| t.eq_ignore_ascii_case(f));
+    let nominated: Vec<HeaderName> = tokens(headers)
+        .filter(|token| !fixed(token))
+        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+        .collect();
+    for name in nominated {
         headers.remove(name);
     }
-    strip(headers, keep_upgrade);
+    strip(headers, keep_upgrade, is_per_hop);
 }
 
-/// Whether a header is taken away on the way.
+/// Whether a header ends here, of whichever message.
 fn is_per_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "te" | "http2-settings"
-    )
+    matches!(name.as_str(), "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "transfer-encoding")
 }
 
-fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
-    headers.remove(CONNECTION);
+fn strip(headers: &mut HeaderMap, keep_upgrade: bool, ends_here: impl Fn(&HeaderName) -> bool) {
+    let goes = |name: &&HeaderName| ends_here(name) && !(keep_upgrade && *name == UPGRADE);
+    // Most messages have none of them, or one.
+    while let Some(name) = headers.keys().find(goes).cloned() {
+        headers.remove(name);
+    }
     if keep_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(UPGRADE);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
 }
 
 /// Removes headers that only internal callers may set, and the table's `internal_only_headers`.
