@@ -58,7 +58,7 @@ pub(crate) fn run(side: &Side, doors: &[Door]) -> Result<()> {
         Loop { side, doors, epoll, links: Vec::new(), free: Vec::new(), gone: Vec::new(), idle, head: Vec::new() };
     let (mut events, mut buffer) = (Vec::new(), vec![0; BUFFER]);
     loop {
-        all.epoll.wait(&mut events)?;
+        all.epoll.wait(&mut events, None)?;
         for event in &events {
             match event.number.checked_sub(LISTENERS).and_then(|door| usize::try_from(door).ok()) {
                 Some(door) => {

@@ -1,4 +1,5 @@
-//! `carrick-floor`: what the kernel and the TLS library cost by themselves, as the mark that a proxy is held against.
+//! `carrick-floor`: what the kernel and the TLS library cost by themselves, as the mark that a proxy is held against; and the load that
+//! keeps its pace.
 //!
 //! Invariant: one thread, TLS 1.3 with AES-128-GCM and X25519, both certificates verified, every handshake a full one. It does what must be
 //! done to carry bytes, or to take an HTTP/1.1 request apart and put it together again, and nothing else: no limits, no time-outs, no
@@ -7,6 +8,7 @@
 mod epoll;
 mod forward;
 mod http;
+mod pace;
 mod tls;
 mod tokio_forward;
 
@@ -37,7 +39,7 @@ pub(crate) enum Side {
     Server(std::sync::Arc<rustls::ServerConfig>),
 }
 
-const USAGE: &str = "carrick-floor epoll|tokio client|server CERTIFICATES {bytes|http}:PORT=ADDRESS…";
+const USAGE: &str = "carrick-floor epoll|tokio client|server CERTIFICATES {bytes|http}:PORT=ADDRESS…\ncarrick-floor pace HOST:PORT RATE SECONDS";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -51,6 +53,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[String]) -> Result<()> {
+    if let Some(("pace", arguments)) = arguments.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        return pace::run(arguments);
+    }
     let [kind, side, certificates, doors @ ..] = arguments else { bail!("too few arguments") };
     let side = match side.as_str() {
         "client" => Side::Client(tls::client(certificates)?),

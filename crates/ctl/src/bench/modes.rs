@@ -28,7 +28,7 @@ pub struct Mode {
 enum Generator {
     /// wrk: so many connections, each sends its next request when the last one is answered.
     Closed { connections: u32, path: &'static str, close: bool },
-    /// Ours: requests are due at a fixed rate; latency counts from when they were due.
+    /// `carrick-floor pace`: requests are due at a fixed rate; latency counts from when they were due.
     Open,
     /// h2load with unary gRPC calls.
     Grpc,
@@ -149,11 +149,14 @@ pub struct Burst {
 }
 
 impl Mode {
-    /// What is run in the client's pod. `host` is the server's name or address, `program` this program, `call` a file with one message.
-    pub fn command(&self, host: &str, seconds: u32, rate: u32, program: &str, call: &str) -> Vec<String> {
+    /// What is run in the client's pod. `host` is the server's name or address, `call` a file with one message.
+    ///
+    /// # Errors
+    /// The program is not there.
+    pub fn command(&self, host: &str, seconds: u32, rate: u32, call: &str) -> Result<Vec<String>> {
         let url = |path: &str| format!("http://{host}:{}{path}", self.port);
         let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        match self.generator {
+        Ok(match self.generator {
             Generator::Closed { connections, path, close } => {
                 let mut argv = words(format!("wrk -t1 -c{connections} --latency -d {seconds}s"));
                 if close {
@@ -163,7 +166,9 @@ impl Mode {
                 argv
             }
             Generator::Open => {
-                words(format!("{program} demo load --rate {rate} --seconds {seconds} --url {}", url("/")))
+                let program = Floor.program().context("carrick-floor is not there: `make bench` builds it")?;
+                let more = format!("pace {host}:{} {rate} {seconds}", self.port);
+                [program.display().to_string()].into_iter().chain(words(more)).collect()
             }
             Generator::Grpc => {
                 let mut argv = words(format!("h2load -t1 -c8 -m8 -D {seconds} -d {call}"));
@@ -173,7 +178,7 @@ impl Mode {
                 argv.push(url("/bench.Echo/Echo"));
                 argv
             }
-        }
+        })
     }
 
     /// Reads what the generator printed.

@@ -211,9 +211,8 @@ impl<'a> Bench<'a> {
     }
 
     async fn burst(&self, mesh: &Mesh, (pair, host): &(Pair, String), mode: &Mode, seconds: u32) -> Result<Burst> {
-        let program = std::env::current_exe()?.display().to_string();
         let call = self.dir.join("call.grpc").display().to_string();
-        let argv = mode.command(host, seconds, self.options.rate, &program, &call);
+        let argv = mode.command(host, seconds, self.options.rate, &call)?;
         let client = pair.pod("client");
         let mut args = vec!["exec", client.as_str(), "-n", NAMESPACE, "--", "taskset", "-c", "0"];
         args.extend(argv.iter().map(String::as_str));
