@@ -2,7 +2,7 @@
 //!
 //! Invariant: each direction ends on its own (half-close is passed on after everything read has been written); an
 //! error on either side ends both; an idle connection holds no buffer, since reads go through one scratch buffer per
-//! thread and only what the peer could not take yet is kept.
+//! thread and only what is not written yet is kept. Little that has come is written when all who are ready have read (see [`crate::turn`]).
 
 use std::cell::Cell;
 use std::io;
@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 const SCRATCH: usize = 64 * 1024;
+/// So few bytes wait for others to read theirs, before they are written; more are written at once, for they would have to be copied.
+const LITTLE: usize = 2048;
 
 thread_local! {
     static SCRATCH_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
@@ -239,6 +241,11 @@ impl Half {
             let came = fill(cx, from, &mut buf);
             let read = buf.filled();
             *moved = moved.saturating_add(read.len() as u64);
+            if matches!(came, Came::Later) && (1..=LITTLE).contains(&read.len()) {
+                self.held = read.to_vec();
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let mut rest = read;
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(cx, rest) {
