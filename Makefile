@@ -17,7 +17,7 @@ SIDECARS ?= 300
 KUBECONFIG_OF = $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(abspath $(KUBECONFIG)))
 ADDRESS ?= 127.0.0.1
 
-.PHONY: help demo test build check unit e2e e2e-kubernetes image bench bench-control fuzz clean-tools
+.PHONY: help demo test build check unit e2e e2e-scenarios e2e-apart e2e-cases e2e-kubernetes image bench bench-control fuzz clean-tools
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,15 +43,23 @@ check: ## formatting, lints, layers, licences
 unit: ## tests of the crates; needs root for network namespaces
 	cargo test --locked -j $(JOBS) --workspace
 
-e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed data planes
+e2e: build ## scenarios and cases on real traffic, with native, Envoy and mixed data planes; two meshes side by side
+	$(MAKE) --no-print-directory -j2 e2e-scenarios e2e-apart
+
+e2e-scenarios:
 	$(TARGET)/debug/carrick demo banknext --switches 2 --services 40
 	for name in product-stock hipster intuit-gateway gopay-partners; do $(TARGET)/debug/carrick demo $$name --engine all || exit 1; done
 	$(TARGET)/debug/carrick demo quarantine
 	$(TARGET)/debug/carrick demo renewals --sidecars 12 --envoys 2 --certificate-ttl 10s --time 25s --look 1s --tell 10s --rate 60
 	$(TARGET)/debug/carrick demo authority --certificate-ttl 30s --grace-ratio 0.7 --rate 5
-	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
+
+e2e-apart:
+	tools/apart $(MAKE) --no-print-directory e2e-cases
+
+e2e-cases:
 	python3 e2e/documents/run.py $(TARGET)/debug/carrick
 	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick
+	PYTHONPATH=$(CARRICK_PYTHONPATH) python3 e2e/protocols/run.py $(TARGET)/debug/carrick
 	set -o pipefail; log=$(TARGET)/cases.log; $(TARGET)/debug/carrick demo cases | tee $$log || { \
 	  echo "what failed once more, in a new mesh: a busy machine can be late"; \
 	  $(TARGET)/debug/carrick demo cases $$(sed -n 's#^ *FAIL  \([^ ]*\) .*#cases/\1.yaml#p' $$log | sort -u); }
