@@ -314,9 +314,7 @@ async fn handle(
     let mut tunnel = exchange.tunnel.take();
     let up = switched.then(|| match &exchange.checkout {
         Some(Checkout::Http1(connection, _)) => upgrade::Up::Http1(connection.wire()),
-        _ => upgrade::Up::Http2(
-            tunnel.take().map(|to| Tunnel::new(std::mem::replace(&mut body, Incoming::Empty), to)),
-        ),
+        _ => upgrade::Up::Http2(tunnel.take().map(|to| Tunnel::new(std::mem::replace(&mut body, Incoming::Empty), to))),
     });
     if let Some(mut refused) = tunnel {
         refused.end();

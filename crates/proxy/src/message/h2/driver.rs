@@ -95,7 +95,7 @@ impl<P: Part> Driver<P> {
                 more
             };
             let mut again = false;
-            self.work(cx);
+            self.work();
             if self.is_over() {
                 // A moment for the last words.
                 self.ending = Some(Box::pin(tokio::time::sleep(LINGER)));
@@ -128,38 +128,26 @@ impl<P: Part> Driver<P> {
             if again {
                 continue;
             }
-            if more {
-                // The others first.
+            self.jobs.woken(&mut self.run, !more);
+            if more || !self.run.is_empty() {
+                // The others first: who gives way in a job gives way to them.
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
             }
-            self.jobs.woken(&mut self.run, true);
-            if self.run.is_empty() {
-                return Poll::Pending;
-            }
+            return Poll::Pending;
         }
     }
 
     /// Goes on with all that can go on.
-    fn work(&mut self, cx: &mut Context<'_>) {
+    fn work(&mut self) {
         self.events();
         self.jobs.woken(&mut self.run, false);
-        // Those that are woken meanwhile have their turn too, but not without end.
-        for _ in 0..4 {
-            if self.run.is_empty() {
-                return;
-            }
-            let mut run = std::mem::take(&mut self.run);
-            for at in run.drain(..) {
-                self.step(at);
-            }
-            if self.run.is_empty() {
-                self.run = run;
-            }
-            self.events();
-            self.jobs.woken(&mut self.run, false);
+        let mut run = std::mem::take(&mut self.run);
+        for at in run.drain(..) {
+            self.step(at);
         }
-        cx.waker().wake_by_ref();
+        run.append(&mut self.run);
+        self.run = run;
+        self.events();
     }
 
     fn step(&mut self, at: usize) {
@@ -198,7 +186,9 @@ impl<P: Part> Driver<P> {
 
     fn is_over(&self) -> bool {
         let mut core = self.link.borrow_mut();
-        if core.streams.is_empty() && self.jobs.is_empty() && (core.unused || (core.refuses && core.side == Side::Client))
+        if core.streams.is_empty()
+            && self.jobs.is_empty()
+            && (core.unused || (core.refuses && core.side == Side::Client))
         {
             core.leave_now();
         }

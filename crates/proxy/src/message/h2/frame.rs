@@ -174,14 +174,17 @@ mod tests {
             seen.push((head.kind, head.flags, rest[HEAD..HEAD + head.length].to_vec()));
             rest = &rest[HEAD + head.length..];
         }
-        let wanted = [(HEADERS, 1, b"abc".to_vec()), (CONTINUATION, 0, b"def".to_vec()), (CONTINUATION, 4, b"g".to_vec())];
+        let wanted =
+            [(HEADERS, 1, b"abc".to_vec()), (CONTINUATION, 0, b"def".to_vec()), (CONTINUATION, 4, b"g".to_vec())];
         assert_eq!(seen, wanted);
     }
 
     #[test]
     fn padding_is_taken_off() {
         let head = Head { length: 0, kind: DATA, flags: PADDED, stream: 1 };
-        for (payload, wanted) in [(&[1, 7, 0][..], Some(&[7][..])), (&[2, 0, 0], Some(&[])), (&[2, 0], None), (&[], None)] {
+        for (payload, wanted) in
+            [(&[1, 7, 0][..], Some(&[7][..])), (&[2, 0, 0], Some(&[])), (&[2, 0], None), (&[], None)]
+        {
             assert_eq!(unpadded(&head, payload), wanted);
         }
     }

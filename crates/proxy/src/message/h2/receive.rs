@@ -147,8 +147,7 @@ impl Core {
             self.give_back(head.length);
             return self.stream_error(id, reason, what);
         }
-        stream.left = left.unwrap_or(None);
-        stream.ended = ends;
+        (stream.left, stream.ended, stream.expects) = (left.unwrap_or(None), ends, false);
         let held = stream.held;
         if held {
             if length > 0 {
@@ -220,7 +219,11 @@ impl Core {
             if looped {
                 return self.stream_error(id, Reason::PROTOCOL, "a stream that depends on itself");
             }
-            return if stream.begun { self.on_trailers(id, ends, collected) } else { self.on_response(id, ends, collected) };
+            return if stream.begun {
+                self.on_trailers(id, ends, collected)
+            } else {
+                self.on_response(id, ends, collected)
+            };
         }
         if self.is_idle(id) {
             if self.side == Side::Client || id % 2 == 0 {

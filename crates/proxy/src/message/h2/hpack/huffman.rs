@@ -81,8 +81,7 @@ pub fn decode(coded: &[u8], out: &mut Vec<u8>) -> Result<(), Garbled> {
         }
         let top = usize::try_from(bits.wrapping_shr(56)).unwrap_or(0);
         let short = CODES.short.get(top).copied().unwrap_or(0);
-        let (symbol, length) =
-            if short == 0 { long(bits)? } else { (short & 0xff, u32::from(short.wrapping_shr(8))) };
+        let (symbol, length) = if short == 0 { long(bits)? } else { (short & 0xff, u32::from(short.wrapping_shr(8))) };
         if length > have {
             // Nothing but padding can be left.
             let ones = u64::MAX.wrapping_shl(64_u32.saturating_sub(have));

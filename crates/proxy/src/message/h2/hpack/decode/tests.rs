@@ -47,8 +47,7 @@ fn requests_without_and_with_coded_texts() {
         let second = [&first[..], &["cache-control: no-cache"]].concat();
         assert_eq!(fields(&mut decoder, blocks[1]), second);
         assert_eq!(decoder.size, 110);
-        let third =
-            [":method: GET", ":scheme: https", ":path: /index.html", first[3], "custom-key: custom-value"];
+        let third = [":method: GET", ":scheme: https", ":path: /index.html", first[3], "custom-key: custom-value"];
         assert_eq!(fields(&mut decoder, blocks[2]), third);
         assert_eq!(decoder.size, 164);
     }
@@ -77,15 +76,9 @@ fn responses_that_evict() {
         decoder.max = 256;
         let date = "date: Mon, 21 Oct 2013 20:13:21 GMT";
         let location = "location: https://www.example.com";
-        assert_eq!(
-            fields(&mut decoder, blocks[0]),
-            [":status: 302", "cache-control: private", date, location]
-        );
+        assert_eq!(fields(&mut decoder, blocks[0]), [":status: 302", "cache-control: private", date, location]);
         assert_eq!(decoder.size, 222);
-        assert_eq!(
-            fields(&mut decoder, blocks[1]),
-            [":status: 307", "cache-control: private", date, location]
-        );
+        assert_eq!(fields(&mut decoder, blocks[1]), [":status: 307", "cache-control: private", date, location]);
         assert_eq!(decoder.size, 222);
         assert_eq!(
             fields(&mut decoder, blocks[2]),
@@ -117,7 +110,9 @@ fn what_is_not_to_be_indexed_stays_so_and_what_is_malformed_keeps_its_place() {
 
 #[test]
 fn blocks_that_are_none() {
-    for block in ["80", "be", "40", "4001", "400178", "82 20", "3fffffff07", "7fffffffffffffffff0f", "00823fff0178", "0a"] {
+    for block in
+        ["80", "be", "40", "4001", "400178", "82 20", "3fffffff07", "7fffffffffffffffff0f", "00823fff0178", "0a"]
+    {
         assert_eq!(Decoder::new(TABLE).decode(&hex(block), |_, _| {}), Err(Garbled), "{block}");
     }
     // Smaller first, then as it was.
