@@ -22,6 +22,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "client_hello", run: client_hello },
     Target { name: "http_sniff", run: http_sniff },
     Target { name: "http1", run: carrick_proxy::read_anything },
+    Target { name: "http2", run: carrick_proxy::talk_anything },
     Target { name: "xds_cluster", run: |data| xds("envoy.config.cluster.v3.Cluster", data) },
     Target { name: "xds_endpoints", run: |data| xds("envoy.config.endpoint.v3.ClusterLoadAssignment", data) },
     Target { name: "xds_listener", run: |data| xds("envoy.config.listener.v3.Listener", data) },

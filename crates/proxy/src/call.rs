@@ -122,16 +122,12 @@ async fn attempts(
                     });
                     (result, reused, Some((connection, home)))
                 }
-                Taken::Http2 { mut sender, stream, reused, .. } => {
-                    let result = sender.send_request(request).await;
-                    let result = match result {
-                        Ok(response) => Ok(collect(response.map(Incoming::Http2), call.limit).await),
-                        Err(e) => Err(e.into()),
-                    };
-                    drop(stream);
-                    match result {
-                        Ok(answered) => return answered,
-                        Err(e) => (Err(e), reused, None),
+                Taken::Http2 { stream, reused } => {
+                    let (request, body) = request.into_parts();
+                    match stream.sender().send(&request, body).await {
+                        Ok(response) => return collect(response, call.limit).await,
+                        Err(SendError::Unsent(_)) => (Err(Broken::Incomplete), true, None),
+                        Err(SendError::Broken(e)) => (Err(e), reused, None),
                     }
                 }
             };

@@ -16,21 +16,16 @@ mod service;
 mod trace;
 mod upgrade;
 
-use crate::exec::LocalExec;
 use crate::info::Info;
 use crate::io::stream::Stream;
 use crate::lifecycle::{Lease, Phase};
 use crate::message::h1::server::Line;
-use crate::message::incoming::Incoming;
+use crate::message::h2::{self, PREFACE};
 use crate::upstream::pool::{CONNECTION_WINDOW, WINDOW};
 use crate::worker::Worker;
 use carrick_proxy_core::model::hcm::{Codec, HttpConnectionManager};
 use connection::HttpConn;
 
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -38,7 +33,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes before a frame's payload.
 const FRAME_HEAD: usize = 9;
 
@@ -72,19 +66,18 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
         return http1::serve(Rc::new(conn), hcm, line).await;
     }
     let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, None));
-    let service = {
-        let conn = Rc::clone(&conn);
-        service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            // The library moves it about, and it is large.
-            let answer = Box::pin(service::answer(Rc::clone(&conn), request.map(Incoming::Http2)));
-            async move { Ok::<_, Infallible>(answer.await) }
-        })
-    };
-    let mut connection = Box::pin(http2_builder(hcm).serve_connection(TokioIo::new(stream), service));
-    let result = drive(&conn, hcm, connection.as_mut(), |c| c.graceful_shutdown()).await;
-    if let Err(e) = result
-        && (e.is_parse() || e.is_parse_too_large())
-    {
+    let service = |request| service::answer(Rc::clone(&conn), request);
+    let alive = hcm.http2.keepalive_interval.map(|interval| h2::Alive::new(interval, hcm.http2.keepalive_timeout));
+    let mut server = h2::server::Server::new(stream, http2_options(hcm), alive, hcm.stream_idle_timeout, service);
+    let mut watch = Watch::new(hcm);
+    let result = std::future::poll_fn(|cx| {
+        if watch.poll(cx, &conn, || server.leave()).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        server.poll(cx)
+    })
+    .await;
+    if let Err(e) = result {
         conn.stats.downstream_cx_protocol_error.inc();
         tracing::debug!(peer = %info.peer, "protocol error: {e}");
     }
@@ -130,44 +123,44 @@ fn begins(seen: &[u8], otherwise: Beginning) -> Option<Beginning> {
     }
 }
 
-/// Polls an HTTP/2 connection while its lease allows: leaving, closing and cutting as phases come, and closing when idle.
-async fn drive<C>(
-    conn: &Rc<HttpConn>,
-    hcm: &HttpConnectionManager,
-    mut connection: Pin<&mut C>,
-    leave: impl Fn(Pin<&mut C>),
-) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    let mut seen = Phase::Serving;
-    let mut idle = Timer::new(hcm.idle_timeout);
-    let mut age = Timer::new(hcm.max_connection_duration);
-    let mut served = 0;
-    std::future::poll_fn(|cx| {
-        while let Poll::Ready(phase) = conn.lease.poll_past(cx, seen) {
-            seen = phase;
+/// Follows the lease of an HTTP/2 connection and its times: it leaves as phases come, when it is idle and when it is old.
+struct Watch {
+    seen: Phase,
+    idle: Timer,
+    age: Timer,
+    served: u32,
+}
+
+impl Watch {
+    fn new(hcm: &HttpConnectionManager) -> Self {
+        let (idle, age) = (Timer::new(hcm.idle_timeout), Timer::new(hcm.max_connection_duration));
+        Watch { seen: Phase::Serving, idle, age, served: 0 }
+    }
+
+    /// Ready when it is to be cut.
+    fn poll(&mut self, cx: &mut Context<'_>, conn: &HttpConn, leave: impl Fn()) -> Poll<()> {
+        while let Poll::Ready(phase) = conn.lease.poll_past(cx, self.seen) {
+            self.seen = phase;
             match phase {
-                Phase::Cut => return Poll::Ready(Ok(())),
+                Phase::Cut => return Poll::Ready(()),
                 // A goodbye without a race.
-                Phase::Draining | Phase::Closing => leave(connection.as_mut()),
+                Phase::Draining | Phase::Closing => leave(),
                 Phase::Serving => {}
             }
             conn.stats.downstream_cx_drain_close.inc();
         }
-        if idle.is_over(cx) {
-            if conn.active.get() == 0 && conn.served.get() == served {
+        if self.idle.is_over(cx) {
+            if conn.active.get() == 0 && conn.served.get() == self.served {
                 conn.stats.downstream_cx_idle_timeout.inc();
-                leave(connection.as_mut());
+                leave();
             }
-            served = conn.served.get();
+            self.served = conn.served.get();
         }
-        if age.is_over(cx) {
-            leave(connection.as_mut());
+        if self.age.is_over(cx) {
+            leave();
         }
-        connection.as_mut().poll(cx)
-    })
-    .await
+        Poll::Pending
+    }
 }
 
 /// A repeating timer that costs little while it does not fire.
@@ -190,23 +183,16 @@ impl Timer {
     }
 }
 
-fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExec> {
+fn http2_options(hcm: &HttpConnectionManager) -> h2::Own {
     let o = &hcm.http2;
-    let mut b = http2::Builder::new(LocalExec);
-    b.timer(TokioTimer::new())
-        .max_concurrent_streams(o.max_concurrent_streams)
-        .initial_stream_window_size(o.initial_stream_window.min(WINDOW))
-        .initial_connection_window_size(o.initial_connection_window.min(CONNECTION_WINDOW))
-        .header_table_size(o.hpack_table_size)
-        .max_header_list_size(hcm.max_request_headers_bytes)
-        .max_send_buf_size(256 * 1024);
-    if let Some(interval) = o.keepalive_interval {
-        b.keep_alive_interval(interval).keep_alive_timeout(o.keepalive_timeout);
+    h2::Own {
+        table: o.hpack_table_size,
+        streams: o.max_concurrent_streams,
+        window: o.initial_stream_window.min(WINDOW),
+        connection: o.initial_connection_window.min(CONNECTION_WINDOW),
+        list: hcm.max_request_headers_bytes,
+        connect: o.allow_connect || hcm.upgrades.iter().any(|u| u.enabled && &*u.kind == "websocket"),
     }
-    if o.allow_connect || hcm.upgrades.iter().any(|u| u.enabled && &*u.kind == "websocket") {
-        b.enable_connect_protocol();
-    }
-    b
 }
 
 /// Whether the router writes no `x-envoy-*` headers.

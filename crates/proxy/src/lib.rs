@@ -20,7 +20,6 @@ mod connection;
 mod counter;
 mod deliver;
 mod engine;
-mod exec;
 mod export;
 mod http;
 mod info;
@@ -47,6 +46,7 @@ mod worker;
 
 pub use engine::{BindError, Engine};
 pub use message::h1::anything as read_anything;
+pub use message::h2::anything as talk_anything;
 pub use options::{EngineOptions, OriginalDst, OriginalDstFn, Workload};
 pub use secrets::{Secret, Secrets};
 pub use stats::Stats;

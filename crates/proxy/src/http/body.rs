@@ -3,6 +3,8 @@
 //! Invariant: a body knows how it ended, and its exchange is told exactly once, also by a drop.
 
 use super::exchange::Exchange;
+use crate::message::h2::Outgoing;
+use crate::message::h2::pipe::Piped;
 use crate::message::incoming::{Broken, Incoming};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -34,6 +36,8 @@ pub enum ResponseBody {
         /// Whom to tell; set when the response is complete.
         exchange: Option<Box<Exchange>>,
     },
+    /// The stream becomes a tunnel: its bytes.
+    Piped(Piped),
     /// The connection becomes a byte stream; the exchange is there where the connection's own task begins that.
     Upgraded(super::upgrade::Start, Option<Box<Exchange>>),
 }
@@ -47,6 +51,12 @@ impl ResponseBody {
     }
 }
 
+impl Outgoing for ResponseBody {
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ResponseBody::drive(self, cx)
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -54,6 +64,7 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             ResponseBody::Empty | ResponseBody::Upgraded(..) => Poll::Ready(None),
+            ResponseBody::Piped(piped) => Pin::new(piped).poll_frame(cx).map(|f| f.map(|f| f.map_err(BodyError::from))),
             ResponseBody::Full(b) => Poll::Ready(b.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             ResponseBody::Upstream { body, exchange } => {
                 let Some(exchange) = exchange else { return Poll::Ready(None) };
@@ -91,6 +102,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             ResponseBody::Empty | ResponseBody::Upgraded(..) => true,
+            ResponseBody::Piped(piped) => piped.is_end_stream(),
             ResponseBody::Full(b) => b.as_ref().is_none_or(Bytes::is_empty),
             ResponseBody::Upstream { body, .. } => body.is_end_stream(),
         }
@@ -99,6 +111,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             ResponseBody::Empty | ResponseBody::Upgraded(..) => SizeHint::with_exact(0),
+            ResponseBody::Piped(piped) => piped.size_hint(),
             ResponseBody::Full(b) => SizeHint::with_exact(b.as_ref().map_or(0, |b| b.len() as u64)),
             ResponseBody::Upstream { body, .. } => body.size_hint(),
         }

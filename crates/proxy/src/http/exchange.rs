@@ -9,6 +9,7 @@ use super::trace::Trace;
 use crate::alarm::Alarm;
 use crate::counter::Counter;
 use crate::io::stream::Shown;
+use crate::message::h2::pipe::Writer;
 use crate::message::request_body::Intake;
 use crate::metrics::{GrpcFrames, KeyRef, Measured, principals};
 use crate::names::{details, flag};
@@ -120,6 +121,8 @@ pub struct Exchange {
     pub(super) protocol: http::Version,
     pub(super) active: Option<ActiveRequest>,
     pub(super) checkout: Option<Checkout>,
+    /// Writes to the upstream of a tunnel that is a stream.
+    pub(super) tunnel: Option<Writer>,
     pub(super) logged: Option<Box<Logged>>,
     pub(super) idle: Option<Alarm>,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
@@ -164,6 +167,7 @@ impl Exchange {
             protocol,
             active: None,
             checkout: None,
+            tunnel: None,
             logged: None,
             idle: None,
             deadline: None,

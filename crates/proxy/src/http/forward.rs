@@ -13,6 +13,8 @@ use super::upgrade;
 use crate::alarm::Alarm;
 use crate::message::h1::client::SendError;
 use crate::message::h1::maps;
+use crate::message::h2::pipe::pipe;
+use crate::message::h2::{Fault, Protocol};
 use crate::message::incoming::{Broken, Incoming};
 use crate::message::request_body::{Intake, REPLAY_LIMIT, Replay, RequestBody, Source};
 use crate::upstream::choose::{self, Wish};
@@ -34,8 +36,6 @@ use http::header::{COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version, request};
 use http_body::Body;
-use hyper::ext::Protocol;
-use std::error::Error as _;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -109,14 +109,6 @@ enum Attempt {
         /// The request's head, where it is still there.
         head: Option<Box<request::Parts>>,
     },
-}
-
-/// Why an attempt came to nothing.
-enum Undone {
-    /// Nothing was sent.
-    Unsent(Box<Request<RequestBody>>),
-    /// It broke off.
-    Broken(Broken),
 }
 
 /// Runs attempts until there is a response or a reason to give up; the flag says that retries were used up.
@@ -247,8 +239,7 @@ async fn attempts(
     let silent = retry.as_ref().and_then(RetryState::per_try_idle).is_some();
     // The head is given away where an attempt that failed gives it back as it was.
     let kept = plan.upgrade.is_none()
-        && (h2
-            || per_try.is_some()
+        && (per_try.is_some()
             || silent
             || plan.action.append_x_forwarded_host
             || rewritten_host(plan, head, "").is_some());
@@ -291,7 +282,13 @@ async fn attempts(
             None => {
                 let Some(body) = supply.next() else { return Err((Failure::Terminated, false)) };
                 exchange.attempts = exchange.attempts.saturating_add(1);
-                body
+                if h2 && plan.upgrade.is_some() {
+                    let (to, piped) = pipe();
+                    exchange.tunnel = Some(to);
+                    RequestBody::Piped(piped)
+                } else {
+                    body
+                }
             }
         };
         let preserve = state.cluster.http1.header_case == HeaderCase::Preserve;
@@ -481,7 +478,7 @@ async fn attempt(
         }
     };
     let mut witness = None;
-    let (result, checkout, reused, sent) = match taken {
+    let (e, checkout, reused, sent) = match taken {
         Taken::Http1 { mut connection, home, reused } => {
             exchange.upstream_local = connection.local;
             exchange.upstream_protocol = Some("HTTP/1.1");
@@ -497,38 +494,32 @@ async fn attempt(
                 Err(SendError::Unsent(body)) => {
                     return Attempt::Unsent(Box::new(Request::from_parts(parts, *body)));
                 }
-                Err(SendError::Broken(e)) => {
-                    (Err(Undone::Broken(e)), Checkout::Http1(connection, home), reused, Some(parts))
-                }
+                Err(SendError::Broken(e)) => (e, Checkout::Http1(connection, home), reused, parts),
             }
         }
-        Taken::Http2 { mut sender, local, shown, stream, reused } => {
-            exchange.upstream_local = local;
+        Taken::Http2 { stream, reused } => {
+            exchange.upstream_local = stream.local();
             exchange.upstream_protocol = Some("HTTP/2");
-            exchange.shown = shown;
-            let result = sender.try_send_request(request).await.map(|r| r.map(Incoming::Http2));
-            let result = result.map_err(|mut e| match e.take_message() {
-                Some(request) => Undone::Unsent(Box::new(request)),
-                None => Undone::Broken(Broken::Http2(e.into_error())),
-            });
-            (result, Checkout::Http2(stream), reused, None)
+            exchange.shown = stream.shown();
+            let (parts, body) = request.into_parts();
+            match stream.sender().send(&parts, body).await {
+                Ok(response) => return Attempt::Response(response, Checkout::Http2(stream), Some(parts)),
+                Err(SendError::Unsent(body)) => {
+                    return Attempt::Unsent(Box::new(Request::from_parts(parts, *body)));
+                }
+                Err(SendError::Broken(e)) => (e, Checkout::Http2(stream), reused, parts),
+            }
         }
     };
-    match result {
-        Ok(response) => Attempt::Response(response, checkout, None),
-        Err(Undone::Unsent(request)) => Attempt::Unsent(request),
-        Err(Undone::Broken(e)) => {
-            let (failure, reset) = judge(&e);
-            // The connection has to be gone before its remains can tell.
-            drop(checkout);
-            let unseen = match witness {
-                Some((before, fate)) => fate.unseen(before, e.is_end()).await,
-                None => false,
-            };
-            let head = sent.map(Box::new);
-            Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen, head }
-        }
-    }
+    let (failure, reset) = judge(&e);
+    // The connection has to be gone before its remains can tell.
+    drop(checkout);
+    let unseen = match witness {
+        Some((before, fate)) => fate.unseen(before, e.is_end()).await,
+        None => false,
+    };
+    let head = Some(Box::new(sent));
+    Attempt::Failed { failure, reset, seen: reset != Reset::Refused && !unseen, reused, unseen, head }
 }
 
 /// An attempt within its time, and without a longer silence than allowed; `received` moves while the client still sends.
@@ -569,27 +560,16 @@ fn subset(plan: &Forward<'_>) -> SubsetLabels {
 
 /// What an error before the response means.
 fn judge(e: &Broken) -> (Failure, Reset) {
-    let e = match e {
-        Broken::Http2(e) => e,
-        Broken::NotHttp(_) => return (Failure::NotHttp, Reset::ProtocolError),
-        Broken::Io(_) | Broken::Incomplete => return (Failure::Terminated, Reset::Remote),
-    };
-    let mut source = e.source();
-    while let Some(s) = source {
-        if let Some(h2) = s.downcast_ref::<h2::Error>() {
-            if h2.reason() == Some(h2::Reason::REFUSED_STREAM) || (h2.is_go_away() && h2.is_remote()) {
-                return (Failure::Reset("remote refused stream reset".into()), Reset::Refused);
-            }
-            if h2.is_reset() && h2.is_remote() {
-                return (Failure::Reset("remote reset".into()), Reset::Remote);
-            }
+    match e {
+        Broken::NotHttp(_) | Broken::Http2(Fault::Ours(..)) => (Failure::NotHttp, Reset::ProtocolError),
+        Broken::Http2(Fault::Refused | Fault::Unsent) => {
+            (Failure::Reset("remote refused stream reset".into()), Reset::Refused)
         }
-        source = s.source();
+        Broken::Http2(Fault::Reset(_)) => (Failure::Reset("remote reset".into()), Reset::Remote),
+        Broken::Http2(Fault::Ended | Fault::Silent) | Broken::Io(_) | Broken::Incomplete => {
+            (Failure::Terminated, Reset::Remote)
+        }
     }
-    if e.is_parse() || e.is_parse_too_large() {
-        return (Failure::NotHttp, Reset::ProtocolError);
-    }
-    (Failure::Terminated, Reset::Remote)
 }
 
 /// The request of one attempt. The head is kept only where it may be needed again.

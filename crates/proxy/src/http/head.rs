@@ -4,6 +4,7 @@
 
 use super::connection::HttpConn;
 use super::reply::Failure;
+use crate::message::h2;
 use crate::names::details;
 use carrick_proxy_core::hygiene::address::{self, Arrival};
 use carrick_proxy_core::hygiene::reject::{self, Version};
@@ -102,7 +103,7 @@ pub(super) fn prepare(conn: &HttpConn, hcm: &HttpConnectionManager, mut parts: P
     }
     hop::join_repeated(&mut parts.headers);
     let upgrade = if parts.method == Method::CONNECT {
-        let protocol = parts.extensions.get::<hyper::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
+        let protocol = parts.extensions.get::<h2::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
         Some(protocol.unwrap_or_else(|| "connect".into()))
     } else if conn.h2 {
         None

@@ -6,7 +6,6 @@
 use super::exchange::Checkout;
 use super::forward::{Forward, absolute, auto_sni, join_cookies};
 use super::head::Head;
-use crate::message::incoming::Incoming;
 use crate::message::request_body::{RequestBody, TAP_DEPTH, Tapped};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::pool::{self, Need, PoolKey, Taken};
@@ -116,9 +115,9 @@ impl Copied<'_> {
                     let (request, body) = request.into_parts();
                     (connection.send(&request, body, reused).await.ok()?, Checkout::Http1(connection, home))
                 }
-                Taken::Http2 { mut sender, stream, .. } => {
-                    let response = sender.try_send_request(request).await.ok()?;
-                    (response.map(Incoming::Http2), Checkout::Http2(stream))
+                Taken::Http2 { stream, .. } => {
+                    let (request, body) = request.into_parts();
+                    (stream.sender().send(&request, body).await.ok()?, Checkout::Http2(stream))
                 }
             };
             let mut body = response.into_body();

@@ -11,6 +11,7 @@ use super::forward::{self, Forward};
 use super::head::{Head, decimal, prepare, set_path, weighted};
 use super::reply::{self, Failure};
 use super::{trace, upgrade};
+use crate::message::h2::pipe::{Tunnel, pipe};
 use crate::message::incoming::Incoming;
 use crate::names::details;
 use carrick_proxy_core::facts::Facts;
@@ -103,7 +104,10 @@ fn attach(mut response: Response<ResponseBody>, mut exchange: Box<Exchange>) -> 
             exchange.finished();
             *response.body_mut() = ResponseBody::Full(Some(text));
         }
-        ResponseBody::Upgraded(start, _) if exchange.conn.h2 => start.begin(exchange),
+        ResponseBody::Upgraded(mut start, _) if exchange.conn.h2 => {
+            *response.body_mut() = start.answer.take().map_or(ResponseBody::Empty, ResponseBody::Piped);
+            start.begin(exchange);
+        }
         ResponseBody::Upgraded(start, _) => *response.body_mut() = ResponseBody::Upgraded(start, Some(exchange)),
         other => {
             exchange.finished();
@@ -133,11 +137,10 @@ fn here(f: Failure) -> Failed {
 async fn handle(
     conn: &Rc<HttpConn>,
     hcm: &HttpConnectionManager,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Response<ResponseBody>, Failed> {
     exchange.is_grpc = is_grpc(request.headers());
-    let on_upgrade = (conn.h2 && wants_upgrade(&request)).then(|| hyper::upgrade::on(&mut request));
     let (parts, mut body) = request.into_parts();
     if http_body::Body::is_end_stream(&body) {
         exchange.received.ended.set(Some(exchange.started));
@@ -236,6 +239,8 @@ async fn handle(
         }
         None => None,
     };
+    // What comes on a stream that becomes a tunnel is no body.
+    let ahead = (conn.h2 && upgrade.is_some()).then(|| std::mem::replace(&mut body, Incoming::Empty));
     if conn.outbound && !conn.counted.as_ref().is_some_and(|c| c.disable_host_fallback) {
         exchange.host = conn.host(&head.authority);
     }
@@ -289,7 +294,7 @@ async fn handle(
         upgrade: upgrade.as_deref(),
         read,
     };
-    let mut response = match forward::run(&plan, &mut head, body, exchange).await {
+    let response = match forward::run(&plan, &mut head, body, exchange).await {
         Ok(response) => response,
         // What the router answers itself goes back by the same route.
         Err(failed) => {
@@ -305,11 +310,15 @@ async fn handle(
         None => false,
     };
     let took = exchange.started.elapsed().as_millis();
+    let (mut parts, mut body) = response.into_parts();
+    let mut tunnel = exchange.tunnel.take();
     let up = switched.then(|| match &exchange.checkout {
         Some(Checkout::Http1(connection, _)) => upgrade::Up::Http1(connection.wire()),
-        _ => upgrade::Up::Http2(hyper::upgrade::on(&mut response)),
+        _ => upgrade::Up::Http2(tunnel.take().map(|to| Tunnel::new(std::mem::replace(&mut body, Incoming::Empty), to))),
     });
-    let (mut parts, body) = response.into_parts();
+    if let Some(mut refused) = tunnel {
+        refused.end();
+    }
     hop::strip_response(&mut parts.headers, switched);
     if conn.exchanges() && conn.outbound {
         let told = conn.worker.peers.take(&mut parts.headers);
@@ -347,7 +356,14 @@ async fn handle(
     let body = match up {
         Some(up) => {
             upgrade::translate(&mut parts, conn.h2);
-            ResponseBody::Upgraded(upgrade::Start { down: on_upgrade, up }, None)
+            let (down, answer) = match ahead {
+                Some(ahead) => {
+                    let (to, answer) = pipe();
+                    (Some(Tunnel::new(ahead, to)), Some(answer))
+                }
+                None => (None, None),
+            };
+            ResponseBody::Upgraded(upgrade::Start { down, up, answer }, None)
         }
         _ => ResponseBody::Upstream { body, exchange: None },
     };
@@ -356,10 +372,6 @@ async fn handle(
 
 fn suppressed(hcm: &HttpConnectionManager) -> bool {
     hcm.filters.iter().any(|f| matches!(f, HttpFilter::Router(r) if r.suppress_envoy_headers))
-}
-
-fn wants_upgrade(request: &Request<Incoming>) -> bool {
-    request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE)
 }
 
 fn allows(list: &[Upgrade], kind: &str) -> Option<bool> {

@@ -7,11 +7,10 @@ use super::exchange::Exchange;
 use crate::io::duplex::{Duplex, End};
 use crate::lifecycle::Phase;
 use crate::message::h1::client;
+use crate::message::h2::pipe::{Piped, Tunnel};
 use crate::names::flag;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{StatusCode, response::Parts};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -20,8 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// Both halves of an upgrade that both sides agreed to.
 pub struct Start {
     /// The client's; an HTTP/1 connection's own task has it.
-    pub(super) down: Option<OnUpgrade>,
+    pub(super) down: Option<Tunnel>,
     pub(super) up: Up,
+    /// What the client gets, where it has a stream.
+    pub(super) answer: Option<Piped>,
 }
 
 /// The upstream's half.
@@ -29,7 +30,7 @@ pub enum Up {
     /// A whole connection.
     Http1(client::Shared),
     /// A stream.
-    Http2(OnUpgrade),
+    Http2(Option<Tunnel>),
 }
 
 impl std::fmt::Debug for Start {
@@ -83,7 +84,7 @@ impl Start {
     pub(super) async fn run(mut self, mut exchange: Box<Exchange>) {
         let conn = Rc::clone(&exchange.conn);
         let idle = conn.hcm().and_then(|h| h.stream_idle_timeout);
-        let Some((down, up)) = self.halves(&conn).await else {
+        let Some((down, up)) = self.halves(&conn) else {
             exchange.flags = flag::UPSTREAM_CLOSED;
             return;
         };
@@ -113,9 +114,9 @@ impl Start {
     }
 
     /// Both wires, with what has come on them already.
-    async fn halves(&mut self, conn: &HttpConn) -> Option<(Wire, Wire)> {
+    fn halves(&mut self, conn: &HttpConn) -> Option<(Wire, Wire)> {
         let down: Wire = match self.down.take() {
-            Some(down) => Box::new(TokioIo::new(down.await.ok()?)),
+            Some(down) => Box::new(down),
             None => {
                 let (mut stream, ahead) = conn.line.as_ref()?.take()?;
                 stream.replay(ahead.freeze());
@@ -128,7 +129,7 @@ impl Start {
                 stream.replay(ahead.freeze());
                 Box::new(stream)
             }
-            Up::Http2(up) => Box::new(TokioIo::new(up.await.ok()?)),
+            Up::Http2(up) => Box::new(up.take()?),
         };
         Some((down, up))
     }

@@ -5,7 +5,7 @@
 
 pub mod body;
 pub mod client;
-mod date;
+pub mod date;
 mod input;
 pub mod maps;
 mod names;

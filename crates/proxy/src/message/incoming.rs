@@ -3,10 +3,9 @@
 //! Invariant: one type for requests and responses of both protocols, so that filters and forwarding know neither. It ends once, in
 //! order or with a [`Broken`].
 
-use crate::message::h1;
+use crate::message::{h1, h2};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use std::error::Error as _;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -17,7 +16,7 @@ use std::task::{Context, Poll};
 pub enum Broken {
     /// HTTP/2.
     #[error(transparent)]
-    Http2(#[from] hyper::Error),
+    Http2(#[from] h2::Fault),
     /// The connection.
     #[error("connection: {0}")]
     Io(#[from] io::Error),
@@ -37,16 +36,7 @@ impl Broken {
             Broken::Incomplete => true,
             Broken::NotHttp(_) => false,
             Broken::Io(e) => ended(e),
-            Broken::Http2(e) => {
-                let mut source = e.source();
-                while let Some(s) = source {
-                    if let Some(io) = s.downcast_ref::<io::Error>() {
-                        return ended(io);
-                    }
-                    source = s.source();
-                }
-                e.is_incomplete_message() || e.is_closed()
-            }
+            Broken::Http2(e) => matches!(e, h2::Fault::Ended | h2::Fault::Unsent),
         }
     }
 }
@@ -60,7 +50,7 @@ pub enum Incoming {
     /// A response's, on HTTP/1.
     Response(h1::client::Shared),
     /// HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2(h2::recv::Recv),
 }
 
 impl Incoming {
@@ -84,7 +74,7 @@ impl Body for Incoming {
             Incoming::Empty => Poll::Ready(None),
             Incoming::Request(line, number) => line.poll_body(*number, cx),
             Incoming::Response(connection) => connection.borrow_mut().poll_body(cx),
-            Incoming::Http2(body) => Pin::new(body).poll_frame(cx).map(|f| f.map(|f| f.map_err(Broken::Http2))),
+            Incoming::Http2(body) => body.poll_frame(cx).map(|f| f.map(|f| f.map_err(Broken::Http2))),
         }
     }
 
@@ -93,7 +83,7 @@ impl Body for Incoming {
             Incoming::Empty => true,
             Incoming::Request(line, number) => line.body_is_over(*number),
             Incoming::Response(connection) => connection.borrow().body_is_over(),
-            Incoming::Http2(body) => body.is_end_stream(),
+            Incoming::Http2(body) => body.is_over(),
         }
     }
 
@@ -102,7 +92,7 @@ impl Body for Incoming {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Request(line, number) => line.body_size(*number),
             Incoming::Response(connection) => connection.borrow().body_size(),
-            Incoming::Http2(body) => body.size_hint(),
+            Incoming::Http2(body) => body.size(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: only the latest attempt reads on; an attempt that was given up never sees an end that is not the body's.
 
+use crate::message::h2::pipe::Piped;
 use crate::message::incoming::{Broken, Incoming};
 use crate::metrics::GrpcFrames;
 use bytes::Bytes;
@@ -29,6 +30,8 @@ pub enum RequestBody {
     Tapped(mpsc::Receiver<Tapped>),
     /// Our own.
     Whole(Option<Bytes>),
+    /// Bytes of a tunnel.
+    Piped(Piped),
 }
 
 impl RequestBody {
@@ -274,6 +277,7 @@ impl Body for RequestBody {
                 None => Poll::Pending,
             },
             RequestBody::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            RequestBody::Piped(piped) => Pin::new(piped).poll_frame(cx),
         }
     }
 
@@ -287,6 +291,7 @@ impl Body for RequestBody {
                 r.next >= m.kept.len() && (m.ended || m.source.is_end_stream())
             }
             RequestBody::Tapped(_) => false,
+            RequestBody::Piped(piped) => piped.is_end_stream(),
         }
     }
 
@@ -295,7 +300,7 @@ impl Body for RequestBody {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Streamed(s) => s.size_hint(),
             RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            RequestBody::Tapped(_) => SizeHint::default(),
+            RequestBody::Tapped(_) | RequestBody::Piped(_) => SizeHint::default(),
             RequestBody::Replayable(r) if r.next == 0 && r.shared.borrow().kept.is_empty() => {
                 r.shared.borrow().source.size_hint()
             }

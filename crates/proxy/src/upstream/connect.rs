@@ -57,9 +57,6 @@ pub enum ConnectError {
     /// We have no configuration for it.
     #[error("TLS_error:{0}")]
     Refused(#[from] Refused),
-    /// The HTTP/2 connection could not be set up.
-    #[error("{0}")]
-    Http(hyper::Error),
     /// The cluster allows no more.
     #[error("overflow")]
     Overflow,

@@ -7,19 +7,16 @@
 use super::choose::plain_target;
 use super::cluster::ClusterState;
 use super::connect::{Target, connect};
-use crate::exec::LocalExec;
 use crate::io::stream::Stream;
 use crate::io::witness::Witness;
 use crate::local::Local;
-use crate::message::h1::client;
-use crate::message::incoming::Incoming;
 use crate::message::request_body::RequestBody;
+use crate::message::{h1::client, h2};
 use bytes::Bytes;
 use carrick_proxy_core::model::cluster::{HealthCheck, HealthCheckKind};
 use carrick_proxy_core::model::hcm::HeaderCase;
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -28,6 +25,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How often the hosts are counted anew.
 const ROUND: Duration = Duration::from_millis(500);
+
+/// Of a connection for one question.
+const OWN: h2::Own =
+    h2::Own { table: 4096, streams: 0, window: 65535, connection: 65535, list: 16 * 1024, connect: false };
 
 /// Starts checking.
 pub(super) fn start(local: &Rc<Local>, state: &Rc<ClusterState>) {
@@ -178,15 +179,15 @@ async fn exchange(
     request: Request<RequestBody>,
     h2: bool,
 ) -> Option<(u16, HeaderMap, Vec<u8>)> {
-    let (response, task) = if h2 {
-        let mut builder = hyper::client::conn::http2::Builder::new(LocalExec);
-        let (mut sender, connection) = builder.timer(TokioTimer::new()).handshake(TokioIo::new(stream)).await.ok()?;
-        let task = local.spawn(async move { drop(connection.await) });
-        (sender.send_request(request).await.ok()?.map(Incoming::Http2), Some(task))
+    let (request, body) = request.into_parts();
+    let response = if h2 {
+        // The connection ends with its only request.
+        let (sender, task) = h2::client::connect(stream, OWN, None);
+        local.spawn(task);
+        sender.send(&request, body).await.ok()?
     } else {
         let connection = client::Connection::new(Witness::new(stream).0, HeaderCase::Lower);
-        let (request, body) = request.into_parts();
-        (client::send(&connection, &request, body, false).await.ok()?, None)
+        client::send(&connection, &request, body, false).await.ok()?
     };
     let (parts, mut body) = response.into_parts();
     let (mut headers, mut start) = (parts.headers, Vec::new());
@@ -197,9 +198,6 @@ async fn exchange(
             (_, Some(trailers)) => headers.extend(trailers.clone()),
             _ => {}
         }
-    }
-    if let Some(task) = task {
-        task.abort();
     }
     Some((parts.status.as_u16(), headers, start))
 }

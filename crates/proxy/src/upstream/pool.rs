@@ -6,18 +6,16 @@
 
 use super::cluster::{ActiveConnection, ClusterState};
 use super::connect::{ConnectError, Target, connect};
-use crate::exec::LocalExec;
 use crate::io::stream::Shown;
 use crate::io::sys::{self, Idle};
 use crate::io::witness::{Before, Fate, Witness};
 use crate::local::Local;
 use crate::message::h1::client::{self, SendError};
+use crate::message::h2;
 use crate::message::incoming::Incoming;
 use crate::message::request_body::RequestBody;
 use carrick_proxy_core::model::cluster::{HttpProtocol, TransportSocket};
 use carrick_proxy_core::model::filter::UpstreamOverrides;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
@@ -78,7 +76,7 @@ pub struct Pool {
     idle: RefCell<Vec<Http1>>,
     /// Connections open or being made.
     open: Cell<u32>,
-    shared: RefCell<Vec<Http2>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
     connecting: tokio::sync::Mutex<()>,
     /// Wakes the task that looks after idle HTTP/1 connections.
     watch: OnceCell<(Arc<Watch>, Waker)>,
@@ -123,14 +121,13 @@ pub struct Http1 {
 }
 
 /// An HTTP/2 connection.
-#[derive(Clone)]
 struct Http2 {
-    sender: http2::SendRequest<RequestBody>,
+    sender: h2::client::Sender,
     local: Option<SocketAddr>,
     shown: Option<Arc<Shown>>,
-    streams: Rc<Cell<u32>>,
-    served: Rc<Cell<u32>>,
-    since: Rc<Cell<Instant>>,
+    streams: Cell<u32>,
+    served: Cell<u32>,
+    since: Cell<Instant>,
     made: Instant,
 }
 
@@ -147,13 +144,7 @@ pub enum Taken {
     },
     /// One stream of it.
     Http2 {
-        /// Sends the request.
-        sender: http2::SendRequest<RequestBody>,
-        /// Our address.
-        local: Option<SocketAddr>,
-        /// Names of both ends, on TLS.
-        shown: Option<Arc<Shown>>,
-        /// Counts the stream.
+        /// The stream.
         stream: StreamGuard,
         /// It has served before.
         reused: bool,
@@ -191,15 +182,29 @@ impl Drop for Open {
 }
 
 /// A stream in use on an HTTP/2 connection.
-pub struct StreamGuard {
-    streams: Rc<Cell<u32>>,
-    since: Rc<Cell<Instant>>,
+pub struct StreamGuard(Rc<Http2>);
+
+impl StreamGuard {
+    /// Sends its request.
+    pub fn sender(&self) -> &h2::client::Sender {
+        &self.0.sender
+    }
+
+    /// Our address.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.0.local
+    }
+
+    /// Names of both ends, on TLS.
+    pub fn shown(&self) -> Option<Arc<Shown>> {
+        self.0.shown.clone()
+    }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.streams.set(self.streams.get().saturating_sub(1));
-        self.since.set(Instant::now());
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.since.set(Instant::now());
     }
 }
 
@@ -267,14 +272,13 @@ impl Pool {
         gone.into_iter().for_each(closed);
     }
 
-    fn take_stream(&self, most: u32, most_served: Option<u32>) -> Option<(Http2, StreamGuard)> {
+    fn take_stream(&self, most: u32, most_served: Option<u32>) -> Option<StreamGuard> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|c| !c.sender.is_closed() && most_served.is_none_or(|m| c.served.get() < m));
-        let c = shared.iter().find(|c| c.streams.get() < most)?.clone();
+        let c = Rc::clone(shared.iter().find(|c| c.streams.get() < most.min(c.sender.limit()))?);
         c.streams.set(c.streams.get().saturating_add(1));
         c.served.set(c.served.get().saturating_add(1));
-        let guard = StreamGuard { streams: Rc::clone(&c.streams), since: Rc::clone(&c.since) };
-        Some((c, guard))
+        Some(StreamGuard(c))
     }
 }
 
@@ -457,23 +461,16 @@ async fn stream(
     let options = &state.cluster.http2;
     let most = options.max_concurrent_streams.clamp(1, MAX_STREAMS);
     let served = state.cluster.max_requests_per_connection;
-    let taken = |(c, stream): (Http2, StreamGuard), reused| Taken::Http2 {
-        sender: c.sender,
-        local: c.local,
-        shown: c.shown,
-        stream,
-        reused,
-    };
     if fresh {
         pool.shared.borrow_mut().retain(|c| !c.sender.is_closed());
-    } else if let Some(t) = pool.take_stream(most, served) {
-        return Ok(taken(t, true));
+    } else if let Some(stream) = pool.take_stream(most, served) {
+        return Ok(Taken::Http2 { stream, reused: true });
     }
     let pending = state.pending(high).ok_or(ConnectError::Overflow)?;
     // One connects, the others wait for its result.
     let _one = pool.connecting.lock().await;
-    if !fresh && let Some(t) = pool.take_stream(most, served) {
-        return Ok(taken(t, true));
+    if !fresh && let Some(stream) = pool.take_stream(most, served) {
+        return Ok(Taken::Http2 { stream, reused: true });
     }
     let counted = Open::new(state, &pool, high).ok_or(ConnectError::Overflow)?;
     let stream = connect(local, &state.cluster, &state.stats, target, "h2").await?;
@@ -481,40 +478,34 @@ async fn stream(
     state.stats.upstream_cx_http2_total.inc();
     let address = stream.socket().tcp().local_addr().ok();
     let shown = stream.shown.clone();
-    let mut builder = http2::Builder::new(LocalExec);
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(options.initial_stream_window.min(WINDOW))
-        .initial_connection_window_size(options.initial_connection_window.min(CONNECTION_WINDOW))
-        .header_table_size(options.hpack_table_size)
-        .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
-        .max_frame_size(16 * 1024);
-    if let Some(interval) = options.keepalive_interval {
-        builder.keep_alive_interval(interval).keep_alive_timeout(options.keepalive_timeout);
-    }
-    // On the heap, as every request has room for it otherwise.
-    let (sender, connection) = Box::pin(builder.handshake(TokioIo::new(stream))).await.map_err(ConnectError::Http)?;
+    let own = h2::Own {
+        table: options.hpack_table_size,
+        streams: 0,
+        window: options.initial_stream_window.min(WINDOW),
+        connection: options.initial_connection_window.min(CONNECTION_WINDOW),
+        list: MAX_RESPONSE_HEADER_BYTES,
+        connect: false,
+    };
+    let alive = options.keepalive_interval.map(|interval| h2::Alive::new(interval, options.keepalive_timeout));
+    let (sender, connection) = h2::client::connect(stream, own, alive);
     local.spawn(async move {
-        let _ = connection.await;
+        connection.await;
         drop(counted);
     });
     let now = Instant::now();
-    let made = Http2 {
+    let made = Rc::new(Http2 {
         sender,
         local: address,
         shown,
-        streams: Rc::new(Cell::new(0)),
-        served: Rc::new(Cell::new(0)),
-        since: Rc::new(Cell::new(now)),
+        streams: Cell::new(1),
+        served: Cell::new(1),
+        since: Cell::new(now),
         made: now,
-    };
+    });
     if !state.is_retired() {
-        pool.shared.borrow_mut().push(made.clone());
+        pool.shared.borrow_mut().push(Rc::clone(&made));
     }
-    made.streams.set(1);
-    made.served.set(1);
-    let guard = StreamGuard { streams: Rc::clone(&made.streams), since: Rc::clone(&made.since) };
-    Ok(taken((made, guard), false))
+    Ok(Taken::Http2 { stream: StreamGuard(made), reused: false })
 }
 
 const MAX_RESPONSE_HEADER_BYTES: u32 = 60 * 1024;

@@ -8,6 +8,7 @@ mod drain;
 mod filters;
 mod gateway;
 mod h2_frames;
+mod h2_limits;
 mod hostile;
 mod lab;
 mod mtls;

@@ -3,6 +3,7 @@
 //! Invariant: the text is made once a second for each thread.
 
 use carrick_proxy_core::format::time;
+use http::HeaderValue;
 use std::cell::RefCell;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,15 @@ thread_local! {
 
 /// Appends the date of now, as of at most a second ago.
 pub fn write(out: &mut Vec<u8>) {
+    now(|text| out.extend_from_slice(text.as_bytes()));
+}
+
+/// The same as a value.
+pub fn value() -> HeaderValue {
+    now(|text| HeaderValue::from_str(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn now<R>(with: impl FnOnce(&str) -> R) -> R {
     NOW.with_borrow_mut(|(made, text)| {
         let now = Instant::now();
         if made.is_none_or(|made| now.duration_since(made) >= Duration::from_millis(500)) {
@@ -20,8 +30,8 @@ pub fn write(out: &mut Vec<u8>) {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             time::write(since, "%a, %d %b %Y %H:%M:%S GMT", text);
         }
-        out.extend_from_slice(text.as_bytes());
-    });
+        with(text)
+    })
 }
 
 #[cfg(test)]
@@ -32,5 +42,6 @@ mod tests {
         super::write(&mut out);
         assert_eq!(out.len(), "Sun, 06 Nov 1994 08:49:37 GMT".len());
         assert!(out.ends_with(b" GMT"));
+        assert_eq!(super::value().len(), out.len());
     }
 }
