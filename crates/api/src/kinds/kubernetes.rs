@@ -2,6 +2,8 @@
 //!
 //! Invariant: schemas are the full ones of k8s-openapi; the review kinds are served but never stored.
 
+mod kept;
+
 use std::sync::OnceLock;
 
 use k8s_openapi::api::admissionregistration::v1 as admission;
@@ -38,7 +40,7 @@ pub(super) fn kinds() -> Vec<Kind> {
     let created: Printer = (columns::NAME_CREATED, print::name_created);
     let binding: Printer = (columns::ROLE_BINDING, print::role_binding);
     let all: &[&str] = &["all"];
-    vec![
+    let mut kinds = vec![
         Kind {
             short_names: &["cm"],
             ..kind(
@@ -85,7 +87,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         Kind {
             short_names: &["po"],
             categories: all,
-            subresources: &["attach", "exec", "log", "portforward", "status"],
+            subresources: &["attach", "eviction", "exec", "log", "portforward", "status"],
             ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
         },
         Kind {
@@ -336,7 +338,9 @@ pub(super) fn kinds() -> Vec<Kind> {
         },
         kind(RBAC, "RoleBinding", "rolebindings", definitions_of::<rbac::RoleBinding>, binding),
         kind(RBAC, "Role", "roles", definitions_of::<rbac::Role>, created),
-    ]
+    ];
+    kinds.extend(kept::kinds());
+    kinds
 }
 
 fn kind(group: &'static str, kind: &'static str, plural: &'static str, convert: Convert, printer: Printer) -> Kind {

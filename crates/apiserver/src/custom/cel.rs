@@ -45,7 +45,8 @@ pub fn check(schema: &Value, path: &str) -> Vec<Cause> {
 }
 
 /// What the rules of a schema cost together, estimated.
-pub fn total(schema: &Value) -> u64 {
+#[cfg(test)]
+fn total(schema: &Value) -> u64 {
     let mut checker = Checker::default();
     checker.schema(schema, "", &Place { root: true, times: Some(1), uncorrelated: None, depth: 0 });
     checker.total
