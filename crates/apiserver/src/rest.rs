@@ -6,6 +6,7 @@
 
 mod apply;
 mod continuation;
+mod convert;
 mod decode;
 mod discovery;
 mod eviction;
@@ -211,7 +212,7 @@ impl Api {
         if matches!(verb, "get" | "list" | "watch") {
             return match verb {
                 "get" if call.path.subresource == "scale" => call.scale(),
-                "get" => call.get(),
+                "get" => call.get().await,
                 "list" => call.list().await,
                 _ => call.watch().await,
             };

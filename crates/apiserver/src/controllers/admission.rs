@@ -71,7 +71,10 @@ impl Admission {
             }
             crate::custom::RESOURCE => {
                 crate::custom::check::complete(object);
-                let causes = crate::custom::check::causes(object, context.old);
+                let mut causes = crate::custom::check::causes(object, context.old);
+                if let Some(client) = object.pointer("/spec/conversion/webhook/clientConfig") {
+                    webhook::client(client, "spec.conversion.webhookClientConfig", &mut causes);
+                }
                 check(object, context, causes)?;
             }
             "ingresses.networking.k8s.io"

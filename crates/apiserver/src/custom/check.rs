@@ -66,15 +66,7 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         other => causes.push(unsupported("spec.scope", other, "\"Cluster\", \"Namespaced\"")),
     }
     names_causes(names, &mut causes);
-    match spec.get("conversion").and_then(|c| c.get("strategy")).and_then(Value::as_str) {
-        None | Some("None") => {}
-        Some("Webhook") => {
-            let why =
-                "conversion by webhooks is not served by the embedded API; versions with the same fields need none";
-            causes.push(Cause::forbidden("spec.conversion.strategy", why));
-        }
-        Some(other) => causes.push(unsupported("spec.conversion.strategy", other, "\"None\", \"Webhook\"")),
-    }
+    conversion(spec, &mut causes);
     if spec.get("preserveUnknownFields") == Some(&Value::Bool(true)) {
         let why = "must be false";
         causes.push(Cause::invalid("spec.preserveUnknownFields", &json!(true), why));
@@ -91,6 +83,36 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         lost_versions(object, old, &mut causes);
     }
     causes
+}
+
+/// How versions become each other; where a webhook is, is looked at by whoever looks at other webhooks.
+fn conversion(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
+    let own = |field: &str| spec.get("conversion").and_then(|c| c.get(field)).filter(|v| !v.is_null());
+    let webhook = own("webhook");
+    match own("strategy").and_then(Value::as_str) {
+        None | Some("None") => {
+            if webhook.is_some() {
+                let why = "should not be set when strategy is not set to Webhook";
+                causes.push(Cause::forbidden("spec.conversion.webhookClientConfig", why));
+            }
+        }
+        Some("Webhook") => {
+            if webhook.and_then(|w| w.get("clientConfig")).is_none() {
+                let why = "required when strategy is set to Webhook";
+                causes.push(Cause::required("spec.conversion.webhookClientConfig", why));
+            }
+            let field = "spec.conversion.conversionReviewVersions";
+            let versions = webhook.and_then(|w| w.get("conversionReviewVersions")).cloned().unwrap_or_else(|| json!([]));
+            let known = |v: &Value| v == "v1" || v == "v1beta1";
+            let listed = versions.as_array().map(Vec::as_slice).unwrap_or_default();
+            if listed.is_empty() {
+                causes.push(Cause::required(field, ""));
+            } else if !listed.iter().any(known) {
+                causes.push(Cause::invalid(field, &versions, "must include at least one of v1, v1beta1"));
+            }
+        }
+        Some(other) => causes.push(unsupported("spec.conversion.strategy", other, "\"None\", \"Webhook\"")),
+    }
 }
 
 fn unsupported(field: &str, value: &str, supported: &str) -> Cause {
@@ -244,7 +266,7 @@ mod tests {
         assert_eq!(fields(|d| d["metadata"]["name"] = json!("x")), "metadata.name");
         assert_eq!(fields(|d| d["spec"]["scope"] = json!("Everywhere")), "spec.scope");
         assert_eq!(fields(|d| d["spec"]["versions"][0]["storage"] = json!(false)), "spec.versions");
-        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.strategy");
+        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.webhookClientConfig spec.conversion.conversionReviewVersions");
         let schema = "spec.versions[0].schema.openAPIV3Schema";
         let at = |field: &str| format!("{schema}.{field}");
         assert_eq!(
