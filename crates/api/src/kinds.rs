@@ -41,6 +41,8 @@ pub struct Kind {
     pub subresources: &'static [&'static str],
     /// Columns of a table; the first is the name.
     pub columns: &'static [Column],
+    /// Makes an object one of the version named, where versions differ by more than that.
+    pub convert: Option<fn(&mut Value, &str)>,
     shape: Shape,
     cells: fn(&Value, Timestamp) -> Vec<Value>,
     schemas: OnceLock<Vec<Schema>>,
@@ -48,6 +50,8 @@ pub struct Kind {
 
 enum Shape {
     Kubernetes(fn() -> Converted),
+    /// One of Kubernetes' types for each version.
+    Versions(&'static [fn() -> Converted]),
     /// Defined by the text files of `schemas/`.
     Text(TextShape),
 }
@@ -102,6 +106,13 @@ impl Kind {
                 let schema = Schema::new(&converted.root, converted.definitions.into());
                 vec![schema; self.versions.len().max(1)]
             }
+            Shape::Versions(all) => all
+                .iter()
+                .map(|convert| {
+                    let converted = convert();
+                    Schema::new(&converted.root, converted.definitions.into())
+                })
+                .collect(),
             Shape::Text(shape) => istio::schemas(self, shape),
         }
     }

@@ -41,6 +41,8 @@ pub struct Resource {
     pub stored: bool,
     /// Subresources without the resource's name.
     pub subresources: Vec<String>,
+    /// How an object of one version becomes one of another.
+    pub conversion: Conversion,
     /// Where `/scale` reads and writes, for kinds that have it.
     pub scale: Option<ScalePaths>,
     /// Columns, cells and schema.
@@ -83,6 +85,17 @@ impl ScalePaths {
     }
 }
 
+/// How versions of a kind differ.
+#[derive(Clone)]
+pub enum Conversion {
+    /// By their name alone.
+    Same,
+    /// By something that is known here: makes an object one of the version named.
+    BuiltIn(fn(&mut Value, &str)),
+    /// By what a webhook says: `spec.conversion.webhook`.
+    Webhook(Arc<Value>),
+}
+
 /// Where a resource's content comes from.
 #[derive(Clone)]
 pub enum Shape {
@@ -110,6 +123,7 @@ impl Resource {
             stored: kind.stored,
             subresources: owned(kind.subresources),
             scale: kind.subresources.contains(&"scale").then(ScalePaths::usual),
+            conversion: kind.convert.map_or(Conversion::Same, Conversion::BuiltIn),
             shape: Shape::Kind(kind),
         }
     }
@@ -136,8 +150,11 @@ impl Resource {
         let scale = first.pointer("/subresources/scale").and_then(ScalePaths::defined);
         let served = [("scale", scale.is_some()), ("status", has("status"))];
         let subresources = served.into_iter().filter(|(_, is)| *is).map(|(name, _)| name.to_owned()).collect();
+        let webhook = object.pointer("/spec/conversion/webhook").filter(|_| text("/spec/conversion/strategy") == "Webhook");
+        let conversion = webhook.map_or(Conversion::Same, |w| Conversion::Webhook(Arc::new(w.clone())));
         Some(Self {
             id: format!("{plural}.{group}").into(),
+            conversion,
             group,
             versions: names,
             kind,

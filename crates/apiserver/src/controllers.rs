@@ -1,5 +1,5 @@
 //! Per-kind behaviour: what writes are completed and refused with (`admission`), and the loops that keep derived objects
-//! right: namespaces' contents, service accounts, root certificates, endpoint slices, garbage.
+//! right: namespaces' contents, service accounts, root certificates, endpoint slices and endpoints, disruption budgets, garbage.
 //!
 //! Invariant: admission reads the store and never writes it; loops write through the store like any client, and each
 //! derived object has exactly one of them as its writer, also where several servers share one storage (`turn`). A loop that misses history starts again from a list, so nothing
@@ -13,7 +13,9 @@ mod admission;
 mod bootstrap;
 mod definitions;
 mod deployments;
+pub mod disruption;
 mod endpoint_slices;
+mod endpoints;
 mod events;
 mod follow;
 mod garbage;
@@ -61,7 +63,9 @@ async fn loops(store: Store, root: watch::Receiver<RootPem>, lists: watch::Recei
     tokio::select! {
         () = namespaces::run(store.clone(), root, lists) => {}
         () = endpoint_slices::run(store.clone()) => {}
+        () = endpoints::run(store.clone()) => {}
         () = deployments::run(store.clone()) => {}
+        () = disruption::run(store.clone()) => {}
         () = garbage::run(store.clone()) => {}
         () = expiry => {}
     }

@@ -4,9 +4,11 @@
 //! A value is defaulted, then its structure, bounds and rules are checked, in Kubernetes' words.
 //! What it leaves to others: definitions' own rules (`check`), when they come into force (`controllers::definitions`).
 
+mod cel;
 pub mod check;
 mod columns;
 mod defaults;
+mod structural;
 mod values;
 
 use crate::error::Cause;
@@ -56,7 +58,7 @@ impl Version {
         Some(Self {
             schema: Schema::of_structural(&root, &text),
             patterns: Patterns::of(&text),
-            rules: has_rules(&text).then(|| compile_schema(&text)),
+            rules: has_rules(&text).then(|| compile_schema(&cel::for_the_runner(&text))),
             columns: columns::read(version),
             name: name.to_owned(),
             text,

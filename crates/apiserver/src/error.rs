@@ -128,6 +128,14 @@ pub enum ApiError {
     /// 429. Retry after a second.
     #[error("{0}")]
     TooManyRequests(String),
+    /// 429 of an eviction that a budget does not allow now; whoever asks decides when to ask again.
+    #[error("{message}")]
+    Evicting {
+        /// The message.
+        message: String,
+        /// Which budget, and what it needs.
+        cause: Cause,
+    },
     /// 504. Retry.
     #[error("{message}")]
     Timeout {
@@ -206,7 +214,7 @@ impl ApiError {
             Self::NotAcceptable(_) => 406,
             Self::UnsupportedMediaType(_) => 415,
             Self::TooLarge(_) => 413,
-            Self::TooManyRequests(_) => 429,
+            Self::TooManyRequests(_) | Self::Evicting { .. } => 429,
             Self::Timeout { .. } => 504,
             Self::Unavailable(_) => 503,
             Self::Told { code, .. } => *code,
@@ -229,7 +237,7 @@ impl ApiError {
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::TooLarge(_) => "RequestEntityTooLarge",
-            Self::TooManyRequests(_) => "TooManyRequests",
+            Self::TooManyRequests(_) | Self::Evicting { .. } => "TooManyRequests",
             Self::Timeout { .. } => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Told { .. } => "Unknown",
@@ -250,6 +258,7 @@ impl ApiError {
             Self::ApplyConflict { causes, .. } => (None, causes.iter().collect(), None),
             Self::Forbidden { subject, cause, .. } => (Some(subject), cause.as_deref().into_iter().collect(), None),
             Self::Timeout { cause, .. } => (None, cause.iter().collect(), Some(1)),
+            Self::Evicting { cause, .. } => (None, vec![cause], None),
             Self::TooManyRequests(_) | Self::Unavailable(_) => (None, Vec::new(), Some(1)),
             _ => (None, Vec::new(), None),
         };

@@ -6,8 +6,11 @@
 
 mod apply;
 mod continuation;
+mod convert;
 mod decode;
 mod discovery;
+mod eviction;
+mod health;
 mod listing;
 mod negotiate;
 mod objects;
@@ -167,7 +170,7 @@ impl Api {
         let user = self.impersonated(&head.headers, user)?;
         audit.user.clone_from(&user.name);
         let path = match target {
-            Target::Path(path) => return self.bare(&head.method, &path, &head.headers, &user).await,
+            Target::Path(path) => return self.bare(&head.method, &path, &query, &head.headers, &user).await,
             Target::Resource(path) => path,
         };
         let resource = self.store.catalog().find(&path.group, &path.version, &path.resource);
@@ -209,7 +212,7 @@ impl Api {
         if matches!(verb, "get" | "list" | "watch") {
             return match verb {
                 "get" if call.path.subresource == "scale" => call.scale(),
-                "get" => call.get(),
+                "get" => call.get().await,
                 "list" => call.list().await,
                 _ => call.watch().await,
             };
@@ -217,6 +220,9 @@ impl Api {
         let body = decode::read(body).await?;
         if call.path.subresource == "scale" {
             return call.write_scale(verb, &body).await;
+        }
+        if call.path.subresource == "eviction" {
+            return call.evict(&body).await;
         }
         if !call.resource.stored || call.path.subresource == "token" {
             return reviews::answer(&call, &body);
@@ -284,6 +290,7 @@ impl Api {
         self: &Arc<Self>,
         method: &Method,
         path: &str,
+        query: &Query,
         headers: &HeaderMap,
         user: &User,
     ) -> ApiResult<Answer> {
@@ -296,16 +303,15 @@ impl Api {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(if open { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
         }
-        let health = |ok: bool| {
-            if ok { respond::text(200, "ok") } else { respond::text(500, "[-]storage failed: see the server's log\n") }
-        };
+        if open && path != "/version" {
+            let state = health::State {
+                storage: self.store.healthy(),
+                started: self.ready.load(Ordering::Relaxed),
+                ending: self.drain.is_draining(),
+            };
+            return health::answer(path, query, &state);
+        }
         match path {
-            "/livez" | "/livez/ping" => Ok(respond::text(200, "ok")),
-            "/healthz" | "/healthz/ping" => Ok(health(self.store.healthy())),
-            "/readyz" => {
-                let ready = self.ready.load(Ordering::Relaxed) && !self.drain.is_draining();
-                Ok(health(ready && self.store.healthy()))
-            }
             "/version" => Ok(respond::json(200, &version::value())),
             "/metrics" => Ok(respond::raw(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text())),
             "/openid/v1/jwks" => Ok(respond::json(200, &self.tokens.key_set())),

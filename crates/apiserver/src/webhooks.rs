@@ -5,7 +5,7 @@
 //! Objects of `admissionregistration.k8s.io` are never shown to hooks, so that a broken hook can always be removed.
 //! What it leaves to others: the configurations' own rules (`controllers::admission`), when to ask (`rest`).
 
-mod call;
+pub(crate) mod call;
 mod conditions;
 mod matching;
 mod review;

@@ -7,6 +7,7 @@ pub mod api;
 pub mod check;
 pub mod control;
 pub mod hold;
+pub mod informer;
 mod manifests;
 mod modes;
 pub mod page;
@@ -35,6 +36,9 @@ pub enum Command {
     /// Open connections and hold them.
     #[command(hide = true)]
     Hold(hold::Options),
+    /// What an informer of the Rust client library sees, line by line.
+    #[command(hide = true)]
+    Informer(informer::Options),
 }
 
 /// Runs a benchmark.
@@ -48,5 +52,6 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Check(options) => check::run(options).await,
         Command::Control(options) => control::run(&options, data_dir).await,
         Command::Hold(options) => hold::run(&options).await,
+        Command::Informer(options) => informer::run(&options).await,
     }
 }

@@ -62,6 +62,7 @@ fn kind(
         namespaced: true,
         stored: true,
         custom: true,
+        convert: None,
         subresources: &["status"],
         columns,
         shape: Shape::Text(TextShape { root: "io.cert-manager", spec, status: Some(status) }),

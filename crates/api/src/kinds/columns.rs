@@ -264,3 +264,76 @@ pub(super) const CM_CERTIFICATE_REQUEST: &[Column] = &[
 
 pub(super) const CM_ISSUER: &[Column] =
     &[NAME, column("Ready", "Whether it can sign."), wide("Status", "What the controller says."), AGE];
+
+pub(super) const VOLUME_CLAIM: &[Column] = &[
+    NAME,
+    column("Status", "What the claim is waiting for."),
+    column("Volume", "The volume it has."),
+    column("Capacity", "Bytes of the volume."),
+    column("Access Modes", "Who may use it at the same time."),
+    column("StorageClass", "What the volume is made by."),
+    column("VolumeAttributesClass", "How it behaves."),
+    AGE,
+    wide("VolumeMode", "Files or blocks."),
+];
+pub(super) const VOLUME: &[Column] = &[
+    NAME,
+    column("Capacity", "Bytes."),
+    column("Access Modes", "Who may use it at the same time."),
+    column("Reclaim Policy", "What becomes of it after its claim."),
+    column("Status", "Whether a claim has it."),
+    column("Claim", "The claim that has it."),
+    column("StorageClass", "What it was made by."),
+    column("VolumeAttributesClass", "How it behaves."),
+    column("Reason", "Why it is in its status."),
+    AGE,
+    wide("VolumeMode", "Files or blocks."),
+];
+pub(super) const POD_TEMPLATE: &[Column] = &[
+    NAME,
+    column("Containers", "Names of the containers."),
+    column("Images", "Images of the containers."),
+    column("Pod Labels", "Labels of the pods."),
+];
+pub(super) const QUOTA: &[Column] = &[
+    NAME,
+    column("Request", "What is asked for, of what may be."),
+    column("Limit", "Limits that were set, of those that may be."),
+    AGE,
+];
+pub(super) const CONTROLLER_REVISION: &[Column] = &[
+    NAME,
+    column("Controller", "Whose state it is."),
+    column("Revision", "Its number."),
+    AGE,
+];
+pub(super) const INGRESS: &[Column] = &[
+    NAME,
+    column("Class", "Who serves it."),
+    column("Hosts", "Names that it is for."),
+    column("Address", "Where it is served."),
+    column("Ports", "Ports that it is served at."),
+    AGE,
+];
+pub(super) const INGRESS_CLASS: &[Column] = &[
+    NAME,
+    column("Controller", "Who serves ingresses of this class."),
+    column("Parameters", "Object with more about it."),
+    AGE,
+];
+pub(super) const RUNTIME_CLASS: &[Column] = &[NAME, column("Handler", "What runs the pods."), AGE];
+pub(super) const PRIORITY_CLASS: &[Column] = &[
+    NAME,
+    count("Value", "The priority of pods of this class."),
+    Column { type_: "boolean", ..column("Global-Default", "Whether pods without a class have this one.") },
+    AGE,
+    column("PreemptionPolicy", "Whether its pods drive others out."),
+];
+pub(super) const STORAGE_CLASS: &[Column] = &[
+    NAME,
+    column("Provisioner", "What makes the volumes."),
+    column("ReclaimPolicy", "What becomes of volumes after their claims."),
+    column("VolumeBindingMode", "When a claim gets its volume."),
+    Column { type_: "boolean", ..column("AllowVolumeExpansion", "Whether claims may grow.") },
+    AGE,
+];

@@ -74,6 +74,7 @@ fn kind(
         namespaced: true,
         stored: true,
         custom: true,
+        convert: None,
         subresources: &["status"],
         columns,
         shape: shape(spec, Some(status)),

@@ -188,6 +188,7 @@ fn kind(
         namespaced: true,
         stored: true,
         custom: true,
+        convert: None,
         subresources: &["status"],
         columns,
         shape: Shape::Text(TextShape { root: "io.istio", spec, status: Some("IstioStatus") }),

@@ -2,13 +2,17 @@
 //!
 //! Invariant: schemas are the full ones of k8s-openapi; the review kinds are served but never stored.
 
+mod autoscaling;
+mod kept;
+
 use std::sync::OnceLock;
 
 use k8s_openapi::api::admissionregistration::v1 as admission;
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
-use k8s_openapi::api::autoscaling::v2 as autoscaling;
+use k8s_openapi::api::autoscaling::v1 as hpa_v1;
+use k8s_openapi::api::autoscaling::v2 as hpa;
 use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
@@ -38,7 +42,7 @@ pub(super) fn kinds() -> Vec<Kind> {
     let created: Printer = (columns::NAME_CREATED, print::name_created);
     let binding: Printer = (columns::ROLE_BINDING, print::role_binding);
     let all: &[&str] = &["all"];
-    vec![
+    let mut kinds = vec![
         Kind {
             short_names: &["cm"],
             ..kind(
@@ -85,7 +89,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         Kind {
             short_names: &["po"],
             categories: all,
-            subresources: &["attach", "exec", "log", "portforward", "status"],
+            subresources: &["attach", "eviction", "exec", "log", "portforward", "status"],
             ..kind("", "Pod", "pods", definitions_of::<core::Pod>, (columns::POD, print::pod))
         },
         Kind {
@@ -217,7 +221,12 @@ pub(super) fn kinds() -> Vec<Kind> {
             )
         },
         Kind {
-            versions: &["v2"],
+            versions: &["v2", "v1"],
+            convert: Some(autoscaling::convert),
+            shape: Shape::Versions(&[
+                definitions_of::<hpa::HorizontalPodAutoscaler>,
+                definitions_of::<hpa_v1::HorizontalPodAutoscaler>,
+            ]),
             short_names: &["hpa"],
             categories: all,
             subresources: &["status"],
@@ -225,7 +234,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "autoscaling",
                 "HorizontalPodAutoscaler",
                 "horizontalpodautoscalers",
-                definitions_of::<autoscaling::HorizontalPodAutoscaler>,
+                definitions_of::<hpa::HorizontalPodAutoscaler>,
                 (columns::AUTOSCALER, print::autoscaler),
             )
         },
@@ -336,7 +345,9 @@ pub(super) fn kinds() -> Vec<Kind> {
         },
         kind(RBAC, "RoleBinding", "rolebindings", definitions_of::<rbac::RoleBinding>, binding),
         kind(RBAC, "Role", "roles", definitions_of::<rbac::Role>, created),
-    ]
+    ];
+    kinds.extend(kept::kinds());
+    kinds
 }
 
 fn kind(group: &'static str, kind: &'static str, plural: &'static str, convert: Convert, printer: Printer) -> Kind {
@@ -351,6 +362,7 @@ fn kind(group: &'static str, kind: &'static str, plural: &'static str, convert: 
         namespaced: true,
         stored: true,
         custom: false,
+        convert: None,
         subresources: &[],
         columns: printer.0,
         shape: Shape::Kubernetes(convert),

@@ -3,9 +3,14 @@
 //! Invariant: total functions over any JSON: a field that is missing or of a wrong type prints as Kubernetes prints an
 //! absent one. Time is an argument.
 
+mod kept;
 mod pod;
 mod workload;
 
+pub(super) use self::kept::{
+    controller_revision, ingress, ingress_class, pod_template, priority_class, quota, runtime_class, storage_class,
+    volume, volume_claim,
+};
 pub(super) use self::pod::pod;
 pub(super) use self::workload::{
     autoscaler, cron_job, daemon_set, deployment, disruption_budget, job, network_policy, replica_set,

@@ -3,6 +3,7 @@
 //! Invariant: admitting an object twice changes nothing the second time. Errors are Kubernetes' own in wording and field.
 //! Types and unknown fields were checked before, by the schema; a value of a wrong type is left alone here.
 
+mod kept;
 mod pod;
 mod service;
 mod small;
@@ -70,9 +71,19 @@ impl Admission {
             }
             crate::custom::RESOURCE => {
                 crate::custom::check::complete(object);
-                let causes = crate::custom::check::causes(object, context.old);
+                let mut causes = crate::custom::check::causes(object, context.old);
+                if let Some(client) = object.pointer("/spec/conversion/webhook/clientConfig") {
+                    webhook::client(client, "spec.conversion.webhookClientConfig", &mut causes);
+                }
                 check(object, context, causes)?;
             }
+            "ingresses.networking.k8s.io"
+            | "storageclasses.storage.k8s.io"
+            | "persistentvolumeclaims"
+            | "persistentvolumes"
+            | "runtimeclasses.node.k8s.io"
+            | "limitranges"
+            | kept::PRIORITIES => kept::admit(object, context)?,
             crate::webhooks::MUTATING => webhook::admit(object, context, true)?,
             crate::webhooks::VALIDATING => webhook::admit(object, context, false)?,
             _ => {}

@@ -1,4 +1,5 @@
-//! What exists before anybody asked for it: the system namespaces, the default roles, the `kubernetes` service.
+//! What exists before anybody asked for it: the system namespaces, the default roles, the `kubernetes` service, the two classes
+//! of priority that are the system's.
 //!
 //! Invariant: running it again changes nothing that is right already; an object that a user changed is not put back,
 //! except for the namespaces' existence.
@@ -20,6 +21,14 @@ pub async fn bootstrap(store: &Store) -> ApiResult<()> {
         create(store, "namespaces", namespace(name)).await?;
     }
     create(store, "services", kubernetes_service()).await?;
+    for (name, value, why) in [
+        ("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+    ] {
+        let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "description": why, "preemptionPolicy": "PreemptLowerPriority"});
+        create(store, "priorityclasses.scheduling.k8s.io", class).await?;
+    }
     for (resource, object) in crate::rbac::default_objects() {
         create(store, resource, object).await?;
     }

@@ -3,12 +3,12 @@
 //! Invariant: a definition that passes can be acted on: one storage version, structural schemas, rules and patterns that
 //! compile. A change that would lose stored objects is refused.
 
-use super::text;
+use super::{cel, structural, text};
 use crate::error::Cause;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
-const DEEPEST: usize = 64;
+const SCHEMA: &str = "/schema/openAPIV3Schema";
 const APPROVED: &str = "api-approved.kubernetes.io";
 
 fn is_label(name: &str) -> bool {
@@ -66,20 +66,12 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         other => causes.push(unsupported("spec.scope", other, "\"Cluster\", \"Namespaced\"")),
     }
     names_causes(names, &mut causes);
-    match spec.get("conversion").and_then(|c| c.get("strategy")).and_then(Value::as_str) {
-        None | Some("None") => {}
-        Some("Webhook") => {
-            let why =
-                "conversion by webhooks is not served by the embedded API; versions with the same fields need none";
-            causes.push(Cause::forbidden("spec.conversion.strategy", why));
-        }
-        Some(other) => causes.push(unsupported("spec.conversion.strategy", other, "\"None\", \"Webhook\"")),
-    }
+    conversion(spec, &mut causes);
     if spec.get("preserveUnknownFields") == Some(&Value::Bool(true)) {
         let why = "must be false";
         causes.push(Cause::invalid("spec.preserveUnknownFields", &json!(true), why));
     }
-    versions(spec, &mut causes);
+    versions(spec, old, &mut causes);
     if let Some(old) = old {
         for field in ["group", "scope"] {
             let was = old.pointer(&format!("/spec/{field}"));
@@ -93,12 +85,54 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
+/// How versions become each other; where a webhook is, is looked at by whoever looks at other webhooks.
+fn conversion(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
+    let own = |field: &str| spec.get("conversion").and_then(|c| c.get(field)).filter(|v| !v.is_null());
+    let webhook = own("webhook");
+    match own("strategy").and_then(Value::as_str) {
+        None | Some("None") => {
+            if webhook.is_some() {
+                let why = "should not be set when strategy is not set to Webhook";
+                causes.push(Cause::forbidden("spec.conversion.webhookClientConfig", why));
+            }
+        }
+        Some("Webhook") => {
+            if webhook.and_then(|w| w.get("clientConfig")).is_none() {
+                let why = "required when strategy is set to Webhook";
+                causes.push(Cause::required("spec.conversion.webhookClientConfig", why));
+            }
+            let field = "spec.conversion.conversionReviewVersions";
+            let versions = webhook.and_then(|w| w.get("conversionReviewVersions")).cloned().unwrap_or_else(|| json!([]));
+            let known = |v: &Value| v == "v1" || v == "v1beta1";
+            let listed = versions.as_array().map(Vec::as_slice).unwrap_or_default();
+            if listed.is_empty() {
+                causes.push(Cause::required(field, ""));
+            } else if !listed.iter().any(known) {
+                causes.push(Cause::invalid(field, &versions, "must include at least one of v1, v1beta1"));
+            }
+        }
+        Some(other) => causes.push(unsupported("spec.conversion.strategy", other, "\"None\", \"Webhook\"")),
+    }
+}
+
 fn unsupported(field: &str, value: &str, supported: &str) -> Cause {
     let message = format!("Unsupported value: {value:?}: supported values: {supported}");
     Cause { reason: "FieldValueNotSupported", message, field: field.into() }
 }
 
 fn names_causes(names: &Map<String, Value>, causes: &mut Vec<Cause>) {
+    let kind = text(names, "kind");
+    if !kind.is_empty() && kind == text(names, "listKind") {
+        let why = "kind and listKind may not be the same";
+        causes.push(Cause::invalid("spec.names.listKind", &json!(kind), why));
+    }
+    for field in ["shortNames", "categories"] {
+        let listed = names.get(field).and_then(Value::as_array).into_iter().flatten().enumerate();
+        for (index, name) in listed.filter(|(_, name)| !name.as_str().is_some_and(is_label)) {
+            let why = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
+            causes.push(Cause::invalid(format!("spec.names.{field}[{index}]"), name, why));
+        }
+    }
     for field in ["plural", "singular", "kind", "listKind"] {
         let value = text(names, field);
         if value.is_empty() {
@@ -111,7 +145,8 @@ fn names_causes(names: &Map<String, Value>, causes: &mut Vec<Cause>) {
     }
 }
 
-fn versions(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
+fn versions(spec: &Map<String, Value>, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    let was = old.and_then(|o| o.pointer("/spec/versions")?.as_array()).map(Vec::as_slice).unwrap_or_default();
     let versions = spec.get("versions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if versions.is_empty() {
         causes.push(Cause::required("spec.versions", "must have at least one version"));
@@ -132,88 +167,62 @@ fn versions(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
             let why = "must contain unique version names";
             causes.push(Cause::invalid(format!("{at}.name"), &json!(name), why));
         }
+        printed(version, &at, causes);
         let at = format!("{at}.schema.openAPIV3Schema");
-        match version.pointer("/schema/openAPIV3Schema") {
+        match version.pointer(SCHEMA) {
             None => causes.push(Cause::required(at, "schemas are required")),
             Some(schema) => {
-                if schema.get("type").and_then(Value::as_str) != Some("object") {
-                    let value = schema.get("type").cloned().unwrap_or_else(|| json!(""));
-                    causes.push(Cause::invalid(format!("{at}.type"), &value, "must be object at the root"));
+                // A schema that is already in force goes on to be.
+                let same = |old: &Value| old.get("name") == version.get("name") && old.pointer(SCHEMA) == Some(schema);
+                if was.iter().any(same) {
+                    continue;
                 }
-                structural(schema, &at, true, 0, causes);
+                let status = version.pointer("/subresources/status").is_some_and(|s| !s.is_null());
+                let found = structural::check(schema, &at, status);
+                // Rules speak of types, so these have to be right.
+                let is_structural = found.is_empty();
+                causes.extend(found);
+                if is_structural {
+                    causes.extend(cel::check(schema, &at));
+                }
             }
         }
     }
 }
 
-/// A schema says of every value what it is, and once only.
-fn structural(schema: &Value, at: &str, typed: bool, depth: usize, causes: &mut Vec<Cause>) {
-    if causes.len() >= 32 {
-        return;
+/// Columns that `kubectl get` shows, and the warning of a version that is going.
+fn printed(version: &Value, at: &str, causes: &mut Vec<Cause>) {
+    if version.get("deprecationWarning").is_some() && version.get("deprecated") != Some(&Value::Bool(true)) {
+        let field = format!("{at}.deprecationWarning");
+        let value = version.get("deprecationWarning").cloned().unwrap_or_default();
+        causes.push(Cause::invalid(field, &value, "can only be set for deprecated versions"));
     }
-    let Some(map) = schema.as_object() else { return };
-    if depth > DEEPEST {
-        causes.push(Cause::forbidden(at, "the schema is too deep"));
-        return;
-    }
-    let deeper = depth.saturating_add(1);
-    let flag = |field: &str| map.get(field) == Some(&Value::Bool(true));
-    let free = flag("x-kubernetes-int-or-string") || flag("x-kubernetes-preserve-unknown-fields");
-    if typed && !free && text(map, "type").is_empty() {
-        causes.push(Cause::required(format!("{at}.type"), "must not be empty for specified object fields"));
-    }
-    for field in ["$ref", "definitions", "dependencies", "deprecated", "patternProperties", "id", "uniqueItems"] {
-        if map.get(field).is_some_and(|v| *v != Value::Bool(false)) {
-            causes.push(Cause::forbidden(format!("{at}.{field}"), format!("{field} is not supported")));
-        }
-    }
-    if let Some(pattern) = map.get("pattern").and_then(Value::as_str)
-        && let Err(error) = regex::Regex::new(pattern)
-    {
-        let why = format!("must be a valid regular expression, but isn't: {error}");
-        causes.push(Cause::invalid(format!("{at}.pattern"), &json!(pattern), why));
-    }
-    if let Some(rules) = map.get("x-kubernetes-validations").and_then(Value::as_array) {
-        for (index, rule) in rules.iter().enumerate() {
-            let expression = rule.get("rule").and_then(Value::as_str).unwrap_or_default();
-            let field = format!("{at}.x-kubernetes-validations[{index}].rule");
-            if expression.trim().is_empty() {
-                causes.push(Cause::required(field, "rule is not specified"));
-            } else if let Err(why) = super::compile(expression) {
-                causes.push(Cause::invalid(field, &json!(expression), format!("compilation failed: {why}")));
+    let columns = version.get("additionalPrinterColumns").and_then(Value::as_array);
+    for (index, column) in columns.into_iter().flatten().enumerate() {
+        let at = format!("{at}.additionalPrinterColumns[{index}]");
+        let own = |field: &str| column.get(field).and_then(Value::as_str).unwrap_or_default();
+        for field in ["name", "type", "jsonPath"] {
+            if own(field).is_empty() {
+                causes.push(Cause::required(format!("{at}.{field}"), ""));
             }
         }
-    }
-    match (map.get("properties"), map.get("additionalProperties")) {
-        (Some(Value::Object(properties)), Some(Value::Object(_))) if !properties.is_empty() => {
-            causes.push(Cause::forbidden(
-                format!("{at}.additionalProperties"),
-                "must not be used together with properties",
+        let (kind, path) = (own("type"), own("jsonPath"));
+        if !kind.is_empty() && !["boolean", "date", "integer", "number", "string"].contains(&kind) {
+            let why = "must be one of boolean,date,integer,number,string";
+            causes.push(Cause::invalid(format!("{at}.type"), &json!(kind), why));
+        }
+        let formats = ["binary", "byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+        if !own("format").is_empty() && !formats.contains(&own("format")) {
+            let why = format!("must be one of {}", formats.join(","));
+            causes.push(Cause::invalid(format!("{at}.format"), &json!(own("format")), why));
+        }
+        if !path.is_empty() && !path.starts_with(['.', '[']) {
+            causes.push(Cause::invalid(
+                format!("{at}.jsonPath"),
+                &json!(path),
+                "must be a simple json path starting with .",
             ));
         }
-        (properties, additional) => {
-            for (name, schema) in properties.and_then(Value::as_object).into_iter().flatten() {
-                // The server knows what metadata is.
-                let typed = depth > 0 || !matches!(name.as_str(), "metadata");
-                structural(schema, &format!("{at}.properties[{name}]"), typed, deeper, causes);
-            }
-            if let Some(schema) = additional.filter(|a| a.is_object()) {
-                structural(schema, &format!("{at}.additionalProperties"), true, deeper, causes);
-            }
-        }
-    }
-    match map.get("items") {
-        Some(items) if items.is_object() => structural(items, &format!("{at}.items"), true, deeper, causes),
-        None if text(map, "type") == "array" => {
-            causes.push(Cause::required(format!("{at}.items"), "must be specified"));
-        }
-        _ => {}
-    }
-    if text(map, "x-kubernetes-list-type") == "map"
-        && map.get("x-kubernetes-list-map-keys").and_then(Value::as_array).is_none_or(Vec::is_empty)
-    {
-        let field = format!("{at}.x-kubernetes-list-map-keys");
-        causes.push(Cause::required(field, "must not be empty if x-kubernetes-list-type is map"));
     }
 }
 
@@ -257,7 +266,7 @@ mod tests {
         assert_eq!(fields(|d| d["metadata"]["name"] = json!("x")), "metadata.name");
         assert_eq!(fields(|d| d["spec"]["scope"] = json!("Everywhere")), "spec.scope");
         assert_eq!(fields(|d| d["spec"]["versions"][0]["storage"] = json!(false)), "spec.versions");
-        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.strategy");
+        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.webhookClientConfig spec.conversion.conversionReviewVersions");
         let schema = "spec.versions[0].schema.openAPIV3Schema";
         let at = |field: &str| format!("{schema}.{field}");
         assert_eq!(

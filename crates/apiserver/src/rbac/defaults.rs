@@ -63,6 +63,16 @@ const WORK: [&str; 4] = ["cronjobs", "cronjobs/status", "jobs", "jobs/status"];
 /// Ways into pods; who reads alone has none of them. `pods/exec` and `pods/attach` are not among them: a process that is run as a pod has the
 /// machine's files, and whoever may start another beside it, or type into it, is as good as root there.
 const INTO_PODS: [&str; 1] = ["pods/portforward"];
+/// What `view` may read of what is kept and not acted on.
+const KEPT: [&str; 7] = [
+    "limitranges",
+    "persistentvolumeclaims",
+    "persistentvolumeclaims/status",
+    "replicationcontrollers",
+    "replicationcontrollers/status",
+    "resourcequotas",
+    "resourcequotas/status",
+];
 /// What `edit` may also write.
 const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
 
@@ -119,7 +129,9 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
         rule(&["batch"], &WORK, &READ),
         rule(&["autoscaling"], &["horizontalpodautoscalers", "horizontalpodautoscalers/status"], &READ),
         rule(&["policy"], &["poddisruptionbudgets", "poddisruptionbudgets/status"], &READ),
-        rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
+        rule(&["networking.k8s.io"], &["ingresses", "ingresses/status", "networkpolicies"], &READ),
+        rule(&[""], &KEPT, &READ),
+        rule(&["apps"], &["controllerrevisions"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["events.k8s.io"], &["events"], &READ),
         rule(&ISTIO_GROUPS, &["*"], &READ),
@@ -131,7 +143,9 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
     edit.push(rule(&["batch"], &["cronjobs", "jobs"], &WRITE));
     edit.push(rule(&["autoscaling"], &["horizontalpodautoscalers"], &WRITE));
     edit.push(rule(&["policy"], &["poddisruptionbudgets"], &WRITE));
-    edit.push(rule(&["networking.k8s.io"], &["networkpolicies"], &WRITE));
+    edit.push(rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], &WRITE));
+    edit.push(rule(&[""], &["persistentvolumeclaims", "replicationcontrollers"], &WRITE));
+    edit.push(rule(&[""], &["pods/eviction"], &["create"]));
     edit.push(rule(&[""], &["secrets"], &READ));
     edit.push(rule(&[""], &["serviceaccounts"], &["impersonate"]));
     edit.push(rule(&[""], &["serviceaccounts/token"], &["create"]));

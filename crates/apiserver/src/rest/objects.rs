@@ -72,8 +72,9 @@ impl Call<'_> {
         }
     }
 
-    fn show(&self, code: u16, object: Value, warnings: &[String]) -> ApiResult<Answer> {
+    pub(super) async fn show(&self, code: u16, object: Value, warnings: &[String]) -> ApiResult<Answer> {
         let form = self.form()?;
+        let object = self.asked_for(vec![object]).await?.into_iter().next().unwrap_or_default();
         let mut answer = respond::json(code, &self.shape(form).one(object, true));
         respond::warn(&mut answer, warnings);
         Ok(answer)
@@ -93,10 +94,10 @@ impl Call<'_> {
     }
 
     /// GET of one object.
-    pub fn get(&self) -> ApiResult<Answer> {
+    pub async fn get(&self) -> ApiResult<Answer> {
         let object = self.api.store.get(self.id(), &self.path.namespace, &self.path.name);
         let object = object.ok_or_else(|| ApiError::not_found(self.id(), &self.path.name))?;
-        self.show(200, object, &[])
+        self.show(200, object, &[]).await
     }
 
     /// Waits until the store has reached the revision a client has seen elsewhere.
@@ -147,7 +148,7 @@ impl Call<'_> {
         if let Some(left) = left.filter(|_| page.next.is_some()) {
             page.remaining = Some(left.saturating_sub(page.items.len() as u64));
         }
-        if form == Form::Plain && selectors.is_empty() && page.items.len() > listing::LONG {
+        if form == Form::Plain && selectors.is_empty() && page.items.len() > listing::LONG && !self.converts() {
             let next = page.next.map(|(ns, name)| continuation::encode(page.revision, &ns, &name, page.remaining));
             let meta = ListMeta { revision: page.revision, next, remaining: page.remaining };
             let records = page.items.into_iter().map(|(_, record)| record).collect();
@@ -155,6 +156,7 @@ impl Call<'_> {
             return Ok(listing::answer(resource, &self.path.version, now, records, &meta));
         }
         let (objects, meta) = select(page, &selectors, limit);
+        let objects = self.asked_for(objects).await?;
         Ok(respond::json(200, &self.shape(form).list(objects, &meta)))
     }
 
@@ -225,7 +227,7 @@ impl Call<'_> {
     }
 
     /// Checks that a decoded object is what the URL says, and gives it the storage version.
-    fn fit(&self, object: &mut Value) -> ApiResult<()> {
+    pub(super) fn fit(&self, object: &mut Value) -> ApiResult<()> {
         let expected = self.resource.api_version(&self.path.version);
         let map = object.as_object_mut().ok_or_else(|| ApiError::BadRequest("the body is not an object".into()))?;
         let given = |map: &serde_json::Map<String, Value>, key: &str| {
@@ -300,11 +302,11 @@ impl Call<'_> {
         };
         let definition = self.resource.definition().filter(|_| operation != Operation::Delete);
         if let Some(definition) = definition {
-            definition.default(&self.path.version, object);
+            definition.default(self.kept_version(), object);
         }
         let warnings = self.api.admission.admit(object, operation, &context)?;
         if let Some(definition) = definition {
-            let causes = definition.check(&self.path.version, object, old);
+            let causes = definition.check(self.kept_version(), object, old);
             if !causes.is_empty() {
                 return Err(ApiError::invalid(&self.resource.group, &self.resource.kind, name_of(object), causes));
             }
@@ -319,9 +321,10 @@ impl Call<'_> {
     /// POST of an object.
     pub async fn create(&self, body: &Bytes) -> ApiResult<Answer> {
         let (object, mut warnings) = self.body(body)?;
+        let object = self.as_kept(object).await?;
         let (created, more) = self.create_object(object).await?;
         warnings.extend(more);
-        self.show(201, created, &warnings)
+        self.show(201, created, &warnings).await
     }
 
     async fn create_object(&self, mut object: Value) -> ApiResult<(Value, Vec<String>)> {
@@ -333,14 +336,14 @@ impl Call<'_> {
         }
         let mut warnings = self.admit(&mut object, Operation::Create, None)?;
         let nothing = json!({});
-        apply::track(&self.resource, &self.path, self.manager(), &nothing, &mut object, self.api.store.now());
+        apply::track(&self.resource, &self.kept_path(), self.manager(), &nothing, &mut object, self.api.store.now());
         let object = self.hooked(Operation::Create, object, None, &mut warnings).await?;
         let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
         Ok((created, warnings))
     }
 
     /// Puts together what is stored from what was and what was sent, by subresource.
-    fn compose(&self, old: &Value, mut sent: Value) -> ApiResult<Value> {
+    pub(super) fn compose(&self, old: &Value, mut sent: Value) -> ApiResult<Value> {
         let part = |from: &Value, key: &str| from.get(key).cloned();
         let put = |into: &mut Value, key: &str, value: Option<Value>| {
             if let Some(map) = into.as_object_mut() {
@@ -495,6 +498,7 @@ impl Call<'_> {
     /// PUT of an object.
     pub async fn update(&self, body: &Bytes) -> ApiResult<Answer> {
         let (sent, told) = self.body(body)?;
+        let sent = self.as_kept(sent).await?;
         let name = &self.path.name;
         let manager = self.manager();
         let change = |old: Option<&Value>, warnings: &mut Vec<String>| {
@@ -502,17 +506,20 @@ impl Call<'_> {
             let mut new = self.compose(old, sent.clone())?;
             warnings.extend(told.iter().cloned());
             warnings.extend(self.admit(&mut new, Operation::Update, Some(old))?);
-            apply::track(&self.resource, &self.path, manager, old, &mut new, self.api.store.now());
+            apply::track(&self.resource, &self.kept_path(), manager, old, &mut new, self.api.store.now());
             Ok(new)
         };
         let (written, warnings) = self.write(change).await?;
-        self.show(200, written.object, &warnings)
+        self.show(200, written.object, &warnings).await
     }
 
     /// PATCH of an object.
     pub async fn patch(&self, body: &Bytes) -> ApiResult<Answer> {
         let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
         let patch = Patch::parse(&self.resource, &self.content_type, body)?;
+        if self.converts() {
+            return self.patch_converted(&patch, strictness).await;
+        }
         let name = &self.path.name;
         let change = |old: Option<&Value>, warnings: &mut Vec<String>| {
             let mut new = match (&patch, old) {
@@ -549,11 +556,11 @@ impl Call<'_> {
             Ok(new)
         };
         let (written, warnings) = self.write(change).await?;
-        self.show(if written.created { 201 } else { 200 }, written.object, &warnings)
+        self.show(if written.created { 201 } else { 200 }, written.object, &warnings).await
     }
 
     /// The object after a patch, in the version of the URL while it is patched.
-    fn patched(
+    pub(super) fn patched(
         &self,
         patch: &Patch,
         old: &Value,
@@ -593,7 +600,7 @@ impl Call<'_> {
             self.hooked_delete(&old, options.dry_run, &mut warnings).await?;
         }
         match store.delete(self.id(), &self.path.namespace, &self.path.name, &options).await? {
-            Deleted::Pending(object) => self.show(200, object, &warnings),
+            Deleted::Pending(object) => self.show(200, object, &warnings).await,
             Deleted::Gone(object) => {
                 let details = json!({
                     "name": self.path.name, "group": self.resource.group, "kind": self.resource.plural,
@@ -637,6 +644,7 @@ impl Call<'_> {
         }
         let meta = ListMeta { revision: self.api.store.revision(), ..ListMeta::default() };
         let form = self.form()?;
+        let gone = self.asked_for(gone).await?;
         Ok(respond::json(200, &self.shape(form).list(gone, &meta)))
     }
 

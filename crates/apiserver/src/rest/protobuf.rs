@@ -18,151 +18,8 @@ const MAGIC: &[u8] = b"k8s\0";
 /// Deepest nesting of messages.
 const DEPTH: usize = 32;
 
-/// One message a line: `Name: number field type; …`. Types: `s` string, `i` integer, `b` boolean, `B` bytes, `T` time,
-/// `J` raw JSON, `N` int-or-string, `<x>` map of strings to x, a message's name; `[]` before = repeated, `?` after =
-/// kept although it is zero.
-const MESSAGES: &str = "
-ObjectMeta: 1 name s; 2 generateName s; 3 namespace s; 5 uid s; 6 resourceVersion s; 7 generation i; 8 creationTimestamp T; 9 deletionTimestamp T; 10 deletionGracePeriodSeconds i?; 11 labels <s>; 12 annotations <s>; 13 ownerReferences []OwnerReference; 14 finalizers []s; 17 managedFields []ManagedFields
-OwnerReference: 1 kind s; 3 name s; 4 uid s; 5 apiVersion s; 6 controller b?; 7 blockOwnerDeletion b?
-ManagedFields: 1 manager s; 2 operation s; 3 apiVersion s; 4 time T; 6 fieldsType s; 7 fieldsV1 J; 8 subresource s
-ObjectReference: 1 kind s; 2 namespace s; 3 name s; 4 uid s; 5 apiVersion s; 6 resourceVersion s; 7 fieldPath s
-LocalObjectReference: 1 name s
-LabelSelector: 1 matchLabels <s>; 2 matchExpressions []LabelRequirement
-LabelRequirement: 1 key s; 2 operator s; 3 values []s
-Condition: 1 type s; 2 status s; 3 observedGeneration i; 4 lastTransitionTime T; 5 reason s; 6 message s
-DeleteOptions: 1 gracePeriodSeconds i?; 2 preconditions Preconditions; 3 orphanDependents b?; 4 propagationPolicy s; 5 dryRun []s
-Preconditions: 1 uid s; 2 resourceVersion s
-Namespace: 1 metadata ObjectMeta; 2 spec NamespaceSpec; 3 status NamespaceStatus
-NamespaceSpec: 1 finalizers []s
-NamespaceStatus: 1 phase s
-ConfigMap: 1 metadata ObjectMeta; 2 data <s>; 3 binaryData <B>; 4 immutable b?
-Secret: 1 metadata ObjectMeta; 2 data <B>; 3 type s; 4 stringData <s>; 5 immutable b?
-ServiceAccount: 1 metadata ObjectMeta; 2 secrets []ObjectReference; 3 imagePullSecrets []LocalObjectReference; 4 automountServiceAccountToken b?
-Service: 1 metadata ObjectMeta; 2 spec ServiceSpec; 3 status ServiceStatus
-ServiceSpec: 1 ports []ServicePort; 2 selector <s>; 3 clusterIP s; 4 type s; 5 externalIPs []s; 7 sessionAffinity s; 8 loadBalancerIP s; 9 loadBalancerSourceRanges []s; 10 externalName s; 11 externalTrafficPolicy s; 12 healthCheckNodePort i; 13 publishNotReadyAddresses b; 14 sessionAffinityConfig SessionAffinity; 17 ipFamilyPolicy s?; 18 clusterIPs []s; 19 ipFamilies []s; 20 allocateLoadBalancerNodePorts b?; 21 loadBalancerClass s?; 22 internalTrafficPolicy s?; 23 trafficDistribution s?
-ServicePort: 1 name s; 2 protocol s; 3 port i; 4 targetPort N; 5 nodePort i; 6 appProtocol s?
-SessionAffinity: 1 clientIP ClientIP
-ClientIP: 1 timeoutSeconds i?
-ServiceStatus: 1 loadBalancer LoadBalancer; 2 conditions []Condition
-LoadBalancer: 1 ingress []Ingress
-Ingress: 1 ip s; 2 hostname s; 3 ipMode s?
-Event: 1 metadata ObjectMeta; 2 involvedObject ObjectReference; 3 reason s; 4 message s; 5 source EventSource; 6 firstTimestamp T; 7 lastTimestamp T; 8 count i; 9 type s; 10 eventTime T; 11 series EventSeries; 12 action s; 13 related ObjectReference; 14 reportingComponent s; 15 reportingInstance s
-EventSource: 1 component s; 2 host s
-EventSeries: 1 count i; 2 lastObservedTime T
-Event.events.k8s.io: 1 metadata ObjectMeta; 2 eventTime T; 3 series EventSeries; 4 reportingController s; 5 reportingInstance s; 6 action s; 7 reason s; 8 regarding ObjectReference; 9 related ObjectReference; 10 note s; 11 type s; 12 deprecatedSource EventSource; 13 deprecatedFirstTimestamp T; 14 deprecatedLastTimestamp T; 15 deprecatedCount i
-Lease: 1 metadata ObjectMeta; 2 spec LeaseSpec
-LeaseSpec: 1 holderIdentity s?; 2 leaseDurationSeconds i?; 3 acquireTime T; 4 renewTime T; 5 leaseTransitions i?; 6 strategy s?; 7 preferredHolder s?
-Role: 1 metadata ObjectMeta; 2 rules []PolicyRule
-ClusterRole: 1 metadata ObjectMeta; 2 rules []PolicyRule; 3 aggregationRule AggregationRule
-AggregationRule: 1 clusterRoleSelectors []LabelSelector
-PolicyRule: 1 verbs []s; 2 apiGroups []s; 3 resources []s; 4 resourceNames []s; 5 nonResourceURLs []s
-RoleBinding: 1 metadata ObjectMeta; 2 subjects []Subject; 3 roleRef RoleRef
-ClusterRoleBinding: 1 metadata ObjectMeta; 2 subjects []Subject; 3 roleRef RoleRef
-Subject: 1 kind s; 2 apiGroup s; 3 name s; 4 namespace s
-RoleRef: 1 apiGroup s; 2 kind s; 3 name s
-SelfSubjectReview: 1 metadata ObjectMeta
-SelfSubjectRulesReview: 1 metadata ObjectMeta; 2 spec RulesReviewSpec
-RulesReviewSpec: 1 namespace s
-SelfSubjectAccessReview: 1 metadata ObjectMeta; 2 spec AccessReviewSpec
-SubjectAccessReview: 1 metadata ObjectMeta; 2 spec AccessReviewSpec
-LocalSubjectAccessReview: 1 metadata ObjectMeta; 2 spec AccessReviewSpec
-AccessReviewSpec: 1 resourceAttributes ResourceAttributes; 2 nonResourceAttributes NonResourceAttributes; 3 user s; 4 groups []s; 5 extra <ExtraValue>; 6 uid s
-ResourceAttributes: 1 namespace s; 2 verb s; 3 group s; 4 version s; 5 resource s; 6 subresource s; 7 name s
-NonResourceAttributes: 1 path s; 2 verb s
-ExtraValue: 1 items []s
-TokenReview: 1 metadata ObjectMeta; 2 spec TokenReviewSpec
-TokenReviewSpec: 1 token s; 2 audiences []s
-TokenRequest: 1 metadata ObjectMeta; 2 spec TokenRequestSpec
-TokenRequestSpec: 1 audiences []s; 3 boundObjectRef BoundObject; 4 expirationSeconds i?
-BoundObject: 1 kind s; 2 apiVersion s; 3 name s; 4 uid s
-CertificateSigningRequest: 1 metadata ObjectMeta; 2 spec SigningSpec; 3 status SigningStatus
-SigningSpec: 1 request B; 2 username s; 3 uid s; 4 groups []s; 5 usages []s; 6 extra <ExtraValue>; 7 signerName s; 8 expirationSeconds i?
-SigningStatus: 1 conditions []SigningCondition; 2 certificate B
-Deployment: 1 metadata ObjectMeta; 2 spec DeploymentSpec; 3 status DeploymentStatus
-DeploymentSpec: 1 replicas i?; 2 selector LabelSelector; 3 template PodTemplate; 4 strategy DeploymentStrategy; 5 minReadySeconds i; 6 revisionHistoryLimit i?; 7 paused b; 9 progressDeadlineSeconds i?
-DeploymentStrategy: 1 type s; 2 rollingUpdate RollingUpdate
-RollingUpdate: 1 maxUnavailable N; 2 maxSurge N
-DeploymentStatus: 1 observedGeneration i; 2 replicas i; 3 updatedReplicas i; 4 availableReplicas i; 5 unavailableReplicas i; 7 readyReplicas i; 8 collisionCount i?; 9 terminatingReplicas i?
-Job: 1 metadata ObjectMeta; 2 spec JobSpec; 3 status JobStatus
-JobSpec: 1 parallelism i?; 2 completions i?; 3 activeDeadlineSeconds i?; 4 selector LabelSelector; 5 manualSelector b?; 6 template PodTemplate; 7 backoffLimit i?; 8 ttlSecondsAfterFinished i?; 9 completionMode s?; 10 suspend b?; 12 backoffLimitPerIndex i?; 13 maxFailedIndexes i?; 14 podReplacementPolicy s?; 15 managedBy s?
-JobStatus: 4 active i; 5 succeeded i; 6 failed i; 7 completedIndexes s
-CronJob: 1 metadata ObjectMeta; 2 spec CronJobSpec; 3 status Nothing
-CronJobSpec: 1 schedule s; 2 startingDeadlineSeconds i?; 3 concurrencyPolicy s; 4 suspend b?; 5 jobTemplate JobTemplate; 6 successfulJobsHistoryLimit i?; 7 failedJobsHistoryLimit i?; 8 timeZone s?
-JobTemplate: 1 metadata ObjectMeta; 2 spec JobSpec
-HorizontalPodAutoscaler: 1 metadata ObjectMeta; 2 spec AutoscalerSpec; 3 status AutoscalerStatus
-AutoscalerSpec: 1 scaleTargetRef ScaleTarget; 2 minReplicas i?; 3 maxReplicas i; 4 metrics []Metric
-ScaleTarget: 1 kind s; 2 name s; 3 apiVersion s
-Metric: 1 type s; 4 resource ResourceMetric
-ResourceMetric: 1 name s; 2 target MetricTarget
-MetricTarget: 1 type s; 4 averageUtilization i?
-AutoscalerStatus: 1 observedGeneration i?; 3 currentReplicas i; 4 desiredReplicas i
-PodDisruptionBudget: 1 metadata ObjectMeta; 2 spec BudgetSpec; 3 status BudgetStatus
-BudgetSpec: 1 minAvailable N; 2 selector LabelSelector; 3 maxUnavailable N; 4 unhealthyPodEvictionPolicy s?
-BudgetStatus: 1 observedGeneration i; 3 disruptionsAllowed i; 4 currentHealthy i; 5 desiredHealthy i; 6 expectedPods i
-PodTemplate: 1 metadata ObjectMeta; 2 spec PodSpec
-PodSpec: 2 containers []Container; 3 restartPolicy s; 4 terminationGracePeriodSeconds i?; 6 dnsPolicy s; 7 nodeSelector <s>; 8 serviceAccountName s; 9 serviceAccount s; 10 nodeName s; 11 hostNetwork b; 12 hostPID b; 13 hostIPC b; 14 securityContext Nothing; 16 hostname s; 17 subdomain s; 19 schedulerName s; 24 priorityClassName s
-Container: 1 name s; 2 image s; 3 command []s; 4 args []s; 5 workingDir s; 6 ports []ContainerPort; 7 env []Variable; 8 resources Nothing; 13 terminationMessagePath s; 14 imagePullPolicy s; 16 stdin b; 17 stdinOnce b; 18 tty b; 20 terminationMessagePolicy s
-ContainerPort: 1 name s; 2 hostPort i; 3 containerPort i; 4 protocol s; 5 hostIP s
-Variable: 1 name s; 2 value s
-Nothing: 536870911 nothing s
-SigningCondition: 1 type s; 2 reason s; 3 message s; 4 lastUpdateTime T; 5 lastTransitionTime T; 6 status s
-";
-
-/// Kinds that may be a whole body; the other messages are parts.
-const KINDS: &[&str] = &[
-    "DeleteOptions",
-    "Namespace",
-    "ConfigMap",
-    "Secret",
-    "ServiceAccount",
-    "Service",
-    "Event",
-    "Lease",
-    "Role",
-    "ClusterRole",
-    "RoleBinding",
-    "ClusterRoleBinding",
-    "SelfSubjectReview",
-    "SelfSubjectRulesReview",
-    "SelfSubjectAccessReview",
-    "SubjectAccessReview",
-    "LocalSubjectAccessReview",
-    "TokenReview",
-    "TokenRequest",
-    "CertificateSigningRequest",
-    "Deployment",
-    "Job",
-    "CronJob",
-    "HorizontalPodAutoscaler",
-    "PodDisruptionBudget",
-];
-
-/// Messages that are not here as a whole: one with more in it must come as JSON, so that nothing is lost.
-const PARTIAL: [&str; 23] = [
-    "Job",
-    "JobSpec",
-    "JobStatus",
-    "CronJob",
-    "CronJobSpec",
-    "JobTemplate",
-    "HorizontalPodAutoscaler",
-    "AutoscalerSpec",
-    "Metric",
-    "ResourceMetric",
-    "MetricTarget",
-    "AutoscalerStatus",
-    "PodDisruptionBudget",
-    "BudgetSpec",
-    "BudgetStatus",
-    "Deployment",
-    "DeploymentSpec",
-    "DeploymentStrategy",
-    "PodTemplate",
-    "PodSpec",
-    "Container",
-    "Variable",
-    "Nothing",
-];
+/// The messages; the file's head tells how they are written.
+const MESSAGES: &str = include_str!("protobuf/messages.txt");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scalar {
@@ -173,6 +30,8 @@ enum Scalar {
     Time,
     Raw,
     IntOrString,
+    Quantity,
+    Texts,
     Message(&'static str),
 }
 
@@ -191,7 +50,7 @@ type Messages = HashMap<&'static str, HashMap<u64, Field>>;
 fn messages() -> &'static Messages {
     static PARSED: OnceLock<Messages> = OnceLock::new();
     PARSED.get_or_init(|| {
-        let lines = MESSAGES.lines().filter_map(|line| line.split_once(": "));
+        let lines = MESSAGES.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(": "));
         lines.map(|(name, fields)| (name, fields.split("; ").filter_map(field).collect())).collect()
     })
 }
@@ -210,6 +69,8 @@ fn field(text: &'static str) -> Option<(u64, Field)> {
         "T" => Scalar::Time,
         "J" => Scalar::Raw,
         "N" => Scalar::IntOrString,
+        "Q" => Scalar::Quantity,
+        "X" => Scalar::Texts,
         message => Scalar::Message(message),
     };
     Some((number, Field { name, scalar, repeated, map: inner.is_some(), keep }))
@@ -238,16 +99,17 @@ pub fn decode(body: &[u8]) -> ApiResult<Value> {
             _ => {}
         }
     }
-    let full = format!("{kind}.{}", api_version.split_once('/').map_or("", |(group, _)| group));
+    let (group, version) = api_version.split_once('/').unwrap_or(("core", &api_version));
+    let full = match (kind.as_str(), group) {
+        ("DeleteOptions", _) => "meta.DeleteOptions".to_owned(),
+        // The subresource takes either; they are the same.
+        ("Eviction", "policy") => "policy/v1.Eviction".to_owned(),
+        _ => format!("{}/{version}.{kind}", group.split('.').next().unwrap_or_default()),
+    };
     let (name, _) = messages()
         .get_key_value(full.as_str())
-        .or_else(|| messages().get_key_value(kind.as_str()))
-        .filter(|_| KINDS.contains(&kind.as_str()))
         .ok_or_else(|| ApiError::UnsupportedMediaType("application/json, application/yaml".into()))?;
-    let mut map = message(name, raw, 0).ok_or_else(|| match PARTIAL.contains(name) {
-        true => ApiError::UnsupportedMediaType("application/json, application/yaml".into()),
-        false => bad(),
-    })?;
+    let mut map = message(name, raw, 0).ok_or_else(bad)?;
     map.shift_insert(0, "kind".into(), json!(kind));
     map.shift_insert(1, "apiVersion".into(), json!(api_version));
     Ok(Value::Object(map))
@@ -315,12 +177,8 @@ fn message(name: &str, bytes: &[u8], depth: usize) -> Option<Map<String, Value>>
     let mut map = Map::new();
     for part in parts(bytes) {
         let (number, wire) = part?;
-        let Some(field) = fields.get(&number) else {
-            if PARTIAL.contains(&name) {
-                return None;
-            }
-            continue;
-        };
+        // One that a newer client knows.
+        let Some(field) = fields.get(&number) else { continue };
         if field.map {
             let Wire::Bytes(entry) = wire else { return None };
             let (key, value) = entry_of(field.scalar, entry, depth)?;
@@ -329,6 +187,10 @@ fn message(name: &str, bytes: &[u8], depth: usize) -> Option<Map<String, Value>>
             continue;
         }
         let value = scalar(field.scalar, wire, depth)?;
+        if let (".", Value::Object(inner)) = (field.name, &value) {
+            map.extend(inner.clone());
+            continue;
+        }
         if field.repeated {
             map.entry(field.name).or_insert_with(|| json!([])).as_array_mut()?.push(value);
         } else if field.keep || !is_zero(&value) {
@@ -379,12 +241,22 @@ fn scalar(kind: Scalar, wire: Wire<'_>, depth: usize) -> Option<Value> {
             serde_json::from_slice(raw?).ok()?
         }
         (Scalar::IntOrString, Wire::Bytes(bytes)) => int_or_string(bytes)?,
-        (Scalar::Message("ExtraValue"), Wire::Bytes(bytes)) => {
-            message("ExtraValue", bytes, depth.saturating_add(1))?.shift_remove("items").unwrap_or_else(|| json!([]))
-        }
+        (Scalar::Quantity, Wire::Bytes(bytes)) => json!(texts(bytes)?.into_iter().next().unwrap_or_default()),
+        (Scalar::Texts, Wire::Bytes(bytes)) => json!(texts(bytes)?),
         (Scalar::Message(name), Wire::Bytes(bytes)) => Value::Object(message(name, bytes, depth.saturating_add(1))?),
         _ => return None,
     })
+}
+
+/// The texts of a message that has nothing else.
+fn texts(bytes: &[u8]) -> Option<Vec<String>> {
+    let mut all = Vec::new();
+    for part in parts(bytes) {
+        if let (1, Wire::Bytes(text)) = part? {
+            all.push(std::str::from_utf8(text).ok()?.to_owned());
+        }
+    }
+    Some(all)
 }
 
 fn time(bytes: &[u8]) -> Option<Value> {
@@ -443,12 +315,16 @@ mod tests {
                 }
             }
         }
-        assert_eq!(
-            messages().values().map(HashMap::len).sum::<usize>(),
-            MESSAGES.matches("; ").count() + messages().len()
-        );
-        for kind in KINDS {
-            assert!(messages().contains_key(kind), "{kind}");
+        let lines = MESSAGES.lines().filter(|l| !l.starts_with('#'));
+        let fields: usize = lines.map(|l| l.matches("; ").count() + 1).sum();
+        assert_eq!(messages().values().map(HashMap::len).sum::<usize>(), fields);
+        for resource in crate::catalog::Catalog::of(carrick_api::kinds::registry()).iter() {
+            let ours = carrick_api::kinds::registry().find(&resource.group, &resource.plural).is_some_and(|k| !k.custom);
+            let group = if resource.group.is_empty() { "core" } else { resource.group.split('.').next().unwrap() };
+            for version in resource.versions.iter().filter(|_| ours && resource.kind != "CustomResourceDefinition") {
+                let name = format!("{group}/{version}.{}", resource.kind);
+                assert!(messages().contains_key(name.as_str()), "{name}");
+            }
         }
     }
 
@@ -479,8 +355,27 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_in_the_message_around_it_comes_out_there() {
+        let get = [bytes(1, b"/ready"), bytes(2, &[vec![8, 0], vec![16, 80], bytes(3, b"")].concat())].concat();
+        let probe = [bytes(1, &bytes(2, &get)), vec![2 << 3, 0], vec![3 << 3, 1]].concat();
+        let limits = [bytes(1, b"cpu"), bytes(2, &bytes(1, b"100m"))].concat();
+        let container = [bytes(1, b"c"), bytes(8, &bytes(1, &limits)), bytes(11, &probe)].concat();
+        let volume = [bytes(1, b"v"), bytes(2, &bytes(2, b""))].concat();
+        let spec = [bytes(1, &volume), bytes(2, &container), vec![4 << 3, 0]].concat();
+        let pod = decode(&body("v1", "Pod", &bytes(2, &spec))).unwrap();
+        assert_eq!(
+            pod["spec"],
+            json!({
+                "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0,
+                "containers": [{"name": "c", "resources": {"limits": {"cpu": "100m"}},
+                    "readinessProbe": {"httpGet": {"path": "/ready", "port": 80}, "timeoutSeconds": 1}}],
+            })
+        );
+    }
+
+    #[test]
     fn other_kinds_must_be_json() {
-        assert_eq!(decode(&body("v1", "Pod", b"")).unwrap_err().code(), 415);
+        assert_eq!(decode(&body("example.com/v1", "Pod", b"")).unwrap_err().code(), 415);
         assert_eq!(decode(&body("v1", "ObjectMeta", b"")).unwrap_err().code(), 415);
         assert_eq!(decode(b"{}").unwrap_err().code(), 400);
     }

@@ -6,7 +6,7 @@
 
 use super::respond::{self, Answer, Body};
 use super::table::Shape;
-use crate::catalog::Resource;
+use crate::catalog::{Conversion, Resource};
 use crate::error::{ApiError, ApiResult};
 use crate::rest::negotiate::Form;
 use crate::selector::Selectors;
@@ -75,8 +75,19 @@ struct Stream {
     next_bookmark: Instant,
     ending: bool,
     done: bool,
+    /// What is still to be converted, in its order; for kinds whose versions differ.
+    held: Option<Vec<Held>>,
     _permit: OwnedSemaphorePermit,
 }
+
+/// A line of the stream before its object is converted.
+enum Held {
+    Event(String, Value),
+    Ready(Vec<u8>),
+}
+
+/// Lines that are converted together, at most.
+const HELD: usize = 256;
 
 /// Starts a watch. One from before the kept history begins and ends with an `ERROR` event, as in Kubernetes.
 ///
@@ -101,7 +112,9 @@ pub fn start(store: &Store, request: WatchRequest, drain: Drain, permit: OwnedSe
     let stream = Stream {
         ends: now + request.timeout,
         next_bookmark: now + BOOKMARK_EVERY,
+        held: (!matches!(request.resource.conversion, Conversion::Same)).then(Vec::new),
         as_stored: matches!(request.form, Form::Plain)
+            && matches!(request.resource.conversion, Conversion::Same)
             && request.selectors.is_empty()
             && request.resource.versions.first() == Some(&request.version),
         request,
@@ -137,6 +150,7 @@ impl Stream {
         let mut out = Vec::new();
         while !self.done {
             self.fill(&mut out);
+            self.release(&mut out).await;
             if !out.is_empty() {
                 return Some(Bytes::from(out));
             }
@@ -156,13 +170,43 @@ impl Stream {
                 self.fill(&mut out);
                 return Some(Bytes::from(out));
             }
+            self.release(&mut out).await;
+            if !out.is_empty() {
+                return Some(Bytes::from(out));
+            }
         }
-        None
+        self.release(&mut out).await;
+        (!out.is_empty()).then(|| Bytes::from(out))
+    }
+
+    /// Converts what was held back.
+    async fn release(&mut self, out: &mut Vec<u8>) {
+        let Some(held) = self.held.as_mut().map(std::mem::take).filter(|held| !held.is_empty()) else { return };
+        let objects = held.iter().filter_map(|line| match line {
+            Held::Event(_, object) => Some(object.clone()),
+            Held::Ready(_) => None,
+        });
+        let (resource, version) = (self.request.resource.clone(), self.request.version.clone());
+        match super::convert::convert(&self.store, &resource, objects.collect(), &version).await {
+            Ok(converted) => {
+                let mut converted = converted.into_iter();
+                for line in held {
+                    match line {
+                        Held::Event(kind, _) => out.extend(self.line(&kind, converted.next().unwrap_or_default())),
+                        Held::Ready(bytes) => out.extend(bytes),
+                    }
+                }
+            }
+            Err(error) => {
+                out.extend(respond::line(&error_event(&error)));
+                self.done = true;
+            }
+        }
     }
 
     /// Appends everything that can be had without waiting, up to a frame.
     fn fill(&mut self, out: &mut Vec<u8>) {
-        while out.len() < FRAME {
+        while out.len() < FRAME && self.held.as_ref().is_none_or(|held| held.len() < HELD) {
             if let Some(record) = self.initial.pop_front() {
                 if let Some(object) = decode_record(&record).filter(|o| self.request.selectors.matches(o)) {
                     self.emit(EventType::Added.as_str(), object, out);
@@ -212,7 +256,7 @@ impl Stream {
                 }
             }
             Err(error) => {
-                out.extend(respond::line(&error_event(&error)));
+                self.put(respond::line(&error_event(&error)), out);
                 self.done = true;
             }
         }
@@ -254,14 +298,29 @@ impl Stream {
     }
 
     fn emit(&mut self, kind: &str, object: Value, out: &mut Vec<u8>) {
-        let shown = self.shape().one(object, self.first);
-        self.first = false;
-        out.extend(respond::line(&json!({"type": kind, "object": shown})));
+        if let Some(held) = &mut self.held {
+            return held.push(Held::Event(kind.to_owned(), object));
+        }
+        out.extend(self.line(kind, object));
     }
 
-    fn bookmark(&self, revision: u64, initial_end: bool, out: &mut Vec<u8>) {
+    fn line(&mut self, kind: &str, object: Value) -> Vec<u8> {
+        let shown = self.shape().one(object, self.first);
+        self.first = false;
+        respond::line(&json!({"type": kind, "object": shown}))
+    }
+
+    /// A line that needs no converting, after those that do.
+    fn put(&mut self, line: Vec<u8>, out: &mut Vec<u8>) {
+        match &mut self.held {
+            Some(held) => held.push(Held::Ready(line)),
+            None => out.extend(line),
+        }
+    }
+
+    fn bookmark(&mut self, revision: u64, initial_end: bool, out: &mut Vec<u8>) {
         let shown = self.shape().bookmark(revision, initial_end);
-        out.extend(respond::line(&json!({"type": "BOOKMARK", "object": shown})));
+        self.put(respond::line(&json!({"type": "BOOKMARK", "object": shown})), out);
     }
 
     /// Whether there still is such a kind.

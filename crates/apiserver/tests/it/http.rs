@@ -142,6 +142,15 @@ impl Client {
     }
 
     /// Opens a watch.
+    /// Server-side apply.
+    pub async fn apply(&mut self, path: &str, body: &Value) -> (u16, Value) {
+        let bytes = Bytes::from(body.to_string());
+        let answer = self.send(Method::PATCH, path, "application/apply-patch+yaml", bytes).await.unwrap();
+        let code = answer.status().as_u16();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (code, serde_json::from_slice(&bytes).unwrap())
+    }
+
     pub async fn watch(&mut self, path: &str) -> Lines {
         let answer = self.send(Method::GET, path, "", Bytes::new()).await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");

@@ -4,9 +4,11 @@
 
 mod bench;
 mod checker;
+mod conversion;
 mod crash;
 mod disk;
 mod etcd;
+mod eviction;
 mod helm;
 mod hostile;
 mod http;

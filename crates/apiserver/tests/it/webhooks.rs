@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 /// A hook's server: answers by path, and remembers what it was asked.
-struct Hooks {
+pub struct Hooks {
     address: SocketAddr,
     bundle: String,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
@@ -60,7 +60,7 @@ fn answer(path: &str, request: &Value) -> Value {
 }
 
 impl Hooks {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let names = ["127.0.0.1".to_owned(), "hook.default.svc".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -97,6 +97,11 @@ impl Hooks {
         Self { address, bundle: STANDARD.encode(made.cert.pem()), asked, task }
     }
 
+    /// Where to ask at a path.
+    pub fn client(&self, path: &str) -> Value {
+        json!({"url": format!("https://{}{path}", self.address), "caBundle": self.bundle})
+    }
+
     fn hook(&self, name: &str, path: &str, more: Value) -> Value {
         let mut hook = json!({
             "name": name, "sideEffects": "None", "admissionReviewVersions": ["v1"],
@@ -110,7 +115,7 @@ impl Hooks {
     }
 
     /// What was asked at a path since the last time.
-    fn taken(&self, path: &str) -> Vec<Value> {
+    pub fn taken(&self, path: &str) -> Vec<Value> {
         let mut asked = self.asked.lock().unwrap();
         let (here, rest) = asked.drain(..).partition(|(at, _)| at == path);
         *asked = rest;
@@ -119,11 +124,35 @@ impl Hooks {
     }
 }
 
+/// `spec.size` of `v1` is `spec.width` of `v2`; thirteen is neither.
+fn converted(review: &Value) -> Value {
+    let wanted = review["request"]["desiredAPIVersion"].as_str().unwrap();
+    let (from, to) = if wanted.ends_with("v1") { ("width", "size") } else { ("size", "width") };
+    let mut objects = review["request"]["objects"].as_array().unwrap().clone();
+    let refused = objects.iter().any(|o| o["spec"][from] == 13);
+    for object in &mut objects {
+        object["apiVersion"] = json!(wanted);
+        let value = object["spec"].as_object_mut().and_then(|spec| spec.remove(from));
+        if let Some(value) = value {
+            object["spec"][to] = value;
+        }
+    }
+    let result =
+        if refused { json!({"status": "Failed", "message": "no thirteen"}) } else { json!({"status": "Success"}) };
+    json!({"kind": "ConversionReview", "apiVersion": review["apiVersion"],
+        "response": {"uid": review["request"]["uid"], "result": result, "convertedObjects": objects}})
+}
+
 async fn serve(request: hyper::Request<Incoming>, seen: &Mutex<Vec<(String, Value)>>) -> Response<Full<Bytes>> {
-    assert_eq!(request.uri().query(), Some("timeout=10s"));
+    let patience = if request.uri().path() == "/convert" { "timeout=30s" } else { "timeout=10s" };
+    assert_eq!(request.uri().query(), Some(patience));
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let review: Value = serde_json::from_slice(&body).unwrap();
+    if path == "/convert" {
+        seen.lock().unwrap().push((path, review["request"].clone()));
+        return Response::new(Full::new(Bytes::from(converted(&review).to_string())));
+    }
     let mut response = answer(&path, &review["request"]);
     response["uid"] = review["request"]["uid"].clone();
     seen.lock().unwrap().push((path, review["request"].clone()));

@@ -15,6 +15,7 @@ pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitCon
     fill_in(object);
     if operation == Operation::Create {
         check_account(object, context)?;
+        super::kept::pod(object, context)?;
     }
     let mut causes = problems(object);
     if let Some(old) = context.old {

@@ -140,7 +140,8 @@ fn rule_causes(rule: &Value, at: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-fn client(client: &Value, at: &str, causes: &mut Vec<Cause>) {
+/// Where a webhook is.
+pub(super) fn client(client: &Value, at: &str, causes: &mut Vec<Cause>) {
     let url = client.get("url").and_then(Value::as_str);
     let service = client.get("service").filter(|s| s.is_object());
     match (url, service) {
