@@ -15,7 +15,6 @@ PROXIES ?= 5000
 SIDECARS ?= 300
 
 KUBECONFIG_OF = $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(abspath $(KUBECONFIG)))
-ADDRESS ?= 127.0.0.1
 
 .PHONY: help demo test build check unit e2e e2e-scenarios e2e-apart e2e-cases e2e-kubernetes image bench bench-control fuzz clean-tools
 
@@ -64,8 +63,10 @@ e2e-cases:
 	  echo "what failed once more, in a new mesh: a busy machine can be late"; \
 	  $(TARGET)/debug/carrick demo cases $$(sed -n 's#^ *FAIL  \([^ ]*\) .*#cases/\1.yaml#p' $$log | sort -u); }
 
-e2e-kubernetes: build ## install, upgrade and uninstall in a Kubernetes API: KUBECONFIG=…, ADDRESS=… of this machine; the embedded one unless told
-	python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick $(KUBECONFIG_OF) --address $(ADDRESS)
+e2e-kubernetes: ## install, upgrade and uninstall in a Kubernetes API: KUBECONFIG=… (else the embedded one), ADDRESS=… of this machine, HUB=… and TAG=… of images
+	@tools/install kubernetes
+	cargo build --locked -j $(JOBS) -p carrick -p carrick-proxy-bin
+	HUB=$(HUB) TAG=$(TAG) python3 e2e/kubernetes/run.py $(TARGET)/debug/carrick $(KUBECONFIG_OF) $(if $(ADDRESS),--address $(ADDRESS))
 
 fuzz: build ## the committed corpus and a little beyond; 500 cases through our engine, Envoy and the simulator
 	$(TARGET)/debug/carrick-fuzz --seconds 2

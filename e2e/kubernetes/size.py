@@ -22,7 +22,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from run import KUBECTL, Failed, free_port, until  # noqa: E402
+from cluster import KUBECTL, Failed, free_port, until  # noqa: E402
 
 
 def memory(process):

@@ -3,6 +3,7 @@
 //! Invariant: what is applied is what the charts give, with labels by which it is found again; everything is applied in an order in
 //! which nothing is missing, and nothing of somebody else is removed. What the charts give is `carrick-chart`'s.
 
+mod helm;
 mod plan;
 pub mod precheck;
 mod remove;
@@ -159,7 +160,10 @@ pub async fn install(options: &Options, client: &Client, namespace: &str, upgrad
         println!("Cancelled.");
         return Ok(1);
     }
-    apply_all(client, &all, options).await?;
+    let foreign = helm::foreign(client, &all).await?;
+    foreign.refuse()?;
+    foreign.told().for_each(|line| println!("! {line}"));
+    apply_all(client, &all, &foreign, options).await?;
     if options.dry_run {
         println!("Nothing was changed (dry run).");
         return Ok(0);
@@ -227,7 +231,7 @@ async fn around(options: &Options, client: &Client, all: &Installation, version:
     Ok(0)
 }
 
-async fn apply_all(client: &Client, all: &Installation, options: &Options) -> Result<()> {
+async fn apply_all(client: &Client, all: &Installation, foreign: &helm::Foreign, options: &Options) -> Result<()> {
     let dry = options.dry_run;
     let mut places: Vec<&str> = all.pieces.iter().map(|piece| piece.namespace.as_str()).collect();
     places.sort_unstable();
@@ -245,6 +249,9 @@ async fn apply_all(client: &Client, all: &Installation, options: &Options) -> Re
             plan::label(&mut object, piece.component, &all.revision);
             let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
             let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if kind == "CustomResourceDefinition" && foreign.keeps(&name) {
+                continue;
+            }
             // What is in a namespace that is not there yet cannot be tried.
             let inside = object.pointer("/metadata/namespace").and_then(Value::as_str);
             if dry && inside.is_some_and(|inside| fresh.iter().any(|f| f == inside)) {

@@ -14,18 +14,20 @@ mod outbound;
 mod routes;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 use carrick_base::{Labels, NamespacedName};
 
+use inbound::BehindMemo;
 use loads::{LoadKey, LoadMemo};
 use outbound::ClusterMemo;
 
 use crate::{
     locality::{self, Place},
+    model::ServiceId,
     parts::{Cluster, HostName, ListenerSettings, Load, Outbound, SecretPart, Telemetry, View, inbound::Families},
     proxy::{FileCerts, Interception, ProxyKind, ProxyNode},
     rules::Client,
@@ -73,6 +75,8 @@ struct Shared {
     loads: Option<Arc<[Arc<Load>]>>,
     /// The last ones, which stay the same value where nothing in them changed.
     last_loads: Option<Arc<[Arc<Load>]>>,
+    /// The services of which the last ones are out of date, if all others are right.
+    stale: Option<BTreeSet<ServiceId>>,
     names: Option<Arc<BTreeMap<Arc<str>, HostName>>>,
     secrets: Option<OfNamespace>,
 }
@@ -97,14 +101,29 @@ impl Shared {
 
     fn forget_endpoints(&mut self) {
         self.last_loads = self.loads.take().or(self.last_loads.take());
+        self.stale = None;
         self.names = None;
+    }
+
+    /// The endpoints of these services are others, and nothing else is.
+    fn forget_services(&mut self, changed: &BTreeSet<ServiceId>) {
+        self.names = None;
+        if let Some(loads) = self.loads.take() {
+            self.last_loads = Some(loads);
+            self.stale = Some(changed.clone());
+        } else if let Some(stale) = &mut self.stale {
+            stale.extend(changed.iter().cloned());
+        }
     }
 
     fn loads(&mut self, snapshot: &Snapshot, memo: &mut LoadMemo) -> Arc<[Arc<Load>]> {
         if let Some(loads) = &self.loads {
             return loads.clone();
         }
-        let new = loads::derive(snapshot, &self.keys, memo);
+        let new = match (&self.last_loads, self.stale.take()) {
+            (Some(last), Some(stale)) => loads::renew(snapshot, &self.keys, last, &stale, memo),
+            _ => loads::derive(snapshot, &self.keys, memo),
+        };
         let loads = self.last_loads.take().filter(|last| *last == new).unwrap_or(new);
         self.loads.insert(loads).clone()
     }
@@ -119,6 +138,7 @@ pub struct Views {
     before: HashMap<Scope, Shared>,
     clusters: ClusterMemo,
     loads: LoadMemo,
+    behind: BehindMemo,
 }
 
 impl Views {
@@ -130,6 +150,7 @@ impl Views {
             before: HashMap::new(),
             clusters: ClusterMemo::default(),
             loads: LoadMemo::default(),
+            behind: BehindMemo::default(),
         }
     }
 
@@ -142,8 +163,19 @@ impl Views {
             self.clusters.clear();
             self.loads.clear();
         } else if !Arc::ptr_eq(&self.snapshot.endpoints, &snapshot.endpoints) {
-            self.scopes.values_mut().for_each(Shared::forget_endpoints);
-            self.loads.clear();
+            match snapshot.endpoints.changed_since(&self.snapshot.endpoints) {
+                Some(changed) => {
+                    self.scopes.values_mut().for_each(|shared| shared.forget_services(changed));
+                    self.loads.forget(changed);
+                }
+                None => {
+                    self.scopes.values_mut().for_each(Shared::forget_endpoints);
+                    self.loads.clear();
+                }
+            }
+        }
+        if !same_config {
+            self.behind.clear();
         }
         self.snapshot = snapshot;
     }
@@ -170,7 +202,7 @@ impl Views {
         let shared = shared(&mut self.scopes, &mut self.before, snapshot, scope, &mut self.clusters);
         let names = resolving
             .map(|scope| shared.names.get_or_insert_with(|| Arc::new(host_names::derive(snapshot, &scope))).clone());
-        let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels, &shared.outbound.clusters));
+        let inbound = Arc::new(inbound::derive(snapshot, proxy, &labels, &shared.outbound.clusters, &mut self.behind));
         let loads = shared.loads(snapshot, &mut self.loads);
         let secrets = shared.secrets(snapshot, &proxy.namespace);
         View { inbound, outbound: shared.outbound.clone(), loads, gateway: None, secrets, names }
@@ -183,7 +215,8 @@ impl Views {
         let labels = labels_of(snapshot, proxy);
         let scope = scope(snapshot, proxy, &labels);
         let shared = shared(&mut self.scopes, &mut self.before, snapshot, scope.clone(), &mut self.clusters);
-        let derived = gateway::derive(snapshot, &scope, proxy, &labels, &shared.outbound.clusters, &shared.keys);
+        let (clusters, behind) = (&shared.outbound.clusters, &mut self.behind);
+        let derived = gateway::derive(snapshot, &scope, proxy, &labels, clusters, &shared.keys, behind);
         let mut outbound = Outbound { routes: derived.routes, ..(*shared.outbound).clone() };
         let mut keys: Vec<_> = shared.keys.to_vec();
         outbound.clusters.extend(derived.clusters);
@@ -192,7 +225,7 @@ impl Views {
         keys.sort_by(|a, b| a.cluster.cmp(&b.cluster));
         let loads = loads::derive(snapshot, &keys, &mut self.loads);
         let secrets = snapshot.secrets().of(&proxy.namespace, Some(&derived.gateway), &outbound.clusters);
-        let mut inbound = inbound::derive(snapshot, proxy, &labels, &outbound.clusters);
+        let mut inbound = inbound::derive(snapshot, proxy, &labels, &outbound.clusters, &mut self.behind);
         // Its ports are its servers', which are no ports of a workload.
         inbound.ports.clear();
         inbound.passthrough_ports.clear();
@@ -241,7 +274,7 @@ fn shared<'a>(
         let last_loads = before.as_ref().and_then(|before| before.last_loads.clone());
         let same = before.map(|before| before.outbound).filter(|before| **before == outbound);
         let outbound = same.unwrap_or_else(|| Arc::new(outbound));
-        Shared { outbound, keys: keys.into(), loads: None, last_loads, names: None, secrets: None }
+        Shared { outbound, keys: keys.into(), loads: None, last_loads, names: None, secrets: None, stale: None }
     })
 }
 

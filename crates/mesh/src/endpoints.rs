@@ -1,16 +1,25 @@
 //! The part of a snapshot that changes most often: which addresses stand behind which service, and who owns them.
 //!
-//! Invariant: built from slices, pods and entries, in any order. `facts` is what clusters and listeners depend on; it stays the same value
-//! (and the same `Arc`) when only addresses change, so that most changes touch nothing but endpoint assignments.
+//! Invariant: a function of slices, pods and entries, in any order; a part that follows another is what would be built from nothing
+//! (`tests/it/endpoints.rs`), and joins again only the services that a change concerns. `facts` is what clusters and listeners depend on; it
+//! stays the same value (and the same `Arc`) when only addresses change, so that most changes touch nothing but endpoint assignments.
+//! What still looks at every object is the comparison of two lists, pointer by pointer.
+
+mod difference;
+mod members;
+mod shards;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
-use carrick_api::{EndpointSlice, Node, Pod};
-use carrick_base::{Hostname, NamespacedName};
+use carrick_api::WorkloadEntry;
+use carrick_base::NamespacedName;
+
+use members::{Cluster, Lists, Members};
+use shards::Shards;
 
 use crate::{
     EndpointInput, Settings,
@@ -28,62 +37,35 @@ pub type ServiceEndpoints = BTreeMap<Arc<str>, Vec<Endpoint>>;
 /// Addresses and workloads.
 #[derive(Debug, Default)]
 pub struct EndpointPart {
-    services: HashMap<ServiceId, ServiceEndpoints>,
-    /// Of the own cluster.
-    owners: Owners,
+    /// What it was made of.
+    input: EndpointInput,
+    /// The own one first.
+    clusters: Vec<Members>,
+    /// WorkloadEntries by namespace.
+    entries: Arc<BTreeMap<Arc<str>, Vec<Entry>>>,
+    /// Addresses of entries.
+    entered: Arc<HashMap<IpAddr, Arc<Workload>>>,
+    services: Shards<ServiceId, Arc<ServiceEndpoints>>,
+    change: Option<Change>,
 }
 
-/// Whose an address of one cluster is. In another cluster the same address may be anybody's.
-#[derive(Debug, Default)]
-struct Owners {
-    by_name: HashMap<NamespacedName, Arc<Workload>>,
-    by_ip: HashMap<IpAddr, Arc<Workload>>,
-    /// Pods that own no address of the mesh: those on the host's network.
-    hosted: HashSet<NamespacedName>,
+/// From one part to the next.
+#[derive(Debug)]
+struct Change {
+    before: Weak<EndpointPart>,
+    services: BTreeSet<ServiceId>,
 }
 
-impl Owners {
-    fn read(pods: &[Arc<Pod>], nodes: &[Arc<Node>], settings: &Settings, place: &Cluster<'_>) -> Self {
-        let mut owners = Self::default();
-        let nodes = nodes.iter().map(|n| (n.metadata.name.as_str().into(), read::pod::node(n))).collect();
-        for pod in pods {
-            if pod.spec.host_network && !pod.is_terminal() {
-                owners.hosted.insert(NamespacedName::new(&pod.metadata.namespace, &pod.metadata.name));
-            }
-            if let Some(mut workload) = read::pod::read(pod, settings, &nodes) {
-                workload.network = place.network(&workload.network, workload.ips.first().copied());
-                let workload = Arc::new(workload);
-                for ip in &workload.ips {
-                    // Two pods of one address: the younger name wins whichever comes first, so that order does not matter.
-                    let slot = owners.by_ip.entry(*ip).or_insert_with(|| workload.clone());
-                    if slot.name < workload.name {
-                        *slot = workload.clone();
-                    }
-                }
-                owners.by_name.insert(workload.name.clone(), workload);
-            }
-        }
-        owners
-    }
-}
-
-/// One cluster, and the networks it is among.
+/// What does not change with endpoints.
 #[derive(Debug, Clone, Copy)]
-struct Cluster<'a> {
-    id: &'a Arc<str>,
-    networks: &'a Networks,
-}
-
-impl Cluster<'_> {
-    fn network(&self, labelled: &Arc<str>, ip: Option<IpAddr>) -> Arc<str> {
-        self.networks.of(self.id, labelled, ip)
-    }
-
-    fn endpoint(&self, address: Address, ready: bool, workload: Option<Arc<Workload>>) -> Endpoint {
-        let labelled = workload.as_ref().map(|w| w.network.clone()).unwrap_or_default();
-        let network = self.network(&labelled, address.ip());
-        Endpoint { address, ready, workload, cluster: self.id.clone(), network }
-    }
+pub(crate) struct Around<'a> {
+    pub settings: &'a Settings,
+    pub networks: &'a Networks,
+    pub services: &'a [Arc<Service>],
+    pub by_id: &'a HashMap<ServiceId, Arc<Service>>,
+    pub by_namespace: &'a HashMap<Arc<str>, Vec<Arc<Service>>>,
+    /// Services of ServiceEntries that select workloads, by namespace.
+    pub selecting: &'a HashMap<Arc<str>, Vec<Arc<Service>>>,
 }
 
 /// What clusters and listeners depend on, of one service.
@@ -111,39 +93,120 @@ pub type Facts = HashMap<ServiceId, ServiceFacts>;
 
 impl EndpointPart {
     /// Joins slices with pods, cluster by cluster, and services with the workloads they select.
-    pub fn build(input: &EndpointInput, settings: &Settings, networks: &Networks, services: &[Arc<Service>]) -> Self {
-        let own = Cluster { id: networks.own_cluster(), networks };
-        let owners = Owners::read(&input.pods, &input.nodes, settings, &own);
-        let mut part = Self::default();
-        for slice in &input.endpoint_slices {
-            part.take_slice(slice, &owners, &own);
+    pub(crate) fn build(input: &EndpointInput, around: Around<'_>) -> Self {
+        let own = Members::new(around.networks.own_cluster(), true, &input.nodes);
+        let others = input.remotes.iter().map(|remote| Members::new(&remote.cluster, false, &remote.nodes));
+        let mut part = Self { clusters: [own].into_iter().chain(others).collect(), ..Self::default() };
+        part.take(input, around);
+        let listed = part.clusters.iter().flat_map(Members::listed);
+        let all: BTreeSet<_> = listed.chain(around.services.iter().map(|s| &s.id)).cloned().collect();
+        part.join_all(all, around);
+        part
+    }
+
+    /// The part after this one: what does not concern a service leaves its endpoints the same value.
+    pub(crate) fn follow(self: &Arc<Self>, input: &EndpointInput, around: Around<'_>) -> Self {
+        let clusters: Vec<&Arc<str>> = self.clusters.iter().skip(1).map(|members| &members.id).collect();
+        let same_clusters = clusters.into_iter().eq(input.remotes.iter().map(|remote| &remote.cluster));
+        let same_nodes = (0..self.clusters.len()).all(|at| {
+            let nodes = |input| Lists::of(input, at).map_or(&[][..], |lists| lists.nodes);
+            let (was, is) = (nodes(&self.input), nodes(input));
+            was.len() == is.len() && was.iter().zip(is).all(|(a, b)| Arc::ptr_eq(a, b))
+        });
+        // Where nodes stand is part of every workload.
+        if !same_clusters || !same_nodes {
+            return Self::build(input, around);
         }
-        for remote in &input.remotes {
-            let cluster = Cluster { id: &remote.cluster, networks };
-            let owners = Owners::read(&remote.pods, &remote.nodes, settings, &cluster);
-            for slice in &remote.endpoint_slices {
-                let name = slice.service_name().unwrap_or_default();
-                let host = Hostname::service(name, &slice.metadata.namespace, &settings.domain_suffix);
-                if !networks.is_cluster_local(&host) {
-                    part.take_slice(slice, &owners, &cluster);
+        let mut part = Self {
+            input: self.input.clone(),
+            clusters: self.clusters.clone(),
+            entries: self.entries.clone(),
+            entered: self.entered.clone(),
+            services: self.services.clone(),
+            change: None,
+        };
+        let dirty = part.take(input, around);
+        let services = part.join_all(dirty, around);
+        part.change = Some(Change { before: Arc::downgrade(self), services });
+        part
+    }
+
+    /// The services whose endpoints are others than in the part that this one follows; `None` when it does not follow that one.
+    pub fn changed_since(&self, before: &Self) -> Option<&BTreeSet<ServiceId>> {
+        let change = self.change.as_ref()?;
+        std::ptr::eq(change.before.as_ptr(), before).then_some(&change.services)
+    }
+
+    /// Takes all objects over; gives the services that may have other endpoints now.
+    fn take(&mut self, input: &EndpointInput, around: Around<'_>) -> BTreeSet<ServiceId> {
+        let mut dirty = BTreeSet::new();
+        for (at, members) in self.clusters.iter_mut().enumerate() {
+            let Some(now) = Lists::of(input, at) else { continue };
+            let before = Lists::of(&self.input, at).unwrap_or(Lists { slices: &[], pods: &[], nodes: &[] });
+            members.take_slices(before, now, &mut dirty);
+            let touched = members.take_pods(before, now, around, &mut dirty);
+            for workload in touched.iter().filter(|_| members.own).flat_map(|t| t.before.iter().chain(&t.now)) {
+                let selecting = around.selecting.get(&workload.name.namespace).into_iter().flatten();
+                dirty.extend(selecting.filter(|s| carries_all(&workload.labels, &s.selector)).map(|s| s.id.clone()));
+            }
+        }
+        let changed =
+            difference::difference(&self.input.workload_entries, &input.workload_entries, |entry| &entry.metadata);
+        if !changed.gone.is_empty() || !changed.come.is_empty() {
+            let namespaces: BTreeSet<&str> =
+                changed.gone.iter().chain(&changed.come).map(|entry| entry.metadata.namespace.as_str()).collect();
+            let services = namespaces.into_iter().filter_map(|namespace| around.by_namespace.get(namespace)).flatten();
+            dirty.extend(services.filter(|s| !s.selector.is_empty()).map(|s| s.id.clone()));
+            self.take_entries(&input.workload_entries, around.settings);
+        }
+        self.input = input.clone();
+        dirty
+    }
+
+    fn take_entries(&mut self, all: &[Arc<WorkloadEntry>], settings: &Settings) {
+        let (mut entries, mut entered) =
+            (BTreeMap::<Arc<str>, Vec<Entry>>::new(), HashMap::<IpAddr, Arc<Workload>>::new());
+        for entry in all.iter().filter_map(|e| read::workload_entry::read(e, settings)) {
+            for ip in &entry.workload.ips {
+                let slot = entered.entry(*ip).or_insert_with(|| entry.workload.clone());
+                if slot.name < entry.workload.name {
+                    *slot = entry.workload.clone();
                 }
             }
-        }
-        part.owners = owners;
-        let mut entries: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
-        for entry in input.workload_entries.iter().filter_map(|e| read::workload_entry::read(e, settings)) {
             entries.entry(entry.workload.name.namespace.clone()).or_default().push(entry);
         }
-        for service in services {
-            part.take_selected(service, entries.get(service.namespace()).map_or(&[], Vec::as_slice), &own);
-        }
-        for entry in entries.into_values().flatten() {
-            // An address that a pod has is the pod's.
-            for ip in &entry.workload.ips {
-                part.owners.by_ip.entry(*ip).or_insert_with(|| entry.workload.clone());
+        (self.entries, self.entered) = (Arc::new(entries), Arc::new(entered));
+    }
+
+    /// Joins these services again; gives those whose endpoints are others now.
+    fn join_all(&mut self, mut services: BTreeSet<ServiceId>, around: Around<'_>) -> BTreeSet<ServiceId> {
+        services.retain(|id| {
+            let now = self.joined(id, around);
+            if self.services.get(id).map(|ports| &**ports) == now.as_ref() {
+                return false;
             }
+            match now {
+                Some(now) => self.services.insert(id.clone(), Arc::new(now)),
+                None => drop(self.services.remove(id)),
+            }
+            true
+        });
+        services
+    }
+
+    /// All endpoints of one service; `None` if nobody tells of any.
+    fn joined(&self, id: &ServiceId, around: Around<'_>) -> Option<ServiceEndpoints> {
+        let mut ports = ServiceEndpoints::new();
+        let mut there = false;
+        for members in &self.clusters {
+            there |= members.join(id, around, &mut ports);
         }
-        for list in part.services.values_mut().flat_map(BTreeMap::values_mut) {
+        if let Some(service) = around.by_id.get(id) {
+            let entries = self.entries.get(service.namespace()).map_or(&[][..], Vec::as_slice);
+            let own = Cluster { id: around.networks.own_cluster(), networks: around.networks };
+            there |= self.take_selected(service, entries, &own, &mut ports);
+        }
+        for list in ports.values_mut() {
             // Ready first, so that of two entries for one address the ready one stays.
             list.sort_by_cached_key(|e| {
                 let name = e.workload.as_ref().map(|w| w.name.clone());
@@ -151,44 +214,17 @@ impl EndpointPart {
             });
             list.dedup_by(|a, b| a.address == b.address && a.network == b.network);
         }
-        part
-    }
-
-    fn take_slice(&mut self, slice: &EndpointSlice, owners: &Owners, cluster: &Cluster<'_>) {
-        let namespace = &slice.metadata.namespace;
-        let Some(service) = slice.service_name().filter(|_| slice.address_type != "FQDN") else { return };
-        let mut found: Vec<(Arc<str>, Endpoint)> = Vec::new();
-        for port in slice.ports.iter().filter(|p| p.protocol.is_empty() || p.protocol == "TCP") {
-            let Some(number) = port.port.filter(|n| *n > 0) else { continue };
-            for endpoint in &slice.endpoints {
-                let pod = endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod");
-                for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
-                    let workload = match pod {
-                        None => owners.by_ip.get(&ip).cloned(),
-                        Some(pod) => {
-                            let name = NamespacedName::new(namespace, &pod.name);
-                            let owner = owners.by_name.get(&name).filter(|w| w.ips.contains(&ip));
-                            // A slice that names a pod which has not (or no more) this address is out of date: the address may
-                            // be anybody's by now, whose identity is not the service's.
-                            if owner.is_none() && !owners.hosted.contains(&name) {
-                                continue;
-                            }
-                            owner.cloned()
-                        }
-                    };
-                    let address = Address::Ip(ip, number);
-                    found.push((port.name.as_str().into(), cluster.endpoint(address, endpoint.is_ready(), workload)));
-                }
-            }
-        }
-        let service = self.services.entry(ServiceId::kubernetes(namespace, service)).or_default();
-        for (slot, endpoint) in found {
-            service.entry(slot).or_default().push(endpoint);
-        }
+        there.then_some(ports)
     }
 
     /// Endpoints that a ServiceEntry holds, and workloads that a service selects and no slice tells of (§11.4).
-    fn take_selected(&mut self, service: &Service, entries: &[Entry], own: &Cluster<'_>) {
+    fn take_selected(
+        &self,
+        service: &Service,
+        entries: &[Entry],
+        own: &Cluster<'_>,
+        into: &mut ServiceEndpoints,
+    ) -> bool {
         let mut add: Vec<(Arc<str>, Endpoint)> = Vec::new();
         for (slot, list) in &service.written {
             let placed = |e: &Endpoint| {
@@ -213,7 +249,7 @@ impl EndpointPart {
             }
         }
         if service.registry == Registry::Entry && !none && !service.selector.is_empty() {
-            let pods = self.owners.by_name.values();
+            let pods = self.clusters.first().into_iter().flat_map(Members::workloads);
             let pods = pods.filter(|w| w.name.namespace == *service.namespace() && selects(w));
             for (workload, ip) in pods.filter_map(|w| Some((w, w.ips.first()?))) {
                 for port in &service.ports {
@@ -223,34 +259,34 @@ impl EndpointPart {
                 }
             }
         }
-        if add.is_empty() {
-            return;
-        }
-        let ports = self.services.entry(service.id.clone()).or_default();
+        let there = !add.is_empty();
         for (slot, endpoint) in add {
-            ports.entry(slot).or_default().push(endpoint);
+            into.entry(slot).or_default().push(endpoint);
         }
+        there
     }
 
     /// What clusters and listeners depend on.
-    pub fn facts(&self, services: &[Arc<Service>], networks: &Networks) -> Facts {
-        let of_service = |service: &Arc<Service>| {
-            let ports = self.services.get(&service.id)?;
-            let (headless, inline) = (service.resolution == Resolution::Headless, service.resolution.is_inline());
-            let workloads = ports.values().flatten().filter_map(|e| e.workload.as_ref());
-            let identities = workloads.filter_map(|w| Some(w.identity.as_ref()?.as_str().into())).collect();
-            let of_port = |(port, list): (&Arc<str>, &Vec<Endpoint>)| {
-                // A client that chose an address itself chose one of its own cluster.
-                let chosen = || list.iter().filter(|e| e.cluster == *networks.own_cluster());
-                let usable = chosen().filter(|e| headless && e.ready);
-                let addresses = usable.filter_map(|e| Some((e.address.ip()?, e.address.port()))).collect();
-                let all_in_mesh = chosen().next().is_some() && chosen().all(|e| e.tls_mode() == TlsMode::Istio);
-                let inline = if inline { list.clone() } else { Vec::new() };
-                (port.clone(), PortFacts { all_in_mesh, addresses, inline })
-            };
-            Some((service.id.clone(), ServiceFacts { identities, ports: ports.iter().map(of_port).collect() }))
+    pub(crate) fn facts(&self, around: Around<'_>) -> Facts {
+        around.services.iter().filter_map(|s| Some((s.id.clone(), self.facts_of(s, around.networks)?))).collect()
+    }
+
+    /// What they depend on, of one service; `None` if nobody tells of endpoints.
+    pub(crate) fn facts_of(&self, service: &Service, networks: &Networks) -> Option<ServiceFacts> {
+        let ports = self.services.get(&service.id)?;
+        let (headless, inline) = (service.resolution == Resolution::Headless, service.resolution.is_inline());
+        let workloads = ports.values().flatten().filter_map(|e| e.workload.as_ref());
+        let identities = workloads.filter_map(|w| Some(w.identity.as_ref()?.as_str().into())).collect();
+        let of_port = |(port, list): (&Arc<str>, &Vec<Endpoint>)| {
+            // A client that chose an address itself chose one of its own cluster.
+            let chosen = || list.iter().filter(|e| e.cluster == *networks.own_cluster());
+            let usable = chosen().filter(|e| headless && e.ready);
+            let addresses = usable.filter_map(|e| Some((e.address.ip()?, e.address.port()))).collect();
+            let all_in_mesh = chosen().next().is_some() && chosen().all(|e| e.tls_mode() == TlsMode::Istio);
+            let inline = if inline { list.clone() } else { Vec::new() };
+            (port.clone(), PortFacts { all_in_mesh, addresses, inline })
         };
-        services.iter().filter_map(of_service).collect()
+        Some(ServiceFacts { identities, ports: ports.iter().map(of_port).collect() })
     }
 
     /// Endpoints of a service port.
@@ -260,16 +296,30 @@ impl EndpointPart {
 
     /// All endpoints of a service.
     pub fn of_service(&self, service: &ServiceId) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
-        self.services.get(service).into_iter().flatten().flat_map(|(name, list)| list.iter().map(move |e| (name, e)))
+        let ports = self.services.get(service).into_iter().flat_map(|ports| ports.iter());
+        ports.flat_map(|(name, list)| list.iter().map(move |e| (name, e)))
     }
 
     /// A workload by its place.
     pub fn workload(&self, name: &NamespacedName) -> Option<&Arc<Workload>> {
-        self.owners.by_name.get(name)
+        self.clusters.first()?.workload(name)
     }
 
     /// The workload that owns an address.
     pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.owners.by_ip.get(&ip)
+        self.clusters.first()?.at(ip).or_else(|| self.entered.get(&ip))
+    }
+}
+
+impl<'a> Lists<'a> {
+    /// Those of the own cluster, or of another.
+    fn of(input: &'a EndpointInput, at: usize) -> Option<Self> {
+        match at.checked_sub(1) {
+            None => Some(Self { slices: &input.endpoint_slices, pods: &input.pods, nodes: &input.nodes }),
+            Some(other) => {
+                let remote = input.remotes.get(other)?;
+                Some(Self { slices: &remote.endpoint_slices, pods: &remote.pods, nodes: &remote.nodes })
+            }
+        }
     }
 }

@@ -16,13 +16,13 @@ use serde_json::Value;
 use crate::{
     EndpointInput, Settings, SnapshotInput,
     auto_address::AutoAddresses,
-    endpoints::{EndpointPart, Facts, ServiceFacts},
+    endpoints::{Around, EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
     gateway_api::{self, GatewayService, Surroundings, Translated},
     gateways::GatewayIndex,
     legacy::LegacyIndex,
     locality,
-    model::{Service, ServiceId, Workload},
+    model::{Registry, Service, ServiceId, Workload},
     networks::Networks,
     peer_auth::PeerAuthIndex,
     proxy::ProxyNode,
@@ -55,6 +55,8 @@ pub(crate) struct Config {
     by_host: HashMap<Hostname, Arc<Service>>,
     by_id: HashMap<ServiceId, Arc<Service>>,
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
+    /// Services of ServiceEntries that select workloads.
+    selecting: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
     pub gateway_api: BTreeMap<ObjectRef, Value>,
@@ -70,6 +72,19 @@ pub(crate) struct Config {
     pub networks: Networks,
     pub secrets: SecretIndex,
     pub telemetry: TelemetryIndex,
+}
+
+impl Config {
+    fn around(&self) -> Around<'_> {
+        Around {
+            settings: &self.settings,
+            networks: &self.networks,
+            services: &self.services,
+            by_id: &self.by_id,
+            by_namespace: &self.by_namespace,
+            selecting: &self.selecting,
+        }
+    }
 }
 
 impl Snapshot {
@@ -119,8 +134,12 @@ impl Snapshot {
         let virtual_services = read::virtual_service::read_all(&input.virtual_services, &settings, &mut found);
         let gateways = input.gateways.iter().map(|g| read::gateway::read(g, &mut found)).collect();
         let mut by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
+        let mut selecting: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
         for service in &services {
             by_namespace.entry(service.namespace().clone()).or_default().push(service.clone());
+            if service.registry == Registry::Entry && !service.selector.is_empty() {
+                selecting.entry(service.namespace().clone()).or_default().push(service.clone());
+            }
         }
         input.proxy_configs.iter().for_each(|c| read::proxy_config::look(c, &mut found));
         let security = security(input, &settings, &by_host, &mut found);
@@ -129,6 +148,7 @@ impl Snapshot {
             by_host,
             by_id: services.iter().map(|s| (s.id.clone(), s.clone())).collect(),
             by_namespace,
+            selecting,
             peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
             envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
             security,
@@ -146,8 +166,8 @@ impl Snapshot {
             networks,
             settings,
         };
-        let endpoints = EndpointPart::build(&input.endpoints, &config.settings, &config.networks, &config.services);
-        let facts = endpoints.facts(&config.services, &config.networks);
+        let endpoints = EndpointPart::build(&input.endpoints, config.around());
+        let facts = endpoints.facts(config.around());
         found.sort();
         found.dedup();
         let headless = Arc::new(headless_addresses(&facts));
@@ -159,14 +179,32 @@ impl Snapshot {
     /// The same snapshot with other endpoints and pods.
     #[must_use]
     pub fn with_endpoints(&self, input: &EndpointInput) -> Self {
-        let endpoints = EndpointPart::build(input, &self.config.settings, &self.config.networks, &self.config.services);
-        let facts = endpoints.facts(&self.config.services, &self.config.networks);
-        let endpoints = Arc::new(endpoints);
-        if facts == *self.facts {
-            return Self { endpoints, ..self.clone() };
-        }
+        let around = self.config.around();
+        let endpoints = Arc::new(self.endpoints.follow(input, around));
+        let facts = match endpoints.changed_since(&self.endpoints) {
+            Some(changed) => self.facts_after(&endpoints, changed),
+            None => Some(endpoints.facts(around)).filter(|facts| *facts != *self.facts),
+        };
+        let Some(facts) = facts else { return Self { endpoints, ..self.clone() } };
         let headless = Arc::new(headless_addresses(&facts));
         Self { config: self.config.clone(), facts: Arc::new(facts), headless, endpoints }
+    }
+
+    /// The facts when these services have other endpoints; `None` if they are what they were.
+    fn facts_after(&self, endpoints: &EndpointPart, changed: &BTreeSet<ServiceId>) -> Option<Facts> {
+        let mut facts: Option<Facts> = None;
+        for service in changed.iter().filter_map(|id| self.config.by_id.get(id)) {
+            let now = endpoints.facts_of(service, &self.config.networks);
+            if self.facts.get(&service.id) == now.as_ref() {
+                continue;
+            }
+            let facts = facts.get_or_insert_with(|| (*self.facts).clone());
+            match now {
+                Some(now) => facts.insert(service.id.clone(), now),
+                None => facts.remove(&service.id),
+            };
+        }
+        facts
     }
 
     /// Settings of the mesh.

@@ -32,7 +32,13 @@ pub async fn run(client: &Client, namespace: &str) -> Result<String> {
     for missing in rights(client, namespace).await? {
         findings.push(format!("Error [IST0141] Missing permission: {missing}"));
     }
-    findings.extend(gateway_api(client).await?);
+    // Who may not install may hardly look either.
+    if findings.is_empty() {
+        findings.extend(gateway_api(client).await?);
+        let foreign = super::helm::foreign(client, &installation(&json!({"namespace": namespace}))?).await?;
+        findings.extend(foreign.conflicts().map(|conflict| format!("Error {conflict}")));
+        findings.extend(foreign.told().map(|line| format!("Info {line}")));
+    }
     if findings.is_empty() {
         return Ok(format!("✔ No issues found: version {} may be installed, or upgraded to.\n", version::OWN));
     }

@@ -1,7 +1,10 @@
 //! `carrick uninstall`: a revision, or with `--purge` everything.
 //!
 //! Invariant: what goes is what carries the labels of an installation, and what a control plane made by itself and marked as its own;
-//! webhooks go first, so that nothing is refused for want of somebody who answers. Plugged-in keys (`cacerts`) stay.
+//! webhooks go first, so that nothing is refused for want of somebody who answers, and rights before what is written by them, since pods of
+//! a Deployment that is gone have their time to end. Plugged-in keys (`cacerts`) stay.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -39,18 +42,23 @@ const KINDS: [(&str, &str, &str, &str); 17] = [
     ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     ("apps", "v1", "Deployment", "deployments"),
     ("apps", "v1", "DaemonSet", "daemonsets"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings"),
+    ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles"),
+    ("rbac.authorization.k8s.io", "v1", "Role", "roles"),
     ("", "v1", "Service", "services"),
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
     ("", "v1", "ConfigMap", "configmaps"),
-    ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
-    ("rbac.authorization.k8s.io", "v1", "Role", "roles"),
-    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings"),
-    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles"),
     ("", "v1", "Secret", "secrets"),
     ("", "v1", "ServiceAccount", "serviceaccounts"),
     ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions"),
     ("", "v1", "Namespace", "namespaces"),
 ];
+
+/// How long a control plane that is ending may go on to write, since API servers remember for a while who may what.
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// How often it is looked for what came back.
+const LOOKS: u32 = 30;
 
 /// An object that is to go.
 struct Doomed {
@@ -111,15 +119,29 @@ pub async fn uninstall(options: &Uninstall, client: &Client, namespace: &str) ->
         println!("Cancelled.");
         return Ok(1);
     }
-    for object in &doomed {
+    remove_all(client, &doomed).await?;
+    // What a control plane that is still ending has put right meanwhile.
+    for _ in 0..if options.purge { LOOKS } else { 0 } {
+        tokio::time::sleep(AFTERMATH).await;
+        let back = find(options, client, namespace).await?;
+        if back.is_empty() {
+            break;
+        }
+        remove_all(client, &back).await?;
+    }
+    println!("✔ Uninstall complete");
+    Ok(0)
+}
+
+async fn remove_all(client: &Client, doomed: &[Doomed]) -> Result<()> {
+    for object in doomed {
         match object.api(client).delete(&object.name, &DeleteParams::background()).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error).with_context(|| object.shown()),
         }
     }
-    println!("✔ Uninstall complete");
-    Ok(0)
+    Ok(())
 }
 
 async fn find(options: &Uninstall, client: &Client, namespace: &str) -> Result<Vec<Doomed>> {
@@ -134,6 +156,9 @@ async fn find(options: &Uninstall, client: &Client, namespace: &str) -> Result<V
             Err(error) => return Err(error).with_context(|| resource.plural.clone()),
         };
         let goes = |object: &&DynamicObject| {
+            if object.metadata.deletion_timestamp.is_some() {
+                return false;
+            }
             let label = |name: &str| object.labels().get(name).map(String::as_str);
             let installed = label(OWNED) == Some("installed-state") && label(COMPONENT).is_some();
             if options.purge {
@@ -188,5 +213,5 @@ async fn of_one(
 ) -> Result<Option<Doomed>> {
     let doomed = Doomed { resource: resource.clone(), namespace: namespace.map(str::to_owned), name: name.to_owned() };
     let there = doomed.api(client).get_opt(name).await.with_context(|| doomed.shown())?;
-    Ok(there.map(|_| doomed))
+    Ok(there.filter(|there| there.metadata.deletion_timestamp.is_none()).map(|_| doomed))
 }

@@ -2,9 +2,12 @@
 //!
 //! Invariant: a tag's webhooks are those of the chart for its revision, with the bundle that the revision's own webhooks have.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 use carrick_chart::{Chart, Release};
 use clap::{Args, Subcommand};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -69,6 +72,9 @@ impl Setting {
 }
 
 const TAG: &str = "istio.io/tag";
+/// How long a revision's bundle is waited for.
+const BUNDLE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(100);
 
 fn webhook_name(tag: &str) -> String {
     format!("istio-revision-tag-{tag}")
@@ -123,9 +129,23 @@ async fn of_revision(client: &Client, revision: &str) -> Result<Option<MutatingW
     Ok(all.into_iter().find(|w| w.labels().get("app").is_some_and(|a| a == "istiod") && !w.labels().contains_key(TAG)))
 }
 
+/// The bundle of a revision's webhooks. A control plane that has just started has it there in a moment; one that does not run never has,
+/// and its tag gets none: pods are refused until it runs. `None` without such a revision.
+async fn bundle(client: &Client, revision: &str) -> Result<Option<Option<ByteString>>> {
+    let end = Instant::now() + BUNDLE;
+    loop {
+        let Some(installed) = of_revision(client, revision).await? else { return Ok(None) };
+        let bundle = installed.webhooks.iter().flatten().find_map(|w| w.client_config.ca_bundle.clone());
+        if bundle.as_ref().is_some_and(|b| !b.0.is_empty()) || Instant::now() > end {
+            return Ok(Some(bundle));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn webhook(client: &Client, setting: &Setting, namespace: &str) -> Result<Value> {
     let Setting { tag, revision, .. } = setting;
-    let Some(installed) = of_revision(client, revision).await? else {
+    let Some(bundle) = bundle(client, revision).await? else {
         bail!("there is no control plane of revision {revision:?}");
     };
     let plain = if revision == "default" { "" } else { revision.as_str() };
@@ -141,7 +161,6 @@ async fn webhook(client: &Client, setting: &Setting, namespace: &str) -> Result<
     let objects = chart.render(&Release { name: &format!("istiod{suffix}"), namespace }, &values)?;
     let mut object =
         objects.into_iter().find(|o| o["metadata"]["name"] == name.as_str()).context("the chart has no tag")?;
-    let bundle = installed.webhooks.iter().flatten().find_map(|w| w.client_config.ca_bundle.clone());
     if let Some(bundle) = bundle {
         let bundle = serde_json::to_value(bundle)?;
         for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
@@ -183,6 +202,9 @@ async fn default_validator(client: &Client, revision: &str, namespace: &str) -> 
     let chart = Chart::named("base").context("the chart")?;
     let suffix = if revision == "default" { String::new() } else { format!("-{revision}") };
     let kept = kept(client, &suffix, namespace).await?;
+    if kept.pointer("/global/configValidation") == Some(&Value::Bool(false)) {
+        return Ok(());
+    }
     let url = kept.pointer("/base/validationURL").cloned().unwrap_or_else(|| "".into());
     let base = json!({"enableCRDTemplates": false, "validationURL": url});
     let values = json!({"defaultRevision": revision, "base": base, "global": {"istioNamespace": namespace}});

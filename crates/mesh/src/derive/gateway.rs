@@ -11,7 +11,7 @@ use super::{
     Scope,
     connections::{self, Taken},
     http::{self, Place, Reach},
-    inbound::{services_of, targets},
+    inbound::{BehindMemo, services_of, targets},
     listener_settings,
     loads::LoadKey,
 };
@@ -63,9 +63,10 @@ pub(super) fn derive(
     labels: &Labels,
     clusters: &[Arc<Cluster>],
     keys: &[Arc<LoadKey>],
+    behind: &mut BehindMemo,
 ) -> Derived {
     let gateways = snapshot.gateways().of(&proxy.namespace, labels);
-    let services = services_of(snapshot, proxy, labels);
+    let services = services_of(snapshot, proxy, labels, behind);
     let ports = |server: &GatewayServer| {
         let mut all: Vec<u16> = services
             .iter()

@@ -2,7 +2,10 @@
 //!
 //! Invariant: one entry per workload port; of several services the oldest gives protocol and name.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use carrick_api::{Protocol, protocol::Class};
 use carrick_base::{Hostname, Labels, NamespacedName};
@@ -27,7 +30,13 @@ use crate::{
     telemetry::Side,
 };
 
-pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels, clusters: &[Arc<Cluster>]) -> Inbound {
+pub(super) fn derive(
+    snapshot: &Snapshot,
+    proxy: &ProxyNode,
+    labels: &Labels,
+    clusters: &[Arc<Cluster>],
+    behind: &mut BehindMemo,
+) -> Inbound {
     let telemetry = snapshot.telemetry().of(&proxy.namespace, labels, Side::Server, proxy.counting);
     let settings = snapshot.settings();
     let effective = snapshot.peer_auth().effective(&proxy.namespace, labels);
@@ -38,7 +47,7 @@ pub(super) fn derive(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels, cl
         ports.insert(ingress.port, of_ingress(snapshot, proxy, sidecar, ingress, &effective));
     }
     // A Sidecar that names ports names all of them (§2.15).
-    let services = if ports.is_empty() { services_of(snapshot, proxy, labels) } else { Vec::new() };
+    let services = if ports.is_empty() { services_of(snapshot, proxy, labels, behind) } else { Vec::new() };
     for service in services {
         for port in &service.ports {
             for target in targets(snapshot, proxy, &service, port) {
@@ -151,19 +160,48 @@ fn of_ingress(
     }
 }
 
+/// Services that workloads of equal labels may stand behind: a function of the configuration without endpoints, found once for all of them.
+#[derive(Debug, Default)]
+pub(super) struct BehindMemo(HashMap<Arc<str>, HashMap<Labels, Arc<[Behind]>>>);
+
+#[derive(Debug)]
+struct Behind {
+    service: Arc<Service>,
+    /// No selector says so: its endpoints do.
+    by_address: bool,
+}
+
+impl BehindMemo {
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn of(&mut self, snapshot: &Snapshot, namespace: &Arc<str>, labels: &Labels) -> Arc<[Behind]> {
+        if let Some(known) = self.0.get(namespace).and_then(|known| known.get(labels)) {
+            return known.clone();
+        }
+        let behind = |service: &Arc<Service>| {
+            let by_address = labels.is_empty() || service.selector.is_empty();
+            let may = !matches!(service.resolution, Resolution::ExternalName(_))
+                && (by_address || carries_all(labels, &service.selector));
+            may.then(|| Behind { service: service.clone(), by_address })
+        };
+        let all: Arc<[Behind]> = snapshot.services_in(namespace).iter().filter_map(behind).collect();
+        self.0.entry(namespace.clone()).or_default().insert(labels.clone(), all.clone());
+        all
+    }
+}
+
 /// Services the workload stands behind, oldest first: by their selectors, or by address where no pod is known.
-pub(super) fn services_of(snapshot: &Snapshot, proxy: &ProxyNode, labels: &Labels) -> Vec<Arc<Service>> {
-    let known = !labels.is_empty();
-    let stands_behind = |service: &&Arc<Service>| {
-        if matches!(service.resolution, Resolution::ExternalName(_)) {
-            return false;
-        }
-        if known && !service.selector.is_empty() {
-            return carries_all(labels, &service.selector);
-        }
-        snapshot.endpoints().of_service(&service.id).any(|(_, e)| is_own(proxy, e))
-    };
-    snapshot.services_in(&proxy.namespace).iter().filter(stands_behind).cloned().collect()
+pub(super) fn services_of(
+    snapshot: &Snapshot,
+    proxy: &ProxyNode,
+    labels: &Labels,
+    memo: &mut BehindMemo,
+) -> Vec<Arc<Service>> {
+    let listed = |service: &Service| snapshot.endpoints().of_service(&service.id).any(|(_, e)| is_own(proxy, e));
+    let all = memo.of(snapshot, &proxy.namespace, labels);
+    all.iter().filter(|b| !b.by_address || listed(&b.service)).map(|b| b.service.clone()).collect()
 }
 
 /// The workload's ports behind a service port: a number, the pod's port of that name, or what endpoints say.

@@ -3,7 +3,10 @@
 //!
 //! Invariant: an endpoint is marked only if its workload says that it speaks mesh TLS; a gateway stands only for marked ones.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use carrick_base::Labels;
 
@@ -50,20 +53,41 @@ impl LoadMemo {
         self.loads.clear();
         self.policies.clear();
     }
+
+    /// These services have other endpoints.
+    pub fn forget(&mut self, changed: &BTreeSet<ServiceId>) {
+        self.loads.retain(|key, _| !changed.contains(&key.service));
+        self.policies.clear();
+    }
 }
 
 pub(super) fn derive(snapshot: &Snapshot, keys: &[Arc<LoadKey>], memo: &mut LoadMemo) -> Arc<[Arc<Load>]> {
-    let LoadMemo { loads, policies } = memo;
-    let mut of = |key: &Arc<LoadKey>| match loads.get(key) {
-        Some(known) => known.clone(),
-        None => {
-            // EDS has addresses only; a name behind it could not be resolved by anybody.
-            let all = snapshot.endpoints().of(&key.service, &key.slot).iter();
-            let all = all.filter(|e| !matches!(e.address, Address::Name(..)));
-            loads.entry(key.clone()).or_insert(Arc::new(load(snapshot, key, all, policies))).clone()
-        }
+    keys.iter().map(|key| remembered(snapshot, key, memo)).collect()
+}
+
+/// The assignments after `last`, of which those of the stale services alone are made again.
+pub(super) fn renew(
+    snapshot: &Snapshot,
+    keys: &[Arc<LoadKey>],
+    last: &[Arc<Load>],
+    stale: &BTreeSet<ServiceId>,
+    memo: &mut LoadMemo,
+) -> Arc<[Arc<Load>]> {
+    let of = |(key, last): (&Arc<LoadKey>, &Arc<Load>)| match stale.contains(&key.service) {
+        true => remembered(snapshot, key, memo),
+        false => last.clone(),
     };
-    keys.iter().map(&mut of).collect()
+    keys.iter().zip(last).map(of).collect()
+}
+
+fn remembered(snapshot: &Snapshot, key: &Arc<LoadKey>, LoadMemo { loads, policies }: &mut LoadMemo) -> Arc<Load> {
+    if let Some(known) = loads.get(key) {
+        return known.clone();
+    }
+    // EDS has addresses only; a name behind it could not be resolved by anybody.
+    let all = snapshot.endpoints().of(&key.service, &key.slot).iter();
+    let all = all.filter(|e| !matches!(e.address, Address::Name(..)));
+    loads.entry(key.clone()).or_insert(Arc::new(load(snapshot, key, all, policies))).clone()
 }
 
 /// The assignment of these endpoints.

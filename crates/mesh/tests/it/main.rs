@@ -3,6 +3,7 @@
 //! Invariant: a case's expectation lies beside it and is rewritten only when `UPDATE_GOLDEN` is set.
 
 mod cases;
+mod endpoints;
 mod gateway_api;
 mod order;
 mod summary;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::world::{ShortPod, ShortService, World};
 
-fn large(services: usize) -> World {
+pub fn large(services: usize) -> World {
     let mut world = World::default();
     for i in 0..services {
         let labels = [("app".to_owned(), format!("s{i}"))].into();
