@@ -150,7 +150,8 @@ impl Resource {
         let scale = first.pointer("/subresources/scale").and_then(ScalePaths::defined);
         let served = [("scale", scale.is_some()), ("status", has("status"))];
         let subresources = served.into_iter().filter(|(_, is)| *is).map(|(name, _)| name.to_owned()).collect();
-        let webhook = object.pointer("/spec/conversion/webhook").filter(|_| text("/spec/conversion/strategy") == "Webhook");
+        let webhook =
+            object.pointer("/spec/conversion/webhook").filter(|_| text("/spec/conversion/strategy") == "Webhook");
         let conversion = webhook.map_or(Conversion::Same, |w| Conversion::Webhook(Arc::new(w.clone())));
         Some(Self {
             id: format!("{plural}.{group}").into(),

@@ -301,12 +301,8 @@ pub(super) const QUOTA: &[Column] = &[
     column("Limit", "Limits that were set, of those that may be."),
     AGE,
 ];
-pub(super) const CONTROLLER_REVISION: &[Column] = &[
-    NAME,
-    column("Controller", "Whose state it is."),
-    column("Revision", "Its number."),
-    AGE,
-];
+pub(super) const CONTROLLER_REVISION: &[Column] =
+    &[NAME, column("Controller", "Whose state it is."), column("Revision", "Its number."), AGE];
 pub(super) const INGRESS: &[Column] = &[
     NAME,
     column("Class", "Who serves it."),

@@ -56,7 +56,9 @@ async fn follow(store: &Store) -> ApiResult<()> {
                 match update(store, budget).await {
                     Ok(()) | Err(ApiError::NotFound(_) | ApiError::Conflict { .. }) => {}
                     Err(error @ ApiError::Unavailable(_)) => return Err(error),
-                    Err(error) => warn!(budget = name_of(budget), %error, "a disruption budget's status could not be written"),
+                    Err(error) => {
+                        warn!(budget = name_of(budget), %error, "a disruption budget's status could not be written")
+                    }
                 }
             }
         }
@@ -103,7 +105,8 @@ pub fn selects(budget: &Value, pod: &Value) -> bool {
 pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
     conditions.into_iter().any(|c| {
-        c.get("type").and_then(Value::as_str) == Some("Ready") && c.get("status").and_then(Value::as_str) == Some("True")
+        c.get("type").and_then(Value::as_str) == Some("Ready")
+            && c.get("status").and_then(Value::as_str) == Some("True")
     })
 }
 
@@ -127,7 +130,9 @@ fn status(store: &Store, budget: &Value, pods: &[Value], now: time::OffsetDateTi
         (None, None) => (Some(count), Some(0)),
     };
     let (reason, allowed) = match (expected, desired) {
-        (Some(expected), Some(desired)) if expected > 0 && healthy > desired => ("SufficientPods", healthy.saturating_sub(desired)),
+        (Some(expected), Some(desired)) if expected > 0 && healthy > desired => {
+            ("SufficientPods", healthy.saturating_sub(desired))
+        }
         (None, _) | (_, None) => ("SyncFailed", 0),
         _ => ("InsufficientPods", 0),
     };
@@ -186,7 +191,7 @@ fn planned(store: &Store, pods: &[&Value]) -> Option<i64> {
     Some(owners.values().sum())
 }
 
-fn controller<'a>(object: &'a Value) -> Option<(&'a str, &'a str)> {
+fn controller(object: &Value) -> Option<(&str, &str)> {
     let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array)?;
     let owner = owners.iter().find(|o| o.get("controller") == Some(&Value::Bool(true)))?;
     Some((owner.get("kind")?.as_str()?, owner.get("name")?.as_str()?))

@@ -90,7 +90,8 @@ impl Mirror {
         let selects = service.pointer("/spec/selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
         let going = service.pointer("/metadata/deletionTimestamp").is_some();
         if selects && !going && text("type") != "ExternalName" {
-            let mut labels = service.pointer("/metadata/labels").and_then(Value::as_object).cloned().unwrap_or_default();
+            let mut labels =
+                service.pointer("/metadata/labels").and_then(Value::as_object).cloned().unwrap_or_default();
             labels.insert(MANAGED_BY.into(), json!(MANAGER));
             if text("clusterIP") == "None" {
                 labels.insert("service.kubernetes.io/headless".into(), json!(""));
@@ -131,7 +132,8 @@ impl Mirror {
     async fn write(&self, key: &Key) -> ApiResult<()> {
         let (namespace, name) = (key.0.as_str(), key.1.as_str());
         let Some(labels) = self.services.get(key) else {
-            let own = |e: &Value| e.pointer("/metadata/labels").and_then(|l| l.get(MANAGED_BY)?.as_str()) == Some(MANAGER);
+            let own =
+                |e: &Value| e.pointer("/metadata/labels").and_then(|l| l.get(MANAGED_BY)?.as_str()) == Some(MANAGER);
             if self.store.get("endpoints", namespace, name).is_some_and(|e| own(&e)) {
                 self.store.delete("endpoints", namespace, name, &DeleteOptions::default()).await?;
             }
@@ -143,9 +145,9 @@ impl Mirror {
         // One family: the service's first.
         let subsets = subsets(slices.values().filter(|s| s.get("addressType") == Some(&first)));
         let change = |old: Option<&Value>| {
-            let mut new = old.cloned().unwrap_or_else(|| {
-                json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": namespace}})
-            });
+            let mut new = old.cloned().unwrap_or_else(
+                || json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": namespace}}),
+            );
             if let Some(meta) = new.get_mut("metadata").and_then(Value::as_object_mut) {
                 meta.insert("labels".into(), Value::Object(labels.clone()));
             }
@@ -187,7 +189,12 @@ fn subsets<'a>(slices: impl Iterator<Item = &'a Value>) -> Vec<Value> {
             }
             count = count.saturating_add(1);
             let mut address = Map::new();
-            for (from, to) in [("/addresses/0", "ip"), ("/hostname", "hostname"), ("/nodeName", "nodeName"), ("/targetRef", "targetRef")] {
+            for (from, to) in [
+                ("/addresses/0", "ip"),
+                ("/hostname", "hostname"),
+                ("/nodeName", "nodeName"),
+                ("/targetRef", "targetRef"),
+            ] {
                 if let Some(value) = endpoint.pointer(from) {
                     address.insert(to.into(), value.clone());
                 }
@@ -219,12 +226,15 @@ mod tests {
     fn slices_become_subsets_by_their_ports() {
         let slice = |port: u16, endpoints: Value| json!({"ports": [{"name": "", "port": port, "protocol": "TCP"}], "endpoints": endpoints});
         let slices = [
-            slice(80, json!([
-                {"addresses": ["10.0.0.2"], "conditions": {"ready": true}, "nodeName": "n"},
-                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
-                {"addresses": ["10.0.0.3"], "conditions": {"ready": false}},
-                {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "terminating": true}},
-            ])),
+            slice(
+                80,
+                json!([
+                    {"addresses": ["10.0.0.2"], "conditions": {"ready": true}, "nodeName": "n"},
+                    {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+                    {"addresses": ["10.0.0.3"], "conditions": {"ready": false}},
+                    {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "terminating": true}},
+                ]),
+            ),
             slice(81, json!([])),
         ];
         assert_eq!(

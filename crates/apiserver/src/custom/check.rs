@@ -102,7 +102,8 @@ fn conversion(spec: &Map<String, Value>, causes: &mut Vec<Cause>) {
                 causes.push(Cause::required("spec.conversion.webhookClientConfig", why));
             }
             let field = "spec.conversion.conversionReviewVersions";
-            let versions = webhook.and_then(|w| w.get("conversionReviewVersions")).cloned().unwrap_or_else(|| json!([]));
+            let versions =
+                webhook.and_then(|w| w.get("conversionReviewVersions")).cloned().unwrap_or_else(|| json!([]));
             let known = |v: &Value| v == "v1" || v == "v1beta1";
             let listed = versions.as_array().map(Vec::as_slice).unwrap_or_default();
             if listed.is_empty() {
@@ -266,7 +267,10 @@ mod tests {
         assert_eq!(fields(|d| d["metadata"]["name"] = json!("x")), "metadata.name");
         assert_eq!(fields(|d| d["spec"]["scope"] = json!("Everywhere")), "spec.scope");
         assert_eq!(fields(|d| d["spec"]["versions"][0]["storage"] = json!(false)), "spec.versions");
-        assert_eq!(fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})), "spec.conversion.webhookClientConfig spec.conversion.conversionReviewVersions");
+        assert_eq!(
+            fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})),
+            "spec.conversion.webhookClientConfig spec.conversion.conversionReviewVersions"
+        );
         let schema = "spec.versions[0].schema.openAPIV3Schema";
         let at = |field: &str| format!("{schema}.{field}");
         assert_eq!(

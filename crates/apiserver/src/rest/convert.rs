@@ -25,7 +25,12 @@ const ATTEMPTS: usize = 5;
 ///
 /// # Errors
 /// 500 in Kubernetes' words when a webhook does not do it.
-pub async fn convert(store: &Store, resource: &Resource, mut objects: Vec<Value>, version: &str) -> ApiResult<Vec<Value>> {
+pub async fn convert(
+    store: &Store,
+    resource: &Resource,
+    mut objects: Vec<Value>,
+    version: &str,
+) -> ApiResult<Vec<Value>> {
     let wanted = resource.api_version(version);
     let webhook = match &resource.conversion {
         Conversion::Same => return Ok(objects),
@@ -87,7 +92,8 @@ async fn ask(store: &Store, webhook: &Value, objects: &[Value], wanted: &str) ->
 
 /// The object that came back, if it is the same, with the metadata that it had.
 fn restored(before: &Value, mut after: Value, wanted: &str) -> Result<Value, String> {
-    let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text =
+        |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let version = text(&after, "/apiVersion");
     if version != wanted {
         return Err(format!("invalid converted object: invalid apiVersion {version:?}, expected {wanted:?}"));
@@ -204,7 +210,14 @@ impl Call<'_> {
                 let mut new = self.compose(now, new.clone())?;
                 warnings.extend(self.admit(&mut new, Operation::Update, Some(now))?);
                 if !matches!(patch, Patch::Apply(..)) {
-                    apply::track(&self.resource, &self.kept_path(), self.manager(), now, &mut new, self.api.store.now());
+                    apply::track(
+                        &self.resource,
+                        &self.kept_path(),
+                        self.manager(),
+                        now,
+                        &mut new,
+                        self.api.store.now(),
+                    );
                 }
                 Ok(new)
             };

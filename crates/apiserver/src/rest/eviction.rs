@@ -21,7 +21,9 @@ impl Call<'_> {
         let sent = decode::document(&self.content_type, body)?.value;
         let kind = sent.get("kind").and_then(Value::as_str).unwrap_or("Eviction");
         if kind != "Eviction" {
-            return Err(ApiError::BadRequest(format!("{kind} cannot be handled as an Eviction: the object provided is of another kind")));
+            return Err(ApiError::BadRequest(format!(
+                "{kind} cannot be handled as an Eviction: the object provided is of another kind"
+            )));
         }
         let named = sent.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         if !named.is_empty() && named != self.path.name {
@@ -62,7 +64,8 @@ impl Call<'_> {
         let mut budgets = budgets.iter().filter(|budget| selects(budget, pod));
         let Some(budget) = budgets.next() else { return Ok(()) };
         if budgets.next().is_some() {
-            let why = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            let why =
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
             return Err(ApiError::Internal(why.into()));
         }
         let now = crate::store::rfc3339(store.now());
@@ -86,8 +89,10 @@ impl Call<'_> {
             }
             let allowed = number("/status/disruptionsAllowed");
             if allowed <= 0 {
-                let why =
-                    format!("The disruption budget {} needs {desired} healthy pods and has {healthy} currently", name_of(budget));
+                let why = format!(
+                    "The disruption budget {} needs {desired} healthy pods and has {healthy} currently",
+                    name_of(budget)
+                );
                 return Err(refused(why));
             }
             let mut new = budget.clone();

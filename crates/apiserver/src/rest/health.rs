@@ -46,7 +46,11 @@ pub fn answer(path: &str, query: &Query, state: &State) -> ApiResult<Answer> {
     let checks = state.checks(name);
     if let Some(check) = one {
         let found = checks.iter().find(|(name, _)| *name == check).ok_or(ApiError::NoSuchPath)?;
-        return Ok(if found.1 { respond::text(200, "ok") } else { respond::text(500, "internal server error: reason withheld\n") });
+        return Ok(if found.1 {
+            respond::text(200, "ok")
+        } else {
+            respond::text(500, "internal server error: reason withheld\n")
+        });
     }
     let left_out: Vec<&str> = query.all("exclude").collect();
     let mut list = String::new();
@@ -82,7 +86,10 @@ mod tests {
         let good = State { storage: true, started: true, ending: false };
         let full = State { storage: false, started: true, ending: false };
         assert_eq!((code("/readyz", "verbose", &good), code("/readyz/etcd", "", &good)), (200, 200));
-        assert_eq!((code("/readyz", "", &full), code("/livez", "", &full), code("/healthz/etcd", "", &full)), (500, 200, 500));
+        assert_eq!(
+            (code("/readyz", "", &full), code("/livez", "", &full), code("/healthz/etcd", "", &full)),
+            (500, 200, 500)
+        );
         assert_eq!((code("/readyz", "exclude=etcd", &full), code("/readyz/nosuch", "", &full)), (200, 404));
     }
 }

@@ -319,7 +319,8 @@ mod tests {
         let fields: usize = lines.map(|l| l.matches("; ").count() + 1).sum();
         assert_eq!(messages().values().map(HashMap::len).sum::<usize>(), fields);
         for resource in crate::catalog::Catalog::of(carrick_api::kinds::registry()).iter() {
-            let ours = carrick_api::kinds::registry().find(&resource.group, &resource.plural).is_some_and(|k| !k.custom);
+            let ours =
+                carrick_api::kinds::registry().find(&resource.group, &resource.plural).is_some_and(|k| !k.custom);
             let group = if resource.group.is_empty() { "core" } else { resource.group.split('.').next().unwrap() };
             for version in resource.versions.iter().filter(|_| ours && resource.kind != "CustomResourceDefinition") {
                 let name = format!("{group}/{version}.{}", resource.kind);

@@ -26,7 +26,8 @@ pub(super) fn difference<'a, T>(
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
-                (old.next(), new.next());
+                old.next();
+                new.next();
                 continue;
             }
             (Some(a), Some(b)) => {

@@ -68,7 +68,8 @@ fn older(object: &mut Value) {
     let mut told = Vec::new();
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         if let Some(Value::Array(current)) = status.shift_remove("currentMetrics") {
-            let share = current.iter().find(|m| is_cpu(m)).and_then(|m| m.pointer("/resource/current/averageUtilization"));
+            let share =
+                current.iter().find(|m| is_cpu(m)).and_then(|m| m.pointer("/resource/current/averageUtilization"));
             if let Some(share) = share {
                 status.insert("currentCPUUtilizationPercentage".into(), share.clone());
             }

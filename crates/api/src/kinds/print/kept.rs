@@ -32,7 +32,7 @@ fn or_unset(text: &str) -> Value {
     if text.is_empty() { "<unset>".into() } else { text.into() }
 }
 
-fn class<'a>(object: &'a Value) -> &'a str {
+fn class(object: &Value) -> &str {
     match annotation(object, "volume.beta.kubernetes.io/storage-class") {
         "" => text(object, "/spec/storageClassName"),
         class => class,
@@ -149,9 +149,10 @@ pub(in crate::kinds) fn priority_class(object: &Value, now: Timestamp) -> Vec<Va
 }
 
 pub(in crate::kinds) fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
-    let is_default = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
-        .iter()
-        .any(|key| annotation(object, key) == "true");
+    let is_default =
+        ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+            .iter()
+            .any(|key| annotation(object, key) == "true");
     let own = text(object, "/metadata/name");
     let policy = |pointer: &str, default: &'static str| match text(object, pointer) {
         "" => Value::from(default),

@@ -77,9 +77,9 @@ fn immutable(object: &Value, context: &AdmitContext<'_>, fields: &[&str]) -> Vec
 /// The one class that is marked as what others mean who name none.
 fn marked(context: &AdmitContext<'_>, resource: &str, annotation: &str) -> Option<String> {
     let all = context.store.list(resource, None).items;
-    let mut found = all.iter().filter(|c| {
-        c.pointer("/metadata/annotations").and_then(|a| a.get(annotation)?.as_str()) == Some("true")
-    });
+    let mut found = all
+        .iter()
+        .filter(|c| c.pointer("/metadata/annotations").and_then(|a| a.get(annotation)?.as_str()) == Some("true"));
     found.next().map(|class| name_of(class).to_owned())
 }
 
@@ -117,7 +117,9 @@ fn ingress(object: &mut Value, context: &AdmitContext<'_>) -> Vec<Cause> {
                 }
                 "Exact" | "Prefix" | "ImplementationSpecific" => {}
                 other => {
-                    let message = format!("Unsupported value: {other:?}: supported values: \"Exact\", \"ImplementationSpecific\", \"Prefix\"");
+                    let message = format!(
+                        "Unsupported value: {other:?}: supported values: \"Exact\", \"ImplementationSpecific\", \"Prefix\""
+                    );
                     let field = format!("{at}.pathType");
                     causes.push(Cause { reason: "FieldValueNotSupported", message, field });
                 }
@@ -198,9 +200,12 @@ pub(super) fn pod(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<(
     }
     let Some(tolerations) = tolerations.as_array_mut() else { return Ok(()) };
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let is = |t: &Value, field: &str, all: &[&str]| all.contains(&t.get(field).and_then(Value::as_str).unwrap_or_default());
+        let is = |t: &Value, field: &str, all: &[&str]| {
+            all.contains(&t.get(field).and_then(Value::as_str).unwrap_or_default())
+        };
         if !tolerations.iter().any(|t| is(t, "key", &["", key]) && is(t, "effect", &["", "NoExecute"])) {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            tolerations
+                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
         }
     }
     Ok(())

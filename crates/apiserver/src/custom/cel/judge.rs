@@ -207,7 +207,7 @@ impl<'a> Judge<'a> {
         }
         let types = ["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
         if types.contains(&name) {
-            return Known { path: vec![name.to_owned()], ..Known::new(Type::Type, 1) };
+            return Known { path: vec![name.to_owned()], ..Known::new(Type::OfTypes, 1) };
         }
         self.wrong(name, format!("undeclared reference to '{name}' (in container '')"))
     }
@@ -239,7 +239,7 @@ impl<'a> Judge<'a> {
         if let Expr::Select(inner) = &select.operand.expr
             && matches!(&inner.operand.expr, Expr::Ident(name) if name == "google")
         {
-            return Known::new(Type::Type, 1);
+            return Known::new(Type::OfTypes, 1);
         }
         let operand = self.part(&select.operand, depth);
         let type_ = self.select(&operand.type_, &select.field);

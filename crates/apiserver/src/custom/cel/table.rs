@@ -98,7 +98,7 @@ fn shape(letters: &mut std::str::Bytes<'_>) -> Option<Shape> {
         b'y' => exact(Type::Bytes),
         b'D' => exact(Type::Duration),
         b'T' => exact(Type::Timestamp),
-        b't' => exact(Type::Type),
+        b't' => exact(Type::OfTypes),
         b'*' => exact(Type::Dyn),
         b'U' => exact(Type::Named("kubernetes.URL")),
         b'P' => exact(Type::Named("net.IP")),

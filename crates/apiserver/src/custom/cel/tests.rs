@@ -1,3 +1,5 @@
+//! What the judge of rules finds: types, costs and words, held against those of Kubernetes.
+
 use super::*;
 
 fn with_rule(mut schema: Value, rule: &str) -> Value {

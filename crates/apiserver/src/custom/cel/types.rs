@@ -22,7 +22,7 @@ pub enum Type<'a> {
     Duration,
     Timestamp,
     /// A type as a value.
-    Type,
+    OfTypes,
     Named(&'static str),
     List(Box<Type<'a>>),
     Map(Box<Type<'a>>, Box<Type<'a>>),
@@ -57,7 +57,7 @@ impl std::fmt::Display for Type<'_> {
             Self::Bytes => f.write_str("bytes"),
             Self::Duration => f.write_str("google.protobuf.Duration"),
             Self::Timestamp => f.write_str("google.protobuf.Timestamp"),
-            Self::Type => f.write_str("type"),
+            Self::OfTypes => f.write_str("type"),
             Self::Named(name) => f.write_str(name),
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(key, value) => write!(f, "map({key}, {value})"),
@@ -108,7 +108,7 @@ impl<'a> Type<'a> {
     pub fn is_scalar(&self) -> bool {
         matches!(
             self,
-            Self::Bool | Self::Double | Self::Duration | Self::Int | Self::Timestamp | Self::Type | Self::Uint
+            Self::Bool | Self::Double | Self::Duration | Self::Int | Self::Timestamp | Self::OfTypes | Self::Uint
         )
     }
 }

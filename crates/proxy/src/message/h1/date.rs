@@ -18,7 +18,7 @@ pub fn write(out: &mut Vec<u8>) {
 
 /// The same as a value.
 pub fn value() -> HeaderValue {
-    now(|text| HeaderValue::from_str(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+    now(HeaderValue::from_str).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn now<R>(with: impl FnOnce(&str) -> R) -> R {

@@ -66,7 +66,7 @@ impl Output {
     /// # Errors
     /// Those of the stream.
     pub fn poll_write<W: AsyncWrite>(&mut self, mut to: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.len() > 0 {
+        while self.at < self.text.len() || self.large > 0 {
             let written = if self.data.is_empty() {
                 ready!(to.as_mut().poll_write(cx, self.text.get(self.at..).unwrap_or_default()))?
             } else {

@@ -226,7 +226,7 @@ impl Core {
             };
         }
         if self.is_idle(id) {
-            if self.side == Side::Client || id % 2 == 0 {
+            if self.side == Side::Client || id.is_multiple_of(2) {
                 return Err(protocol("HEADERS of no stream"));
             }
             return self.on_request(id, ends, looped, collected);
@@ -376,11 +376,7 @@ impl Core {
                 }
                 setting::STREAMS => self.peer.streams = value,
                 setting::WINDOW => self.on_initial_window(value)?,
-                setting::FRAME => {
-                    if !(16_384..1 << 24).contains(&value) {
-                        return Err(protocol("MAX_FRAME_SIZE"));
-                    }
-                }
+                setting::FRAME if !(16_384..1 << 24).contains(&value) => return Err(protocol("MAX_FRAME_SIZE")),
                 setting::CONNECT if value > 1 => return Err(protocol("ENABLE_CONNECT_PROTOCOL")),
                 _ => {}
             }

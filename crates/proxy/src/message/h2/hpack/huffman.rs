@@ -127,7 +127,7 @@ mod tests {
             let (code, length) = code(u16::from(*byte));
             bits.push_str(&format!("{code:0width$b}", width = usize::try_from(length).unwrap()));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         (0..bits.len()).step_by(8).map(|at| u8::from_str_radix(&bits[at..at + 8], 2).unwrap()).collect()
