@@ -119,7 +119,7 @@ async fn what_is_served() {
         );
         assert!(kubectl.ok("explain peerauthentication.spec.mtls.mode").contains("FIELD: mode"));
         assert_eq!(kubectl.ok("get --raw /readyz"), "ok");
-        assert!(kubectl.fails("get persistentvolumes", "").contains("the server doesn't have a resource type"));
+        assert!(kubectl.fails("get volumeattachments", "").contains("the server doesn't have a resource type"));
         assert!(kubectl.ok("cluster-info").contains("control plane"));
     })
     .await;
