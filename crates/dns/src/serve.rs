@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 use crate::upstream::{read_framed, write_framed};
 
+/// Ports that are tried where any will do.
+const TRIES: usize = 16;
 /// Questions in work at once; more are dropped, and the resolver asks again.
 const IN_WORK: usize = 512;
 /// How long a TCP connection may be silent.
@@ -55,14 +57,20 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds in the calling thread's network namespace; port 0 takes one that is free.
+    /// Binds in the calling thread's network namespace; port 0 takes one that is free for both.
     ///
     /// # Errors
     /// The address is taken.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let udp = UdpSocket::bind(address).await?;
-        let tcp = TcpListener::bind(udp.local_addr()?).await?;
-        Ok(Self { udp, tcp })
+        for _ in 0..TRIES {
+            let udp = UdpSocket::bind(address).await?;
+            match TcpListener::bind(udp.local_addr()?).await {
+                // The port is free for the one and not for the other.
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && address.port() == 0 => {}
+                tcp => return Ok(Self { udp, tcp: tcp? }),
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
     }
 
     /// Where they are.
