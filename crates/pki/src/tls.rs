@@ -5,11 +5,13 @@
 //! under the roots and names in force. Which policy applies to which connection is decided by the caller.
 
 mod certificates;
+mod library;
 mod old;
 mod options;
 mod passed;
 mod peer;
 mod policy;
+mod records;
 mod resume;
 mod verify;
 
@@ -23,9 +25,11 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::identity::Identity;
 use crate::trust::TrustBundle;
 
+pub use library::{Library, Step};
 pub use options::{Curve, TlsOptions, TlsVersion};
-pub use peer::VerifiedPeer;
+pub use peer::{ServerEnd, VerifiedPeer};
 pub use policy::{AcceptNames, PeerPolicy, SanMatch};
+pub use records::{Broken, MAX_CONTENT, OVERHEAD, Opened, Records};
 pub use resume::{Sessions, TicketKeys, TrustDigest, in_time, with_sessions, with_tickets};
 
 /// Why there is no configuration.
@@ -136,6 +140,7 @@ pub fn server_config_of<'a, A: AsRef<[u8]>>(
     config.alpn_protocols = alpn.iter().map(|p| p.as_ref().to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = options.own_records;
     Ok(Arc::new(config))
 }
 
@@ -169,6 +174,7 @@ pub fn client_config<A: AsRef<[u8]>>(
     };
     config.alpn_protocols = alpn.iter().map(|p| p.as_ref().to_vec()).collect();
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = options.own_records;
     Ok(Arc::new(config))
 }
 

@@ -68,6 +68,8 @@ pub struct TlsOptions {
     pub ciphers: Vec<String>,
     /// Groups in order of preference.
     pub curves: Vec<Curve>,
+    /// Connections give the keys of their records to [`super::Records`] when the handshake is over.
+    pub own_records: bool,
 }
 
 impl Default for TlsOptions {
@@ -78,6 +80,7 @@ impl Default for TlsOptions {
             max_version: TlsVersion::V1_3,
             ciphers: Vec::new(),
             curves: vec![Curve::X25519MlKem768, Curve::X25519, Curve::P256, Curve::P384],
+            own_records: false,
         }
     }
 }

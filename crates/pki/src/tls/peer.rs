@@ -6,10 +6,35 @@
 use std::sync::Arc;
 
 use carrick_base::SpiffeId;
+use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConnection, CommonState, ServerConnection};
 
 use super::{PeerPolicy, ServerAuth};
 use crate::certificate::CertificateInfo;
+
+/// A server's end of a connection, whoever moves its bytes.
+pub trait ServerEnd: sealed::Sealed {
+    /// What its handshake has agreed on.
+    fn state(&self) -> &CommonState;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::ServerConnection {}
+    impl Sealed for super::UnbufferedServerConnection {}
+}
+
+impl ServerEnd for ServerConnection {
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
+
+impl ServerEnd for UnbufferedServerConnection {
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
 
 /// Who is at the other end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,12 +47,13 @@ pub struct VerifiedPeer {
 
 impl VerifiedPeer {
     /// The client of a finished server-side handshake; `None` while shaking hands or when it showed no certificate.
-    pub fn of_client(connection: &ServerConnection) -> Option<Self> {
-        Self::read(connection)
+    pub fn of_client(connection: &impl ServerEnd) -> Option<Self> {
+        Self::read(connection.state())
     }
 
     /// The client of a finished handshake that let everybody in, if it would have passed `policy` too.
-    pub fn of_unverified_client(connection: &ServerConnection, policy: &PeerPolicy) -> Option<Self> {
+    pub fn of_unverified_client(connection: &impl ServerEnd, policy: &PeerPolicy) -> Option<Self> {
+        let connection = connection.state();
         let (leaf, intermediates) = connection.peer_certificates()?.split_first()?;
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
         let chain = super::verify::ChainVerifier::new(policy.clone(), false, algorithms);
