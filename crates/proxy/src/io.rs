@@ -7,4 +7,5 @@ pub mod socket;
 pub mod stream;
 pub mod sys;
 pub mod ties;
+pub mod tls;
 pub mod witness;

@@ -4,13 +4,14 @@
 //! handshakes use the new ones and open connections stay. Sessions are taken up again between mesh peers only, and under the same
 //! secrets, settings and quarantine only. What makes a peer acceptable is decided in `carrick-pki`.
 
-use crate::inspect::client_hello;
+use crate::inspect::{Verdict, client_hello};
 use crate::io::socket::Socket;
 use crate::io::stream::{Kind, Shown, Stream};
 use crate::io::ties::{End, Quarantined, Ties};
+use crate::io::tls::Handshake;
 use crate::secrets::Secrets;
 use carrick_pki::tls::{
-    self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, PeerPolicy, SanMatch, ServerAuth, Sessions,
+    self as pki, AcceptNames, AlpnServerConfig, ClientAuth, Curve, Library, PeerPolicy, SanMatch, ServerAuth, Sessions,
     TicketKeys, TlsError, TlsOptions, TrustDigest, VerifiedPeer,
 };
 use carrick_pki::{CertificateInfo, Identity, Quarantine, TrustBundle};
@@ -23,7 +24,7 @@ use carrick_proxy_core::model::tls::{
     CertificateSource, DownstreamTls, PeerSan, TlsParams, TlsVersion, TrustSource, UpstreamTls, Validation,
 };
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{DnsName, ServerName};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +33,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
-use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -392,7 +392,7 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
         TlsVersion::V12 => pki::TlsVersion::V1_2,
         TlsVersion::V13 => pki::TlsVersion::V1_3,
     };
-    let mut o = TlsOptions { min_version: version(p.min), max_version: version(p.max), ..TlsOptions::default() };
+    let mut o = TlsOptions { min_version: version(p.min), max_version: version(p.max), own_records: true, ..TlsOptions::default() };
     o.ciphers = p.ciphers.iter().map(|c| c.to_string()).collect();
     if !p.curves.is_empty() {
         o.curves = p.curves.iter().map(|c| Curve::parse(c)).collect::<Result<_, _>>()?;
@@ -400,42 +400,77 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
     Ok(o)
 }
 
+/// What the first bytes of a client are.
+enum Begins {
+    /// A hello.
+    Hello(client_hello::ClientHello),
+    /// Nothing that the library may take; the alert for it.
+    Refused(u8),
+    /// Whatever the library makes of it.
+    Other,
+}
+
+fn begins(seen: &[u8]) -> Option<Begins> {
+    if let Some(alert) = client_hello::refusal(seen) {
+        return Some(Begins::Refused(alert));
+    }
+    match client_hello::parse(seen) {
+        Verdict::Yes(hello) => Some(Begins::Hello(hello)),
+        Verdict::NeedMore => None,
+        Verdict::No | Verdict::TooLarge => Some(Begins::Other),
+    }
+}
+
 /// The server side of a handshake.
 ///
 /// # Errors
 /// What the TLS library or the socket says; the alert has been sent.
-pub async fn accept(tls: &ServerTls, mut socket: Socket, ties: &Ties) -> io::Result<(Stream, ClientProof)> {
-    if let Some(alert) = client_hello::refusal(socket.beginning(client_hello::HEADS).await?) {
-        const FATAL: u8 = 2;
-        socket.write_all(&[21, 3, 1, 0, 2, FATAL, alert]).await?;
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|ClientHello refused:TLS_error_end"));
+pub async fn accept(tls: &ServerTls, socket: Socket, ties: &Ties) -> io::Result<(Stream, ClientProof)> {
+    let refused = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut handshake = Handshake::new(socket);
+    let hello = match handshake.look(begins).await? {
+        None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Some(Begins::Hello(hello)) => hello,
+        Some(Begins::Other) => client_hello::ClientHello::default(),
+        Some(Begins::Refused(alert)) => {
+            const FATAL: u8 = 2;
+            handshake.socket().write_all(&[21, 3, 1, 0, 2, FATAL, alert]).await?;
+            return Err(refused("TLS_error:|ClientHello refused:TLS_error_end"));
+        }
+    };
+    let named = hello.server_name.as_deref().is_some_and(|name| DnsName::try_from(name).is_ok());
+    if tls.require_sni && !named {
+        return Err(refused("TLS_error:|no server name:TLS_error_end"));
     }
-    socket.read_ahead();
-    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-    if tls.require_sni && start.client_hello().server_name().is_none() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS_error:|no server name:TLS_error_end"));
-    }
-    let config = tls.config.for_hello(&start.client_hello());
-    let stream = start.into_stream(config).await?;
-    let connection = stream.get_ref().1;
+    let config = tls.config.choose(hello.alpn.iter().map(String::as_bytes));
+    let (stream, proof) = handshake.finish(library(Library::server(config))?, |library| prove(tls, library)).await?;
+    let shown = proof.peer.as_ref().map(|p| End { uris: p.uris().to_vec(), serial: p.certificate().serial.clone() });
+    let stream = Stream::from(Kind::Tls(Box::new(stream)));
+    // The list may have changed during the handshake.
+    let stream = stream.tied(ties, [shown.unwrap_or_default(), own_end(&tls.local)]).map_err(io::Error::other)?;
+    Ok((stream, proof))
+}
+
+fn library(made: Result<Library, rustls::Error>) -> io::Result<Library> {
+    made.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// What a finished handshake has shown of the client.
+fn prove(tls: &ServerTls, library: &Library) -> io::Result<ClientProof> {
+    let Library::Server(connection) = library else { return Err(io::ErrorKind::InvalidInput.into()) };
     judge_in_time(connection)?;
     let peer = match &tls.untrusted {
-        None => VerifiedPeer::of_client(connection),
-        Some(policy) => VerifiedPeer::of_unverified_client(connection, policy),
+        None => VerifiedPeer::of_client(&**connection),
+        Some(policy) => VerifiedPeer::of_unverified_client(&**connection, policy),
     };
-    let proof = ClientProof {
+    Ok(ClientProof {
         principal: peer.as_ref().and_then(|p| p.uris().first()).map(|u| Arc::from(u.as_str())),
         local: tls.local.spiffe.as_ref().map(|s| Arc::from(s.to_string())),
         peer,
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
         version: version(connection.protocol_version()),
         cipher: connection.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite())).unwrap_or_default(),
-    };
-    let shown = proof.peer.as_ref().map(|p| End { uris: p.uris().to_vec(), serial: p.certificate().serial.clone() });
-    let stream = Stream::from(Kind::Server(Box::new(stream)));
-    // The list may have changed during the handshake.
-    let stream = stream.tied(ties, [shown.unwrap_or_default(), own_end(&tls.local)]).map_err(io::Error::other)?;
-    Ok((stream, proof))
+    })
 }
 
 /// A session's certificates may have come to their end since: a full handshake would be refused now too.
@@ -455,25 +490,27 @@ pub async fn connect(
     tls: ClientTls,
     name: ServerName<'static>,
     address: SocketAddr,
-    mut socket: Socket,
+    socket: Socket,
     ties: &Ties,
 ) -> io::Result<Stream> {
     let config = match &tls.sessions {
         Some(sessions) => pki::with_sessions(&tls.config, sessions, address),
         None => tls.config,
     };
-    socket.read_ahead();
-    let stream = TlsConnector::from(config).connect(name, socket).await?;
-    let connection = stream.get_ref().1;
-    judge_in_time(connection)?;
-    let leaf = connection.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
-    let leaf = leaf.and_then(|leaf| CertificateInfo::known(leaf).ok());
+    let judge = |library: &Library| {
+        let state = library.state();
+        judge_in_time(state)?;
+        let leaf = state.peer_certificates().and_then(<[_]>::first).filter(|_| tls.verified);
+        Ok((leaf.and_then(|leaf| CertificateInfo::known(leaf).ok()), version(state.protocol_version())))
+    };
+    let (stream, (leaf, version)) =
+        Handshake::new(socket).finish(library(Library::client(config, name))?, judge).await?;
     let peer = leaf.as_ref().and_then(|leaf| leaf.uris.first()).map(|uri| Arc::from(uri.as_str()));
     let local = tls.own.as_ref().and_then(|own| own.spiffe.as_ref()).map(|id| Arc::from(id.as_str()));
-    let shown = Shown { peer, local, version: version(connection.protocol_version()) };
+    let shown = Shown { peer, local, version };
     let peer = leaf.map(|leaf| End { uris: leaf.uris.clone(), serial: leaf.serial.clone() }).unwrap_or_default();
     let own = tls.own.as_deref().map(own_end).unwrap_or_default();
-    let mut stream = Stream::from(Kind::Client(Box::new(stream))).tied(ties, [peer, own]).map_err(io::Error::other)?;
+    let mut stream = Stream::from(Kind::Tls(Box::new(stream))).tied(ties, [peer, own]).map_err(io::Error::other)?;
     stream.shown = Some(Arc::new(shown));
     Ok(stream)
 }

@@ -1,4 +1,4 @@
-//! A connection as the rest of the engine sees it: plain, or TLS from either side.
+//! A connection as the rest of the engine sees it: plain, or TLS.
 //!
 //! Invariant: one concrete type, so that nothing above needs generics or boxes per read; `Send`, so that HTTP upgrades
 //! can hand it over.
@@ -6,6 +6,7 @@
 use super::socket::Socket;
 use super::sys;
 use super::ties::{End, Quarantined, Tie, Ties};
+use super::tls::TlsStream;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,7 +14,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio_rustls::{client, server};
 
 /// See the module.
 #[derive(Debug)]
@@ -38,15 +38,13 @@ pub struct Shown {
     pub version: &'static str,
 }
 
-/// Plain, or TLS from either side.
+/// Plain, or TLS.
 #[derive(Debug)]
 pub enum Kind {
     /// No TLS.
     Plain(Socket),
-    /// We are the server.
-    Server(Box<server::TlsStream<Socket>>),
-    /// We are the client.
-    Client(Box<client::TlsStream<Socket>>),
+    /// TLS, whichever end we are.
+    Tls(Box<TlsStream>),
 }
 
 macro_rules! inner {
@@ -56,11 +54,7 @@ macro_rules! inner {
                 let $s = Pin::new($s);
                 $e
             }
-            Kind::Server($s) => {
-                let $s = Pin::new($s.as_mut());
-                $e
-            }
-            Kind::Client($s) => {
+            Kind::Tls($s) => {
                 let $s = Pin::new($s.as_mut());
                 $e
             }
@@ -115,27 +109,21 @@ impl Stream {
         }
     }
 
-    /// Server name that a client connection asked for, and so on, are asked of the TLS library.
+    /// Plain or not.
     pub fn kind(&self) -> &Kind {
         &self.kind
     }
 
     /// Whether its handshake took a session up again.
     pub fn resumed(&self) -> bool {
-        let kind = match &self.kind {
-            Kind::Plain(_) => None,
-            Kind::Server(s) => s.get_ref().1.handshake_kind(),
-            Kind::Client(s) => s.get_ref().1.handshake_kind(),
-        };
-        kind == Some(rustls::HandshakeKind::Resumed)
+        matches!(&self.kind, Kind::Tls(tls) if tls.resumed())
     }
 
     /// The socket underneath.
     pub fn socket(&self) -> &Socket {
         match &self.kind {
             Kind::Plain(s) => s,
-            Kind::Server(s) => s.get_ref().0,
-            Kind::Client(s) => s.get_ref().0,
+            Kind::Tls(s) => s.socket(),
         }
     }
 
@@ -184,8 +172,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.kind {
             Kind::Plain(s) => s.is_write_vectored(),
-            Kind::Server(s) => s.is_write_vectored(),
-            Kind::Client(s) => s.is_write_vectored(),
+            Kind::Tls(s) => s.is_write_vectored(),
         }
     }
 }
