@@ -5,6 +5,7 @@
 
 pub mod differential;
 pub mod rehearsal;
+mod tls;
 
 use carrick_proxy_core::ConfigStore;
 use envoy_types::pb::google::protobuf::Any;
@@ -20,6 +21,8 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "client_hello", run: client_hello },
+    Target { name: "tls_handshake", run: tls::handshake },
+    Target { name: "tls_records", run: tls::records },
     Target { name: "http_sniff", run: http_sniff },
     Target { name: "http1", run: carrick_proxy::read_anything },
     Target { name: "http2", run: carrick_proxy::talk_anything },
