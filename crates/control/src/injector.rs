@@ -3,14 +3,15 @@
 //! Invariant: an answer takes nobody's time but its own: what the cluster says is read beside, and at most [`AGE`] old. While the API
 //! is away, or a configuration cannot be used, the last good one stays. What a pod becomes is decided by `carrick-inject`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use carrick_api::{ProxyConfig, from_value, parse};
-use carrick_inject::Settings;
 use carrick_inject::admission::{Cluster, answer};
 use carrick_inject::gateway_api::workload;
+use carrick_inject::{Settings, openshift};
 use carrick_runtime::drain::Drain;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use kube::api::{ApiResource, DynamicObject, ListParams};
@@ -26,8 +27,6 @@ pub const AGE: Duration = Duration::from_secs(3);
 const NODES_AGE: Duration = Duration::from_secs(60);
 /// Kubernetes 1.N whose nodes all know containers that stay from a pod's start.
 const NATIVE_SINCE: u32 = 33;
-/// Annotations of namespaces that matter.
-const OF_NAMESPACES: &str = "openshift.io/sa.scc.";
 
 /// Answers reviews: path and `request` to `response`.
 pub type Answers = Arc<dyn Fn(&str, &Value) -> Value + Send + Sync>;
@@ -164,14 +163,22 @@ async fn read(client: &Client, options: &InjectorOptions, cluster: &mut Cluster)
         Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
         Err(error) => return Err(format!("ProxyConfigs: {error}")),
     };
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let namespaces = namespaces.list_metadata(&ListParams::default()).await.map_err(words("namespaces"))?;
-    cluster.namespace_annotations = namespaces
-        .into_iter()
-        .filter(|namespace| namespace.annotations().keys().any(|key| key.starts_with(OF_NAMESPACES)))
-        .map(|namespace| (namespace.name_any(), namespace.annotations().clone()))
-        .collect();
+    cluster.namespace_annotations = namespace_annotations(client).await.map_err(words("namespaces"))?;
     Ok(())
+}
+
+/// Annotations of the namespaces to which OpenShift gave users.
+///
+/// # Errors
+/// The cluster does not tell its namespaces.
+pub async fn namespace_annotations(client: &Client) -> kube::Result<BTreeMap<String, BTreeMap<String, String>>> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespaces = namespaces.list_metadata(&ListParams::default()).await?;
+    Ok(namespaces
+        .into_iter()
+        .filter(|namespace| namespace.annotations().keys().any(|key| key.starts_with(openshift::ANNOTATIONS)))
+        .map(|namespace| (namespace.name_any(), namespace.annotations().clone()))
+        .collect())
 }
 
 /// Whether every node of a cluster knows containers that stay from a pod's start. A cluster without nodes, or one that does not tell,

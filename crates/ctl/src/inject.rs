@@ -6,6 +6,7 @@
 pub mod check;
 pub mod list;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -117,7 +118,19 @@ pub async fn run(options: &Options, kubeconfig: Option<&Path>, data_dir: &Path, 
         (Native::Auto, None) | (Native::False, _) => false,
     };
     let revision = if options.revision.is_empty() { carrick_inject::DEFAULT_REVISION } else { &options.revision };
-    let with = Offline { settings: &settings, mesh: &mesh, revision, native_sidecars };
+    let namespace_annotations = match &found.client {
+        Some(client) => carrick_control::injector::namespace_annotations(client).await.context("namespaces")?,
+        None => BTreeMap::new(),
+    };
+    let namespace = found.client.as_ref().map_or("default", Client::default_namespace);
+    let with = Offline {
+        settings: &settings,
+        mesh: &mesh,
+        revision,
+        native_sidecars,
+        namespace_annotations: &namespace_annotations,
+        namespace,
+    };
     let manifests = manifests::read(std::slice::from_ref(&options.filename), &mut |_| {})?;
     let mut printed = String::new();
     for manifest in &manifests {
@@ -166,9 +179,20 @@ mod tests {
         apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: nightly}\nspec: {schedule: '* * * * *', jobTemplate: {metadata: {labels: {app: n}}, spec: {template: {spec: {restartPolicy: Never, containers: [{name: n, image: n}]}}}}}\n";
 
     fn injected(text: &str) -> String {
+        injected_into(text, &BTreeMap::new())
+    }
+
+    fn injected_into(text: &str, namespaces: &BTreeMap<String, BTreeMap<String, String>>) -> String {
         let (settings, mesh) = (Settings::default(), json!({"trustDomain": "cluster.local"}));
-        inject_text(text, &Offline { settings: &settings, mesh: &mesh, revision: "default", native_sidecars: false })
-            .unwrap()
+        let with = Offline {
+            settings: &settings,
+            mesh: &mesh,
+            revision: "default",
+            native_sidecars: false,
+            namespace_annotations: namespaces,
+            namespace: "default",
+        };
+        inject_text(text, &with).unwrap()
     }
 
     #[test]
@@ -192,6 +216,21 @@ mod tests {
         let once = injected(TEXT);
         assert_eq!(injected(TEXT), once);
         assert_eq!(injected(&once), once);
+    }
+
+    #[test]
+    fn the_proxys_user_is_of_the_namespaces_range() {
+        let range = || BTreeMap::from([("openshift.io/sa.scc.uid-range".to_owned(), "5000/100".to_owned())]);
+        let users = |namespace: &str| -> Vec<i64> {
+            let out = injected_into(TEXT, &BTreeMap::from([(namespace.to_owned(), range())]));
+            let documents = parse::documents(out.as_bytes()).unwrap();
+            let places = ["/spec/template/spec/containers/1", "/spec/jobTemplate/spec/template/spec/containers/1"];
+            let proxies = documents[1..].iter().zip(places).map(|(document, at)| document.pointer(at).unwrap());
+            proxies.map(|proxy| proxy["securityContext"]["runAsUser"].as_i64().unwrap()).collect()
+        };
+        assert_eq!(users("shop"), [5099, 1337]);
+        assert_eq!(users("default"), [1337, 5099], "the namespace of an object that names none");
+        assert_eq!(users("other"), [1337, 1337]);
     }
 
     #[test]

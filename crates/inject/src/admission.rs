@@ -14,7 +14,7 @@ use crate::pod::{InjectError, Injection, inject};
 use crate::proxy_config::{self, Levels};
 use crate::settings::Settings;
 use crate::values::plain;
-use crate::{CONTAINER_NAME, lists, patch, written};
+use crate::{openshift, patch, written};
 
 /// What the cluster and the installation say.
 #[derive(Debug, Clone)]
@@ -119,11 +119,7 @@ pub fn injected(path: &str, pod: &Value, cluster: &Cluster) -> Result<Option<Val
     });
     let nothing = BTreeMap::new();
     let of_namespace = cluster.namespace_annotations.get(namespace).unwrap_or(&nothing);
-    let mut own = None;
-    if of_namespace.contains_key(UID_RANGE) {
-        forget_user(own.insert(pod.clone()));
-    }
-    let pod = own.as_ref().unwrap_or(pod);
+    let pod = &openshift::with_own_user(pod, of_namespace);
     inject(&Injection {
         pod,
         owner: &owner::of_pod(pod),
@@ -136,35 +132,6 @@ pub fn injected(path: &str, pod: &Value, cluster: &Cluster) -> Result<Option<Val
         variables: &variables(path),
     })
     .map(Some)
-}
-
-/// Where OpenShift says which users are a namespace's.
-const UID_RANGE: &str = "openshift.io/sa.scc.uid-range";
-
-/// Forgets the user of a container that the pod's author wrote for the proxy, if it is the application's: OpenShift gives every
-/// container the same one, and the rules could not tell the two apart.
-fn forget_user(pod: &mut Value) {
-    let (mut of_proxy, mut of_application) = (0, 0);
-    for list in ["containers", "initContainers"] {
-        let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
-        for container in containers.into_iter().flatten() {
-            let Some(user) = container.pointer("/securityContext/runAsUser").and_then(Value::as_i64) else { continue };
-            match container.get("name").and_then(Value::as_str) {
-                Some(CONTAINER_NAME) => of_proxy = user,
-                Some("istio-init" | "istio-validation") => {}
-                _ => of_application = user,
-            }
-        }
-    }
-    if of_proxy != of_application {
-        return;
-    }
-    if let Some(security) = pod.get_mut("spec").and_then(lists::proxy_mut).and_then(|c| c.get_mut("securityContext"))
-        && let Some(security) = security.as_object_mut()
-    {
-        security.shift_remove("runAsUser");
-        security.shift_remove("runAsGroup");
-    }
 }
 
 /// The variables in a webhook's path.
@@ -241,7 +208,7 @@ mod tests {
 
     #[test]
     fn openshifts_user_of_every_container_is_not_the_proxys() {
-        let range = BTreeMap::from([(UID_RANGE.to_owned(), "5000/100".to_owned())]);
+        let range = BTreeMap::from([(openshift::UID_RANGE.to_owned(), "5000/100".to_owned())]);
         let openshift = BTreeMap::from([("shop".to_owned(), range)]);
         let cluster = Cluster { namespace_annotations: openshift, ..Cluster::default() };
         let user = |of_application: i64, of_proxy: i64, cluster: &Cluster| {

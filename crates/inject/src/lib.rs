@@ -10,6 +10,7 @@ pub mod gateway_api;
 mod lists;
 pub mod manifest;
 mod metadata;
+pub mod openshift;
 mod overlay;
 mod owner;
 mod patch;

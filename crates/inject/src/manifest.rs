@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::decide::{Config, PodFacts, required};
+use crate::openshift;
 use crate::owner::{self, Owner};
 use crate::pod::{InjectError, Injection, inject};
 use crate::settings::Settings;
@@ -23,6 +24,10 @@ pub struct Offline<'a> {
     pub mesh: &'a Value,
     pub revision: &'a str,
     pub native_sidecars: bool,
+    /// Annotations of the cluster's namespaces, where they say which users are free.
+    pub namespace_annotations: &'a BTreeMap<String, BTreeMap<String, String>>,
+    /// The namespace of an object that names none.
+    pub namespace: &'a str,
 }
 
 /// What became of an object.
@@ -117,10 +122,13 @@ pub fn inject_object(object: &Value, with: &Offline<'_>) -> Result<Injected, Inj
         lay(&mut proxy_config, &own);
     }
     let nothing = BTreeMap::new();
+    let namespace = if owner.namespace.is_empty() { with.namespace } else { &owner.namespace };
+    let of_namespace = with.namespace_annotations.get(namespace).unwrap_or(&nothing);
+    let before = json!({ "metadata": metadata, "spec": spec });
     let mut pod = inject(&Injection {
-        pod: &json!({ "metadata": metadata, "spec": spec }),
+        pod: &openshift::with_own_user(&before, of_namespace),
         owner: &owner,
-        namespace_annotations: &nothing,
+        namespace_annotations: of_namespace,
         settings: with.settings,
         mesh: with.mesh,
         proxy_config: &proxy_config,

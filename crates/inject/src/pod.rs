@@ -12,7 +12,7 @@ use crate::owner::Owner;
 use crate::settings::Settings;
 use crate::template::{self, Context};
 use crate::values::{Values, lay, plain};
-use crate::{CONTAINER_NAME, annotations, overlay, probes, prometheus, written};
+use crate::{CONTAINER_NAME, annotations, openshift, overlay, probes, prometheus, written};
 
 /// What injection depends on besides the settings.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +80,7 @@ pub fn inject(injection: &Injection<'_>) -> Result<Value, InjectError> {
     let stripped = with_overrides(stripped(original, agent_port))?;
     let (labels, annotations) = (strings(&stripped, "labels"), strings(&stripped, "annotations"));
     let nothing = Value::Null;
-    let (uid, gid) = ids(injection.namespace_annotations);
+    let (uid, gid) = openshift::ids(injection.namespace_annotations);
     let context = Context {
         labels: &labels,
         annotations: &annotations,
@@ -166,22 +166,6 @@ fn variables(injection: &Injection<'_>, labels: &BTreeMap<String, String>) -> BT
 /// Port of the agent in this mesh.
 fn status_port(mesh: &Value) -> i64 {
     mesh.pointer("/defaultConfig/statusPort").and_then(Value::as_i64).filter(|port| *port != 0).unwrap_or(15020)
-}
-
-/// User and group of the proxy: 1337, or the last of those that OpenShift gave the namespace.
-fn ids(namespace: &BTreeMap<String, String>) -> (i64, i64) {
-    let last = |text: &str| -> Option<i64> {
-        if let Some((start, size)) = text.split_once('/') {
-            let (start, size): (i64, i64) = (start.trim().parse().ok()?, size.trim().parse().ok()?);
-            return start.checked_add(size)?.checked_sub(1);
-        }
-        text.split_once('-')?.1.trim().parse().ok()
-    };
-    let range = namespace.get("openshift.io/sa.scc.uid-range");
-    let groups = namespace.get("openshift.io/sa.scc.supplemental-groups").or(range);
-    let default = i64::from(crate::PROXY_UID);
-    let first_group = groups.and_then(|groups| last(groups.split(',').next()?));
-    (range.and_then(|range| last(range)).unwrap_or(default), first_group.unwrap_or(default))
 }
 
 /// A map of strings in the pod's metadata.

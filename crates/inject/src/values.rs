@@ -1,8 +1,12 @@
 //! The injector's values: what an installation decides for every pod, in the words of Istio's chart.
 //!
-//! Invariant: whatever is not given has the default of [`defaults`]; a `null` removes a default. Nothing of a pod is in here.
+//! Invariant: whatever is not given has the default of [`defaults`]; a `null` removes a default, and resources that are given are all
+//! there are. Nothing of a pod is in here.
 
 use serde_json::{Map, Value, json};
+
+/// What every proxy needs that does not say it itself.
+const RESOURCES: &str = "/global/proxy/resources";
 
 /// The values of an installation that decides nothing.
 pub fn defaults() -> Value {
@@ -77,6 +81,12 @@ impl Values {
     /// The given values over the defaults.
     pub fn new(given: &Value) -> Self {
         let mut all = defaults();
+        // A limit that an installation took away must not come back.
+        if given.pointer(RESOURCES).is_some()
+            && let Some(resources) = all.pointer_mut(RESOURCES)
+        {
+            *resources = json!({});
+        }
         lay(&mut all, given);
         Self(all)
     }
@@ -141,7 +151,9 @@ pub fn lay(below: &mut Value, over: &Value) {
             }
             (Some(place), value) => lay(place, value),
             (None, value) => {
-                map.insert(key.clone(), value.clone());
+                let mut own = if value.is_object() { json!({}) } else { Value::Null };
+                lay(&mut own, value);
+                map.insert(key.clone(), own);
             }
         }
     }
@@ -160,5 +172,13 @@ mod tests {
         assert!(!values.is_set("global.logAsJson") && !values.is_set("global.sts.servicePort"));
         assert!(values.is_set("global.proxy.startupProbe.enabled"));
         assert_eq!(values.text("no.such.path"), "");
+    }
+
+    #[test]
+    fn resources_that_are_given_are_all_there_are() {
+        let limits = json!({"limits": {"cpu": null, "memory": "500Mi"}});
+        let values = Values::new(&json!({"global": {"proxy": {"resources": limits}}}));
+        assert_eq!(values.get("global.proxy.resources"), Some(&json!({"limits": {"memory": "500Mi"}})));
+        assert_eq!(values.text("global.proxy.statusPort"), "15020");
     }
 }

@@ -261,8 +261,8 @@ fn clusters_networks_and_users_of_the_namespace() {
     assert_eq!(env(proxy, "ISTIO_META_NETWORK"), Some("n1"));
     assert_eq!(pod["metadata"]["labels"]["topology.istio.io/network"], "n1");
     let openshift = BTreeMap::from([("openshift.io/sa.scc.uid-range".to_owned(), "1000/10".to_owned())]);
-    assert_eq!(ids(&openshift), (1009, 1009));
-    assert_eq!(ids(&BTreeMap::new()), (1337, 1337));
+    assert_eq!(openshift::ids(&openshift), (1009, 1009));
+    assert_eq!(openshift::ids(&BTreeMap::new()), (1337, 1337));
 }
 
 #[test]
