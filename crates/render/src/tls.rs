@@ -36,12 +36,11 @@ use crate::wire;
 const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 const RAW_SOCKET: &str = "envoy.transport_sockets.raw_buffer";
 
-/// What an inbound chain offers where HTTP follows.
-pub const ALPN_SERVER_HTTP: [&str; 2] = ["h2", "http/1.1"];
-/// What an inbound chain offers where anything else follows.
-pub const ALPN_SERVER_TCP: [&str; 3] = ["istio-peer-exchange", "h2", "http/1.1"];
-/// What mesh TLS offers for anything but HTTP.
-pub const ALPN_TCP: [&str; 2] = ["istio-peer-exchange", "istio"];
+/// What an inbound chain offers, whatever follows. Not `istio-peer-exchange`, as Istio's does: where both sides agree on it, Istio's Envoy
+/// sends its metadata ahead of the first bytes (its filter `istio.metadata_exchange`), and nobody here would take them out again.
+pub const ALPN_SERVER: [&str; 2] = ["h2", "http/1.1"];
+/// What mesh TLS offers for anything but HTTP; for the same reason not `istio-peer-exchange`.
+pub const ALPN_TCP: [&str; 1] = ["istio"];
 /// What mesh TLS offers for HTTP/1.1.
 pub const ALPN_HTTP1: [&str; 3] = ["istio-http/1.1", "istio", "http/1.1"];
 /// What mesh TLS offers for HTTP/2.
@@ -58,12 +57,12 @@ const SERVER_SUITES: [&str; 6] = [
 ];
 
 /// The socket of an inbound chain that terminates mesh TLS.
-pub fn server(tls: &ServerTls, alpn: &[&str]) -> Option<TransportSocket> {
+pub fn server(tls: &ServerTls) -> Option<TransportSocket> {
     let default: Vec<Arc<str>> = SERVER_SUITES.iter().map(|s| Arc::from(*s)).collect();
     let suites = if tls.cipher_suites.is_empty() { &default } else { &tls.cipher_suites };
     let prefix = |td: &Arc<str>| san(SanType::Uri, MatchPattern::Prefix(format!("spiffe://{td}/")));
     let secrets = Secrets::of(tls.files.as_ref());
-    let mut common = common(parameters(tls.min_tls13, suites), alpn);
+    let mut common = common(parameters(tls.min_tls13, suites), &ALPN_SERVER);
     common.tls_certificate_sds_secret_configs = vec![secrets.certificate];
     common.validation_context_type =
         Some(combined(tls.trust_domains.iter().map(prefix).collect(), secrets.roots, None));
@@ -84,7 +83,7 @@ pub fn ingress(tls: &IngressTls) -> Option<TransportSocket> {
         cipher_suites: tls.cipher_suites.iter().map(ToString::to_string).collect(),
         ..TlsParameters::default()
     };
-    let mut common = common(parameters, &ALPN_SERVER_HTTP);
+    let mut common = common(parameters, &ALPN_SERVER);
     common.tls_certificate_sds_secret_configs = vec![secret(&tls.certificate)];
     let names = || tls.subject_alt_names.iter().map(|name| exact(name)).collect();
     common.validation_context_type =
@@ -100,8 +99,7 @@ pub fn ingress(tls: &IngressTls) -> Option<TransportSocket> {
 /// The socket of a gateway's chain that terminates TLS (semantics §9.5–§9.7).
 pub fn gateway(tls: &GatewayTls) -> Option<TransportSocket> {
     let alpn: &[&str] = match tls.alpn {
-        GatewayAlpn::Http => &ALPN_SERVER_HTTP,
-        GatewayAlpn::MeshTcp => &ALPN_SERVER_TCP,
+        GatewayAlpn::Http | GatewayAlpn::MeshTcp => &ALPN_SERVER,
         GatewayAlpn::None => &[],
     };
     let version = |version: TlsVersion| match version {

@@ -137,7 +137,7 @@ pub enum TlsVersion {
 pub enum GatewayAlpn {
     /// `h2,http/1.1`.
     Http,
-    /// `istio-peer-exchange,h2,http/1.1`.
+    /// `h2,http/1.1`, where anything may follow.
     MeshTcp,
     /// Nothing.
     None,

@@ -133,7 +133,7 @@ pub struct MeshTls {
 /// Which ALPN list mesh TLS offers (semantics §3.8, §6.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MeshAlpn {
-    /// `istio-peer-exchange,istio`.
+    /// `istio`.
     Tcp,
     /// `istio-http/1.1,istio,http/1.1`.
     Http1,

@@ -206,7 +206,7 @@ fn the_request_protocol_chooses_the_alpn() {
     };
     assert_eq!(first(Opening::Http11).as_deref(), Some("istio-http/1.1"));
     assert_eq!(first(Opening::Http2).as_deref(), Some("istio-h2"));
-    assert_eq!(first(Opening::Silent).as_deref(), Some("istio-peer-exchange"));
+    assert_eq!(first(Opening::Silent).as_deref(), Some("istio"));
 }
 
 #[test]

@@ -108,10 +108,6 @@ impl Set<'_> {
     }
 
     fn chain(&self, view: &Inbound, shape: &Shape) -> FilterChain {
-        let alpn: &[&str] = match shape.payload {
-            Payload::Http => &tls::ALPN_SERVER_HTTP,
-            Payload::Tcp => &tls::ALPN_SERVER_TCP,
-        };
         let mut prefix_ranges = Vec::new();
         if self.port.is_none() {
             prefix_ranges.extend(view.families.v4.then(|| wire::everything(false)));
@@ -130,7 +126,7 @@ impl Set<'_> {
             transport_socket: match self.service.and_then(|p| p.tls.as_ref()) {
                 _ if !shape.terminate => None,
                 Some(own) => tls::ingress(own),
-                None => tls::server(&view.tls, alpn),
+                None => tls::server(&view.tls),
             },
             ..FilterChain::default()
         }

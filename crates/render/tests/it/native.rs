@@ -17,9 +17,8 @@ use serde_json::json;
 use crate::shared;
 
 /// What the native engine refuses by design, with a reason that names it. Each is the end of a field and a part of the reason:
-/// revocation lists are not read yet, connections are asked of no external authorizer, and source addresses are not kept (TPROXY), so such
-/// a proxy's listener is refused whole.
-const REFUSED: [(&str, &str); 6] = [
+/// revocation lists are not read yet, and connections are asked of no external authorizer.
+const REFUSED: [(&str, &str); 5] = [
     // Other localities for another try.
     ("retry_policy.retry_priority", "unsupported field"),
     // Tunnels by POST.
@@ -27,7 +26,6 @@ const REFUSED: [(&str, &str); 6] = [
     // Listeners at a path.
     ("address.pipe", "unsupported field"),
     ("default_validation_context.crl", "unsupported field"),
-    ("listener_filters[1].typed_config", "envoy.filters.listener.original_src"),
     ("typed_config", "envoy.filters.network.ext_authz"),
 ];
 
@@ -103,7 +101,7 @@ fn each_protocol_offers_the_alpn_of_its_kind_and_lands_in_its_chain() {
         }));
         let client = accept("client", &shared::render(&world, "c.x"));
         let server = accept("server", &shared::render(&world, "s.y"));
-        let (h1, h2, tcp) = ("istio-http/1.1,istio,http/1.1", "istio-h2,istio,h2", "istio-peer-exchange,istio");
+        let (h1, h2, tcp) = ("istio-http/1.1,istio,http/1.1", "istio-h2,istio,h2", "istio");
         let rows = [
             ("1000", Opening::Http11, h1, End::Http),
             ("1000", Opening::Http2, h2, End::Http),
