@@ -65,8 +65,7 @@ fn answer(env: &BTreeMap<String, String>, config: &Value, version: &str) -> Resu
                 && let Some(capture) = wanted(&pod).map_err(|reason| failed(100, format!("pod {name}: {reason}")))?
             {
                 let namespace = get("CNI_NETNS").ok_or_else(|| failed(4, "CNI_NETNS is not set"))?;
-                let rules = sidecar::ruleset(&capture);
-                inside(namespace, move || nft::apply(TABLE, &rules))?
+                inside(namespace, move || sidecar::apply(&capture))?
                     .map_err(|error| failed(101, format!("pod {name}: {error}")))?;
             }
             let before = config.get("prevResult").cloned();
@@ -87,7 +86,7 @@ fn answer(env: &BTreeMap<String, String>, config: &Value, version: &str) -> Resu
             if let Some(namespace) = get("CNI_NETNS")
                 && Path::new(namespace).exists()
             {
-                let _ = inside(namespace, || nft::remove(TABLE));
+                let _ = inside(namespace, || sidecar::remove(&SidecarCapture::default()));
             }
             Ok(None)
         }
@@ -123,11 +122,12 @@ fn pod(env: &BTreeMap<String, String>, config: &Value) -> Result<Option<(Value, 
 /// An annotation that cannot be obeyed.
 fn wanted(pod: &Value) -> Result<Option<SidecarCapture>, String> {
     const INJECT: &str = "sidecar.istio.io/inject";
+    const MODE_VARIABLE: &str = "ISTIO_META_INTERCEPTION_MODE";
     let strings = |field: &str| -> BTreeMap<String, String> {
         let map = pod.pointer(&format!("/metadata/{field}")).and_then(Value::as_object);
         map.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
     };
-    let (labels, annotated) = (strings("labels"), strings("annotations"));
+    let (labels, mut annotated) = (strings("labels"), strings("annotations"));
     let list = |list: &str| {
         pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
     };
@@ -148,6 +148,10 @@ fn wanted(pod: &Value) -> Result<Option<SidecarCapture>, String> {
     // A gateway is not captured, and a library that is its own proxy neither.
     if refuses || by_init || host || gateway || is("DISABLE_ENVOY", "true") {
         return Ok(None);
+    }
+    // What the mesh or a ProxyConfig says of it is in the proxy's environment alone.
+    if is(MODE_VARIABLE, "TPROXY") {
+        annotated.entry("sidecar.istio.io/interceptionMode".to_owned()).or_insert_with(|| "TPROXY".to_owned());
     }
     let mut capture = annotations::parse(&annotated).map_err(|error| error.to_string())?;
     if let Some(user) = proxy.pointer("/securityContext/runAsUser").and_then(Value::as_u64).filter(|user| *user != 0) {
@@ -179,6 +183,9 @@ mod tests {
         let mut other_user = injected(json!({}));
         other_user["spec"]["containers"][1]["securityContext"] = json!({"runAsUser": 1500});
         assert_eq!(wanted(&other_user).unwrap().unwrap().proxy_id, 1500);
+        let mut by_mesh = injected(json!({}));
+        by_mesh["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_META_INTERCEPTION_MODE", "value": "TPROXY"}]);
+        assert_eq!(wanted(&by_mesh).unwrap().unwrap().mode, Mode::Tproxy);
         assert!(wanted(&injected(json!({"traffic.sidecar.istio.io/excludeInboundPorts": "x"}))).is_err());
     }
 

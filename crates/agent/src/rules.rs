@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use carrick_capture::arguments::parse;
-use carrick_capture::nft::{self, Table};
 use carrick_capture::{check, sidecar};
 
 /// How long a plugin may take to put the rules in place.
@@ -32,14 +31,12 @@ pub const NO_RULES: u8 = 126;
 pub fn run(arguments: &[String]) -> Result<String, RulesError> {
     let refused = |error: &dyn std::fmt::Display| RulesError::Refused(error.to_string());
     let plan = parse(arguments).map_err(|error| refused(&error))?;
-    let rules = sidecar::ruleset(&plan.capture);
     if plan.dry_run {
-        return Ok(rules);
+        return Ok(sidecar::ruleset(&plan.capture));
     }
     let mut told = "nothing to do";
     if plan.apply {
-        let table = Table { family: "inet", name: &plan.capture.table };
-        nft::apply(table, &rules).map_err(|error| refused(&error))?;
+        sidecar::apply(&plan.capture).map_err(|error| refused(&error))?;
         told = "the rules are in place";
     }
     if plan.validate {

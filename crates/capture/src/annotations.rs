@@ -25,7 +25,7 @@ const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// What a pod with these annotations wants captured; defaults where they are silent.
 ///
 /// # Errors
-/// [`CaptureError::Annotation`] for the first value that is not what it should be, and for `TPROXY`, which is not supported.
+/// [`CaptureError::Annotation`] for the first value that is not what it should be.
 pub fn parse(annotations: &BTreeMap<String, String>) -> Result<SidecarCapture, CaptureError> {
     let get = |key: &'static str| annotations.get(key).map(|value| (key, value.trim()));
     let mut capture = SidecarCapture::default();
@@ -33,7 +33,7 @@ pub fn parse(annotations: &BTreeMap<String, String>) -> Result<SidecarCapture, C
         capture.mode = match value {
             "REDIRECT" => Mode::Redirect,
             "NONE" => Mode::None,
-            "TPROXY" => return Err(bad(key, value, "is not supported here: use REDIRECT or NONE")),
+            "TPROXY" => Mode::Tproxy,
             _ => return Err(bad(key, value, "is not one of REDIRECT, TPROXY, NONE")),
         };
     }
@@ -120,7 +120,6 @@ mod tests {
     fn refuses_what_the_injector_would_refuse() {
         for (key, value) in [
             (MODE, "redirect"),
-            (MODE, "TPROXY"),
             (STATUS_PORT, "0"),
             (INCLUDE_INBOUND_PORTS, "80,x"),
             (INCLUDE_INBOUND_PORTS, "80,*"),

@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn what_cannot_be_obeyed_is_refused() {
         for (text, words) in [
-            ("-m TPROXY", "not supported"),
+            ("-m tproxy", "not one of REDIRECT"),
             ("--what", "unknown argument"),
             ("-u 0", "above 0"),
             ("-p", "needs a value"),

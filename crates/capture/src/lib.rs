@@ -12,6 +12,7 @@ pub mod host;
 pub mod netns;
 pub mod nft;
 pub mod original_dst;
+pub mod routes;
 pub mod services;
 pub mod sidecar;
 

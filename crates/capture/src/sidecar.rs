@@ -1,12 +1,18 @@
-//! The rules of one pod with a sidecar, in REDIRECT mode: what comes in goes to one port of the proxy, what goes out to another.
+//! The rules of one pod with a sidecar: what comes in goes to one port of the proxy, what goes out to another.
 //!
 //! Invariant: the order of evaluation is Istio's (spec §17.3), line by line, for IPv4 and IPv6 alike; what the proxy itself sends (uid or gid
-//! 1337) is never turned back to it, except where the pod calls itself through a service. Pure: applying is [`crate::nft`].
+//! 1337) is never turned back to it, except where the pod calls itself through a service. Pure but for [`apply`] and [`remove`].
+
+mod tproxy;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use ipnet::IpNet;
+
+use crate::CaptureError;
+use crate::nft::{self, Table};
+use crate::routes::{self, MARK};
 
 /// The table a pod's rules live in, within the pod's own namespace.
 pub const TABLE: &str = "carrick-capture";
@@ -42,6 +48,8 @@ pub enum OutboundRanges {
 pub enum Mode {
     /// NAT to the proxy's ports.
     Redirect,
+    /// NAT for what goes out; what comes in keeps its addresses up to the application.
+    Tproxy,
     /// Not at all: the workload addresses the proxy itself.
     None,
 }
@@ -104,11 +112,17 @@ pub fn ruleset(capture: &SidecarCapture) -> String {
         return text.out;
     }
     text.line(0, &format!("table inet {} {{", capture.table));
+    if capture.mode == Mode::Tproxy {
+        tproxy::chains(&mut text, capture);
+    }
     redirect_chain(&mut text, "to_inbound", capture.inbound_port);
     redirect_chain(&mut text, "to_outbound", capture.outbound_port);
-    inbound(&mut text, capture);
+    let turned = has_inbound(capture) && capture.mode == Mode::Redirect;
+    if turned {
+        inbound(&mut text, capture);
+    }
     outbound(&mut text, capture);
-    if has_inbound(capture) || !capture.virtual_interfaces.is_empty() {
+    if turned || !capture.virtual_interfaces.is_empty() {
         text.line(1, "chain prerouting {");
         text.line(2, "type nat hook prerouting priority dstnat; policy accept;");
         for interface in &capture.exclude_interfaces {
@@ -120,7 +134,7 @@ pub fn ruleset(capture: &SidecarCapture) -> String {
             }
             text.line(2, &format!("iifname \"{interface}\" return"));
         }
-        if has_inbound(capture) {
+        if turned {
             text.line(2, "meta l4proto tcp jump inbound");
         }
         text.line(1, "}");
@@ -131,6 +145,30 @@ pub fn ruleset(capture: &SidecarCapture) -> String {
     text.line(1, "}");
     text.line(0, "}");
     text.out
+}
+
+/// Puts a pod's rules in place, or takes them out if nothing is captured.
+///
+/// # Errors
+/// What [`nft::apply`] says, and where TPROXY is wanted what [`routes::apply`] does.
+pub fn apply(capture: &SidecarCapture) -> Result<(), CaptureError> {
+    if capture.mode == Mode::Tproxy {
+        routes::apply()?;
+    }
+    nft::apply(table(capture), &ruleset(capture))
+}
+
+/// Takes a pod's rules out; fine when they are not there.
+///
+/// # Errors
+/// What [`nft::remove`] says.
+pub fn remove(capture: &SidecarCapture) -> Result<(), CaptureError> {
+    routes::remove();
+    nft::remove(table(capture))
+}
+
+fn table(capture: &SidecarCapture) -> Table<'_> {
+    Table { family: "inet", name: &capture.table }
 }
 
 fn has_inbound(capture: &SidecarCapture) -> bool {
@@ -144,9 +182,6 @@ pub(crate) fn redirect_chain(text: &mut Text, name: &str, port: u16) {
 }
 
 fn inbound(text: &mut Text, capture: &SidecarCapture) {
-    if !has_inbound(capture) {
-        return;
-    }
     text.line(1, "chain inbound {");
     text.line(2, &format!("tcp dport {TUNNEL_PORT} return"));
     match &capture.inbound {
@@ -169,6 +204,10 @@ fn outbound(text: &mut Text, capture: &SidecarCapture) {
     }
     if !capture.exclude_outbound_ports.is_empty() {
         text.line(2, &format!("tcp dport {} return", port_set(&capture.exclude_outbound_ports)));
+    }
+    if capture.mode == Mode::Tproxy {
+        // The proxy hands a connection to its workload from its client's address.
+        text.line(2, &format!("oifname \"lo\" meta mark {MARK} return"));
     }
     // The proxy hands a connection to its workload from these addresses.
     text.line(2, "oifname \"lo\" ip saddr 127.0.0.6 return");

@@ -36,6 +36,8 @@ pub struct ProxyFacts<'a> {
     pub ports: &'a [(String, u16)],
     /// Value of the annotation `proxy.istio.io/config` as JSON, if any.
     pub proxy_config: Option<&'a Value>,
+    /// `REDIRECT`, `TPROXY` or `NONE`.
+    pub interception: &'a str,
 }
 
 /// The entry of `spec.containers`.
@@ -51,6 +53,16 @@ pub fn container(facts: &ProxyFacts<'_>) -> Value {
     ]);
     let mut ports = if facts.gateway { declared(facts) } else { Vec::new() };
     ports.push(json!({ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }));
+    let mut security = json!({
+        "allowPrivilegeEscalation": false,
+        "privileged": false,
+        "runAsGroup": PROXY_UID,
+        "runAsNonRoot": true,
+        "runAsUser": PROXY_UID,
+    });
+    if facts.interception == "TPROXY" {
+        security["capabilities"] = json!({ "add": ["NET_ADMIN"] });
+    }
     json!({
         "name": CONTAINER_NAME,
         "image": facts.image,
@@ -64,13 +76,7 @@ pub fn container(facts: &ProxyFacts<'_>) -> Value {
             "failureThreshold": 4,
             "successThreshold": 1,
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "privileged": false,
-            "runAsGroup": PROXY_UID,
-            "runAsNonRoot": true,
-            "runAsUser": PROXY_UID,
-        },
+        "securityContext": security,
     })
 }
 
@@ -100,7 +106,7 @@ fn environment(facts: &ProxyFacts<'_>) -> Value {
         plain("ISTIO_META_APP_CONTAINERS", &facts.containers.join(",")),
         plain("ISTIO_META_CLUSTER_ID", facts.cluster_id),
         field("ISTIO_META_NODE_NAME", "spec.nodeName"),
-        plain("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
+        plain("ISTIO_META_INTERCEPTION_MODE", facts.interception),
         plain("ISTIO_META_WORKLOAD_NAME", facts.workload_name),
     ];
     if !facts.owner.is_empty() {
@@ -137,6 +143,7 @@ mod tests {
             containers: &["web".to_owned()],
             ports: &[("http".to_owned(), 8080), (String::new(), 9090)],
             proxy_config: Some(&config),
+            interception: "REDIRECT",
         };
         let container = container(&facts);
         let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "a" }, "spec": { "containers": [container] } });

@@ -24,17 +24,48 @@ pub(crate) fn as_app(command: &mut Command, terminal: bool) {
     }
 }
 
-/// The child dies with this process, leads a process group of its own, and can never gain a privilege.
-pub(crate) fn as_sidecar(command: &mut Command) {
+/// The child is `user`, dies with this process, leads a process group of its own, and can never gain a privilege. With `net_admin` it
+/// keeps that capability, and so do its own children.
+pub(crate) fn as_sidecar(command: &mut Command, user: u32, net_admin: bool) {
     let parent = getpid();
     // SAFETY: system calls on plain values only.
     unsafe {
         command.pre_exec(move || {
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(nix::unistd::Gid::from_raw(user))?;
+            if net_admin {
+                // Else the change of user takes all of them.
+                nix::sys::prctl::set_keepcaps(true)?;
+            }
+            nix::unistd::setuid(nix::unistd::Uid::from_raw(user))?;
+            if net_admin {
+                keep_net_admin()?;
+            }
             die_with(parent)?;
             lead(false)?;
             nix::sys::prctl::set_no_new_privs().map_err(io::Error::from)
         });
     }
+}
+
+/// Leaves the calling process `CAP_NET_ADMIN` alone, through `execve` too (capabilities(7), the ambient set).
+fn keep_net_admin() -> io::Result<()> {
+    const NET_ADMIN: u32 = 12;
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let bit = 1_u32 << NET_ADMIN;
+    // Effective, permitted, inheritable; then the upper halves of the three.
+    let sets = [bit, bit, bit, 0, 0, 0];
+    // SAFETY: both live through the call and have the layout of that version.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let nothing: libc::c_ulong = 0;
+    let (raise, which) = (libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, libc::c_ulong::from(NET_ADMIN));
+    // SAFETY: a call on plain values.
+    let raised = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, which, nothing, nothing) };
+    if raised == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The child enters these namespaces, then `cwd` in them; it dies with this process.

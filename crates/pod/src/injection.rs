@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use carrick_capture::sidecar::SidecarCapture;
 use carrick_inject::{Config, MetadataFacts, PodFacts, ProxyFacts};
 use serde_json::Value;
 
@@ -38,6 +39,16 @@ pub(crate) fn inject(
     let Some(revision) = decision.revision.filter(|_| decision.inject && !options.no_sidecar) else { return Ok(false) };
     complete(options, template, &revision)?;
     Ok(true)
+}
+
+/// Says how packets come to the proxy.
+const INTERCEPTION: &str = "sidecar.istio.io/interceptionMode";
+
+/// What is captured in the pod.
+pub(crate) fn capture(template: &Template) -> Result<SidecarCapture, PodError> {
+    let mut annotations = template.annotations.clone();
+    annotations.insert(INTERCEPTION.to_owned(), interception(template));
+    Ok(carrick_capture::annotations::parse(&annotations)?)
 }
 
 /// Gives the template the labels and annotations of a pod with a proxy.
@@ -80,7 +91,15 @@ pub(crate) fn container(options: &RunOptions, template: &Template) -> Value {
         containers: if options.gateway { &[] } else { std::slice::from_ref(&template.container) },
         ports: &ports,
         proxy_config: proxy_config(template).as_ref(),
+        interception: &interception(template),
     })
+}
+
+/// How packets come to the proxy: the pod's annotation, or what its proxy starts with says it.
+pub(crate) fn interception(template: &Template) -> String {
+    let annotated = template.annotations.get(INTERCEPTION).filter(|mode| !mode.is_empty()).cloned();
+    let configured = || Some(proxy_config(template)?.get("interceptionMode")?.as_str()?.to_owned());
+    annotated.or_else(configured).unwrap_or_else(|| "REDIRECT".to_owned())
 }
 
 /// The workload that the pod is of, as Istio writes it; empty for a pod of its own.

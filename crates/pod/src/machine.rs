@@ -65,6 +65,7 @@ pub async fn run(options: &MachineOptions, mut ready: impl FnMut(&Machine)) -> R
     let sidecar = Sidecar {
         role: "sidecar",
         user: machine.captured.proxy_id,
+        borrows_addresses: false,
         env: settings::environment(&machine, &folder, envoy.as_deref())?,
         program,
         folder: folder.prepare(&machine)?,

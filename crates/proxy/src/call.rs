@@ -99,6 +99,7 @@ async fn attempts(
             authority: None,
             client: None,
             proxy_protocol: None,
+            source: None,
         };
         let chosen = choose::choose(local, config, &state, wish).await.ok_or(CallError::NoHost)?;
         let _active = state.begin(chosen.target.address, false).ok_or(CallError::Overflow)?;

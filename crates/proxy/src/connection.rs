@@ -69,7 +69,10 @@ async fn prepare(
     let acceptor = live.config.listeners.by_address.get(&bound)?;
     let _ = tcp.set_nodelay(true);
     let accepted = tcp.local_addr().ok()?;
-    let restored = if acceptor.restore_original_dst || acceptor.use_original_dst {
+    let restored = if acceptor.transparent && accepted.port() != bound.port() {
+        // Taken by a rule that turns nothing around (TPROXY): the socket's own address is the one that was dialled.
+        Some(accepted)
+    } else if acceptor.restore_original_dst || acceptor.use_original_dst {
         original_dst(worker, &tcp, accepted, peer).filter(|d| *d != accepted)
     } else {
         None

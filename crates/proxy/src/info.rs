@@ -3,6 +3,7 @@
 //! Invariant: complete before the first byte is served, and unchanged after.
 
 use crate::tls::ClientProof;
+use crate::upstream::connect::Source;
 use carrick_pki::tls::VerifiedPeer;
 use carrick_proxy_core::model::listener::{FilterChain, Listener};
 use carrick_proxy_core::rbac::Peer;
@@ -33,6 +34,11 @@ pub struct Info {
 }
 
 impl Info {
+    /// Where connections for this client come from, if it is to be seen.
+    pub fn source(&self) -> Option<Source> {
+        self.listener.original_src.map(|mark| Source { ip: self.peer.ip(), mark })
+    }
+
     /// Whether the client proved who it is.
     pub fn mutual(&self) -> bool {
         self.tls.as_ref().is_some_and(|t| t.peer.is_some())

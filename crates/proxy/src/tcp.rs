@@ -170,6 +170,7 @@ async fn open(worker: &Rc<Worker>, info: &Info, proxy: &TcpProxy, record: &mut R
             authority: dynamic.as_deref().or(asked),
             client: Some((info.peer, info.local)),
             proxy_protocol: None,
+            source: info.source(),
         };
         let Some(chosen) = choose::choose(&worker.local, &live.config, &state, wish).await else {
             state.stats.upstream_cx_none_healthy.inc();

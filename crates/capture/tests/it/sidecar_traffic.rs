@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use carrick_capture::netns::NetNs;
 use carrick_capture::nft::{self, Table};
-use carrick_capture::sidecar::{self, OutboundRanges, SidecarCapture};
+use carrick_capture::sidecar::{self, Mode, OutboundRanges, SidecarCapture};
 
 use crate::topology::{Topology, ask, line, pod_ip, serve};
 
@@ -119,4 +119,66 @@ fn exclusions_and_inclusions() {
     assert_eq!(ask(pod, &format!("{from}:25")), format!("mail {from}:25 {to}"));
     assert_eq!(ask(pod, &format!("{from}:80")), format!("out {from}:80 {to}"));
     assert_eq!(ask(pod, "192.0.2.9:25"), format!("out 192.0.2.9:25 {to}"));
+}
+
+/// A listener that takes connections to any address, as the proxy's does, and hands each to `to` from its client's address: what the
+/// client then reads is what the application says.
+fn hand_over(pod: &NetNs, listen: SocketAddr) {
+    use socket2::{Domain, SockRef, Socket, Type};
+    let listener = pod
+        .run(move || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_ip_transparent_v4(true).unwrap();
+            socket.bind(&listen.into()).unwrap();
+            socket.listen(8).unwrap();
+            std::net::TcpListener::from(socket)
+        })
+        .unwrap();
+    let pod = pod.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let (client, dialled) = (stream.peer_addr().unwrap(), stream.local_addr().unwrap());
+            let upstream = pod.run(move || {
+                nix::unistd::setfsgid(1337.into());
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                let options = SockRef::from(&socket);
+                options.set_ip_transparent_v4(true).unwrap();
+                options.set_mark(carrick_capture::routes::MARK).unwrap();
+                socket.bind(&SocketAddr::new(client.ip(), 0).into()).unwrap();
+                socket.connect_timeout(&dialled.into(), Duration::from_secs(5)).map(|()| TcpStream::from(socket))
+            });
+            let Ok(Ok(mut upstream)) = upstream else { return };
+            std::thread::spawn(move || std::io::copy(&mut upstream, &mut stream));
+        }
+    });
+}
+
+#[test]
+fn the_application_sees_its_client_in_tproxy_mode() {
+    let topology = start("tp");
+    let (outside, pod) = (&topology.pods[0], &topology.pods[1]);
+    let (from, to) = (pod_ip(0), pod_ip(1));
+    let tproxy = SidecarCapture { mode: Mode::Tproxy, inbound_port: 16006, ..SidecarCapture::default() };
+    let put = || pod.run(|| sidecar::apply(&tproxy)).unwrap().unwrap();
+    put();
+    // Nobody is at the proxy's port: nothing gets by.
+    assert!(crate::topology::connect(outside, &format!("{to}:8080")).is_err());
+    hand_over(pod, SocketAddr::from(([0, 0, 0, 0], 16006)));
+    put();
+    for _ in 0..20 {
+        assert_eq!(ask(outside, &format!("{to}:8080")), format!("app {to}:8080 {from}"));
+    }
+    assert_eq!(ask(outside, &format!("{to}:15020")), format!("agent {to}:15020 {from}"));
+    assert_eq!(ask(outside, &format!("{to}:15008")), format!("tunnel {to}:15008 {from}"));
+    // What goes out, and what stays within.
+    assert_eq!(ask(pod, &format!("{from}:80")), format!("out {from}:80 {to}"));
+    assert_eq!(ask_as_proxy(pod, &format!("{from}:80")), format!("outside {from}:80 {to}"));
+    assert_eq!(ask(pod, &format!("{to}:8080")), format!("app {to}:8080 {to}"));
+    assert_eq!(ask(pod, "127.0.0.1:8080"), "app 127.0.0.1:8080 127.0.0.1");
+    pod.run(|| sidecar::remove(&tproxy)).unwrap().unwrap();
+    assert_eq!(ask(outside, &format!("{to}:8080")), format!("app {to}:8080 {from}"));
+    let rules = pod.run(|| std::process::Command::new("ip").arg("rule").output()).unwrap().unwrap();
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    assert!(!rules.contains("fwmark"), "a rule is left: {rules}");
 }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
 
@@ -134,10 +134,10 @@ async fn one(lab: &mut Lab, name: &str, text: &str, pairs: &[Pair]) -> Result<Ve
     let mut verdicts = Vec::new();
     let mut able = Vec::new();
     for (pair, case) in cases {
-        match if case.gateway { lab.gateway(pair).await } else { Ok(()) } {
+        match asked_for(lab, pair, &case).await {
             Ok(()) => able.push((pair, case)),
             Err(error) => {
-                let failures = vec![format!("gateway: {error:#}")];
+                let failures = vec![format!("{error:#}")];
                 verdicts.push(Verdict { case: name.to_owned(), pair, failures, took: Duration::ZERO });
             }
         }
@@ -154,6 +154,17 @@ async fn one(lab: &mut Lab, name: &str, text: &str, pairs: &[Pair]) -> Result<Ve
         }
     }
     Ok(verdicts)
+}
+
+/// Starts what a case needs besides the pods that all need.
+async fn asked_for(lab: &mut Lab, pair: Pair, case: &Case) -> Result<()> {
+    if case.gateway {
+        lab.gateway(pair).await.context("gateway")?;
+    }
+    if case.transparent {
+        lab.transparent(pair).await.context("the transparent server")?;
+    }
+    Ok(())
 }
 
 /// Applies objects, runs the requests of the pairs side by side, deletes the objects.

@@ -162,7 +162,7 @@ pub(crate) fn sidecar_env(plan: &Plan, paths: &SidecarPaths, state: &PodState) -
         ("ISTIO_META_WORKLOAD_NAME", template.workload.clone()),
         ("ISTIO_META_OWNER", owner(options, template)),
         ("ISTIO_META_APP_CONTAINERS", if options.gateway { String::new() } else { template.container.clone() }),
-        ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT".to_owned()),
+        ("ISTIO_META_INTERCEPTION_MODE", crate::injection::interception(template)),
         ("ISTIO_META_DNS_CAPTURE", "true".to_owned()),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
         ("CARRICK_ENGINE", options.engine.as_str().to_owned()),

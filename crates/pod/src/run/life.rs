@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carrick_capture::netns::NetNs;
-use carrick_capture::nft::{self, Table};
+use carrick_capture::sidecar::Mode;
 use carrick_dns::{Sockets, Upstream, serve};
 use carrick_runtime::backoff::Backoff;
 use carrick_runtime::tasks::TaskSet;
@@ -145,9 +145,8 @@ impl Life {
         if let (Some(sidecar), Some(paths)) = (&plan.sidecar, paths) {
             // Rules first: connections older than connection tracking would be taken for new ones by it, and be redirected in mid-stream.
             if let Some(capture) = &sidecar.capture {
-                let text = carrick_capture::sidecar::ruleset(capture);
-                let table = capture.table.clone();
-                let apply = move || namespace.run(|| nft::apply(Table { family: "inet", name: &table }, &text));
+                let capture = capture.clone();
+                let apply = move || namespace.run(|| carrick_capture::sidecar::apply(&capture));
                 tokio::task::spawn_blocking(apply).await.map_err(|error| PodError::Request(error.to_string()))???;
             }
             self.start_sidecar(plan, paths).await?;
@@ -293,6 +292,11 @@ impl Life {
         let sidecar = Sidecar {
             role: if gateway { "gateway" } else { "sidecar" },
             user: PROXY_ID,
+            borrows_addresses: plan
+                .sidecar
+                .as_ref()
+                .and_then(|sidecar| sidecar.capture.as_ref())
+                .is_some_and(|c| c.mode == Mode::Tproxy),
             env: super::attend::sidecar_env(plan, &paths, &self.folder.state),
             program: paths.program,
             folder: paths.folder,

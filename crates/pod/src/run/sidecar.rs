@@ -41,6 +41,8 @@ pub(crate) struct Sidecar {
     pub(crate) role: &'static str,
     /// User and group it runs as.
     pub(crate) user: u32,
+    /// Whether it may bind addresses that are not the pod's (TPROXY): `CAP_NET_ADMIN`, and nothing else.
+    pub(crate) borrows_addresses: bool,
     pub(crate) program: PathBuf,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) folder: PathBuf,
@@ -59,9 +61,9 @@ impl Sidecar {
         let error = log.try_clone().map_err(PodError::io(doing()))?;
         let mut command = Command::new(&self.program);
         command.arg(self.role).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.uid(self.user).gid(self.user).current_dir(&self.folder);
+        command.current_dir(&self.folder);
         command.stdin(Stdio::null()).stdout(log).stderr(error);
-        child::as_sidecar(&mut command);
+        child::as_sidecar(&mut command, self.user, self.borrows_addresses);
         command.spawn().map_err(PodError::io(format!("start the sidecar ({})", self.program.display())))
     }
 

@@ -76,6 +76,7 @@ pub fn listener(value: &pb::Listener) -> Result<Listener, Bad> {
         backlog: number(&value.tcp_backlog_size),
         transparent: truth(&value.transparent).unwrap_or(false),
         freebind: truth(&value.freebind).unwrap_or(false),
+        original_src: filters.original_src,
         tcp_keepalive: value.tcp_keepalive.as_ref().map(keepalive),
         access_logs: each("access_log", &value.access_log, failures)?,
         metadata: metadata(&value.metadata).at("metadata")?,
@@ -107,6 +108,7 @@ fn additional(value: &pb::AdditionalAddress) -> Result<std::net::SocketAddr, Bad
 #[derive(Default)]
 struct ListenerFilters {
     original_dst: bool,
+    original_src: Option<u32>,
     inspectors: Inspectors,
 }
 
@@ -125,6 +127,9 @@ fn listener_filter(value: &pb::ListenerFilter, out: &mut ListenerFilters) -> Res
     let disabled = given("filter_disabled", &value.filter_disabled, |p| predicate(p, 0))?.unwrap_or_default();
     match type_name(any) {
         "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => out.original_dst = true,
+        "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+            out.original_src = Some(original_src(&decode(any).at("typed_config")?).at("typed_config")?);
+        }
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
             tls_inspector(&decode(any).at("typed_config")?).at("typed_config")?;
             out.inspectors.tls = Some(Inspector { disabled });
@@ -154,6 +159,12 @@ fn tls_inspector(value: &inspect::tls_inspector::v3::TlsInspector) -> Result<(),
         max_client_hello_size,
     });
     Ok(())
+}
+
+/// The mark of packets to upstreams.
+fn original_src(value: &inspect::original_src::v3::OriginalSrc) -> Result<u32, Bad> {
+    only!(value, inspect::original_src::v3::OriginalSrc { mark } refuse { bind_port });
+    Ok(value.mark)
 }
 
 fn proxy_protocol(value: &inspect::proxy_protocol::v3::ProxyProtocol) -> Result<ProxyHeader, Bad> {

@@ -53,6 +53,8 @@ pub struct Listener {
     pub transparent: bool,
     /// IP_FREEBIND on the listening socket.
     pub freebind: bool,
+    /// The `original_src` listener filter is present: what is connected to for a client sees its address. The mark of such packets; 0: none.
+    pub original_src: Option<u32>,
     /// Keep-alive on accepted sockets.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Access logs of connections that found no chain (and others, as Envoy does at listener level).

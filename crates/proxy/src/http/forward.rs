@@ -258,6 +258,7 @@ async fn attempts(
             authority: head.authority.to_str().ok(),
             client: Some((plan.conn.info.peer, plan.conn.info.local)),
             proxy_protocol: None,
+            source: plan.conn.info.source(),
             restored: plan.conn.info.restored,
             from_header: original_dst_header(state, &head.parts.headers),
             tried: &tried,
@@ -313,6 +314,7 @@ async fn attempts(
             h2,
             // Connections that tell who the client is are that client's own.
             downstream: (state.cluster.pool_per_downstream
+                || chosen.target.source.is_some()
                 || matches!(*chosen.target.transport, TransportSocket::ProxyProtocol { .. }))
             .then_some(plan.conn.info.id),
         };

@@ -97,6 +97,7 @@ impl Copied<'_> {
                 authority: host.to_str().ok(),
                 client: Some((conn.info.peer, conn.info.local)),
                 proxy_protocol: None,
+                source: None,
             };
             let chosen = choose::choose(&worker.local, &config, &state, wish).await?;
             let target = chosen.target;

@@ -106,6 +106,20 @@ pub fn duplicate(fd: &impl AsFd) -> Option<std::os::fd::OwnedFd> {
     fd.as_fd().try_clone_to_owned().ok()
 }
 
+/// Lets a socket be bound to an address that is not ours (`IP_TRANSPARENT`), and marks its packets, if the mark is not 0.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN`.
+pub fn borrow_address(fd: &impl AsFd, v6: bool, mark: u32) -> io::Result<()> {
+    let socket = socket2::SockRef::from(fd);
+    if v6 {
+        socket.set_ip_transparent_v6(true)?
+    } else {
+        socket.set_ip_transparent_v4(true)?
+    }
+    if mark == 0 { Ok(()) } else { socket.set_mark(mark) }
+}
+
 /// Lets a bind to port 0 choose the port at connect (`IP_BIND_ADDRESS_NO_PORT`), where the kernel can.
 pub fn bind_without_port(fd: &impl std::os::fd::AsRawFd) {
     let _ = set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);

@@ -4,7 +4,7 @@
 //! a connection that was not redirected.
 
 use super::cluster::ClusterState;
-use super::connect::Target;
+use super::connect::{Source, Target};
 use super::dns;
 use crate::local::Local;
 use carrick_proxy_core::RuntimeConfig;
@@ -50,6 +50,8 @@ pub struct Wish<'a> {
     pub client: Option<(SocketAddr, SocketAddr)>,
     /// Tell them by the PROXY protocol.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// The address that the endpoint is to see.
+    pub source: Option<Source>,
 }
 
 /// An endpoint.
@@ -78,6 +80,7 @@ pub(crate) async fn choose(
         pipe: None,
         client: wish.client,
         proxy_protocol: wish.proxy_protocol,
+        source: wish.source,
     };
     let set = match &cluster.discovery {
         Discovery::OriginalDst => {
@@ -129,6 +132,7 @@ pub(super) fn plain_target(cluster: &Cluster, set: &EndpointSet, index: usize) -
         },
         client: None,
         proxy_protocol: None,
+        source: None,
     })
 }
 

@@ -14,7 +14,7 @@ use carrick_proxy_core::model::filter::UpstreamOverrides;
 use carrick_proxy_core::proxy_protocol::header;
 use rustls::pki_types::ServerName;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,17 @@ pub struct Target {
     pub client: Option<(SocketAddr, SocketAddr)>,
     /// The PROXY protocol before everything else, whatever the transport says.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// The address that the endpoint is to see, which is not ours.
+    pub source: Option<Source>,
+}
+
+/// An address of somebody else's, from which a connection comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// The address.
+    pub ip: IpAddr,
+    /// The mark of the packets, by which rules bring the answers back to us; 0: none.
+    pub mark: u32,
 }
 
 /// Why there is no connection. Nothing of the request has been sent.
@@ -109,7 +120,7 @@ async fn steps(
 ) -> Result<Stream, ConnectError> {
     stats.upstream_cx_total.inc();
     let mut tcp = match &to.pipe {
-        None => dial(cluster, to.address).await,
+        None => dial(cluster, to.address, to.source).await,
         Some(path) => dial_pipe(path),
     }
     .map_err(ConnectError::Tcp)?;
@@ -161,12 +172,17 @@ fn dial_pipe(path: &str) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-async fn dial(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpStream> {
+async fn dial(cluster: &Cluster, address: SocketAddr, source: Option<Source>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     for (level, name, value) in &cluster.socket_options {
         crate::io::sys::set_option(&socket, *level, *name, *value)?;
     }
-    if let Some(own) = cluster.bind_for(address.ip()) {
+    // An address of the other family cannot be shown.
+    if let Some(source) = source.filter(|source| source.ip.is_ipv4() == address.is_ipv4()) {
+        crate::io::sys::borrow_address(&socket, source.ip.is_ipv6(), source.mark)?;
+        crate::io::sys::bind_without_port(&socket);
+        socket.bind(SocketAddr::new(source.ip, 0))?;
+    } else if let Some(own) = cluster.bind_for(address.ip()) {
         if own.port() == 0 {
             // The port is chosen at connect, per destination, so that it does not run out.
             crate::io::sys::bind_without_port(&socket);

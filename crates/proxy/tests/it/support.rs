@@ -176,6 +176,7 @@ pub fn listener(name: &str, address: SocketAddr, direction: Direction, chains: V
         default_chain: None,
         backlog: None,
         transparent: false,
+        original_src: None,
         freebind: false,
         tcp_keepalive: None,
         access_logs: Vec::new(),

@@ -68,14 +68,18 @@ fn key(object: &Value) -> String {
 fn named_after(object: &Value, pair: Pair) -> bool {
     let names = Names::of(pair);
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-    [&names.client, &names.server, &names.gateway].into_iter().any(|own| name.contains(own.as_str()))
+    [&names.client, &names.server, &names.gateway, &names.transparent]
+        .into_iter()
+        .any(|own| name.contains(own.as_str()))
 }
 
 fn concerns_only(object: &Value, pair: Pair) -> bool {
     let names = Names::of(pair);
     SCOPES.iter().filter_map(|pointer| object.pointer(pointer)).any(|scope| {
         let text = scope.to_string();
-        [&names.client, &names.server, &names.gateway].into_iter().any(|own| text.contains(own.as_str()))
+        [&names.client, &names.server, &names.gateway, &names.transparent]
+            .into_iter()
+            .any(|own| text.contains(own.as_str()))
     })
 }
 

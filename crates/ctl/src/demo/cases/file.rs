@@ -32,6 +32,8 @@ struct Written {
     #[serde(default)]
     gateway: bool,
     #[serde(default)]
+    transparent: bool,
+    #[serde(default)]
     pairs: Vec<String>,
 }
 
@@ -48,6 +50,8 @@ pub struct Case {
     pub refused: Option<String>,
     /// A gateway of the client's engine is needed.
     pub gateway: bool,
+    /// The server is needed whose packets keep their addresses.
+    pub transparent: bool,
     /// The only pairs it is for; all when empty.
     pub pairs: Vec<Pair>,
 }
@@ -254,6 +258,7 @@ pub fn read(name: &str, text: &str, names: &Names) -> Result<Case> {
         told: written.told,
         refused: written.refused,
         gateway: written.gateway,
+        transparent: written.transparent,
         pairs: pairs.collect::<Result<_>>()?,
     })
 }

@@ -2,7 +2,9 @@
 //!
 //! Invariant: what is started here stays as it is from the first case to the last; cases add and remove objects only.
 
-use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, str::FromStr, time::Duration,
+};
 
 use anyhow::{Context, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -68,6 +70,10 @@ pub struct Names {
     pub server: String,
     /// The gateway's pod and service, and the value of its `istio` label.
     pub gateway: String,
+    /// The server whose packets keep their addresses: pod, service, app label and service account.
+    pub transparent: String,
+    /// The client's address.
+    client_ip: String,
     /// The folder of certificates.
     certificates: String,
     /// The partner's address.
@@ -82,6 +88,8 @@ impl Names {
             client: format!("client-{short}"),
             server: format!("server-{short}"),
             gateway: format!("gateway-{short}"),
+            transparent: format!("transparent-{short}"),
+            client_ip: "192.0.2.2".into(),
             certificates: "/certs".into(),
             partner: "192.0.2.1".into(),
         }
@@ -95,9 +103,11 @@ impl Names {
     /// The text with the names in place.
     pub fn put(&self, text: &str) -> String {
         let text = text
+            .replace("$client_ip", &self.client_ip)
             .replace("$client", &self.client)
             .replace("$server", &self.server)
             .replace("$gateway", &self.gateway)
+            .replace("$transparent", &self.transparent)
             .replace("$certs", &self.certificates)
             .replace("$partner_ip", &self.partner);
         self.put_files(&text)
@@ -145,9 +155,10 @@ pub struct Lab {
     mesh: Mesh,
     curls: BTreeMap<String, Curl>,
     envoys: Vec<String>,
-    gateways: BTreeMap<String, Result<(), String>>,
+    /// What was started when a case asked for it.
+    asked: BTreeMap<String, Result<(), String>>,
     certificates: String,
-    partner: String,
+    addresses: BTreeMap<String, Ipv4Addr>,
 }
 
 /// Settings of the mesh: a name it had before, and external authorizers that cases may name: the partner, which answers with the
@@ -237,15 +248,13 @@ impl Lab {
             mesh,
             curls: BTreeMap::new(),
             envoys,
-            gateways: BTreeMap::new(),
+            asked: BTreeMap::new(),
             certificates: certs.display().to_string(),
-            partner: String::new(),
+            addresses: BTreeMap::new(),
         };
         for pod in pods {
             let address = lab.mesh.ready(NAMESPACE, &pod).await?;
-            if pod == "partner" {
-                lab.partner = address.to_string();
-            }
+            lab.addresses.insert(pod.clone(), address);
             let curl = Curl::enter(&lab.mesh, NAMESPACE, &pod)?;
             lab.curls.insert(pod, curl);
         }
@@ -255,7 +264,38 @@ impl Lab {
 
     /// What the placeholders stand for.
     pub fn names(&self, pair: Pair) -> Names {
-        Names { certificates: self.certificates.clone(), partner: self.partner.clone(), ..Names::of(pair) }
+        let names = Names::of(pair);
+        let address = |pod: &str| self.addresses.get(pod).map(ToString::to_string).unwrap_or_default();
+        let (partner, client_ip) = (address("partner"), address(&names.client));
+        Names { certificates: self.certificates.clone(), partner, client_ip, ..names }
+    }
+
+    /// Starts the pair's server whose packets keep their addresses if it does not run yet; it is tried once.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn transparent(&mut self, pair: Pair) -> Result<()> {
+        let name = Names::of(pair).transparent;
+        if let Some(before) = self.asked.get(&name) {
+            return before.clone().map_err(anyhow::Error::msg);
+        }
+        let started = self.start_transparent(&name, pair.server).await;
+        self.asked.insert(name, started.as_ref().copied().map_err(|error| format!("{error:#}")));
+        started
+    }
+
+    async fn start_transparent(&mut self, name: &str, engine: Engine) -> Result<()> {
+        self.mesh.apply(&service_objects(name, SERVER_PORTS)).await?;
+        let mut pod = member(name, name, engine, None);
+        pod.more.extend(["--annotation", "sidecar.istio.io/interceptionMode=TPROXY"].map(str::to_owned));
+        self.mesh.spawn(&pod)?;
+        self.mesh.ready(NAMESPACE, name).await?;
+        let curl = Curl::enter(&self.mesh, NAMESPACE, name)?;
+        self.curls.insert(name.to_owned(), curl);
+        if engine == Engine::Envoy {
+            self.envoys.push(name.to_owned());
+        }
+        self.mesh.converged().await
     }
 
     /// Starts the gateway of a pair if it does not run yet; it is tried once.
@@ -264,11 +304,11 @@ impl Lab {
     /// When it does not become ready.
     pub async fn gateway(&mut self, pair: Pair) -> Result<()> {
         let name = Names::of(pair).gateway;
-        if let Some(before) = self.gateways.get(&name) {
+        if let Some(before) = self.asked.get(&name) {
             return before.clone().map_err(anyhow::Error::msg);
         }
         let started = self.start_gateway(&name, pair.client).await;
-        self.gateways.insert(name, started.as_ref().copied().map_err(|error| format!("{error:#}")));
+        self.asked.insert(name, started.as_ref().copied().map_err(|error| format!("{error:#}")));
         started
     }
 
@@ -414,16 +454,24 @@ impl Lab {
     }
 }
 
+const SERVER_PORTS: &str = "{name: http, port: 8080}, {name: tcp, port: 8081}, {name: grpc, port: 8082}";
+
+/// Service and account of a pod.
+fn service_objects(name: &str, ports: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {name}}}}}\n\
+         spec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
+    )
+}
+
 fn objects(pairs: &[Pair]) -> String {
     let mut text = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}, labels: {{istio-injection: enabled}}}}\n"
     );
     let mut service = |name: &str, ports: &str| {
-        text += &format!(
-            "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
-             ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {name}}}}}\n\
-             spec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
-        );
+        text += "---\n";
+        text += &service_objects(name, ports);
     };
     let http = "{name: http, port: 8080}";
     service("outside", http);
@@ -436,7 +484,7 @@ fn objects(pairs: &[Pair]) -> String {
     for pair in pairs {
         let names = Names::of(*pair);
         service(&names.client, http);
-        service(&names.server, &format!("{http}, {{name: tcp, port: 8081}}, {{name: grpc, port: 8082}}"));
+        service(&names.server, SERVER_PORTS);
     }
     text
 }
