@@ -215,6 +215,7 @@ def main():
     parser.add_argument("target")
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--ca", help="speak TLS, and believe this authority")
+    parser.add_argument("--xds-credentials", action="store_true", help="speak TLS as the control plane says")
     parser.add_argument("--name", help="the server's name in TLS and as authority")
     options = parser.parse_args()
     arguments = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
@@ -224,6 +225,10 @@ def main():
         with open(options.ca, "rb") as file:
             credentials = grpc.ssl_channel_credentials(file.read())
         channel = grpc.secure_channel(options.target, credentials, options=arguments)
+    elif options.xds_credentials:
+        # There is nothing to fall back to, so what gets through is what the control plane said.
+        nobody = grpc.ssl_channel_credentials(b"")
+        channel = grpc.secure_channel(options.target, grpc.xds_channel_credentials(nobody), options=arguments)
     else:
         channel = grpc.insecure_channel(options.target, options=arguments)
     calls = Calls(channel)

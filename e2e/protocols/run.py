@@ -104,6 +104,18 @@ def bootstrap(folder):
     return {**os.environ, "GRPC_XDS_BOOTSTRAP": str(path)}
 
 
+def library(mesh):
+    """A pod without a data plane: its agent serves the gRPC library, as in pods of the template `grpc-agent`."""
+    folder = mesh.folder / "library"
+    folder.mkdir()
+    folder.chmod(0o777)
+    told = {"DISABLE_ENVOY": "true", "ISTIO_META_GENERATOR": "grpc", "OUTPUT_CERTS": folder, "GRPC_XDS_BOOTSTRAP": folder / "bootstrap.json"}
+    env = [word for name, value in told.items() for word in ("--sidecar-env", f"{name}={value}")]
+    nothing = ["--annotation", "sidecar.istio.io/interceptionMode=NONE"]
+    mesh.pod("library", "library", *nothing, *env, command=["sleep", "infinity"])
+    return ["env", f"GRPC_XDS_BOOTSTRAP={folder / 'bootstrap.json'}"]
+
+
 def gateway(engine, folder):
     """A gateway in the clear and with TLS, which sends each host name to the servers of that data plane."""
     routes = "".join(
@@ -171,11 +183,13 @@ def prepare(mesh):
         mesh.pod(f"client-{engine}", f"client-{engine}", "--engine", engine, command=sleep)
         mesh.pod(f"gateway-{engine}", f"gateway-{engine}", "-l", f"istio=gateway-{engine}", "--engine", engine, "--gateway")
     mesh.pod("outside", "outside", "--no-sidecar", command=sleep)
+    by_agent = library(mesh)
     for engine in ENGINES:
         for name in (f"echo-{engine}-v1", f"echo-{engine}-v2", f"client-{engine}", f"gateway-{engine}"):
             mesh.ready(name, READY)
     mesh.ready("outside", ["true"])
-    return certificates
+    mesh.ready("library", READY)
+    return certificates, by_agent
 
 
 def main():
@@ -189,7 +203,7 @@ def main():
         os.chmod(folder, 0o755)
         mesh = Mesh(os.path.abspath(options.carrick), pathlib.Path(folder))
         try:
-            certificates = prepare(mesh)
+            certificates, by_agent = prepare(mesh)
 
             def one(run):
                 what, pod, args = run
@@ -203,8 +217,14 @@ def main():
                 done = subprocess.run(command, capture_output=True, text=True, env=env)
                 return f"xds:/// without a proxy, {engine} sidecar", done
 
+            def beside_agent(engine):
+                target = f"xds:///echo-{engine}.{NAMESPACE}.svc.cluster.local:8082"
+                checks = [sys.executable, "-u", str(HERE / "grpc_checks.py"), target, "--xds-credentials"]
+                return f"xds:/// with the agent's certificate, {engine} sidecar", mesh.inside("library", *by_agent, *checks)
+
             def all_runs(pool):
                 yield from pool.map(one, runs())
+                yield from pool.map(beside_agent, ENGINES)
                 # Such a client speaks in the clear, unless its program gives it certificates.
                 mesh.apply(mutual_tls("PERMISSIVE"))
                 yield from pool.map(by_xds, ENGINES)

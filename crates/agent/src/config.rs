@@ -106,6 +106,13 @@ pub enum EngineKind {
         /// Its log level.
         log_level: String,
     },
+    /// None here: a gRPC library in the application speaks xDS itself.
+    Library {
+        /// The file that it reads when it starts.
+        bootstrap: PathBuf,
+        /// The folder of its certificate's files, if it is to have one.
+        certificates: Option<PathBuf>,
+    },
 }
 
 /// Where the control plane is.
@@ -196,7 +203,7 @@ impl AgentConfig {
         self.state_dir.join("SDS")
     }
 
-    /// The socket on which Envoy reaches the control plane.
+    /// The socket on which Envoy, or a library, reaches the control plane.
     pub fn xds_socket(&self) -> PathBuf {
         self.state_dir.join("XDS")
     }

@@ -195,7 +195,7 @@ fn numbers(text: &str) -> impl Iterator<Item = (&str, u64)> {
 }
 
 /// A fresh socket that only this user may open.
-fn socket(path: &Path) -> io::Result<UnixListener> {
+pub fn socket(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -205,15 +205,16 @@ fn socket(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn observer(metrics: Arc<AgentMetrics>) -> RelayObserver {
+/// Tells what becomes of a relayed stream.
+pub fn observer(metrics: Arc<AgentMetrics>) -> RelayObserver {
     Arc::new(move |event| match event {
         RelayEvent::Connected => info!("connected to the control plane"),
         RelayEvent::Failed(reason) => {
             AgentMetrics::add(&metrics.xds_failures);
-            warn!(reason, "no connection to the control plane; Envoy keeps its configuration");
+            warn!(reason, "no connection to the control plane; the configuration stays as it is");
         }
         RelayEvent::Response(type_url) => {
-            tracing::debug!(kind = TypeUrl::parse(&type_url).short(), "configuration passed on to Envoy");
+            tracing::debug!(kind = TypeUrl::parse(&type_url).short(), "configuration passed on");
         }
     })
 }

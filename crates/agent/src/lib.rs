@@ -25,6 +25,7 @@ mod engine;
 mod envoy;
 mod http_client;
 mod kept;
+mod library;
 mod memory;
 mod names;
 mod native;

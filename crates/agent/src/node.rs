@@ -39,6 +39,7 @@ pub fn node(config: &AgentConfig) -> Node {
     let engine = match config.engine {
         EngineKind::Native => "native",
         EngineKind::Envoy { .. } => "envoy",
+        EngineKind::Library { .. } => "library",
     };
     let ips = own.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     for (key, value) in [

@@ -24,6 +24,7 @@ use crate::envoy::{EnvoyEngine, Feed};
 use crate::health;
 use crate::identity::{Folder, IdentityKeeper};
 use crate::kept::Keeper;
+use crate::library::Library;
 use crate::memory;
 use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
@@ -160,6 +161,12 @@ pub async fn start(config: AgentConfig, clock: SharedClock, logs: Option<LogHand
             let feed = Feed { node, connector, token, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
             let envoy = EnvoyEngine::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("Envoy"))?;
             EngineHandle::Envoy(envoy)
+        }
+        EngineKind::Library { .. } => {
+            let feed = Feed { node, connector, token, store: Arc::clone(&store), metrics: Arc::clone(&metrics), own };
+            let library =
+                Library::start(&config, feed, &readiness, &mut tasks, &drain).map_err(io("gRPC's bootstrap"))?;
+            EngineHandle::Library(library)
         }
     };
 

@@ -61,7 +61,11 @@ impl TrustFollower {
         Ok(Self {
             connector: connector_to(&config.control_plane.ca_address, config, store)?,
             name: config.node.name.clone(),
-            engine: if matches!(config.engine, EngineKind::Native) { "native" } else { "envoy" },
+            engine: match config.engine {
+                EngineKind::Native => "native",
+                EngineKind::Envoy { .. } => "envoy",
+                EngineKind::Library { .. } => "library",
+            },
             store: Arc::clone(store),
             clock,
             folder: config.identity.folder.clone().map(Folder::new),

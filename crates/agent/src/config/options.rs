@@ -65,6 +65,9 @@ const OPTIONS: &[Opt] = options![
     "secret-grace-ratio" ["SECRET_GRACE_PERIOD_RATIO"] "0.5" "share of its life that is left when it is renewed";
     "secret-grace-jitter" ["SECRET_GRACE_PERIOD_RATIO_JITTER"] "0.01" "random change of that share";
     "key-algorithm" ["CARRICK_KEY_ALGORITHM"] "ecdsa-p256" "key of the workload: ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096";
+    "disable-envoy" ["DISABLE_ENVOY"] "false" "no data plane at all: a gRPC library of the application speaks xDS";
+    "grpc-bootstrap" ["GRPC_XDS_BOOTSTRAP"] "./etc/istio/proxy/grpc-bootstrap.json" "what that library starts with is written here";
+    "output-certs" ["OUTPUT_CERTS"] "" "folder of key.pem, cert-chain.pem and root-cert.pem for that library";
     "envoy" ["CARRICK_ENVOY"] "envoy" "Envoy's binary, for --engine envoy" in "binaryPath";
     "envoy-log-level" ["PROXY_LOG_LEVEL"] "warning" "Envoy's log level";
     "concurrency" ["PROXY_CONCURRENCY", "ISTIO_CPU_LIMIT"] "2" "worker threads of the engine; 0: one for each core" in "concurrency";
@@ -338,6 +341,10 @@ impl<S: Surroundings> Reader<'_, S> {
     }
 
     fn engine(&mut self) -> Option<EngineKind> {
+        if self.take("disable-envoy", value::boolean)? {
+            let certificates = Some(self.path("output-certs")).filter(|path| !path.as_os_str().is_empty());
+            return Some(EngineKind::Library { bootstrap: self.path("grpc-bootstrap"), certificates });
+        }
         match self.text("engine") {
             (text, _) if text == "native" => Some(EngineKind::Native),
             (text, _) if text == "envoy" => {

@@ -102,6 +102,21 @@ fn metadata_and_labels() {
 }
 
 #[test]
+fn without_a_data_plane_a_library_is_served() {
+    let surroundings =
+        fake(&[("DISABLE_ENVOY", "true"), ("OUTPUT_CERTS", "/var/lib/istio/data"), ("CARRICK_ENGINE", "envoy")]);
+    let library = |bootstrap: &str, certificates: Option<&str>| EngineKind::Library {
+        bootstrap: bootstrap.into(),
+        certificates: certificates.map(Into::into),
+    };
+    let config = sidecar(&[], &surroundings).unwrap();
+    assert_eq!(config.engine, library("./etc/istio/proxy/grpc-bootstrap.json", Some("/var/lib/istio/data")));
+    let surroundings = fake(&[("DISABLE_ENVOY", "true"), ("GRPC_XDS_BOOTSTRAP", "/x.json")]);
+    assert_eq!(sidecar(&[], &surroundings).unwrap().engine, library("/x.json", None));
+    assert_eq!(sidecar(&[], &fake(&[("DISABLE_ENVOY", "false")])).unwrap().engine, EngineKind::Native);
+}
+
+#[test]
 fn all_mistakes_at_once() {
     let mut surroundings = fake(&[
         ("POD_NAME", "(unset)"),

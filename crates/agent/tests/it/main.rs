@@ -6,6 +6,7 @@ mod envoy;
 mod identity;
 mod join;
 mod lab;
+mod library;
 mod native;
 mod outside;
 mod sds;
