@@ -78,8 +78,8 @@ pub struct ControlOptions {
     pub mesh_map: String,
     /// Where xDS and the certificate service are; port 0 takes a free one.
     pub xds_addr: SocketAddr,
-    /// Port on 127.0.0.1 of xDS in the clear, for gRPC libraries that run beside us. They prove nothing, so they get no secrets.
-    pub plain_xds_port: Option<u16>,
+    /// Where xDS is in the clear, for gRPC libraries. They prove nothing, so they get no secrets.
+    pub plain_xds: Option<SocketAddr>,
     /// Where metrics and debug pages are.
     pub debug_addr: SocketAddr,
     /// What this control plane is called in `proxy-status`.
@@ -126,7 +126,7 @@ impl ControlOptions {
             mesh_file: None,
             mesh_map: CONFIG_MAP.to_owned(),
             xds_addr: (Ipv4Addr::UNSPECIFIED, 15012).into(),
-            plain_xds_port: None,
+            plain_xds: None,
             debug_addr: (Ipv4Addr::LOCALHOST, 15014).into(),
             name: "carrick".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -194,8 +194,8 @@ impl Control {
             TcpListener::bind(address).await.map_err(|source| ControlError::Bind { address, source })
         };
         let xds = bind(options.xds_addr).await?;
-        let plain = match options.plain_xds_port {
-            Some(port) => Some(bind((Ipv4Addr::LOCALHOST, port).into()).await?),
+        let plain = match options.plain_xds {
+            Some(address) => Some(bind(address).await?),
             None => None,
         };
         let debug = bind(options.debug_addr).await?;

@@ -44,6 +44,9 @@ pub struct Options {
     /// Port of xDS and the certificate authority.
     #[arg(long, default_value_t = 15012, value_name = "PORT")]
     xds_port: u16,
+    /// Where xDS is served without TLS or proof, to gRPC clients with `xds:///` names alone (Istio's port is 15010); nowhere unless told.
+    #[arg(long, value_name = "ADDRESS")]
+    plain_xds_address: Option<SocketAddr>,
     /// Port of the webhooks.
     #[arg(long, default_value_t = 15017, value_name = "PORT")]
     webhook_port: u16,
@@ -128,6 +131,7 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     control_options.ledger = Some(ledger);
     control_options.mesh_networks = mesh_networks;
     control_options.xds_addr.set_port(options.xds_port);
+    control_options.plain_xds = options.plain_xds_address;
     control_options.debug_addr.set_port(options.debug_port);
     control_options.name = name;
     control_options.cluster_id = options.cluster_id;

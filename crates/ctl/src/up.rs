@@ -168,7 +168,7 @@ pub async fn run(options: Options) -> Result<()> {
     });
     control_options.xds_addr.set_port(options.xds_port);
     control_options.federation = federation(&options);
-    control_options.plain_xds_port = options.plain_xds_port;
+    control_options.plain_xds = options.plain_xds_port.map(|port| (Ipv4Addr::LOCALHOST, port).into());
     control_options.debug_addr.set_port(options.debug_port);
     control_options.name = format!("carrick-{}", carrick_pod::options::host_name());
     control_options.cluster_id = options.cluster_id.clone();

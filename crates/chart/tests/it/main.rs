@@ -100,7 +100,7 @@ fn what_is_rendered_is_what_helm_renders() {
                 "istiodRemote": {"injectionURL": "https://127.0.0.1:1/inject"}, "base": {"validationURL": "https://127.0.0.1:1/validate"},
                 "tolerations": [{"key": "k", "operator": "Exists"}], "affinity": {"nodeAffinity": {}}, "podLabels": {"x": "1"},
                 "extraContainerArgs": ["--a=b c"], "deploymentLabels": {"y": "true"}, "nodeSelector": {"kubernetes.io/os": "linux"},
-                "cni": {"enabled": true}, "pilot": {"cni": {"provider": "multus"}}, "gateways": {"securityContext": {"runAsUser": 7}},
+                "plainXds": {"enabled": true}, "cni": {"enabled": true}, "pilot": {"cni": {"provider": "multus"}}, "gateways": {"securityContext": {"runAsUser": 7}},
                 "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
             }),
         ),

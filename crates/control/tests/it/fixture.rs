@@ -82,7 +82,7 @@ impl World {
         rotation: Option<RotationOptions>,
     ) -> Self {
         Self::with(authority, |options| {
-            (options.xds_addr, options.plain_xds_port, options.rotation) = (xds, plain_xds_port, rotation);
+            (options.xds_addr, options.plain_xds, options.rotation) = (xds, plain_xds_port.map(local), rotation);
         })
         .await
     }
@@ -102,7 +102,7 @@ impl World {
             mesh_config: MeshConfig::default(),
             mesh_file: None,
             xds_addr: local(0),
-            plain_xds_port: None,
+            plain_xds: None,
             debug_addr: local(0),
             name: "carrick-test".into(),
             version: "1".into(),
