@@ -35,7 +35,7 @@ pub struct Node {
     pub metadata: Meta,
 }
 
-/// A config map: only the roots in it matter.
+/// A config map: only roots, and overlays over what is made for gateways, matter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigMap {
@@ -55,6 +55,15 @@ pub struct RootsData {
     /// Revocation lists, PEM.
     #[serde(rename = "ca.crl", deserialize_with = "nullable")]
     pub crl: String,
+    /// Overlays over what is made for gateways, YAML, each over an object of its kind.
+    pub deployment: Option<String>,
+    pub service: Option<String>,
+    #[serde(rename = "serviceAccount")]
+    pub service_account: Option<String>,
+    #[serde(rename = "horizontalPodAutoscaler")]
+    pub horizontal_pod_autoscaler: Option<String>,
+    #[serde(rename = "podDisruptionBudget")]
+    pub pod_disruption_budget: Option<String>,
 }
 
 /// A service account: only its existence and annotations matter.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use carrick_api::{ProxyConfig, from_value, parse};
 use carrick_inject::admission::{Cluster, answer};
-use carrick_inject::gateway_api::workload;
+use carrick_inject::gateway_api::{Wanted, workload};
 use carrick_inject::{Settings, openshift};
 use carrick_runtime::drain::Drain;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
@@ -31,8 +31,8 @@ const NATIVE_SINCE: u32 = 33;
 /// Answers reviews: path and `request` to `response`.
 pub type Answers = Arc<dyn Fn(&str, &Value) -> Value + Send + Sync>;
 
-/// Gives the objects that a gateway runs on: its Service, and an account that somebody else made, to all of them.
-pub type Workloads = Arc<dyn Fn(&Value, Option<&str>) -> Result<Vec<Value>, String> + Send + Sync>;
+/// Gives the objects that a gateway runs on.
+pub type Workloads = Arc<dyn Fn(Wanted<'_>) -> Result<Vec<Value>, String> + Send + Sync>;
 
 /// What an injector is asked.
 #[derive(Clone)]
@@ -92,11 +92,11 @@ pub fn injector(
     let shown = Arc::clone(&known);
     let answers: Answers = Arc::new(move |path, request| answer(path, request, &shown.load()));
     let (shown, ready) = (Arc::clone(&known), knows.subscribe());
-    let workloads: Workloads = Arc::new(move |service, account| {
+    let workloads: Workloads = Arc::new(move |wanted| {
         if !*ready.borrow() {
             return Err("the cluster was not read yet".to_owned());
         }
-        workload(service, account, &shown.load()).map_err(|error| error.to_string())
+        workload(wanted, &shown.load()).map_err(|error| error.to_string())
     });
     (Injector { answers, workloads }, keep(client, options, known, knows, drain))
 }

@@ -1,7 +1,10 @@
-//! What a Gateway of the Gateway API runs on in a cluster: an account, a Deployment and a Service.
+//! What a Gateway of the Gateway API runs on in a cluster: an account, a Deployment and a Service, and where somebody says how large
+//! they are an autoscaler and a disruption budget.
 //!
-//! Invariant: pure, and the pod is the one that the template `gateway` gives, written out: no webhook is needed for it to start, and
+//! Invariant: an overlay changes neither which objects they are nor whose; pure, and the pod is the one that the template `gateway` gives, written out: no webhook is needed for it to start, and
 //! none changes it.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
@@ -9,18 +12,30 @@ use crate::admission::Cluster;
 use crate::lists::{list_mut, proxy_mut};
 use crate::owner::Owner;
 use crate::pod::{InjectError, Injection, inject};
-use crate::{CONTAINER_NAME, proxy_config};
+use crate::{CONTAINER_NAME, overlay, proxy_config};
 
 /// Annotations that tell of injection, which this is not.
 const OF_INJECTION: &[&str] = &["inject.istio.io/templates", "sidecar.istio.io/status", "proxy.istio.io/overrides"];
 /// A gateway is for those outside of the cluster, unless it says otherwise.
 const DEFAULT_TYPE: &str = "LoadBalancer";
 
-/// The objects for a gateway's Service, whose metadata all of them have. `account` is an account that somebody else made.
+/// What a gateway is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its Service, whose metadata all objects have.
+    pub service: &'a Value,
+    /// An account that somebody else made.
+    pub account: Option<&'a str>,
+    /// What is laid over the objects, by their kind, one after the other.
+    pub overlays: &'a [BTreeMap<&'static str, Value>],
+}
+
+/// The objects for a gateway.
 ///
 /// # Errors
-/// [`InjectError`] of an annotation that the proxy's pod cannot obey.
-pub fn workload(service: &Value, account: Option<&str>, cluster: &Cluster) -> Result<Vec<Value>, InjectError> {
+/// [`InjectError`] of an annotation that the proxy's pod cannot obey, or of an overlay.
+pub fn workload(wanted: Wanted<'_>, cluster: &Cluster) -> Result<Vec<Value>, InjectError> {
+    let Wanted { service, account, overlays } = wanted;
     let metadata = service.get("metadata").cloned().unwrap_or_default();
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     let (name, namespace) = (text("name"), text("namespace"));
@@ -37,7 +52,64 @@ pub fn workload(service: &Value, account: Option<&str>, cluster: &Cluster) -> Re
         "spec": { "selector": { "matchLabels": selector }, "template": template },
     }));
     objects.push(reached(service));
-    Ok(objects)
+    let said = |kind: &str| overlays.iter().any(|overlays| overlays.contains_key(kind));
+    if said("HorizontalPodAutoscaler") {
+        objects.push(json!({
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": metadata,
+            "spec": { "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": name }, "maxReplicas": 1 },
+        }));
+    }
+    if said("PodDisruptionBudget") {
+        objects.push(json!({
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata,
+            "spec": { "selector": { "matchLabels": selector } },
+        }));
+    }
+    objects.into_iter().map(|object| laid_over(object, overlays)).collect()
+}
+
+/// An object with the overlays of its kind.
+///
+/// # Errors
+/// [`InjectError`] of an overlay that cannot be merged, or makes another object of it.
+pub fn laid_over(object: Value, overlays: &[BTreeMap<&'static str, Value>]) -> Result<Value, InjectError> {
+    let Value::Object(mut object) = object else { return Ok(object) };
+    let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let before = identity(&object);
+    for overlay in overlays.iter().filter_map(|overlays| overlays.get(kind.as_str())?.as_object()) {
+        let of = if kind == "Service" { overlay::Keys::Service } else { overlay::Keys::Pod };
+        overlay::apply_to(&mut object, overlay, of)
+            .map_err(|reason| InjectError::Merge { what: format!("the overlay of {kind}"), reason })?;
+    }
+    if identity(&object) != before {
+        let words = format!("the overlay of {kind} changes which object it is: {}", IDENTITY.join(", "));
+        return Err(InjectError::Pod(words));
+    }
+    Ok(Value::Object(object))
+}
+
+/// Fields that say which object it is and whose.
+const IDENTITY: [&str; 8] = [
+    "/apiVersion",
+    "/kind",
+    "/metadata/name",
+    "/metadata/namespace",
+    "/metadata/uid",
+    "/metadata/ownerReferences",
+    "/metadata/finalizers",
+    "/metadata/managedFields",
+];
+
+fn identity(object: &Map<String, Value>) -> [Option<Value>; 8] {
+    IDENTITY.map(|pointer| {
+        let mut at = pointer.split('/').skip(1);
+        let first = object.get(at.next()?)?;
+        at.try_fold(first, |value, field| value.get(field)).cloned()
+    })
 }
 
 /// The Service as a cluster should have it.
@@ -96,7 +168,7 @@ fn pod(name: &str, namespace: &str, metadata: &Value, account: &str, cluster: &C
         name: name.to_owned(),
         namespace: namespace.to_owned(),
     };
-    let strings = |map: Map<String, Value>| -> std::collections::BTreeMap<String, String> {
+    let strings = |map: Map<String, Value>| -> BTreeMap<String, String> {
         map.into_iter().map(|(key, value)| (key, crate::values::plain(&value))).collect()
     };
     let effective = proxy_config::effective(&proxy_config::Levels {
@@ -109,7 +181,7 @@ fn pod(name: &str, namespace: &str, metadata: &Value, account: &str, cluster: &C
             .get("proxy.istio.io/config")
             .and_then(|text| carrick_api::parse::documents(text.as_str()?.as_bytes()).ok()?.pop()),
     });
-    let nothing = std::collections::BTreeMap::new();
+    let nothing = BTreeMap::new();
     let mut pod = inject(&Injection {
         pod: &wanted,
         owner: &owner,
@@ -139,6 +211,14 @@ mod tests {
     use super::*;
 
     fn made(account: Option<&str>, annotations: Value) -> Result<Vec<Value>, InjectError> {
+        with(account, annotations, &[])
+    }
+
+    fn with(
+        account: Option<&str>,
+        annotations: Value,
+        overlays: &[BTreeMap<&'static str, Value>],
+    ) -> Result<Vec<Value>, InjectError> {
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {
@@ -148,7 +228,7 @@ mod tests {
             },
             "spec": { "selector": { "gateway.networking.k8s.io/gateway-name": "web" }, "ports": [{ "name": "http-80", "port": 80 }] },
         });
-        workload(&service, account, &Cluster::default())
+        workload(Wanted { service: &service, account, overlays }, &Cluster::default())
     }
 
     #[test]
@@ -208,5 +288,58 @@ mod tests {
         assert_eq!(objects.len(), 2);
         assert_eq!(objects[0]["spec"]["template"]["spec"]["serviceAccountName"], "robot");
         assert!(made(None, json!({ "proxy.istio.io/config": "concurency: 1" })).is_err());
+    }
+
+    #[test]
+    fn overlays_are_laid_over_their_kinds_one_after_the_other() {
+        let of_class = BTreeMap::from([
+            (
+                "Deployment",
+                json!({"spec": {"replicas": 4, "template": {"spec": {"containers": [{"name": "istio-proxy", "resources": {"limits": {"memory": "2Gi"}}}]}}}}),
+            ),
+            ("Service", json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}})),
+            ("PodDisruptionBudget", json!({"spec": {"minAvailable": 1}})),
+        ]);
+        let own = BTreeMap::from([
+            ("Deployment", json!({"spec": {"replicas": null}})),
+            ("ServiceAccount", json!({"metadata": {"annotations": {"role": "edge"}}})),
+            ("HorizontalPodAutoscaler", json!({"spec": {"minReplicas": 2, "maxReplicas": 5}})),
+        ]);
+        let objects = with(None, json!({ "note": "x" }), &[of_class, own]).unwrap();
+        let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+        assert_eq!(of("ServiceAccount")["metadata"]["annotations"], json!({"note": "x", "role": "edge"}));
+        assert_eq!(of("Deployment")["spec"].get("replicas"), None);
+        let proxy = &of("Deployment")["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!((&proxy["resources"]["limits"]["memory"], &proxy["args"][1]), (&json!("2Gi"), &json!("router")));
+        let ports = of("Service")["spec"]["ports"].as_array().unwrap();
+        assert_eq!(of("Service")["spec"]["type"], "NodePort");
+        let http = ports.iter().find(|port| port["port"] == 80).unwrap();
+        assert_eq!((ports.len(), &http["name"], &http["nodePort"]), (2, &json!("http-80"), &json!(30080)));
+        assert_eq!(
+            of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"]["gateway.networking.k8s.io/gateway-name"],
+            "web"
+        );
+        assert_eq!(of("PodDisruptionBudget")["spec"]["minAvailable"], 1);
+        let scaler = &of("HorizontalPodAutoscaler")["spec"];
+        assert_eq!((&scaler["scaleTargetRef"]["name"], &scaler["maxReplicas"]), (&json!("web-istio"), &json!(5)));
+        for (group, version, kind) in
+            [("autoscaling", "v2", "HorizontalPodAutoscaler"), ("policy", "v1", "PodDisruptionBudget")]
+        {
+            let schema = carrick_api::kinds::registry().by_kind(group, kind).unwrap().schema(version);
+            assert_eq!(schema.check(of(kind)), [], "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_overlay_does_not_make_another_object_of_it() {
+        for overlay in [
+            json!({"metadata": {"name": "other"}}),
+            json!({"metadata": {"namespace": "other"}}),
+            json!({"metadata": {"ownerReferences": [{"uid": "v"}]}}),
+            json!({"kind": "Secret"}),
+        ] {
+            let overlays = [BTreeMap::from([("Deployment", overlay.clone())])];
+            assert!(with(None, json!({}), &overlays).is_err(), "{overlay}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! One pod laid over another: Kubernetes' strategic merge patch, as far as pods go.
+//! One object laid over another: Kubernetes' strategic merge patch, as far as pods, what holds them, and Services go.
 //!
 //! Invariant: lists that have a key are merged element by element, what the overlay names comes first and in its own order, and
 //! every other list is replaced as a whole; `null` removes. Which lists have which key is Kubernetes' API (`patchMergeKey`).
@@ -25,6 +25,25 @@ const KEYS: &[(&str, &str)] = &[
     ("ownerReferences", "uid"),
 ];
 
+/// The key of a Service's `ports`.
+const PORT: &str = "port";
+
+/// Whose lists they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    Pod,
+    Service,
+}
+
+impl Keys {
+    fn of(self, field: &str) -> Option<&'static str> {
+        match (self, field) {
+            (Keys::Service, "ports") => Some(PORT),
+            _ => KEYS.iter().find(|(list, _)| *list == field).map(|(_, key)| *key),
+        }
+    }
+}
+
 /// Lists of plain values that are merged as sets.
 const SETS: &[&str] = &["finalizers"];
 
@@ -39,18 +58,26 @@ pub enum OverlayError {
     NotAnObject(String),
 }
 
+/// Lays `over` on `below`, both pods.
+///
+/// # Errors
+/// As [`apply_to`].
+pub fn apply(below: &mut Map<String, Value>, over: &Map<String, Value>) -> Result<(), OverlayError> {
+    apply_to(below, over, Keys::Pod)
+}
+
 /// Lays `over` on `below`.
 ///
 /// # Errors
 /// [`OverlayError`]; `below` may then be half merged and must not be used.
-pub fn apply(below: &mut Map<String, Value>, over: &Map<String, Value>) -> Result<(), OverlayError> {
+pub fn apply_to(below: &mut Map<String, Value>, over: &Map<String, Value>, keys: Keys) -> Result<(), OverlayError> {
     for (field, value) in over {
         match (below.get_mut(field), value) {
             (_, Value::Null) => {
                 below.shift_remove(field);
             }
-            (Some(Value::Object(below)), Value::Object(over)) => apply(below, over)?,
-            (Some(Value::Array(below)), Value::Array(over)) => list(field, below, over)?,
+            (Some(Value::Object(below)), Value::Object(over)) => apply_to(below, over, keys)?,
+            (Some(Value::Array(below)), Value::Array(over)) => list(field, below, over, keys)?,
             (Some(place), value) => *place = without_nulls(value),
             (None, value) => {
                 below.insert(field.clone(), without_nulls(value));
@@ -60,7 +87,7 @@ pub fn apply(below: &mut Map<String, Value>, over: &Map<String, Value>) -> Resul
     Ok(())
 }
 
-fn list(field: &str, below: &mut Vec<Value>, over: &[Value]) -> Result<(), OverlayError> {
+fn list(field: &str, below: &mut Vec<Value>, over: &[Value], keys: Keys) -> Result<(), OverlayError> {
     if SETS.contains(&field) {
         for value in over {
             if !below.contains(value) {
@@ -69,8 +96,8 @@ fn list(field: &str, below: &mut Vec<Value>, over: &[Value]) -> Result<(), Overl
         }
         return Ok(());
     }
-    match KEYS.iter().find(|(list, _)| *list == field) {
-        Some((_, key)) => keyed(field, key, below, over),
+    match keys.of(field) {
+        Some(key) => keyed(field, key, below, over, keys),
         None => {
             *below = over.iter().map(without_nulls).collect();
             Ok(())
@@ -78,14 +105,20 @@ fn list(field: &str, below: &mut Vec<Value>, over: &[Value]) -> Result<(), Overl
     }
 }
 
-fn keyed(field: &str, key: &'static str, below: &mut Vec<Value>, over: &[Value]) -> Result<(), OverlayError> {
+fn keyed(
+    field: &str,
+    key: &'static str,
+    below: &mut Vec<Value>,
+    over: &[Value],
+    keys: Keys,
+) -> Result<(), OverlayError> {
     let server_order: Vec<Value> = below.iter().map(|item| item.get(key).cloned().unwrap_or_default()).collect();
     let mut named: Vec<Value> = Vec::new();
     for item in over {
         let item = item.as_object().ok_or_else(|| OverlayError::NotAnObject(field.to_owned()))?;
         let id = item.get(key).ok_or_else(|| OverlayError::NoKey { list: field.to_owned(), key })?.clone();
         match below.iter_mut().find(|other| other.get(key) == Some(&id)).and_then(Value::as_object_mut) {
-            Some(below) => apply(below, item)?,
+            Some(below) => apply_to(below, item, keys)?,
             None => below.push(without_nulls(&Value::Object(item.clone()))),
         }
         if !named.contains(&id) {

@@ -10,6 +10,7 @@ mod filters;
 mod gateways;
 mod grpc;
 mod http;
+mod parameters;
 mod references;
 mod streams;
 mod tls_policies;
@@ -30,6 +31,7 @@ use carrick_base::ObjectRef;
 use serde_json::Value;
 
 pub use deploy::{GatewayService, MANAGED_LABEL};
+pub use parameters::Overlays;
 
 /// The controller in the name of which classes are taken and conditions written: Istio's, so that its manifests work as they stand.
 pub const CONTROLLER: &str = "istio.io/gateway-controller";
@@ -89,12 +91,14 @@ pub struct Surroundings<'a> {
     pub services: &'a [Arc<Service>],
     /// Secrets, for certificates.
     pub secrets: &'a [Arc<Secret>],
-    /// Config maps, for the certificates of authorities.
+    /// Config maps, for the certificates of authorities and for parameters of gateways.
     pub config_maps: &'a [Arc<ConfigMap>],
     /// Pods, for the gateways that run.
     pub pods: &'a [Arc<Pod>],
     /// The cluster's DNS suffix.
     pub domain: &'a str,
+    /// The control plane's namespace.
+    pub root: &'a str,
 }
 
 /// What the objects mean, and what is to be said on them.

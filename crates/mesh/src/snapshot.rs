@@ -99,6 +99,7 @@ impl Snapshot {
             config_maps: &input.config_maps,
             pods: &input.endpoints.pods,
             domain: &settings.domain_suffix,
+            root: &settings.root_namespace,
         };
         let translated = gateway_api::translate(&input.gateway_api, around);
         let joined = joined(input, &translated);

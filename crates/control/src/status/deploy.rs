@@ -7,6 +7,7 @@
 use super::{Statuses, WRITE_LIMIT};
 use crate::injector::Workloads;
 use crate::source::{Kind, Name, kube::api};
+use carrick_inject::gateway_api::{Wanted, laid_over};
 use carrick_mesh::gateway_api::{CLASSES, CONTROLLER, GatewayService, MANAGED_LABEL};
 use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -87,11 +88,15 @@ impl Statuses {
 
     /// What a gateway needs; `None` when that is not our business.
     fn objects(&self, gateway: &GatewayService) -> Result<Option<Vec<Value>>, String> {
-        let Some(deploying) = &self.deploying else { return Ok(Some(vec![gateway.service.clone()])) };
+        let Some(deploying) = &self.deploying else {
+            let service = laid_over(gateway.service.clone(), &gateway.overlays).map_err(|error| error.to_string())?;
+            return Ok(Some(vec![service]));
+        };
         if gateway.revision.as_ref().is_some_and(|revision| *revision != deploying.revision) {
             return Ok(None);
         }
-        (deploying.workloads)(&gateway.service, gateway.account.as_deref()).map(Some)
+        let GatewayService { service, account, overlays, .. } = gateway;
+        (deploying.workloads)(Wanted { service, account: account.as_deref(), overlays }).map(Some)
     }
 
     /// Writes all of it, unless one of the objects is somebody else's.

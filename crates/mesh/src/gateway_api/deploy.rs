@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use carrick_api::gateway_api::{GROUP, K8sGateway};
 use serde_json::{Value, json};
 
-use super::GATEWAY_LABEL;
+use super::{GATEWAY_LABEL, Overlays};
 
 /// Says that an object is made by the controller of gateways, so that nobody else's is touched.
 pub const MANAGED_LABEL: &str = "gateway.istio.io/managed";
@@ -43,10 +43,16 @@ pub struct GatewayService {
     pub account: Option<String>,
     /// The revision that the Gateway names.
     pub revision: Option<String>,
+    /// What is laid over the objects, one after the other.
+    pub overlays: Vec<Overlays>,
 }
 
 /// The Service of a gateway with these ports: numbers and protocols.
-pub(super) fn service(gateway: &K8sGateway, ports: &BTreeMap<u16, &str>) -> Option<GatewayService> {
+pub(super) fn service(
+    gateway: &K8sGateway,
+    ports: &BTreeMap<u16, &str>,
+    overlays: Vec<Overlays>,
+) -> Option<GatewayService> {
     let meta = &gateway.metadata;
     let annotation = |name: &str| meta.annotations.get(name).filter(|value| !value.is_empty());
     let usual = || format!("{}-{}", meta.name, gateway.spec.gateway_class_name);
@@ -92,6 +98,7 @@ pub(super) fn service(gateway: &K8sGateway, ports: &BTreeMap<u16, &str>) -> Opti
         service: json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec }),
         account: annotation(ACCOUNT_ANNOTATION).cloned(),
         revision: meta.labels.get(REVISION_LABEL).cloned(),
+        overlays,
     })
 }
 

@@ -41,6 +41,13 @@ fn translated(objects: &[Value]) -> Translated {
             &json!({"metadata": {"name": "roots", "namespace": namespace}, "data": {"ca.crt": "-----BEGIN CERTIFICATE-----"}}),
         )
     };
+    let parameters = |namespace: &str, name: &str| {
+        let labels = json!({"gateway.istio.io/defaults-for-class": "istio"});
+        let labels = if namespace == "istio-system" { labels } else { json!({}) };
+        take(&json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}, "data": {
+            "deployment": format!("spec: {{replicas: {}}}", name.len()), "unread": "x", "service": if name == "all" { "spec: {type: NodePort}" } else { "" },
+        }}))
+    };
     let namespace = |name: &str| take(&json!({"metadata": {"name": name, "labels": {"team": name}}}));
     translate(
         &input,
@@ -48,9 +55,15 @@ fn translated(objects: &[Value]) -> Translated {
             namespaces: &[namespace("edge"), namespace("shop"), namespace("bank")],
             services: &[service("cart", "shop"), service("list", "shop"), service("vault", "bank")],
             secrets: &[take(&secret)],
-            config_maps: &[roots("shop"), roots("edge")],
+            config_maps: &[
+                roots("shop"),
+                roots("edge"),
+                parameters("edge", "sizes"),
+                parameters("istio-system", "all"),
+            ],
             pods: &[take(&pod)],
             domain: "cluster.local",
+            root: "istio-system",
         },
     )
 }
@@ -424,8 +437,35 @@ fn what_is_not_done_is_told() {
     gateway["spec"]["infrastructure"] = json!({"parametersRef": {"group": "", "kind": "ConfigMap", "name": "p"}});
     gateway["spec"]["tls"] = json!({"backend": {"clientCertificateRef": {"name": "none"}}});
     let told = conditions(&status(&translated(&[gateway]), "K8sGateway", "web"));
-    assert_eq!(told[0], "Accepted=False InvalidParameters");
+    assert_eq!(told[0], "Accepted=False InvalidParameters", "there is no such map");
     assert_eq!(told[2], "ResolvedRefs=False InvalidClientCertificateRef");
+}
+
+#[test]
+fn parameters_of_the_class_come_before_the_gateways_own() {
+    let mut own = gateway(json!([http_listener()]));
+    let overlays =
+        |out: &Translated| -> Vec<Value> { out.services[0].overlays.iter().map(|overlays| json!(overlays)).collect() };
+    let of_class = json!({"Deployment": {"spec": {"replicas": 3}}, "Service": {"spec": {"type": "NodePort"}}});
+    assert_eq!(overlays(&translated(&[own.clone()])), [of_class.clone()]);
+    let mut with = |to: Value| {
+        own["spec"]["infrastructure"] = json!({"parametersRef": to});
+        translated(&[own.clone()])
+    };
+    let out = with(json!({"group": "", "kind": "ConfigMap", "name": "roots"}));
+    assert_eq!(overlays(&out), [of_class, json!({})], "nothing that concerns a gateway");
+    assert_eq!(conditions(&status(&out, "K8sGateway", "web"))[0], "Accepted=True Accepted");
+    for (to, words) in [
+        (json!({"group": "", "kind": "ConfigMap", "name": "none"}), "edge/none does not exist"),
+        (json!({"group": "", "kind": "Secret", "name": "cert"}), "only ConfigMap"),
+        (json!({"group": "", "kind": "ConfigMap", "name": "sizes"}), "edge/sizes, service: expected one object"),
+    ] {
+        let out = with(to);
+        assert!(out.services.is_empty(), "nothing is made");
+        let told = &status(&out, "K8sGateway", "web")["conditions"][0];
+        assert_eq!((&told["status"], &told["reason"]), (&json!("False"), &json!("InvalidParameters")));
+        assert!(told["message"].as_str().unwrap().contains(words), "{told}");
+    }
 }
 
 #[test]

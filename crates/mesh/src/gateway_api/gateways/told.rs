@@ -10,7 +10,7 @@ use super::{Gateways, Listener, frontend};
 use crate::gateway_api::{
     Translated,
     conditions::{Outcome, condition, of},
-    deploy,
+    deploy, parameters,
 };
 
 impl Gateways<'_> {
@@ -23,7 +23,9 @@ impl Gateways<'_> {
             }
             let held = self.listeners.iter().filter(|l| l.gateway == index && l.holds());
             let ports = deploy::ports(held.map(|l| (l.spec.port, l.spec.protocol.as_str())));
-            out.services.extend(deploy::service(gateway, &ports));
+            if let Ok(overlays) = parameters::of(gateway, &self.around) {
+                out.services.extend(deploy::service(gateway, &ports, overlays));
+            }
             let status = self.gateway(index, gateway);
             out.statuses
                 .insert(ObjectRef::new("K8sGateway", &gateway.metadata.namespace, &gateway.metadata.name), status);
@@ -114,11 +116,7 @@ impl Gateways<'_> {
             let kind = address.kind.as_deref().unwrap_or_default();
             return Err(("UnsupportedAddress", format!("addresses of type {kind:?} are not known here")));
         }
-        let parameters = gateway.spec.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref());
-        match parameters {
-            Some(to) => Err(("InvalidParameters", format!("parameters {:?} are not understood", to.name))),
-            None => Ok(()),
-        }
+        parameters::of(gateway, &self.around).map(drop).map_err(|why| ("InvalidParameters", why))
     }
 
     /// An address that was asked for and cannot be had.
