@@ -26,9 +26,16 @@ const SERVICE: &str = include_str!("../../../../../examples/intuit-gateway/east-
 const GATEWAY: &str = include_str!("../../../../../examples/intuit-gateway/east-west-gateway.yaml");
 const STRICT: &str = include_str!("../../../../../examples/intuit-gateway/ledger-strict.yaml");
 
+const FAILOVER: &str = include_str!("../../../../../examples/intuit-gateway/failover.yaml");
+
 const CALLER: &str = "caller";
 const LEDGER: &str = "ledger";
+/// The same service's pod in the caller's own cluster.
+const NEAR: &str = "ledger-near";
 const INGRESS: &str = "istio-eastwestgateway";
+/// The Secret by which the first cluster reads the second.
+const REMOTE: &str =
+    "apiVersion: v1\nkind: Secret\nmetadata: {name: istio-remote-secret-west, namespace: istio-system}\n";
 /// The second machine's address in the example.
 const EXAMPLE: &str = "192.0.2.2";
 const URL: &str = "http://ledger.shop.svc.cluster.local:8080/";
@@ -71,8 +78,11 @@ async fn rows(link: &Link, east: &mut Stage, west: &mut Stage) -> Result<String>
     west.mesh.apply(&SERVICE.replace(EXAMPLE, &link.there.to_string())).await?;
     let mut caller = pod("shop", CALLER, CALLER, east.client, serve_command(CALLER, &[]));
     caller.more = vec!["--service-account".into(), CALLER.into()];
+    caller.labels.push(in_region("east"));
     east.start(&caller)?;
-    west.start(&pod("shop", LEDGER, LEDGER, west.server, serve_command(LEDGER, &[])))?;
+    let mut ledger = pod("shop", LEDGER, LEDGER, west.server, serve_command(LEDGER, &[]));
+    ledger.labels.push(in_region("west"));
+    west.start(&ledger)?;
     west.start(&gateway("istio-system", INGRESS, "eastwestgateway", west.server))?;
     let (one, other) = tokio::join!(east.up(), west.up());
     one.and(other)?;
@@ -98,7 +108,60 @@ async fn rows(link: &Link, east: &mut Stage, west: &mut Stage) -> Result<String>
     until(east, Want::Status(403)).await.context("DENY for the caller's identity")?;
     west.mesh.delete(STRICT.split("---").nth(1).unwrap_or_default()).await?;
     until(east, Want::Status(200)).await.context("STRICT alone")?;
-    Ok("200 with the caller's identity, 403 by DENY, TLS on the link, 503 without the gateway".into())
+    failover(link, east).await?;
+    Ok("200 with the caller's identity, 403 by DENY, TLS on the link, 503 without the gateway, failover and back"
+        .into())
+}
+
+fn in_region(region: &str) -> (String, String) {
+    ("istio-locality".into(), format!("{region}.one"))
+}
+
+/// The service in both clusters: calls stay at home while it is well there, go over the gateway when it is not, and without the Secret
+/// of the other cluster there is nowhere else to go.
+async fn failover(link: &Link, east: &mut Stage) -> Result<()> {
+    let mut near = pod("shop", NEAR, LEDGER, east.server, serve_command(NEAR, &[]));
+    near.labels.push(in_region("east"));
+    east.start(&near)?;
+    east.up().await?;
+    east.mesh.apply(FAILOVER).await?;
+    answered_by(east, NEAR).await.context("both are well")?;
+    for _ in 0..20 {
+        let answer = east.curl(CALLER, &[URL]).await?;
+        let by = answer.seen().map(|seen| seen["service"].clone());
+        ensure!(by.as_ref().is_some_and(|by| by == NEAR), "a call left its region without need: {answer}");
+    }
+    // It answers 503 once, and is let alone for a while.
+    let fault = format!("{URL}at/{NEAR}/status/503");
+    east.curl(CALLER, &[&fault]).await?;
+    answered_by(east, LEDGER).await.context("the near one is ill")?;
+    answered_by(east, NEAR).await.context("the near one is well again")?;
+
+    east.mesh.delete(REMOTE).await?;
+    let start = Instant::now();
+    loop {
+        let cluster = "outbound|8080||ledger.shop.svc.cluster.local";
+        let told = east.carrick(&["pc", "endpoints", "caller.shop", "--cluster", cluster]).await?;
+        if !told.contains(&link.there.to_string()) && told.contains("10.244.") {
+            break;
+        }
+        ensure!(start.elapsed() < SETTLE, "the other cluster's endpoints are still known:\n{told}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    answered_by(east, NEAR).await.context("without the other cluster")
+}
+
+/// curl in the caller, until a pod of this name answers.
+async fn answered_by(east: &Stage, name: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let answer = east.curl(CALLER, &[URL]).await?;
+        if answer.seen().is_some_and(|seen| seen["service"] == name) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < SETTLE, "want an answer of {name}, got {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Gives each control plane the Secret by which it reads the other's cluster, and waits until both do.
