@@ -68,7 +68,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut stream: Stream, info: Rc<Info>
     let conn = Rc::new(HttpConn::new(worker, Rc::clone(&info), stats, lease, None));
     let service = |request| service::answer(Rc::clone(&conn), request);
     let alive = hcm.http2.keepalive_interval.map(|interval| h2::Alive::new(interval, hcm.http2.keepalive_timeout));
-    let mut server = h2::server::Server::new(stream, http2_options(hcm), alive, hcm.stream_idle_timeout, service);
+    let patience = h2::Patience { stalled: hcm.stream_idle_timeout, ..h2::Patience::default() };
+    let mut server = h2::server::Server::new(stream, http2_options(hcm), alive, patience, service);
     let mut watch = Watch::new(hcm);
     let result = std::future::poll_fn(|cx| {
         if watch.poll(cx, &conn, || server.leave()).is_ready() {

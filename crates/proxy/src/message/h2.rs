@@ -26,6 +26,7 @@ pub use alive::Alive;
 pub use anything::anything;
 pub use core::Own;
 pub use fault::{Fault, Reason};
+pub use limits::Patience;
 pub use message::Protocol;
 pub use send::Outgoing;
 

@@ -182,7 +182,7 @@ async fn exchange(
     let (request, body) = request.into_parts();
     let response = if h2 {
         // The connection ends with its only request.
-        let (sender, task) = h2::client::connect(stream, OWN, None);
+        let (sender, task) = h2::client::connect(stream, OWN, None, h2::Patience::default());
         local.spawn(task);
         sender.send(&request, body).await.ok()?
     } else {

@@ -487,7 +487,7 @@ async fn stream(
         connect: false,
     };
     let alive = options.keepalive_interval.map(|interval| h2::Alive::new(interval, options.keepalive_timeout));
-    let (sender, connection) = h2::client::connect(stream, own, alive);
+    let (sender, connection) = h2::client::connect(stream, own, alive, h2::Patience::default());
     local.spawn(async move {
         connection.await;
         drop(counted);

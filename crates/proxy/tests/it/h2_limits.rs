@@ -79,6 +79,15 @@ async fn floods_end_the_connection() {
             odd().flat_map(|id| [post(id), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat()).collect(),
         ),
         ("CONTINUATION", [open.clone(), frame(CONTINUATION, 0, 1, &[0; 16000]).repeat(40)].concat()),
+        (
+            "CONTINUATION of a byte",
+            [
+                &open[..],
+                &b"\0\x01x\x7f\xff\xff\x01".map(|b| frame(CONTINUATION, 0, 1, &[b])).concat(),
+                &frame(CONTINUATION, 0, 1, b"y").repeat(520),
+            ]
+            .concat(),
+        ),
         ("CONTINUATION without anything", [open, frame(CONTINUATION, 0, 1, &[]).repeat(40)].concat()),
         ("SETTINGS", settings(4, 65535).repeat(300)),
         ("PING", frame(PING, 0, 0, &[7; 8]).repeat(20_000)),
@@ -131,7 +140,7 @@ async fn large_lists_are_refused_alone() {
 }
 
 /// An application whose answers never end; counts what it could send, and who has left it.
-async fn endless() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+pub async fn endless() -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let (sent, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (writing, ending) = (Arc::clone(&sent), Arc::clone(&ended));
     let app = raw_server(move |_, mut tcp| {
@@ -313,6 +322,29 @@ async fn servers_may_say_anything() {
             "trailers that do not end",
             [head.clone(), frame(HEADERS, END_HEADERS, 1, &fields(&[("x", "y")]))].concat(),
             &[200, 502],
+        ),
+        (
+            "a body behind 204",
+            [frame(HEADERS, END_HEADERS, 1, &status("204")), frame(DATA, END_STREAM, 1, b"xyz")].concat(),
+            &[204],
+        ),
+        (
+            "a body behind 304 that has a length",
+            [
+                frame(HEADERS, END_HEADERS, 1, &fields(&[(":status", "304"), ("content-length", "3")])),
+                frame(DATA, END_STREAM, 1, b"xyz"),
+            ]
+            .concat(),
+            &[304],
+        ),
+        (
+            "an empty end behind 304 that has a length",
+            [
+                frame(HEADERS, END_HEADERS, 1, &fields(&[(":status", "304"), ("content-length", "3")])),
+                frame(DATA, END_STREAM, 1, b""),
+            ]
+            .concat(),
+            &[304],
         ),
         ("more than a window", [head, frame(DATA, 0, 1, &[0; 16384]).repeat(300)].concat(), &[200, 502]),
     ];

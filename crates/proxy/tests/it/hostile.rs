@@ -6,7 +6,7 @@ use carrick_proxy_core::model::listener::Direction;
 use carrick_proxy_core::model::route::{Action, DirectResponse, PathMatch, RouteTable};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -239,27 +239,7 @@ async fn slow_bodies_are_ended() {
 /// Clients that ask and read nothing: what the application may send for them is bounded, and the stream's idle time ends them.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_piles_up_for_who_does_not_read() {
-    const CHUNK: &[u8] = &[b'x'; 16 << 10];
-    let (sent, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (writing, ending) = (Arc::clone(&sent), Arc::clone(&ended));
-    let app = raw_server(move |_, mut tcp| {
-        let (writing, ending) = (Arc::clone(&writing), Arc::clone(&ending));
-        async move {
-            if !read_head(&mut tcp).await {
-                return;
-            }
-            let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-            loop {
-                let piece = [b"4000\r\n", CHUNK, b"\r\n"].concat();
-                if tcp.write_all(&piece).await.is_err() {
-                    ending.fetch_add(1, Ordering::SeqCst);
-                    return;
-                }
-                writing.fetch_add(CHUNK.len(), Ordering::SeqCst);
-            }
-        }
-    })
-    .await;
+    let (app, sent, ended) = crate::h2_limits::endless().await;
     let (echo, _) = echo_app().await;
     let (at, echo_at) = (free_port(), free_port());
     let listening = |name: &str, at: SocketAddr, to: &str| {

@@ -5,8 +5,10 @@
 use super::alive::Alive;
 use super::core::{Core, Goodbye, Link, Own, Side};
 use super::driver::{Driver, Part};
-use super::fault::Fault;
+use super::fault::{Fault, Reason};
 use super::jobs::Jobs;
+use super::limits::Patience;
+use super::message::Protocol;
 use super::recv::Recv;
 use super::send::{Outgoing, Sending, Step};
 use super::stream::Stream;
@@ -19,7 +21,7 @@ use http_body::Body as _;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Context;
+use std::task::{Context, Poll};
 
 /// The last number that a stream can have.
 const LAST: u32 = 0x7fff_ffff;
@@ -36,10 +38,10 @@ pub struct Sender {
 }
 
 /// A connection of which nothing has been used, and the task that has to run for it.
-pub fn connect(io: Io, own: Own, alive: Option<Alive>) -> (Sender, impl Future<Output = ()>) {
+pub fn connect(io: Io, own: Own, alive: Option<Alive>, patience: Patience) -> (Sender, impl Future<Output = ()>) {
     let link = Rc::new(RefCell::new(Core::new(Side::Client, own, Some(io))));
     let begun = Begun::default();
-    let mut driver = Driver::new(Rc::clone(&link), Bodies(Rc::clone(&begun)), alive, None);
+    let mut driver = Driver::new(Rc::clone(&link), Bodies(Rc::clone(&begun)), alive, patience);
     let task = async move {
         let _ = poll_fn(|cx| driver.poll(cx)).await;
     };
@@ -66,6 +68,11 @@ impl Sender {
         if self.is_closed() {
             return Err(SendError::Unsent(Box::new(body)));
         }
+        if request.extensions.get::<Protocol>().is_some()
+            && let Err(fault) = poll_fn(|cx| self.poll_connect(cx)).await
+        {
+            return Err(SendError::Broken(Broken::Http2(fault)));
+        }
         let (recv, id) = self.begin(request, body);
         let fault = match poll_fn(|cx| recv.poll_head(cx)).await {
             Ok((response, true)) => return Ok(response.map(|()| Incoming::Empty)),
@@ -79,6 +86,22 @@ impl Sender {
             }
         }
         Err(SendError::Broken(Broken::Http2(fault)))
+    }
+
+    /// Whether the peer takes CONNECT for other protocols, which only its settings tell (RFC 8441 §3).
+    fn poll_connect(&self, cx: &Context<'_>) -> Poll<Result<(), Fault>> {
+        let mut core = self.link.borrow_mut();
+        if let Some(fault) = core.fault {
+            return Poll::Ready(Err(fault));
+        }
+        if core.peer.settled {
+            let offered = core.peer.connect;
+            return Poll::Ready(offered.then_some(()).ok_or(Fault::Ours(Reason::PROTOCOL, "CONNECT is not for this")));
+        }
+        if !core.unsettled.iter().any(|waker| waker.will_wake(cx.waker())) {
+            core.unsettled.push(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     fn begin(&self, request: &request::Parts, body: RequestBody) -> (Recv, u32) {

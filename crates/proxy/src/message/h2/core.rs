@@ -76,6 +76,10 @@ pub struct Peer {
     pub streams: u32,
     /// It has told us something.
     pub settled: bool,
+    /// It has acknowledged what we told it.
+    pub acknowledged: bool,
+    /// It takes CONNECT for other protocols (RFC 8441 §3).
+    pub connect: bool,
 }
 
 /// How far a goodbye of ours has come (§6.8).
@@ -98,6 +102,8 @@ pub struct Block {
     pub ends: bool,
     /// The stream claims to depend on itself.
     pub looped: bool,
+    /// CONTINUATION frames so far.
+    pub frames: u32,
     /// What is there.
     pub bytes: Vec<u8>,
 }
@@ -169,6 +175,8 @@ pub struct Core {
     /// The connection's task, and whether it is at work.
     pub task: Option<Waker>,
     pub busy: bool,
+    /// Those who wait for the peer's settings.
+    pub unsettled: Vec<Waker>,
     /// Something has come; a PING of ours was answered.
     pub heard: bool,
     pub ponged: bool,
@@ -199,7 +207,14 @@ impl Core {
         Core {
             side,
             own,
-            peer: Peer { window: i64::from(WINDOW), frame: frame::LARGEST, streams: u32::MAX, settled: false },
+            peer: Peer {
+                window: i64::from(WINDOW),
+                frame: frame::LARGEST,
+                streams: u32::MAX,
+                settled: false,
+                acknowledged: false,
+                connect: false,
+            },
             io,
             input: BytesMut::new(),
             appetite: FIRST,
@@ -229,6 +244,7 @@ impl Core {
             fault: None,
             task: None,
             busy: false,
+            unsettled: Vec::new(),
             heard: false,
             ponged: false,
         }
@@ -358,6 +374,7 @@ impl Core {
             stream.held
         });
         self.arrived.clear();
+        self.unsettled.drain(..).for_each(Waker::wake);
         self.wake();
     }
 

@@ -5,9 +5,9 @@
 
 use super::alive::Alive;
 use super::core::{Core, Link, Side};
-use super::fault::Fault;
+use super::fault::{Fault, Reason};
 use super::jobs::Jobs;
-use super::limits;
+use super::limits::{self, Patience};
 use super::send::Step;
 use crate::alarm::Alarm;
 use std::future::Future as _;
@@ -40,8 +40,9 @@ pub struct Driver<P: Part> {
     /// Jobs that wait for room.
     crowded: Vec<usize>,
     alive: Option<Alive>,
-    /// How long the peer may read nothing.
-    patience: Option<Duration>,
+    /// How long our settings may go without an answer; from when the peer has told us its own.
+    settling: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     stalled: Option<Alarm>,
     has_given_way: bool,
     ending: Option<Pin<Box<Sleep>>>,
@@ -49,7 +50,7 @@ pub struct Driver<P: Part> {
 
 impl<P: Part> Driver<P> {
     /// Of a connection of which nothing has been read.
-    pub fn new(link: Link, part: P, alive: Option<Alive>, patience: Option<Duration>) -> Self {
+    pub fn new(link: Link, part: P, alive: Option<Alive>, patience: Patience) -> Self {
         Driver {
             link,
             part,
@@ -57,6 +58,7 @@ impl<P: Part> Driver<P> {
             run: Vec::new(),
             crowded: Vec::new(),
             alive,
+            settling: None,
             patience,
             stalled: None,
             has_given_way: false,
@@ -92,6 +94,7 @@ impl<P: Part> Driver<P> {
                 if let Some(alive) = &mut self.alive {
                     alive.poll(&mut core, cx);
                 }
+                settle(&mut core, &mut self.settling, self.patience.settled, cx);
                 more
             };
             let mut again = false;
@@ -122,7 +125,7 @@ impl<P: Part> Driver<P> {
                         core.break_off(Fault::Ended);
                         again = true;
                     }
-                    Poll::Pending => again = is_stuck(&mut core, &mut self.stalled, self.patience, cx),
+                    Poll::Pending => again = is_stuck(&mut core, &mut self.stalled, self.patience.stalled, cx),
                 }
             }
             if again {
@@ -217,6 +220,17 @@ impl<P: Part> Driver<P> {
     }
 }
 
+/// Waits for the peer to say that our settings hold (RFC 9113 §6.5.3). One that has said nothing at all yet may be slow to begin.
+fn settle(core: &mut Core, timer: &mut Option<Pin<Box<Sleep>>>, limit: Duration, cx: &mut Context<'_>) {
+    if core.peer.acknowledged {
+        *timer = None;
+    } else if core.peer.settled
+        && timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx).is_ready()
+    {
+        core.break_off(Fault::Ours(Reason::SETTINGS, "SETTINGS without an acknowledgement"));
+    }
+}
+
 /// Whether a peer that reads nothing has been waited for long enough.
 fn is_stuck(core: &mut Core, stalled: &mut Option<Alarm>, patience: Option<Duration>, cx: &mut Context<'_>) -> bool {
     let late = match patience {
@@ -236,3 +250,6 @@ impl<P: Part> Drop for Driver<P> {
         self.events();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,8 @@ impl Reason {
     pub const INTERNAL: Reason = Reason(2);
     /// FLOW_CONTROL_ERROR
     pub const FLOW: Reason = Reason(3);
+    /// SETTINGS_TIMEOUT
+    pub const SETTINGS: Reason = Reason(4);
     /// STREAM_CLOSED
     pub const CLOSED: Reason = Reason(5);
     /// FRAME_SIZE_ERROR

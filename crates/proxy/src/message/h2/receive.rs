@@ -7,13 +7,11 @@ use super::core::{Block, Core, Goodbye, Side, WIDEST, preface};
 use super::fault::{Fault, Reason};
 use super::frame::{self, ACK, END_HEADERS, END_STREAM, HEAD, Head, LARGEST, WITH_PRIORITY, setting};
 use super::message::{Collected, NoMessage};
-use super::stream::Stream;
+use super::stream::{SMALL, Stream};
 use super::{ALIVE, LEAVING, limits};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, header};
-
-/// Data up to this size is copied, so that it does not keep all that was read with it, bytes.
-const SMALL: usize = 512;
+use std::task::Waker;
 
 type Done = Result<(), Fault>;
 
@@ -138,7 +136,7 @@ impl Core {
             Some((Reason::CLOSED, "DATA behind the end of a stream"))
         } else if stream.receive_window < 0 {
             Some((Reason::FLOW, "more DATA than a stream's window"))
-        } else if !stream.begun || (left.is_none() && !stream.bodiless) || (ends && matches!(left, Some(Some(1..)))) {
+        } else if !stream.begun || left.is_none() || (ends && matches!(left, Some(Some(1..)))) {
             Some((Reason::PROTOCOL, "DATA that the message does not have"))
         } else {
             None
@@ -186,7 +184,7 @@ impl Core {
         if head.has(END_HEADERS) {
             return self.on_block(head.stream, ends, looped, block);
         }
-        self.block = Some(Block { stream: head.stream, ends, looped, bytes: block.to_vec() });
+        self.block = Some(Block { stream: head.stream, ends, looped, frames: 0, bytes: block.to_vec() });
         Ok(())
     }
 
@@ -195,7 +193,10 @@ impl Core {
         self.conduct.carries(payload.is_empty() && !head.has(END_HEADERS))?;
         let block = self.block.as_mut().ok_or(protocol("CONTINUATION of nothing"))?;
         block.bytes.extend_from_slice(payload);
-        if block.bytes.len() > list.saturating_mul(limits::BLOCK).saturating_add(LARGEST) {
+        block.frames = block.frames.saturating_add(1);
+        if block.frames > limits::CONTINUATIONS
+            || block.bytes.len() > list.saturating_mul(limits::BLOCK).saturating_add(LARGEST)
+        {
             return Err(Fault::Ours(Reason::CALM, "a header block without end"));
         }
         match self.block.take_if(|_| head.has(END_HEADERS)) {
@@ -313,7 +314,10 @@ impl Core {
             return Ok(());
         }
         stream.bodiless |= matches!(status, StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT);
-        if !stream.bodiless {
+        if stream.bodiless {
+            // Whatever length it tells, nothing comes of it (RFC 9110 §6.4.1, RFC 9113 §8.1.1).
+            stream.left = Some(0);
+        } else {
             stream.left = head.length;
             if ends && matches!(head.length, Some(1..)) {
                 return self.stream_error(id, Reason::PROTOCOL, "no body for its length");
@@ -359,6 +363,7 @@ impl Core {
             return Err(protocol("SETTINGS of a stream"));
         }
         if head.has(ACK) {
+            self.peer.acknowledged = true;
             return if head.length == 0 && self.peer.settled { Ok(()) } else { Err(size("SETTINGS")) };
         }
         let (all, rest) = payload.as_chunks::<6>();
@@ -367,6 +372,7 @@ impl Core {
         }
         self.conduct.settings()?;
         self.peer.settled = true;
+        self.unsettled.drain(..).for_each(Waker::wake);
         for [a, b, c, d, e, f] in all {
             let value = u32::from_be_bytes([*c, *d, *e, *f]);
             match u16::from_be_bytes([*a, *b]) {
@@ -378,6 +384,7 @@ impl Core {
                 setting::WINDOW => self.on_initial_window(value)?,
                 setting::FRAME if !(16_384..1 << 24).contains(&value) => return Err(protocol("MAX_FRAME_SIZE")),
                 setting::CONNECT if value > 1 => return Err(protocol("ENABLE_CONNECT_PROTOCOL")),
+                setting::CONNECT => self.peer.connect = value == 1,
                 _ => {}
             }
         }

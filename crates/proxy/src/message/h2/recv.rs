@@ -70,7 +70,9 @@ impl Recv {
     /// What is known of the rest.
     pub fn size(&self) -> SizeHint {
         let core = self.link.borrow();
-        let Some(stream) = core.streams.get(&self.id).filter(|s| s.fault.is_none()) else { return SizeHint::default() };
+        // Where there is no body, the length of none is not that of one.
+        let known = |s: &&super::stream::Stream| s.fault.is_none() && (!s.bodiless || s.ended);
+        let Some(stream) = core.streams.get(&self.id).filter(known) else { return SizeHint::default() };
         let here = u64::try_from(stream.chunks.bytes()).unwrap_or(u64::MAX);
         match (stream.left, stream.ended) {
             (Some(left), _) => SizeHint::with_exact(left.saturating_add(here)),

@@ -7,6 +7,7 @@ use super::core::{Core, Link, Own, Side};
 use super::driver::{Driver, Part};
 use super::fault::Fault;
 use super::jobs::Jobs;
+use super::limits::Patience;
 use super::recv::Recv;
 use super::send::{Outgoing, Sending, Step};
 use crate::io::stream::Stream as Io;
@@ -18,7 +19,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 /// What one request has come to.
 pub enum Job<F, B> {
@@ -31,7 +31,7 @@ pub enum Job<F, B> {
 /// What makes answers.
 pub struct Answers<S> {
     service: S,
-    patience: Option<Duration>,
+    patience: Patience,
 }
 
 /// See the module.
@@ -47,8 +47,8 @@ where
     F: Future<Output = Response<B>>,
     B: Outgoing,
 {
-    /// A connection of which nothing has been read. `patience`: how long a client may take nothing of what is there for it.
-    pub fn new(io: Io, own: Own, alive: Option<Alive>, patience: Option<Duration>, service: S) -> Self {
+    /// A connection of which nothing has been read.
+    pub fn new(io: Io, own: Own, alive: Option<Alive>, patience: Patience, service: S) -> Self {
         let link = Rc::new(RefCell::new(Core::new(Side::Server, own, Some(io))));
         Server(Driver::new(link, Answers { service, patience }, alive, patience))
     }
@@ -116,7 +116,7 @@ where
                     }
                 }
                 maps::give_back(parts.headers);
-                Sending::new(body?, self.patience)
+                Sending::new(body?, self.patience.stalled)
             }
         };
         match sending.step(link, id, cx) {

@@ -4,7 +4,7 @@
 
 use super::fault::Fault;
 use super::message::Head;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -70,19 +70,30 @@ impl Stream {
     }
 }
 
-/// Pieces in their order; one, most of the time.
+/// Data up to this size is copied, so that it does not keep all that was read with it, bytes.
+pub const SMALL: usize = 512;
+
+/// Pieces in their order; one, most of the time. Small ones that wait lie in one buffer, so that many of a byte each take little more room
+/// than their bytes.
 #[derive(Debug, Default)]
 pub struct Chunks {
     first: Bytes,
     rest: VecDeque<Bytes>,
+    /// Behind `rest`.
+    small: BytesMut,
 }
 
 impl Chunks {
     /// One more.
     pub fn push(&mut self, chunk: Bytes) {
-        if self.first.is_empty() && self.rest.is_empty() {
+        if self.is_empty() {
             self.first = chunk;
+        } else if chunk.len() <= SMALL {
+            self.small.extend_from_slice(&chunk);
         } else {
+            if !self.small.is_empty() {
+                self.rest.push_back(self.small.split().freeze());
+            }
             self.rest.push_back(chunk);
         }
     }
@@ -92,16 +103,48 @@ impl Chunks {
         if !self.first.is_empty() {
             return Some(std::mem::take(&mut self.first));
         }
-        self.rest.pop_front()
+        if let Some(chunk) = self.rest.pop_front() {
+            return Some(chunk);
+        }
+        (!self.small.is_empty()).then(|| std::mem::take(&mut self.small).freeze())
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.rest.is_empty()
+        self.first.is_empty() && self.rest.is_empty() && self.small.is_empty()
     }
 
     /// Bytes of all.
     pub fn bytes(&self) -> usize {
-        self.rest.iter().map(Bytes::len).fold(self.first.len(), usize::saturating_add)
+        let some = self.first.len().saturating_add(self.small.len());
+        self.rest.iter().map(Bytes::len).fold(some, usize::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_keep_their_order_and_small_ones_lie_together() {
+        let mut chunks = Chunks::default();
+        let mut wanted = Vec::new();
+        for n in 0..10_000_usize {
+            let length = if n % 2500 == 2499 { SMALL + 1 } else { 1 };
+            let piece = vec![u8::try_from(n % 251).unwrap(); length];
+            wanted.extend_from_slice(&piece);
+            chunks.push(piece.into());
+            if n == 5000 {
+                assert_eq!(chunks.pop().unwrap(), wanted[..1]);
+            }
+        }
+        assert_eq!(chunks.bytes(), wanted.len() - 1);
+        assert!(chunks.rest.len() < 10, "{} pieces", chunks.rest.len());
+        let mut got = wanted[..1].to_vec();
+        while let Some(piece) = chunks.pop() {
+            assert!(!piece.is_empty());
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == wanted && chunks.is_empty() && chunks.bytes() == 0);
     }
 }
