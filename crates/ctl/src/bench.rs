@@ -5,7 +5,9 @@
 
 pub mod api;
 pub mod check;
+pub mod churn;
 pub mod control;
+mod counters;
 pub mod hold;
 pub mod informer;
 mod manifests;
@@ -33,6 +35,11 @@ pub enum Command {
     Check(check::Options),
     /// A control plane with many proxies that are simulated.
     Control(control::Options),
+    /// Whether a pair of native sidecars grows while connections, bodies, endpoints and certificates come and go.
+    Churn(churn::Options),
+    /// The load of `churn`.
+    #[command(hide = true)]
+    Stir(churn::stir::Options),
     /// Open connections and hold them.
     #[command(hide = true)]
     Hold(hold::Options),
@@ -51,6 +58,8 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Api(options) => api::run(options).await,
         Command::Check(options) => check::run(options).await,
         Command::Control(options) => control::run(&options, data_dir).await,
+        Command::Churn(options) => churn::run(&options, data_dir).await,
+        Command::Stir(options) => churn::stir::run(&options).await,
         Command::Hold(options) => hold::run(&options).await,
         Command::Informer(options) => informer::run(&options).await,
     }

@@ -133,7 +133,11 @@ pub fn on_path(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-fn tasks(pid: u32) -> Result<Vec<i32>> {
+/// The threads of a process.
+///
+/// # Errors
+/// When there is no such process.
+pub fn tasks(pid: u32) -> Result<Vec<i32>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid}"))?;
     Ok(entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect())
 }

@@ -40,7 +40,15 @@ pub async fn run(options: &Options) -> Result<u8> {
 
 async fn one(to: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(to).await?;
-    let host = to.split(':').next().unwrap_or(to);
+    ask(&mut stream, to.split(':').next().unwrap_or(to)).await?;
+    Ok(stream)
+}
+
+/// One request on a connection, answered with 200 and a body of a known length.
+///
+/// # Errors
+/// It is answered otherwise, or not at all.
+pub(super) async fn ask(stream: &mut TcpStream, host: &str) -> Result<()> {
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
     let mut seen = Vec::new();
     let head = loop {
@@ -56,5 +64,5 @@ async fn one(to: &str) -> Result<TcpStream> {
     while seen.len() < head + length {
         ensure!(stream.read_buf(&mut seen).await? > 0, "the body ended early");
     }
-    Ok(stream)
+    Ok(())
 }

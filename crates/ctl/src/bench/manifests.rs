@@ -5,10 +5,13 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use super::pairs::{NAMESPACE, Pair};
+use super::pairs::{NAMESPACE, Pair, Variant};
 
 /// Whom the last of the policies lets in comes in all requests; nine that fit nobody are looked at before.
 const POLICIES: usize = 10;
+/// Policies that only a crowded server has besides, and routes before the one to it.
+const CROWD: usize = 50;
+const ROUTES: usize = 99;
 
 /// Everything but the services that nobody calls.
 pub fn mesh(pairs: &[Pair]) -> String {
@@ -42,8 +45,36 @@ pub fn mesh(pairs: &[Pair]) -> String {
              host: {name}.{NAMESPACE}.svc.cluster.local\n  trafficPolicy:\n    portLevelSettings:\n    - port: {{number: 8083}}\n      \
              connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}}}\n"
         );
+        if pair.variant == Variant::Crowded {
+            crowd(&mut out, &name);
+        }
     }
     out
+}
+
+/// Routes and policies that fit nobody, for a server.
+fn crowd(out: &mut String, name: &str) {
+    let _ = write!(
+        out,
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+         hosts: [{name}.{NAMESPACE}.svc.cluster.local]\n  http:\n"
+    );
+    for n in 0..ROUTES {
+        let _ = write!(
+            out,
+            "  - match: [{{uri: {{prefix: /area-{n}/}}, headers: {{x-area: {{exact: \"{n}\"}}}}}}]\n    \
+             route: [{{destination: {{host: {name}.{NAMESPACE}.svc.cluster.local}}}}]\n"
+        );
+    }
+    let _ = writeln!(out, "  - route: [{{destination: {{host: {name}.{NAMESPACE}.svc.cluster.local}}}}]");
+    for n in 0..CROWD {
+        let _ = write!(
+            out,
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: crowd-{n}-{name}, namespace: {NAMESPACE}}}\n\
+             spec: {{selector: {{matchLabels: {{app: {name}}}}}, action: ALLOW, rules: [{{from: [{{source: {{namespaces: [area-{n}]}}}}], \
+             to: [{{operation: {{paths: [\"/area-{n}/*\"]}}}}]}}]}}\n"
+        );
+    }
 }
 
 /// Services that one text may hold: a reader of manifests takes 1,024 documents.
@@ -82,7 +113,7 @@ mod tests {
     fn they_are_objects() {
         let text = mesh(&Pair::all()) + &services(0..3);
         let objects = carrick_api::parse::objects(text.as_bytes()).unwrap();
-        assert_eq!(objects.len(), 3 + POLICIES + 2 * 5 + 2 * 3);
+        assert_eq!(objects.len(), 3 + POLICIES + 2 * 7 + 2 * (1 + CROWD) + 2 * 3);
     }
 
     #[test]

@@ -62,6 +62,14 @@ pub const MODES: &[Mode] = &[
         generator: closed(64, "/", false),
     },
     Mode {
+        name: "http1-crowded",
+        about: "the same with 100 routes and 60 policies, of which the last fit",
+        variant: Variant::Crowded,
+        subjects: &[Native, Envoy],
+        port: 8080,
+        generator: closed(64, "/", false),
+    },
+    Mode {
         name: "http1-one",
         about: "HTTP/1.1, one connection",
         variant: Variant::Usual,
@@ -112,8 +120,8 @@ pub const MODES: &[Mode] = &[
     Mode {
         name: "resumed",
         about: "a new connection each, sessions as each engine resumes them",
-        variant: Variant::Usual,
-        subjects: &[Native, Envoy],
+        variant: Variant::Resuming,
+        subjects: &[Native, Envoy, Bare],
         port: 8082,
         generator: closed(16, "/", true),
     },
@@ -195,9 +203,13 @@ impl Mode {
 
     /// The pods of a subject that are loaded.
     pub fn pair(&self, subject: Subject) -> Pair {
-        let variant = if subject.in_mesh() { self.variant } else { Variant::Usual };
-        // Envoy's sidecars have no switch for sessions.
-        let variant = if subject == Envoy && variant == Variant::Full { Variant::Usual } else { variant };
+        let variant = match (subject, self.variant) {
+            // Envoy's sidecars have no switch for sessions; ours resume them by themselves.
+            (Envoy, Variant::Full) | (Native | Envoy, Variant::Resuming) => Variant::Usual,
+            (Native | Envoy, variant) => variant,
+            (Bare, Variant::Resuming) => Variant::Resuming,
+            _ => Variant::Usual,
+        };
         Pair { subject, variant }
     }
 }
@@ -284,6 +296,9 @@ mod tests {
             assert!(mode.subjects.contains(&Native), "{}", mode.name);
             assert!(mode.subjects.contains(&Bare) || mode.subjects.contains(&Envoy), "{}", mode.name);
             assert!((8080..=8083).contains(&mode.port), "{}", mode.name);
+            for subject in mode.subjects {
+                assert!(Pair::all().contains(&mode.pair(*subject)), "{} with {}", mode.name, subject.name());
+            }
         }
     }
 }

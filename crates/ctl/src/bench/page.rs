@@ -93,6 +93,8 @@ fn sidecars(value: &Value) -> String {
             let _ = writeln!(out, "| {} | {} | {} |", subject.name(), number(of("p50_us"), 0), number(of("p99_us"), 0));
         }
     }
+    out += &counted(value, "syscalls", "System calls of both proxies together for each request", &subjects);
+    out += &counted(value, "allocations", "Allocations (calls of libc's allocator) of both, likewise", &subjects);
     out.push_str("\nMemory of one proxy, its agent included (MB; of a waiting HTTP/1.1 connection KB):\n\n| what |");
     subjects.iter().for_each(|s| {
         let _ = write!(out, " {} |", s.name());
@@ -108,6 +110,30 @@ fn sidecars(value: &Value) -> String {
         out.push('\n');
     }
     out + "\n![CPU of both proxies](performance.svg)\n"
+}
+
+/// A table of a figure that is counted for each mode.
+fn counted(value: &Value, figure: &str, title: &str, subjects: &[Subject]) -> String {
+    let at =
+        |mode: &str, subject: &Subject| value.pointer(&format!("/modes/{mode}/{}/{figure}/median", subject.name()));
+    let subjects: Vec<&Subject> =
+        subjects.iter().filter(|subject| MODES.iter().any(|mode| at(mode.name, subject).is_some())).collect();
+    if subjects.is_empty() {
+        return String::new();
+    }
+    let mut out = format!("\n{title}:\n\n| what |");
+    subjects.iter().for_each(|s| {
+        let _ = write!(out, " {} |", s.name());
+    });
+    let _ = writeln!(out, "\n|---|{}", "---:|".repeat(subjects.len()));
+    for mode in MODES.iter().filter(|mode| subjects.iter().any(|s| at(mode.name, s).is_some())) {
+        let _ = write!(out, "| {} |", mode.about);
+        for subject in &subjects {
+            let _ = write!(out, " {} |", number(at(mode.name, subject), 1));
+        }
+        out.push('\n');
+    }
+    out
 }
 
 fn control(value: &Value) -> String {
@@ -200,11 +226,19 @@ mod tests {
         let value = json!({"machine": "m", "versions": "v", "rounds": 5, "seconds": 4, "rate": 2000, "memory": {
             "resident_idle": {"native": 9_500_000, "envoy": 70_000_000}, "bytes_per_waiting_connection": {"native": 18_500},
         }, "modes": {"http1": {
-            "native": {"cpu_us": {"median": 80.5, "to_bare-envoy": ratio}}, "bare-envoy": {"cpu_us": {"median": 260.0}},
+            "native": {"cpu_us": {"median": 80.5, "to_bare-envoy": ratio}, "syscalls": {"median": 12.04}, "allocations": {"median": 29.0}},
+            "bare-envoy": {"cpu_us": {"median": 260.0}, "syscalls": {"median": 16.5}},
         }}});
         let table = sidecars(&value);
         assert!(table.contains("| HTTP/1.1, 64 connections, saturated | 80.5 | – | 260.0 |"), "{table}");
         assert!(table.contains("**0.31** (0.30–0.40)"), "{table}");
+        assert!(
+            table.contains(
+                "| native | bare-envoy |\n|---|---:|---:|\n| HTTP/1.1, 64 connections, saturated | 12.0 | 16.5 |"
+            ),
+            "{table}"
+        );
+        assert!(table.contains("| native |\n|---|---:|\n| HTTP/1.1, 64 connections, saturated | 29.0 |"), "{table}");
         assert!(table.contains("| resident idle | 9.5 | 70.0 |"), "{table}");
         assert!(table.contains("| waiting connection | 18.5 |"), "{table}");
         let plot = plot(&value);

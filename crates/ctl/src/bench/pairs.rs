@@ -43,6 +43,10 @@ pub enum Variant {
     Logged,
     /// No session is taken up again.
     Full,
+    /// Sessions are, where they are not by themselves.
+    Resuming,
+    /// Many routes and many policies stand before those that fit.
+    Crowded,
 }
 
 /// A client's and a server's pod.
@@ -84,6 +88,11 @@ impl Subject {
         matches!(self, Subject::Native | Subject::Envoy)
     }
 
+    /// Whether libc's allocator serves it.
+    pub fn uses_libc(self) -> bool {
+        !matches!(self, Subject::Envoy | Subject::Bare)
+    }
+
     /// Its program, where it is installed.
     pub fn program(self) -> Option<std::path::PathBuf> {
         let beside = |name: &str| {
@@ -108,8 +117,10 @@ impl Pair {
     pub fn all() -> Vec<Pair> {
         let usual = Subject::ALL.into_iter().map(|subject| Pair { subject, variant: Variant::Usual });
         let logged = [Subject::Native, Subject::Envoy].map(|subject| Pair { subject, variant: Variant::Logged });
+        let crowded = [Subject::Native, Subject::Envoy].map(|subject| Pair { subject, variant: Variant::Crowded });
         let full = Pair { subject: Subject::Native, variant: Variant::Full };
-        usual.chain(logged).chain([full]).collect()
+        let resuming = Pair { subject: Subject::Bare, variant: Variant::Resuming };
+        usual.chain(logged).chain(crowded).chain([full, resuming]).collect()
     }
 
     /// The name of its client's or server's pod.
@@ -118,6 +129,8 @@ impl Pair {
             Variant::Usual => "",
             Variant::Logged => "-logged",
             Variant::Full => "-full",
+            Variant::Resuming => "-resuming",
+            Variant::Crowded => "-crowded",
         };
         format!("{role}-{}{more}", self.subject.name())
     }
@@ -143,7 +156,7 @@ impl Pair {
         let command = if self.subject.in_mesh() {
             vec!["sh".into(), "-c".into(), format!("exec {app}")]
         } else {
-            let proxy = super::peers::command(self.subject, "server", "127.0.0.1", dir)?;
+            let proxy = super::peers::command(self, "server", "127.0.0.1", dir)?;
             vec!["sh".into(), "-c".into(), format!("{app} &\n{}", marked(&name, &proxy))]
         };
         Ok(self.pod_spec(name, &["http=8080", "grpc=8081", "tcp=8082", "http-up=8083"], command))
@@ -159,7 +172,7 @@ impl Pair {
             vec!["sleep".into(), "86400".into()]
         } else {
             let rules = super::peers::redirection(server);
-            let proxy = super::peers::command(self.subject, "client", server, dir)?;
+            let proxy = super::peers::command(self, "client", server, dir)?;
             let script = format!("set -e\nnft -f - <<'RULES'\n{rules}RULES\n{}", marked(&name, &proxy));
             vec!["sh".into(), "-c".into(), script]
         };

@@ -1,14 +1,14 @@
 //! The programs measured beside the mesh: their configurations, and the rules that bring a client's connections to them.
 //!
-//! Invariant: TLS 1.3 with AES-128-GCM and X25519, both certificates verified, no session resumed, no logs; one thread each. A door is an
-//! application's port with the client's proxy's port before it and the server's proxy's port between.
+//! Invariant: TLS 1.3 with AES-128-GCM and X25519, both certificates verified, no session resumed (but by the pair that is there for it), no
+//! logs; one thread each. A door is an application's port with the client's proxy's port before it and the server's proxy's port between.
 
 use std::{fmt::Write as _, path::Path};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::pairs::Subject;
+use super::pairs::{Pair, Subject, Variant};
 
 /// One way through a pair.
 #[derive(Debug, Clone, Copy)]
@@ -76,17 +76,21 @@ pub fn redirection(server: &str) -> String {
 ///
 /// # Errors
 /// It is not installed, or a file cannot be written.
-pub fn command(subject: Subject, role: &str, server: &str, dir: &Path) -> Result<String> {
+pub fn command(pair: Pair, role: &str, server: &str, dir: &Path) -> Result<String> {
+    let subject = pair.subject;
     let program = subject.program().with_context(|| format!("{} is not installed", subject.name()))?;
     let program = program.display();
-    let file = dir.join(format!("{role}-{}.conf", subject.name()));
+    let file = dir.join(format!("{}.conf", pair.pod(role)));
     let path = file.display();
     let (legs, dir) = (legs(role, server), dir.display().to_string());
     let client = role == "client";
     let (text, line) = match subject {
         Subject::Bare => {
             let base = format!("--concurrency 1 --disable-hot-restart -l error --base-id {}", u32::from(client) + 7000);
-            (envoy(&legs, client, &dir).to_string(), format!("{program} -c {path} {base}"))
+            (
+                envoy(&legs, client, pair.variant == Variant::Resuming, &dir).to_string(),
+                format!("{program} -c {path} {base}"),
+            )
         }
         Subject::HaProxy => (haproxy(&legs, client, &dir), format!("{program} -db -q -f {path}")),
         Subject::Nginx => (nginx(&legs, client, &dir), format!("{program} -e /dev/null -c {path} -p /tmp")),
@@ -187,7 +191,7 @@ fn nginx(legs: &[Leg], client: bool, dir: &str) -> String {
     out + "}\n"
 }
 
-fn envoy(legs: &[Leg], client: bool, dir: &str) -> Value {
+fn envoy(legs: &[Leg], client: bool, resumes: bool, dir: &str) -> Value {
     let who = if client { "client" } else { "server" };
     let peer = if client { "server" } else { "client" };
     let tls = |protocol: &str| {
@@ -254,14 +258,17 @@ fn envoy(legs: &[Leg], client: bool, dir: &str) -> Value {
                 json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
         }
         if client {
-            let context = json!({"sni": SERVER_NAME, "max_session_keys": 0, "common_tls_context": tls(alpn(leg.next))});
+            // Each is used once, and a burst opens sixteen connections at a time.
+            let kept = if resumes { 64 } else { 0 };
+            let context =
+                json!({"sni": SERVER_NAME, "max_session_keys": kept, "common_tls_context": tls(alpn(leg.next))});
             let context = typed("transport_sockets.tls.v3.UpstreamTlsContext", context);
             cluster["transport_socket"] = json!({"name": "tls", "typed_config": context});
         } else {
             let context = json!({
                 "require_client_certificate": true,
-                "disable_stateless_session_resumption": true,
-                "disable_stateful_session_resumption": true,
+                "disable_stateless_session_resumption": !resumes,
+                "disable_stateful_session_resumption": !resumes,
                 "common_tls_context": tls(alpn(leg.own)),
             });
             let context = typed("transport_sockets.tls.v3.DownstreamTlsContext", context);
@@ -290,10 +297,13 @@ mod tests {
         }
         let rules = redirection("10.0.0.1");
         assert!(rules.contains("tcp dport 8082 redirect to :15003"), "{rules}");
-        let config = envoy(&client, true, "/c");
+        let config = envoy(&client, true, false, "/c");
         let socket = "/static_resources/clusters/2/transport_socket/typed_config/sni";
         assert_eq!(config.pointer(socket).and_then(Value::as_str), Some(SERVER_NAME));
-        assert!(envoy(&server, false, "/c").pointer("/static_resources/clusters/0/transport_socket").is_none());
+        let keys = "/static_resources/clusters/2/transport_socket/typed_config/max_session_keys";
+        assert_eq!(config.pointer(keys).and_then(Value::as_u64), Some(0));
+        assert_eq!(envoy(&client, true, true, "/c").pointer(keys).and_then(Value::as_u64), Some(64));
+        assert!(envoy(&server, false, false, "/c").pointer("/static_resources/clusters/0/transport_socket").is_none());
         assert!(haproxy(&server, false, "/c").contains("bind 0.0.0.0:15014 ssl crt /c/server.pem"));
         assert_eq!(nginx(&client, true, "/c").matches("  server {").count(), 2, "HTTP/1.1 and gRPC");
     }

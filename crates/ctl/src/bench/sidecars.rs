@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{
+    counters::Counters,
     manifests,
     modes::{Burst, MODES, Mode},
     page,
@@ -24,6 +25,9 @@ use crate::{demo::mesh::Mesh, process};
 const SETTLE: Duration = Duration::from_secs(5);
 /// Until a quiet sidecar has given back what it needed for a moment only.
 const QUIET: Duration = Duration::from_secs(22);
+
+/// Seconds of the two bursts in which is counted; what the longer one has more is what its requests cost.
+const COUNTED: (u32, u32) = (1, 3);
 
 /// How much to measure.
 #[derive(Debug, Clone, Args)]
@@ -86,6 +90,13 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     Ok(0)
 }
 
+/// What was counted in a burst.
+struct Counted {
+    requests: f64,
+    syscalls: u64,
+    allocations: Option<u64>,
+}
+
 /// The pairs that take part, and how to reach their servers.
 struct Bench<'a> {
     options: &'a Options,
@@ -134,6 +145,9 @@ impl<'a> Bench<'a> {
         }
         bench.pin()?;
         bench.rounds(mesh, &modes, &mut summary).await?;
+        if let Err(error) = bench.counts(mesh, &modes, &mut summary).await {
+            eprintln!("system calls and allocations are not counted: {error:#}");
+        }
         memory.insert("after_load".into(), Value::Object(bench.resident()?));
         if options.many_services > options.services {
             for objects in manifests::services_in_parts(options.services..options.many_services) {
@@ -193,6 +207,36 @@ impl<'a> Bench<'a> {
             }
         }
         Ok(())
+    }
+
+    /// System calls and allocations of each mode with each pair, in bursts of their own: counting costs time.
+    async fn counts(&self, mesh: &Mesh, modes: &[&Mode], summary: &mut Summary) -> Result<()> {
+        for mode in modes {
+            eprintln!("counting: {}", mode.name);
+            for (subject, pair) in self.of(mode) {
+                let short = self.counted(mesh, pair, mode, COUNTED.0).await?;
+                let long = self.counted(mesh, pair, mode, COUNTED.1).await?;
+                // What the connections themselves cost is in both, and so in neither.
+                let requests = long.requests - short.requests;
+                if requests <= 0.0 {
+                    eprintln!("{} with {}: not more requests in the longer burst", mode.name, subject.name());
+                    continue;
+                }
+                let each = |long: u64, short: u64| long.saturating_sub(short) as f64 / requests;
+                summary.add(mode.name, subject.name(), "syscalls", each(long.syscalls, short.syscalls));
+                if let (Some(long), Some(short)) = (long.allocations, short.allocations) {
+                    summary.add(mode.name, subject.name(), "allocations", each(long, short));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn counted(&self, mesh: &Mesh, pair: &(Pair, String), mode: &Mode, seconds: u32) -> Result<Counted> {
+        let pids = [pair.0.processes("client")?, pair.0.processes("server")?].concat();
+        let counters = Counters::of(&pids, pair.0.subject.uses_libc())?;
+        let requests = self.burst(mesh, pair, mode, seconds).await?.requests;
+        Ok(Counted { requests, syscalls: counters.syscalls()?, allocations: counters.allocations()? })
     }
 
     /// One measurement: figures by name.
@@ -292,7 +336,7 @@ impl<'a> Bench<'a> {
 }
 
 /// Starts the pairs; gives the name or address of each one's server.
-async fn start(mesh: &mut Mesh, pairs: Vec<Pair>, dir: &Path) -> Result<Vec<(Pair, String)>> {
+pub(super) async fn start(mesh: &mut Mesh, pairs: Vec<Pair>, dir: &Path) -> Result<Vec<(Pair, String)>> {
     let config = dir.join("nginx.conf");
     std::fs::write(&config, nginx(dir))?;
     let nginx = process::on_path("nginx").context("nginx")?.display().to_string();

@@ -54,8 +54,8 @@ impl Summary {
         let mut out = String::new();
         let _ = writeln!(
             out,
-            "{:<12} {:<12} {:>10} {:>10} {:>9} {:>9}  ratio to bare Envoy, to the floor (spread)",
-            "mode", "who", "CPU µs", "per second", "p50 µs", "p99 µs"
+            "{:<12} {:<12} {:>10} {:>10} {:>9} {:>9} {:>8} {:>8}  ratio to bare Envoy, to the floor (spread)",
+            "mode", "who", "CPU µs", "per second", "p50 µs", "p99 µs", "calls", "allocs"
         );
         for (mode, subjects) in &self.modes {
             for (name, figures) in subjects {
@@ -69,11 +69,13 @@ impl Summary {
                 };
                 let _ = writeln!(
                     out,
-                    "{mode:<12} {name:<12} {:>10.1} {:>10.0} {:>9.0} {:>9.0}  {}  {}",
+                    "{mode:<12} {name:<12} {:>10.1} {:>10.0} {:>9.0} {:>9.0} {:>8.1} {:>8.1}  {}  {}",
                     of("cpu_us"),
                     of("per_second"),
                     of("p50_us"),
                     of("p99_us"),
+                    of("syscalls"),
+                    of("allocations"),
                     ratio("bare-envoy").unwrap_or_else(|| "-".to_owned()),
                     ratio("floor").unwrap_or_else(|| "-".to_owned()),
                 );

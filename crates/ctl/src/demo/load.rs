@@ -141,7 +141,7 @@ fn tell(path: &Path, line: &Value) -> Result<()> {
 }
 
 /// Returns when standard input ends; never, when nobody wants to know.
-pub(super) async fn stdin_closed(wanted: bool) {
+pub(crate) async fn stdin_closed(wanted: bool) {
     let (tell, told) = tokio::sync::oneshot::channel();
     let reader = move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
