@@ -17,7 +17,8 @@ use anyhow::{Context, Result, ensure};
 const TRACING: &str = "/sys/kernel/tracing";
 /// PERF_TYPE_TRACEPOINT
 const TRACEPOINT: u32 = 2;
-/// Threads that the counted ones start are counted with them.
+/// Threads that the counted ones start are counted with them. Not with a probe: the kernel looks for its file's name anew for each such thread,
+/// in the memory of the process that starts it, finds none, and the thread is not started.
 const INHERIT: u64 = 1 << 1;
 /// PERF_FLAG_FD_CLOEXEC
 const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
@@ -52,7 +53,7 @@ impl Counters {
     /// # Errors
     /// The kernel does not count such things, or not for us.
     pub fn of(pids: &[u32], allocates: bool) -> Result<Counters> {
-        let enter = Attributes { kind: TRACEPOINT, config: enter()?, ..Attributes::default() };
+        let enter = Attributes { kind: TRACEPOINT, config: enter()?, flags: INHERIT, ..Attributes::default() };
         let probes = if allocates { probes()? } else { Vec::new() };
         let mut counters = Counters { syscalls: Vec::new(), allocations: Vec::new() };
         for pid in pids {
@@ -102,7 +103,7 @@ fn sum(all: &[File]) -> Result<u64> {
 fn open(attributes: &Attributes, task: i32) -> Result<Option<File>> {
     let attributes = Attributes {
         size: u32::try_from(size_of::<Attributes>())?,
-        flags: INHERIT,
+        flags: attributes.flags,
         config: attributes.config,
         config1: attributes.config1,
         config2: attributes.config2,
@@ -192,6 +193,8 @@ mod tests {
         for _ in 0..500 {
             nix::unistd::getppid();
         }
+        // Whoever is counted can still start threads.
+        std::thread::spawn(|| {}).join().unwrap();
         let after = (counters.syscalls().unwrap(), counters.allocations().unwrap().unwrap());
         assert!(after.0 - before.0 >= 500, "{before:?} {after:?}");
         assert!(after.1 - before.1 >= 1000 && all.len() == 1000, "{before:?} {after:?}");
