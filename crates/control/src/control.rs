@@ -320,7 +320,8 @@ impl Control {
 
         if let Some(client) = client.clone() {
             let deploying = options.resident.as_ref().and_then(|resident| {
-                Some(Deploying { workloads: resident.workloads.clone()?, revision: resident.revision.clone() })
+                let (revision, leads) = (resident.revision.clone(), options.leading.clone());
+                Some(Deploying { workloads: resident.workloads.clone()?, revision, leads })
             });
             let statuses = Statuses {
                 client,
@@ -329,6 +330,13 @@ impl Control {
                 renderer: renderer.clone(),
                 deploying,
             };
+            let deploys = match &options.resident {
+                Some(resident) => resident.deploys.clone(),
+                None => options.leading.clone(),
+            };
+            let (deploying, making) = (statuses.clone(), drain.clone());
+            let work = move || deploying.clone().run_gateways(making.clone());
+            tasks.spawn("gateways", while_leading(deploys, drain.clone(), work));
             let writing = drain.clone();
             let work = move || statuses.clone().run(writing.clone());
             tasks.spawn("statuses", while_leading(options.leading.clone(), drain.clone(), work));

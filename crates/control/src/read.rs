@@ -3,12 +3,11 @@
 //! Invariant: the same reading as the running control plane's; an object that cannot be read is left out alone, and told of.
 
 use crate::objects::Known;
-use crate::source::kube::api;
+use crate::source::kube::list_kind;
 use crate::source::{Change, KINDS, Kind};
 use carrick_api::MeshConfig;
 use carrick_base::{Diagnostic, FieldPath, ObjectRef, Severity};
 use carrick_mesh::Snapshot;
-use kube::api::ListParams;
 use serde_json::Value;
 
 /// Objects on their way to a snapshot.
@@ -26,13 +25,9 @@ impl Reading {
     pub async fn of(client: &kube::Client) -> Result<Self, kube::Error> {
         let mut reading = Self::default();
         for info in &KINDS {
-            match api(client, info, None).list(&ListParams::default()).await {
-                Ok(list) => {
-                    let values = list.items.iter().filter_map(|o| serde_json::to_value(o).ok()).collect();
-                    reading.take(info.kind, Change::Replace(values));
-                }
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error),
+            if let Some(list) = list_kind(client, info).await? {
+                let values = list.items.iter().filter_map(|o| serde_json::to_value(o).ok()).collect();
+                reading.take(info.kind, Change::Replace(values));
             }
         }
         Ok(reading)

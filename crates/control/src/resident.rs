@@ -12,6 +12,8 @@ pub use key::{KeyError, authority};
 
 use std::net::SocketAddr;
 
+use tokio::sync::watch;
+
 use crate::injector::Workloads;
 use crate::webhooks::Inject;
 
@@ -26,4 +28,6 @@ pub struct Resident {
     pub inject: Option<Inject>,
     /// Who knows what gateways of the Gateway API run on; none are deployed without.
     pub workloads: Option<Workloads>,
+    /// Whether this replica makes what gateways run on, as one of each revision's does; always if nobody says.
+    pub deploys: Option<watch::Receiver<bool>>,
 }

@@ -82,8 +82,8 @@ pub struct KindInfo {
     pub kind: Kind,
     /// API group; empty for the core group.
     pub group: &'static str,
-    /// The version that is read.
-    pub version: &'static str,
+    /// The versions that are read, all of one form: the first of them that an API serves.
+    pub versions: &'static [&'static str],
     /// The kind's name.
     pub name: &'static str,
     /// The resource's name in paths.
@@ -109,40 +109,44 @@ pub const KINDS: [KindInfo; 31] = [
     core(Kind::Secret, "", "Secret", "secrets", false),
     core(Kind::ConfigMap, "", "ConfigMap", "configmaps", false),
     KindInfo {
-        version: "v1alpha3",
+        versions: &["v1alpha3"],
         ..core(Kind::EnvoyFilter, "networking.istio.io", "EnvoyFilter", "envoyfilters", false)
     },
     core(Kind::AuthorizationPolicy, "security.istio.io", "AuthorizationPolicy", "authorizationpolicies", false),
     core(Kind::RequestAuthentication, "security.istio.io", "RequestAuthentication", "requestauthentications", false),
     core(Kind::Telemetry, "telemetry.istio.io", "Telemetry", "telemetries", false),
     KindInfo {
-        version: "v1beta1",
+        versions: &["v1beta1"],
         ..core(Kind::ProxyConfig, "networking.istio.io", "ProxyConfig", "proxyconfigs", false)
     },
     legacy(Kind::LegacyPolicy, "Policy", "policies"),
     legacy(Kind::LegacyMeshPolicy, "MeshPolicy", "meshpolicies"),
-    gateway(Kind::GatewayClass, "v1", "GatewayClass", "gatewayclasses"),
-    gateway(Kind::K8sGateway, "v1", "Gateway", "gateways"),
-    gateway(Kind::ListenerSet, "v1", "ListenerSet", "listenersets"),
-    gateway(Kind::HttpRoute, "v1", "HTTPRoute", "httproutes"),
-    gateway(Kind::GrpcRoute, "v1", "GRPCRoute", "grpcroutes"),
-    gateway(Kind::TlsRoute, "v1", "TLSRoute", "tlsroutes"),
-    gateway(Kind::TcpRoute, "v1alpha2", "TCPRoute", "tcproutes"),
-    gateway(Kind::UdpRoute, "v1alpha2", "UDPRoute", "udproutes"),
-    gateway(Kind::BackendTlsPolicy, "v1", "BackendTLSPolicy", "backendtlspolicies"),
-    gateway(Kind::ReferenceGrant, "v1beta1", "ReferenceGrant", "referencegrants"),
+    gateway(Kind::GatewayClass, STABLE, "GatewayClass", "gatewayclasses"),
+    gateway(Kind::K8sGateway, STABLE, "Gateway", "gateways"),
+    gateway(Kind::ListenerSet, V1, "ListenerSet", "listenersets"),
+    gateway(Kind::HttpRoute, STABLE, "HTTPRoute", "httproutes"),
+    gateway(Kind::GrpcRoute, V1, "GRPCRoute", "grpcroutes"),
+    gateway(Kind::TlsRoute, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute", "tlsroutes"),
+    gateway(Kind::TcpRoute, LAYER4, "TCPRoute", "tcproutes"),
+    gateway(Kind::UdpRoute, LAYER4, "UDPRoute", "udproutes"),
+    gateway(Kind::BackendTlsPolicy, &["v1", "v1alpha3"], "BackendTLSPolicy", "backendtlspolicies"),
+    gateway(Kind::ReferenceGrant, STABLE, "ReferenceGrant", "referencegrants"),
 ];
 
+const V1: &[&str] = &["v1"];
+const STABLE: &[&str] = &["v1", "v1beta1"];
+const LAYER4: &[&str] = &["v1", "v1alpha2"];
+
 const fn core(kind: Kind, group: &'static str, name: &'static str, plural: &'static str, endpoints: bool) -> KindInfo {
-    KindInfo { kind, group, version: "v1", name, plural, endpoints }
+    KindInfo { kind, group, versions: V1, name, plural, endpoints }
 }
 
-const fn gateway(kind: Kind, version: &'static str, name: &'static str, plural: &'static str) -> KindInfo {
-    KindInfo { kind, group: "gateway.networking.k8s.io", version, name, plural, endpoints: false }
+const fn gateway(kind: Kind, versions: &'static [&'static str], name: &'static str, plural: &'static str) -> KindInfo {
+    KindInfo { kind, group: "gateway.networking.k8s.io", versions, name, plural, endpoints: false }
 }
 
 const fn legacy(kind: Kind, name: &'static str, plural: &'static str) -> KindInfo {
-    KindInfo { kind, group: "authentication.istio.io", version: "v1alpha1", name, plural, endpoints: false }
+    KindInfo { kind, group: "authentication.istio.io", versions: &["v1alpha1"], name, plural, endpoints: false }
 }
 
 impl Kind {

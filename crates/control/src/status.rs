@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
@@ -50,37 +51,28 @@ pub(crate) struct Statuses {
 }
 
 impl Statuses {
-    /// Runs until drained.
+    /// Writes statuses until drained.
     pub(crate) async fn run(self, drain: Drain) {
-        let mut acks = self.connections.subscribe();
-        let mut objects = self.seen.lock().ledger.subscribe();
         // What was written last, until the watch tells of it.
         let mut written: BTreeMap<Key, Vec<Condition>> = BTreeMap::new();
-        let mut deployed = deploy::Deployed::default();
-        loop {
-            tokio::select! {
-                () = drain.graceful() => return,
-                changed = acks.changed() => if changed.is_err() { return },
-                changed = objects.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(REST) => {}
-            }
-            let latest = Instant::now() + LATEST;
-            loop {
-                let quiet = (Instant::now() + QUIET).min(latest);
-                tokio::select! {
-                    () = drain.graceful() => return,
-                    _ = acks.changed() => {}
-                    _ = objects.changed() => {}
-                    () = sleep_until(quiet) => break,
-                }
-                if Instant::now() >= latest {
-                    break;
-                }
-            }
+        let mut news = self.news();
+        while news.settled(&drain).await {
             self.write(&mut written).await;
             self.write_gateway_api().await;
+        }
+    }
+
+    /// Makes what gateways need until drained.
+    pub(crate) async fn run_gateways(self, drain: Drain) {
+        let mut deployed = deploy::Deployed::default();
+        let mut news = self.news();
+        while news.settled(&drain).await {
             self.deploy(&mut deployed).await;
         }
+    }
+
+    fn news(&self) -> News {
+        News { acks: self.connections.subscribe(), objects: self.seen.lock().ledger.subscribe(), begun: false }
     }
 
     async fn write(&self, written: &mut BTreeMap<Key, Vec<Condition>>) {
@@ -171,22 +163,59 @@ impl Statuses {
     /// Whether it was written, or cannot be any more.
     async fn patch(&self, key: &Key, patch: Value) -> bool {
         let (namespace, name) = &key.1;
-        let api = api(&self.client, key.0.info(), (!namespace.is_empty()).then_some(namespace));
+        let info = key.0.info();
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        match timeout(WRITE_LIMIT, api.patch_status(name, &params, &patch)).await {
-            Ok(Ok(_)) => true,
-            // It is gone, or this API has no such subresource.
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => true,
-            Ok(Err(error)) => {
-                debug!(kind = key.0.info().name, namespace, name, %error, "status not written; it is tried again");
-                false
+        for version in info.versions {
+            let api = api(&self.client, info, version, (!namespace.is_empty()).then_some(namespace));
+            match timeout(WRITE_LIMIT, api.patch_status(name, &params, &patch)).await {
+                Ok(Ok(_)) => return true,
+                // It is gone, or this API has no such version or subresource.
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+                Ok(Err(error)) => {
+                    debug!(kind = info.name, namespace, name, %error, "status not written; it is tried again");
+                    return false;
+                }
+                Err(_) => {
+                    let kind = info.name;
+                    warn!(kind, namespace, name, "the API does not take a status in time; it is tried again");
+                    return false;
+                }
             }
-            Err(_) => {
-                warn!(
-                    kind = key.0.info().name,
-                    namespace, name, "the API does not take a status in time; it is tried again"
-                );
-                false
+        }
+        true
+    }
+}
+
+/// What gives reason to look again: acknowledgements, and objects.
+struct News {
+    acks: watch::Receiver<u64>,
+    objects: watch::Receiver<()>,
+    /// Whether it was looked once: who begins to lead does not wait for news.
+    begun: bool,
+}
+
+impl News {
+    /// Waits for some, and until a burst is over; false when there is nothing more to wait for.
+    async fn settled(&mut self, drain: &Drain) -> bool {
+        if std::mem::replace(&mut self.begun, true) {
+            tokio::select! {
+                () = drain.graceful() => return false,
+                changed = self.acks.changed() => if changed.is_err() { return false },
+                changed = self.objects.changed() => if changed.is_err() { return false },
+                () = tokio::time::sleep(REST) => {}
+            }
+        }
+        let latest = Instant::now() + LATEST;
+        loop {
+            let quiet = (Instant::now() + QUIET).min(latest);
+            tokio::select! {
+                () = drain.graceful() => return false,
+                _ = self.acks.changed() => {}
+                _ = self.objects.changed() => {}
+                () = sleep_until(quiet) => return true,
+            }
+            if Instant::now() >= latest {
+                return true;
             }
         }
     }

@@ -30,7 +30,9 @@ use crate::{cluster, up};
 /// How long everything may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The Lease of whoever writes, one for all revisions.
-const LEASE: &str = "istio-leader";
+pub(crate) const LEASE: &str = "istio-leader";
+/// The Leases of those who make what gateways run on, one for each revision, whose name follows.
+pub(crate) const GATEWAYS_LEASE: &str = "carrick-gateways-";
 
 /// What can be told to it.
 #[derive(Debug, Args)]
@@ -113,8 +115,11 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
     let mut lease = LeaseOptions::new(namespace, LEASE, &name);
     lease.pause = lease.pause.min(options.lease / 5);
     lease.length = options.lease;
+    let gateways = LeaseOptions { name: format!("{GATEWAYS_LEASE}{}", options.revision), ..lease.clone() };
     let (leading, electing) = election(client.clone(), lease, draining.clone());
     tasks.spawn("election", electing);
+    let (deploys, electing) = election(client.clone(), gateways, draining.clone());
+    tasks.spawn("election for gateways", electing);
 
     // What the ConfigMap says lies over these, and may go again.
     let fixed = json!({"rootNamespace": namespace, "trustDomain": mesh_config.trust_domain});
@@ -147,6 +152,7 @@ pub async fn run(options: Options, kubeconfig: Option<&Path>, data_dir: &Path, n
         webhooks: (Ipv4Addr::UNSPECIFIED, options.webhook_port).into(),
         inject: Some(injector.answers),
         workloads: Some(injector.workloads),
+        deploys: Some(deploys),
     });
     let control = Control::start(control_options).await.context("the control plane")?;
     for (address, router) in [

@@ -67,7 +67,9 @@ pub(crate) async fn keep(
                 Some(Ok(watcher::Event::Delete(object))) => {
                     known.remove(&object.name_any());
                 }
-                Some(Ok(_)) => backoff.reset(),
+                // Told anew: what went meanwhile is not told of.
+                Some(Ok(watcher::Event::Init)) => known.clear(),
+                Some(Ok(watcher::Event::InitDone)) => backoff.reset(),
                 Some(Err(error)) => {
                     debug!(%error, ?which, "webhook configurations");
                     backoff.wait().await;

@@ -59,7 +59,8 @@ pub(crate) async fn furnish(client: Client, mut published: watch::Receiver<Publi
                     all.remove(&namespace.name_any());
                     due.remove(&namespace.name_any());
                 }
-                Some(Ok(_)) => {}
+                Some(Ok(watcher::Event::InitDone)) => backoff.reset(),
+                Some(Ok(watcher::Event::Init)) => {}
                 Some(Err(error)) => {
                     debug!(%error, "namespaces");
                     backoff.wait().await;
@@ -70,6 +71,7 @@ pub(crate) async fn furnish(client: Client, mut published: watch::Receiver<Publi
                 Some(Ok(watcher::Event::Apply(map) | watcher::Event::Delete(map))) => {
                     due.extend(map.namespace().filter(|namespace| all.contains(namespace)));
                 }
+                Some(Ok(watcher::Event::InitDone)) => backoff.reset(),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => {
                     debug!(%error, "config maps of roots");

@@ -51,7 +51,8 @@ impl Reload {
             tokio::select! {
                 () = drain.graceful() => return,
                 event = events.next() => match event {
-                    Some(Ok(watcher::Event::Init | watcher::Event::InitDone)) => backoff.reset(),
+                    Some(Ok(watcher::Event::InitDone)) => backoff.reset(),
+                    Some(Ok(watcher::Event::Init)) => {}
                     Some(Ok(_)) => due = true,
                     Some(Err(error)) => {
                         debug!(%error, "the authority's Secrets");

@@ -1,12 +1,13 @@
 //! Watches of a Kubernetes API: list in pages, watch with bookmarks, resume, and begin anew when the version is too old.
 //!
 //! Invariant: each kind is told as a whole first ([`Change::Replace`]) and as single changes from there on; an error is
-//! retried for ever with growing pauses and never loses what is known. Kinds an API does not have count as empty.
+//! retried for ever with growing pauses and never loses what is known. Of a kind's versions the first that is served is read; kinds an API does
+//! not have, or has no more, count as empty.
 
 use super::{Change, Event, KINDS, Kind, KindInfo, Name};
 use carrick_runtime::backoff::Backoff;
 use futures_util::StreamExt;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, ObjectList};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde_json::Value;
@@ -15,16 +16,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-/// Objects of one kind: of a namespace, or of all.
-pub(crate) fn api(client: &Client, info: &KindInfo, namespace: Option<&str>) -> Api<DynamicObject> {
+/// Objects of one kind in one of its versions: of a namespace, or of all.
+pub(crate) fn api(client: &Client, info: &KindInfo, version: &str, namespace: Option<&str>) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: info.group.to_owned(),
-        version: info.version.to_owned(),
-        api_version: if info.group.is_empty() {
-            info.version.to_owned()
-        } else {
-            format!("{}/{}", info.group, info.version)
-        },
+        version: version.to_owned(),
+        api_version: if info.group.is_empty() { version.to_owned() } else { format!("{}/{version}", info.group) },
         kind: info.name.to_owned(),
         plural: info.plural.to_owned(),
     };
@@ -34,12 +31,68 @@ pub(crate) fn api(client: &Client, info: &KindInfo, namespace: Option<&str>) -> 
     }
 }
 
+/// All objects of a kind, in the first of its versions that the API serves; `None` when it has no such kind.
+///
+/// # Errors
+/// The API did not answer, or refused.
+pub(crate) async fn list_kind(
+    client: &Client,
+    info: &KindInfo,
+) -> Result<Option<ObjectList<DynamicObject>>, kube::Error> {
+    for version in info.versions {
+        match api(client, info, version, None).list(&ListParams::default()).await {
+            Ok(list) => return Ok(Some(list)),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 /// Watches one kind until the receiver is gone.
 pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc::Sender<Event>) {
-    let mut stream = watcher(api(&client, info, None), watcher::Config::default()).boxed();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut listing = Vec::new();
     let mut told_missing = false;
+    loop {
+        let mut gone = false;
+        for version in info.versions {
+            match follow(&client, info, version, &events, &mut backoff).await {
+                Followed::Closed => return,
+                Followed::Missing { listed } => gone |= listed,
+            }
+        }
+        if gone {
+            // It was there until now: perhaps in another version.
+            told_missing = false;
+        } else if !told_missing {
+            debug!(kind = info.name, "the API does not have this kind");
+            told_missing = true;
+            if events.send(Event { kind: info.kind, change: Change::Replace(Vec::new()) }).await.is_err() {
+                return;
+            }
+        }
+        backoff.wait().await;
+    }
+}
+
+/// How following a version of a kind ended.
+enum Followed {
+    /// Nobody listens.
+    Closed,
+    /// The API does not serve it, or not any more.
+    Missing { listed: bool },
+}
+
+/// Watches one version of a kind for as long as the API serves it.
+async fn follow(
+    client: &Client,
+    info: &'static KindInfo,
+    version: &str,
+    events: &mpsc::Sender<Event>,
+    backoff: &mut Backoff,
+) -> Followed {
+    let mut stream = watcher(api(client, info, version, None), watcher::Config::default()).boxed();
+    let (mut listing, mut listed) = (Vec::new(), false);
     while let Some(event) = stream.next().await {
         let change = match event {
             Ok(watcher::Event::Init) => {
@@ -51,7 +104,7 @@ pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc:
                 continue;
             }
             Ok(watcher::Event::InitDone) => {
-                told_missing = false;
+                listed = true;
                 Change::Replace(std::mem::take(&mut listing))
             }
             Ok(watcher::Event::Apply(object)) => match value(info.kind, object) {
@@ -62,26 +115,19 @@ pub(crate) async fn watch(client: Client, info: &'static KindInfo, events: mpsc:
                 Some(value) => Change::Delete(value),
                 None => continue,
             },
+            Err(error) if is_missing(&error) => return Followed::Missing { listed },
             Err(error) => {
-                let missing = is_missing(&error);
-                if missing && !told_missing {
-                    debug!(kind = info.name, "the API does not have this kind");
-                    told_missing = true;
-                    if events.send(Event { kind: info.kind, change: Change::Replace(Vec::new()) }).await.is_err() {
-                        return;
-                    }
-                } else if !missing {
-                    warn!(kind = info.name, error = %error, "watch; trying again");
-                }
+                warn!(kind = info.name, error = %error, "watch; trying again");
                 backoff.wait().await;
                 continue;
             }
         };
         backoff.reset();
         if events.send(Event { kind: info.kind, change }).await.is_err() {
-            return;
+            return Followed::Closed;
         }
     }
+    Followed::Closed
 }
 
 /// What people and tools keep on objects beside what they say: who wrote which field, and what was written last.
@@ -124,7 +170,8 @@ fn value(kind: Kind, mut object: DynamicObject) -> Option<Value> {
 }
 
 fn is_missing(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 /// What the API has of one kind.
@@ -143,11 +190,7 @@ pub(crate) struct Listed {
 pub(crate) async fn list(client: &Client) -> Result<BTreeMap<Kind, Listed>, kube::Error> {
     let mut all = BTreeMap::new();
     for info in &KINDS {
-        let list = match api(client, info, None).list(&ListParams::default()).await {
-            Ok(list) => list,
-            Err(kube::Error::Api(status)) if status.code == 404 => continue,
-            Err(error) => return Err(error),
-        };
+        let Some(list) = list_kind(client, info).await? else { continue };
         let number = |text: Option<String>| text.and_then(|v| v.parse().ok()).unwrap_or_default();
         let object = |object: &DynamicObject| {
             let name = (object.namespace().unwrap_or_default(), object.name_any());
@@ -189,5 +232,45 @@ mod tests {
             carrick_api::from_value::<carrick_api::Pod>(&value).unwrap()
         };
         assert_eq!(read(&lean), read(&pod));
+    }
+    /// An API that serves TCPRoutes in the version that is told, one object that names it, and watches that end with it.
+    fn serving(version: tokio::sync::watch::Receiver<&'static str>) -> Client {
+        let answer = move |request: http::Request<kube::client::Body>| {
+            let mut served = version.clone();
+            async move {
+                let version = *served.borrow_and_update();
+                let there = request.uri().path() == format!("/apis/gateway.networking.k8s.io/{version}/tcproutes");
+                let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+                let body = if !there {
+                    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}).to_string()
+                } else if is_watch {
+                    let _ = served.changed().await;
+                    String::new()
+                } else {
+                    let object = json!({"metadata": {"name": version}});
+                    json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [object]})
+                        .to_string()
+                };
+                let status = if there { 200 } else { 404 };
+                http::Response::builder().status(status).body(kube::client::Body::from(body.into_bytes()))
+            }
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn the_first_version_that_is_served_is_read_also_when_it_changes() {
+        let (version, served) = tokio::sync::watch::channel("v1alpha2");
+        let (sender, mut events) = mpsc::channel(8);
+        let watching = tokio::spawn(watch(serving(served), Kind::TcpRoute.info(), sender));
+        for (next, wanted) in
+            [("v1", vec!["v1alpha2"]), ("v0", vec!["v1"]), ("v1alpha2", vec![]), ("", vec!["v1alpha2"])]
+        {
+            let Some(Event { change: Change::Replace(all), .. }) = events.recv().await else { panic!("not a listing") };
+            let names: Vec<&str> = all.iter().filter_map(|o| o.pointer("/metadata/name")?.as_str()).collect();
+            assert_eq!(names, wanted);
+            version.send_replace(next);
+        }
+        watching.abort();
     }
 }

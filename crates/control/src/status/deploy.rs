@@ -14,11 +14,15 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams}
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use tokio::time::timeout;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 /// The name under which the server remembers who set a field.
 const FIELD_MANAGER: &str = "carrick-gateways";
+/// How often classes are tried where the API does not have them: its definitions may come later.
+const CLASSES_AGAIN: Duration = Duration::from_secs(10);
 
 /// How gateways get pods.
 #[derive(Clone)]
@@ -26,12 +30,23 @@ pub(crate) struct Deploying {
     pub(crate) workloads: Workloads,
     /// Our revision.
     pub(crate) revision: String,
+    /// Whether this replica leads all revisions, and so cares for Gateways that name none.
+    pub(crate) leads: Option<watch::Receiver<bool>>,
+}
+
+impl Deploying {
+    /// Whether it is for this replica to begin with a Gateway.
+    fn begins(&self, gateway: &GatewayService) -> bool {
+        gateway.revision.is_some() || self.leads.as_ref().is_none_or(|leads| *leads.borrow())
+    }
 }
 
 /// What was made.
 #[derive(Debug, Default)]
 pub(super) struct Deployed {
     classes: BTreeSet<&'static str>,
+    /// When the API had no classes, the last time that was tried.
+    classless: Option<Instant>,
     /// What was last written for each Service's name.
     objects: BTreeMap<Name, Vec<Value>>,
     /// What was told of each.
@@ -54,9 +69,16 @@ impl Statuses {
             self.seen.lock().versions.get(&kind).is_some_and(|versions| versions.contains_key(name))
         };
         for class in CLASSES {
+            let known = there(Kind::GatewayClass, &(String::new(), class.to_owned()));
+            let tried = deployed.classless.is_some_and(|at| at.elapsed() < CLASSES_AGAIN);
             // One that somebody deletes stays deleted until the next start.
-            if !there(Kind::GatewayClass, &(String::new(), class.to_owned())) && deployed.classes.insert(class) {
-                self.class(class).await;
+            if known || tried || deployed.classes.contains(class) {
+                continue;
+            }
+            if self.class(class).await {
+                deployed.classes.insert(class);
+            } else {
+                deployed.classless = Some(Instant::now());
             }
         }
         let wanted: Vec<(Name, &GatewayService)> =
@@ -74,6 +96,10 @@ impl Statuses {
             };
             let known = deployed.objects.get(&name) == Some(&objects) && there(Kind::Service, &name);
             if known {
+                continue;
+            }
+            let begins = self.deploying.as_ref().is_none_or(|deploying| deploying.begins(gateway));
+            if !begins && !there(Kind::Service, &name) {
                 continue;
             }
             match self.make(&name, gateway, &objects).await {
@@ -144,22 +170,25 @@ impl Statuses {
         Ok(others.map(|maker| Left::OtherRevision(maker.to_owned())))
     }
 
-    async fn class(&self, name: &str) {
-        let api = api(&self.client, Kind::GatewayClass.info(), None);
+    /// Makes a class; false when the API has none yet.
+    async fn class(&self, name: &str) -> bool {
+        let api = api(&self.client, Kind::GatewayClass.info(), "v1", None);
         let object = json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "GatewayClass",
             "metadata": {"name": name},
             "spec": {"controllerName": CONTROLLER},
         });
-        let Ok(object) = serde_json::from_value::<DynamicObject>(object) else { return };
+        let Ok(object) = serde_json::from_value::<DynamicObject>(object) else { return true };
         match timeout(WRITE_LIMIT, api.create(&PostParams::default(), &object)).await {
             Ok(Ok(_)) => debug!(name, "gateway class made"),
-            // Another was quicker, or the API has no such kind.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => return false,
+            // Another was quicker.
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
             Ok(Err(error)) => warn!(name, %error, "gateway class not made"),
             Err(_) => warn!(name, "gateway class not made in time"),
         }
+        true
     }
 }
 

@@ -37,6 +37,10 @@ impl Drop for Replica {
 }
 
 async fn replica(client: &kube::Client, name: &str) -> Replica {
+    of_revision(client, name, "default").await
+}
+
+async fn of_revision(client: &kube::Client, name: &str, revision: &str) -> Replica {
     let authority = resident::authority(client, "istio-system", Default::default()).await.expect("an authority");
     let authority = Arc::new(authority);
     let mut options = ControlOptions::new(client.clone(), authority.clone(), Default::default());
@@ -45,16 +49,20 @@ async fn replica(client: &kube::Client, name: &str) -> Replica {
     let own = draining.clone();
     let mut lease = LeaseOptions::new("istio-system", "istio-leader", name);
     (lease.length, lease.pause) = (LENGTH, Duration::from_millis(100));
-    let (leading, electing) = election(client.clone(), lease, draining);
+    let gateways = LeaseOptions { name: format!("carrick-gateways-{revision}"), ..lease.clone() };
+    let (leading, electing) = election(client.clone(), lease, draining.clone());
+    let (deploys, electing_too) = election(client.clone(), gateways, draining);
+    let electing = async { ((), ()) = tokio::join!(electing, electing_too) };
     options.leading = Some(leading.clone());
     let (knows, _) = tokio::sync::watch::channel(false);
-    let (injector, knowing) = injector(client.clone(), InjectorOptions::new("istio-system", "default"), knows, own);
+    let (injector, knowing) = injector(client.clone(), InjectorOptions::new("istio-system", revision), knows, own);
     tokio::spawn(knowing);
     options.resident = Some(Resident {
-        revision: "default".to_owned(),
+        revision: revision.to_owned(),
         webhooks: local(0),
         inject: None,
         workloads: Some(injector.workloads),
+        deploys: Some(deploys),
     });
     let control = Control::start(options).await.expect("starts");
     Replica { _control: control, authority, leading, election: tokio::spawn(electing), _drain: trigger }
@@ -246,7 +254,17 @@ async fn gateways_that_nobody_deployed_are_deployed() {
         both
     })
     .await;
-    drop(replica);
+    // A Gateway that names another revision gets what it runs on from that one, whoever leads.
+    assert!(deployments.get_opt("elsewhere-istio").await.expect("API").is_none());
+    let map = json!({"metadata": {"name": "istio-sidecar-injector-canary"}, "data": {"values": values("three"), "config": ""}});
+    maps.create(&create, &object(map)).await.expect("settings");
+    let other = of_revision(&client, "b", "canary").await;
+    until("the other revision makes its own", || async {
+        deployments.get_opt("elsewhere-istio").await.expect("API").is_some()
+    })
+    .await;
+    assert!(*replica.leading.borrow() && !*other.leading.borrow());
+    drop((replica, other));
     server.drain(Duration::from_secs(2)).await;
 }
 

@@ -13,6 +13,7 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 use super::{COMPONENT, OWNED, REVISION, agreed};
+use crate::control::{GATEWAYS_LEASE, LEASE};
 
 /// Who serves classes of the Gateway API that a control plane has made.
 const CONTROLLER: &str = "istio.io/gateway-controller";
@@ -170,9 +171,16 @@ async fn find(options: &Uninstall, client: &Client, namespace: &str) -> Result<V
         };
         doomed.extend(all.iter().filter(goes).map(|object| Doomed::of(&resource, object)));
     }
+    let leases = resource(("coordination.k8s.io", "v1", "Lease", "leases"));
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &leases);
+    let ours = |lease: &&DynamicObject| {
+        let name = lease.name_any();
+        let of = name.strip_prefix(GATEWAYS_LEASE);
+        if options.purge { name == LEASE || of.is_some() } else { of == Some(revision) }
+    };
+    let all = api.list(&ListParams::default()).await.context("leases")?;
+    doomed.extend(all.iter().filter(ours).map(|object| Doomed::of(&leases, object)));
     if options.purge {
-        let lease = resource(("coordination.k8s.io", "v1", "Lease", "leases"));
-        doomed.extend(of_one(client, &lease, Some(namespace), "istio-leader").await?);
         let classes = resource(("gateway.networking.k8s.io", "v1", "GatewayClass", "gatewayclasses"));
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &classes);
         match api.list(&ListParams::default()).await {
