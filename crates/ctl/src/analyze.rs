@@ -298,3 +298,28 @@ fn colored(message: &Message, color: bool) -> String {
         _ => line,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_and_its_pods_give_no_reason_to_complain() {
+        let mut objects = Objects::new("istio-system", true);
+        let installed = carrick_chart::installation(&json!({"profile": "demo"})).unwrap();
+        for object in installed.pieces.iter().flat_map(|piece| piece.objects().unwrap()) {
+            objects.add(Object::new(object, None));
+        }
+        let image = format!("localhost/carrick/proxyv2:{}", crate::version::OWN);
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {"containers": [
+            {"name": "web", "image": "example.org/web"}, {"name": "istio-proxy", "image": image}]}});
+        let namespace = json!({"metadata": {"name": "shop", "labels": {"istio-injection": "enabled"}}});
+        for (kind, mut object) in [("Namespace", namespace), ("Pod", pod)] {
+            (object["apiVersion"], object["kind"]) = ("v1".into(), kind.into());
+            objects.add(Object::new(object, None));
+        }
+        objects.complete();
+        let found = analyze(&objects, &[], Timestamp::from_system(std::time::SystemTime::UNIX_EPOCH));
+        assert_eq!(found.iter().map(|message| message.to_line(false)).collect::<Vec<_>>(), Vec::<String>::new());
+    }
+}

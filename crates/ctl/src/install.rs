@@ -3,6 +3,8 @@
 //! Invariant: what is applied is what the charts give, with labels by which it is found again; everything is applied in an order in
 //! which nothing is missing, and nothing of somebody else is removed. What the charts give is `carrick-chart`'s.
 
+#[cfg(test)]
+mod answering;
 mod helm;
 mod plan;
 pub mod precheck;
@@ -258,6 +260,7 @@ async fn apply_all(client: &Client, all: &Installation, foreign: &helm::Foreign,
                 println!("{}/{name} would be created (dry run)", kind.to_ascii_lowercase());
                 continue;
             }
+            tag::keep_quiet(client, &mut object).await?;
             if kind != "CustomResourceDefinition" && !kinds.is_empty() && !dry {
                 wait::served(client, &std::mem::take(&mut kinds)).await?;
             }

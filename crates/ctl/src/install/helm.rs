@@ -141,3 +141,72 @@ async fn release(
     };
     Ok(there.then_some(shown))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::answering::client;
+    use super::*;
+    use carrick_chart::installation;
+    use serde_json::json;
+
+    /// What stands in a cluster where Helm's release `mesh` has some of ours, and a release that is gone has left others.
+    fn there(method: &str, path: &str, query: &str) -> (u16, Value) {
+        let release = |kind: &str, namespace: &str, name: &str, release: &str| {
+            json!({"kind": kind, "metadata": {"name": name, "namespace": namespace,
+                "labels": {"app.kubernetes.io/managed-by": "Helm"},
+                "annotations": {"meta.helm.sh/release-name": release, "meta.helm.sh/release-namespace": "helmed"}}})
+        };
+        let mut taken_over = release("ConfigMap", "istio-system", "istio", "mesh");
+        taken_over["metadata"]["labels"][OWNED] = "installed-state".into();
+        let items = match path {
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions" => vec![
+                release("CustomResourceDefinition", "", "gateways.networking.istio.io", "mesh"),
+                release("CustomResourceDefinition", "", "sidecars.networking.istio.io", "gone"),
+                release("CustomResourceDefinition", "", "unheard.example.org", "mesh"),
+            ],
+            "/apis/apps/v1/deployments" => vec![
+                release("Deployment", "istio-system", "istiod", "mesh"),
+                release("Deployment", "elsewhere", "istiod", "mesh"),
+            ],
+            "/api/v1/services" => vec![release("Service", "istio-system", "istiod", "gone")],
+            "/api/v1/configmaps" => vec![taken_over],
+            "/api/v1/namespaces/helmed/secrets" if query.contains("mesh") => {
+                vec![json!({"metadata": {"name": "sh.helm.release.v1.mesh.v1"}})]
+            }
+            // An API without this kind.
+            "/apis/autoscaling/v2/horizontalpodautoscalers" => return (404, Value::Null),
+            _ => Vec::new(),
+        };
+        assert_eq!(method, "GET", "it only looks");
+        (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
+    }
+
+    #[tokio::test]
+    async fn what_a_release_has_is_not_written_over() {
+        let all = installation(&json!({"profile": "minimal"})).unwrap();
+        let client = client(|method, path, query, _| there(method, path, query));
+        let found = foreign(&client, &all).await.unwrap();
+        assert!(found.keeps("gateways.networking.istio.io") && !found.keeps("sidecars.networking.istio.io"));
+        assert_eq!(
+            found.told().collect::<Vec<_>>(),
+            ["1 kinds belong to the Helm release mesh of namespace helmed: they are used as they are, and not changed"]
+        );
+        let refused = found.refuse().unwrap_err().to_string();
+        assert!(
+            refused
+                .starts_with("nothing was changed: the Helm release mesh of namespace helmed has Deployment istiod: "),
+            "{refused}"
+        );
+    }
+
+    #[tokio::test]
+    async fn releases_that_may_not_be_looked_at_are_there() {
+        let all = installation(&json!({"profile": "minimal"})).unwrap();
+        let client = client(|method, path, query, _| match path {
+            "/api/v1/namespaces/helmed/secrets" => (403, Value::Null),
+            _ => there(method, path, query),
+        });
+        let refused = foreign(&client, &all).await.unwrap().refuse().unwrap_err().to_string();
+        assert!(refused.contains("the Helm release gone of namespace helmed has Service istiod"), "{refused}");
+    }
+}

@@ -49,7 +49,7 @@ pub async fn run(client: &Client, namespace: &str) -> Result<String> {
     Ok(text)
 }
 
-/// What an installation creates and the caller may not.
+/// What an installation does and the caller may not: objects are applied, which is to patch, and to create where there is none.
 async fn rights(client: &Client, namespace: &str) -> Result<Vec<String>> {
     let mut kinds: Vec<(String, String, bool)> = Vec::new();
     for piece in installation(&json!({"namespace": namespace}))?.pieces {
@@ -65,11 +65,11 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<String>> {
     }
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();
-    for (group, plural, inside) in kinds {
+    for ((group, plural, inside), verb) in kinds.iter().flat_map(|kind| ["create", "patch"].map(|verb| (kind, verb))) {
         let attributes = ResourceAttributes {
             group: Some(group.clone()),
             resource: Some(plural.clone()),
-            verb: Some("create".to_owned()),
+            verb: Some(verb.to_owned()),
             namespace: inside.then(|| namespace.to_owned()),
             ..Default::default()
         };
@@ -78,7 +78,7 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<String>> {
         let answer = api.create(&PostParams::default(), &review).await.context("what this user may do")?;
         if !answer.status.is_some_and(|status| status.allowed) {
             let group = if group.is_empty() { String::new() } else { format!(".{group}") };
-            missing.push(format!("create {plural}{group}"));
+            missing.push(format!("{verb} {plural}{group}"));
         }
     }
     Ok(missing)
@@ -94,9 +94,67 @@ async fn gateway_api(client: &Client) -> Result<Vec<String>> {
         let served = |version: &str| definition.spec.versions.iter().any(|v| v.name == version && v.served);
         if stable && !served("v1") && !served("v1beta1") {
             findings.push(format!("Error [IST0156] {} serves neither v1 nor v1beta1", definition.name_any()));
-        } else if stable && !served("v1") {
-            findings.push(format!("Warning [IST0172] {} does not serve v1, which is read", definition.name_any()));
         }
     }
     Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::answering::client;
+    use super::*;
+
+    /// A cluster of this version where everything may be done but what is named, and which holds these definitions.
+    async fn told(minor: &str, forbidden: &'static [&'static str], definitions: Value) -> Result<String, String> {
+        let version = json!({"major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.0"), "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+        let client = client(move |method, path, _, asked| match (method, path) {
+            (_, "/version") => (200, version.clone()),
+            ("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews") => {
+                let attributes = &asked["spec"]["resourceAttributes"];
+                let text = |field: &str| attributes[field].as_str().unwrap_or("everywhere");
+                let what = format!("{} {} {}", text("verb"), text("resource"), text("namespace"));
+                let mut answer = asked.clone();
+                answer["status"] = json!({"allowed": !forbidden.contains(&what.as_str())});
+                (201, answer)
+            }
+            ("GET", path) => {
+                let items = if path.ends_with("customresourcedefinitions") { definitions.clone() } else { json!([]) };
+                (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
+            }
+            (method, path) => panic!("{method} {path}: nothing is to be changed"),
+        });
+        run(&client, "mesh").await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn rights_that_are_missing_are_named() {
+        let all = told("36+", &[], json!([])).await.unwrap();
+        assert!(all.starts_with("✔ No issues found"), "{all}");
+        let forbidden = &["create clusterroles everywhere", "patch deployments mesh", "create services istio-system"];
+        assert_eq!(
+            told("36", forbidden, json!([])).await.unwrap_err(),
+            "Error [IST0141] Missing permission: create clusterroles.rbac.authorization.k8s.io\n\
+             Error [IST0141] Missing permission: patch deployments.apps\n\
+             the cluster does not take an installation"
+        );
+    }
+
+    #[tokio::test]
+    async fn clusters_and_definitions_that_are_too_old_are_named() {
+        let error = told("29", &[], json!([])).await.unwrap_err();
+        assert!(error.starts_with("Error [IST0142] Kubernetes 1.29 is older than 1.30"), "{error}");
+        let definition = |plural: &str, version: &str| {
+            json!({"metadata": {"name": format!("{plural}.gateway.networking.k8s.io")}, "spec": {
+                "group": "gateway.networking.k8s.io", "scope": "Namespaced", "names": {"plural": plural, "kind": "X"},
+                "versions": [{"name": version, "served": true, "storage": true}]}})
+        };
+        let fine = json!([definition("gateways", "v1beta1"), definition("httproutes", "v1")]);
+        assert!(told("36", &[], fine).await.unwrap().starts_with("✔"));
+        let refused = told("36", &[], json!([definition("httproutes", "v1alpha2")])).await.unwrap_err();
+        assert!(
+            refused.contains("[IST0156] httproutes.gateway.networking.k8s.io serves neither v1 nor v1beta1"),
+            "{refused}"
+        );
+    }
 }

@@ -115,7 +115,7 @@ pub(super) async fn set_tag(client: &Client, setting: &Setting, namespace: &str)
     let object = webhook(client, setting, namespace).await?;
     apply::one(client, &object, namespace, false).await?;
     if tag == "default" {
-        quiet_default(&api).await?;
+        quiet_default(client).await?;
         default_validator(client, revision, namespace).await?;
     }
     Ok(())
@@ -178,22 +178,40 @@ async fn kept(client: &Client, suffix: &str, namespace: &str) -> Result<Value> {
     Ok(serde_json::from_str(&text).unwrap_or_else(|_| json!({})))
 }
 
-/// The control plane without a name no longer injects what names none: the tag does.
-async fn quiet_default(api: &Api<MutatingWebhookConfiguration>) -> Result<()> {
-    let Some(there) = api.get_opt("istio-sidecar-injector").await.context("istio-sidecar-injector")? else {
-        return Ok(());
-    };
+/// The control plane without a name no longer injects: the tag `default` does, also what asks for the revision of that name.
+async fn quiet_default(client: &Client) -> Result<()> {
+    let Some(there) = of_revision(client, "default").await? else { return Ok(()) };
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let name = there.name_any();
+    let mut object = serde_json::to_value(&there)?;
+    quiet(&mut object);
+    // The version too, so that nothing is put back which a control plane wrote meanwhile.
+    let version = there.resource_version();
+    let patch = json!({"metadata": {"resourceVersion": version}, "webhooks": object["webhooks"]});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.context(name)?;
+    Ok(())
+}
+
+/// Lets webhooks never match, without removing them.
+fn quiet(object: &mut Value) {
     let never = json!({"matchLabels": {"istio.io/deactivated": "never-match"}});
-    let steps: Vec<Value> = there
-        .webhooks
-        .iter()
-        .flatten()
-        .enumerate()
-        .filter(|(_, webhook)| !webhook.name.starts_with("rev."))
-        .map(|(at, _)| json!({"op": "add", "path": format!("/webhooks/{at}/namespaceSelector"), "value": never}))
-        .collect();
-    let patch = Patch::<()>::Json(serde_json::from_value(steps.into())?);
-    api.patch("istio-sidecar-injector", &PatchParams::default(), &patch).await.context("istio-sidecar-injector")?;
+    for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+        webhook["namespaceSelector"] = never.clone();
+        webhook["objectSelector"] = never.clone();
+    }
+}
+
+/// Leaves the webhooks of the control plane without a name quiet where they are about to be applied and the tag `default` is set.
+pub(super) async fn keep_quiet(client: &Client, object: &mut Value) -> Result<()> {
+    let label = |name: &str| object["metadata"]["labels"][name].as_str();
+    let unnamed = label(REVISION) == Some("default") && label(TAG).is_none();
+    if object["kind"] != "MutatingWebhookConfiguration" || !unnamed {
+        return Ok(());
+    }
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    if api.get_opt(&webhook_name("default")).await.context("the default tag's webhooks")?.is_some() {
+        quiet(object);
+    }
     Ok(())
 }
 
@@ -264,4 +282,48 @@ async fn remove(client: &Client, tag: &str, sure: bool) -> Result<String> {
     }
     api.delete(&webhook_name(tag), &DeleteParams::default()).await.context("the tag's webhooks")?;
     Ok(format!("Revision tag {tag} removed\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carrick_analyze::{Object, Objects, analyze};
+
+    /// What analysis says of the webhooks of the control plane without a name, beside those of the tag `default`.
+    fn overlaps(without_name: &Value, tag: &Value) -> usize {
+        let mut objects = Objects::new("istio-system", true);
+        [without_name, tag].into_iter().for_each(|object| objects.add(Object::new(object.clone(), None)));
+        objects.complete();
+        let now = carrick_api::timestamp::Timestamp::from_system(std::time::SystemTime::UNIX_EPOCH);
+        analyze(&objects, &["webhook.Analyzer".to_owned()], now).iter().filter(|m| m.text.contains("overlaps")).count()
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_not_injected_twice_where_the_default_tag_is_set() {
+        let chart = Chart::named("istiod").unwrap();
+        let find = |values: Value, name: &str| {
+            let release = Release { name: "istiod", namespace: "istio-system" };
+            chart.render(&release, &values).unwrap().into_iter().find(|o| o["metadata"]["name"] == name).unwrap()
+        };
+        let mut without_name = find(json!({}), "istio-sidecar-injector");
+        let tag = find(json!({"revision": "canary", "revisionTags": ["default"]}), "istio-revision-tag-default");
+        assert!(overlaps(&without_name, &tag) > 0);
+        let server = |tagged: bool| {
+            super::super::answering::client(move |_, path, _, _| {
+                assert_eq!(
+                    path,
+                    "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/istio-revision-tag-default"
+                );
+                if tagged {
+                    (200, json!({"metadata": {"name": "istio-revision-tag-default"}}))
+                } else {
+                    (404, Value::Null)
+                }
+            })
+        };
+        keep_quiet(&server(false), &mut without_name).await.unwrap();
+        assert!(overlaps(&without_name, &tag) > 0, "without the tag they are in force");
+        keep_quiet(&server(true), &mut without_name).await.unwrap();
+        assert_eq!(overlaps(&without_name, &tag), 0);
+    }
 }
