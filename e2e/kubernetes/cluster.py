@@ -156,7 +156,7 @@ class Run:
             raise Failed(f"the cluster has {', '.join(there)} already: this suite would remove it with its own. Nothing was changed")
         version = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
         told = [f"API server {version}"]
-        conditions = lambda node: [c for c in node["status"].get("conditions", []) if c["type"] == "Ready" and c["status"] == "True"]
+        conditions = lambda node: [c for c in node.get("status", {}).get("conditions", []) if c["type"] == "Ready" and c["status"] == "True"]
         self.nodes = sum(bool(conditions(node)) for node in self.get("nodes")["items"])
         told.append(f"{self.nodes} nodes" if self.nodes else "no nodes: pods are made, and do not run")
         self.kubectl("create", "namespace", PROBE)

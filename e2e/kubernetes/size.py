@@ -1,10 +1,13 @@
 """What a control plane weighs in a large cluster, and whether it outlives its API server: a command, not a test.
 
-    size.py CARRICK [--pods 10000] [--services 2000] [--away SECONDS]
+    size.py CARRICK [--pods 10000] [--services 2000] [--away SECONDS] [--kubeconfig FILE --server PID]
 
 Starts the embedded API with so many pods and services (an EndpointSlice each), and one `carrick control` beside it; tells the control plane's
 memory with nothing in the cluster and with everything, the bytes for an object, and how long it took until it was ready. With --away the
 API server is stopped (SIGSTOP) for so long; then a change has to reach the control plane, which has to have been ready all the time.
+
+With --kubeconfig another API server of this machine, whose process --server names, takes the place of the embedded one. It is to be without
+controllers, which would remove pods of nodes that are not there, and is left with all that was made.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -19,10 +23,32 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from cluster import KUBECTL, Failed, free_port, until  # noqa: E402
+
+
+class Server:
+    """An API server that somebody else started."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def send_signal(self, what):
+        os.kill(self.pid, what)
+
+    def end(self):
+        pass
+
+
+class Embedded(subprocess.Popen):
+    """The embedded API."""
+
+    def end(self):
+        self.terminate()
+        self.wait(timeout=30)
 
 
 def memory(process):
@@ -34,7 +60,7 @@ def memory(process):
 class Api:
     """Writes to the API by connections that stay."""
 
-    def __init__(self, folder, port):
+    def __init__(self, folder):
         config = json.loads(subprocess.run([KUBECTL, "config", "view", "--raw", "--flatten", "-o", "json"], capture_output=True, check=True,
                                            env={**os.environ, "KUBECONFIG": f"{folder}/kubeconfig"}).stdout)
         import base64
@@ -48,17 +74,17 @@ class Api:
                 with open(f"{folder}/size-{name}.pem", "wb") as file:
                     file.write(base64.b64decode(user[f"client-{name}-data"]))
             self.context.load_cert_chain(f"{folder}/size-certificate.pem", f"{folder}/size-key.pem")
-        self.port, self.held = port, threading.local()
+        self.address, self.held = urllib.parse.urlsplit(cluster["server"]), threading.local()
 
     def call(self, method, path, body):
         connection = getattr(self.held, "connection", None)
         if connection is None:
-            connection = self.held.connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context)
+            connection = self.held.connection = http.client.HTTPSConnection(self.address.hostname, self.address.port, timeout=60, context=self.context)
         headers = self.headers if method == "POST" else {**self.headers, "content-type": "application/merge-patch+json"}
         connection.request(method, path, json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
-        if answer.status >= 300:
+        if answer.status >= 300 and answer.status != 409:
             raise Failed(f"{method} {path}: {answer.status} {text[:300]}")
 
 
@@ -136,12 +162,20 @@ def main():
     parser.add_argument("--pods", type=int, default=10_000)
     parser.add_argument("--services", type=int, default=2_000)
     parser.add_argument("--away", type=float, default=0)
+    parser.add_argument("--kubeconfig")
+    parser.add_argument("--server", type=int, help="the process of its API server")
     arguments = parser.parse_args()
+    if bool(arguments.kubeconfig) != bool(arguments.server):
+        parser.error("--kubeconfig and --server go together")
     carrick = os.path.abspath(arguments.carrick)
     with tempfile.TemporaryDirectory(prefix="carrick-size-") as folder:
-        port = free_port()
-        with open(f"{folder}/api.log", "wb") as log:
-            server = subprocess.Popen([carrick, "up", "--api-only", f"--data-dir={folder}", f"--api-port={port}"], stdout=log, stderr=subprocess.STDOUT)
+        if arguments.kubeconfig:
+            shutil.copyfile(arguments.kubeconfig, f"{folder}/kubeconfig")
+            server = Server(arguments.server)
+        else:
+            with open(f"{folder}/api.log", "wb") as log:
+                server = Embedded([carrick, "up", "--api-only", f"--data-dir={folder}", f"--api-port={free_port()}"],
+                                  stdout=log, stderr=subprocess.STDOUT)
         control = None
         try:
             env = {**os.environ, "KUBECONFIG": f"{folder}/kubeconfig"}
@@ -152,9 +186,10 @@ def main():
             empty = settled(control.process)
             control.end()
 
-            api, begun = Api(folder, port), time.monotonic()
+            api, begun = Api(folder), time.monotonic()
             for number in range(50):
                 api.call("POST", "/api/v1/namespaces", {"metadata": {"name": names(number)}})
+                api.call("POST", f"/api/v1/namespaces/{names(number)}/serviceaccounts", {"metadata": {"name": "default"}})
             shares = [range(n, arguments.pods, arguments.services) for n in range(arguments.services)]
             with concurrent.futures.ThreadPoolExecutor(16) as pool:
                 for _ in pool.map(lambda n: service(api, n, shares[n]), range(arguments.services)):
@@ -193,8 +228,7 @@ def main():
         finally:
             if control and control.process.poll() is None:
                 control.end()
-            server.terminate()
-            server.wait(timeout=30)
+            server.end()
     return 0
 
 
