@@ -18,7 +18,8 @@ pub(super) fn client(answer: impl Fn(&str, &str, &str, &Value) -> (u16, Value) +
             let query = head.uri.query().unwrap_or_default();
             let (code, mut body) = answer(head.method.as_str(), head.uri.path(), query, &sent);
             if code >= 400 {
-                body = json!({"kind": "Status", "status": "Failure", "reason": "told", "code": code});
+                let reason = if code == 404 { "NotFound" } else { "Forbidden" };
+                body = json!({"kind": "Status", "status": "Failure", "reason": reason, "code": code});
             }
             Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
         }

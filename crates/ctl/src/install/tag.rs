@@ -303,7 +303,8 @@ mod tests {
         let chart = Chart::named("istiod").unwrap();
         let find = |values: Value, name: &str| {
             let release = Release { name: "istiod", namespace: "istio-system" };
-            chart.render(&release, &values).unwrap().into_iter().find(|o| o["metadata"]["name"] == name).unwrap()
+            let mut all = chart.render(&release, &values).unwrap().into_iter();
+            all.find(|o| o["kind"] == "MutatingWebhookConfiguration" && o["metadata"]["name"] == name).unwrap()
         };
         let mut without_name = find(json!({}), "istio-sidecar-injector");
         let tag = find(json!({"revision": "canary", "revisionTags": ["default"]}), "istio-revision-tag-default");
