@@ -84,7 +84,10 @@ impl Kind {
 
     /// The verbs of the main resource, as discovery lists them.
     pub fn verbs(&self) -> &'static [&'static str] {
-        if self.stored {
+        // Not all namespaces at once.
+        if self.group.is_empty() && self.plural == "namespaces" {
+            &["create", "delete", "get", "list", "patch", "update", "watch"]
+        } else if self.stored {
             &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
         } else {
             &["create"]

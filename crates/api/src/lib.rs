@@ -16,6 +16,7 @@ pub mod kinds;
 pub mod object;
 pub mod parse;
 pub mod protocol;
+pub mod quantity;
 pub mod scalar;
 pub mod schema;
 pub mod timestamp;

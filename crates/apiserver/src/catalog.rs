@@ -232,6 +232,23 @@ impl Resource {
         (schema.root_name().to_owned(), components)
     }
 
+    /// What whoever uses a version that is going is told.
+    pub fn outdated(&self, version: &str) -> Option<String> {
+        if &*self.id == "endpoints" {
+            return Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
+        }
+        self.definition()?.outdated(version).map(|told| {
+            told.unwrap_or_else(|| {
+                let (own, kind) = (self.api_version(version), &self.kind);
+                let newer = self.versions.iter().filter(|v| self.definition().is_some_and(|d| d.outdated(v).is_none()));
+                match newer.min_by_key(|v| carrick_api::kinds::version_rank(v)) {
+                    Some(newer) => format!("{own} {kind} is deprecated; use {} {kind}", self.api_version(newer)),
+                    None => format!("{own} {kind} is deprecated"),
+                }
+            })
+        })
+    }
+
     /// Name of the list kind.
     pub fn list_kind(&self) -> String {
         format!("{}List", self.kind)

@@ -1,5 +1,6 @@
 //! Per-kind behaviour: what writes are completed and refused with (`admission`), and the loops that keep derived objects
-//! right: namespaces' contents, service accounts, root certificates, endpoint slices and endpoints, disruption budgets, garbage.
+//! right: namespaces' contents, service accounts, root certificates, endpoint slices and endpoints, disruption budgets, quotas, aggregated
+//! roles, garbage.
 //!
 //! Invariant: admission reads the store and never writes it; loops write through the store like any client, and each
 //! derived object has exactly one of them as its writer, also where several servers share one storage (`turn`). A loop that misses history starts again from a list, so nothing
@@ -10,6 +11,7 @@
 
 pub mod addresses;
 mod admission;
+mod aggregation;
 mod bootstrap;
 mod definitions;
 mod deployments;
@@ -20,6 +22,7 @@ mod events;
 mod follow;
 mod garbage;
 mod namespaces;
+mod quotas;
 mod turn;
 
 pub use self::admission::Admission;
@@ -39,10 +42,11 @@ pub const TURN: Duration = Duration::from_secs(9);
 /// The mesh's root certificates as PEM; `None` until the authority is known.
 pub type RootPem = Option<Arc<str>>;
 
-/// Starts the loops. `root` and `lists` may change at any time; every namespace's `istio-ca-root-cert` and `istio-ca-crl` follow them.
+/// Starts the loops. `api` is the certificate of the API's own authority, as PEM. `root` and `lists` may change at any time; every namespace's `istio-ca-root-cert` and `istio-ca-crl` follow them.
 /// Where several servers share a storage, one of them has the turn to run most loops, for `length` at least.
 pub fn start(
     store: &Store,
+    api: Arc<str>,
     root: watch::Receiver<RootPem>,
     lists: watch::Receiver<RootPem>,
     length: Duration,
@@ -52,20 +56,25 @@ pub fn start(
     let own = store.clone();
     tasks.spawn("definitions", turn::run_here(store.clone(), move || definitions::run(own.clone())));
     let own = store.clone();
-    tasks.spawn("loops", turn::run(store.clone(), length, move || loops(own.clone(), root.clone(), lists.clone())));
+    tasks.spawn(
+        "loops",
+        turn::run(store.clone(), length, move || loops(own.clone(), api.clone(), root.clone(), lists.clone())),
+    );
 }
 
 /// Ends when one of them does.
-async fn loops(store: Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
+async fn loops(store: Store, api: Arc<str>, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
     let expiry = async {
         if store.engine().is_shared() { std::future::pending().await } else { events::run(store.clone()).await }
     };
     tokio::select! {
-        () = namespaces::run(store.clone(), root, lists) => {}
+        () = namespaces::run(store.clone(), api, root, lists) => {}
         () = endpoint_slices::run(store.clone()) => {}
         () = endpoints::run(store.clone()) => {}
         () = deployments::run(store.clone()) => {}
         () = disruption::run(store.clone()) => {}
+        () = quotas::run(store.clone()) => {}
+        () = aggregation::run(store.clone()) => {}
         () = garbage::run(store.clone()) => {}
         () = expiry => {}
     }

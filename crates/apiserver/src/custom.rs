@@ -39,6 +39,8 @@ struct Version {
     patterns: Patterns,
     rules: Option<CompiledSchema>,
     columns: Vec<Column>,
+    /// Whether it is going, and what its users are told instead of the usual.
+    outdated: Option<Option<String>>,
 }
 
 /// Whether a CEL expression can be used.
@@ -60,10 +62,18 @@ impl Version {
             patterns: Patterns::of(&text),
             rules: has_rules(&text).then(|| compile_schema(&cel::for_the_runner(&text))),
             columns: columns::read(version),
+            outdated: (version.get("deprecated") == Some(&Value::Bool(true)))
+                .then(|| version.get("deprecationWarning").and_then(Value::as_str).map(str::to_owned)),
             name: name.to_owned(),
             text,
         })
     }
+}
+
+/// Rules were not asked.
+fn unasked() -> Cause {
+    let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+    Cause::invalid("<nil>", &Value::Null, why)
 }
 
 fn has_rules(schema: &Value) -> bool {
@@ -141,6 +151,11 @@ impl Definition {
         }
     }
 
+    /// Whether a version is going, and what its users are told instead of the usual.
+    pub fn outdated(&self, version: &str) -> Option<Option<String>> {
+        self.version(version)?.outdated.clone()
+    }
+
     /// What is wrong with a value beyond its structure. What an update does not touch is not held against it.
     pub fn check(&self, version: &str, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let Some(version) = self.version(version) else { return Vec::new() };
@@ -155,13 +170,20 @@ impl Definition {
         };
         causes.retain(|cause| is_new(&cause.field));
         // Rules are asked only about values that are otherwise in order.
-        if causes.is_empty()
-            && let Some(rules) = &version.rules
-        {
-            causes = self.broken_rules(version, rules, object, old);
-            causes.retain(|cause| is_new(&cause.field));
+        match &version.rules {
+            Some(rules) if causes.is_empty() => {
+                causes = self.broken_rules(version, rules, object, old);
+                causes.retain(|cause| is_new(&cause.field));
+            }
+            Some(_) => causes.push(unasked()),
+            None => {}
         }
         causes
+    }
+
+    /// What is told besides of a value of a wrong type in a kind that has rules.
+    pub fn unasked(&self, version: &str) -> Option<Cause> {
+        self.version(version)?.rules.as_ref().map(|_| unasked())
     }
 
     fn broken_rules(

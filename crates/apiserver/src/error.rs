@@ -29,6 +29,13 @@ impl Cause {
         Self { reason: "FieldValueRequired", message, field: field.into() }
     }
 
+    /// A value that is none of those allowed.
+    pub fn unsupported(field: impl Into<String>, value: &Value, known: &[&str]) -> Self {
+        let listed: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
+        let message = format!("Unsupported value: {value}: supported values: {}", listed.join(", "));
+        Self { reason: "FieldValueNotSupported", message, field: field.into() }
+    }
+
     /// A change where none is allowed, or a value that may not be given.
     pub fn forbidden(field: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Self { reason: "FieldValueForbidden", message: format!("Forbidden: {why}"), field: field.into() }
@@ -64,6 +71,9 @@ pub enum ApiError {
     /// 404 for an object.
     #[error("{} \"{}\" not found", .0.qualified(), .0.name)]
     NotFound(Subject),
+    /// 404 for a path that belongs to no group: not even a `Status`.
+    #[error("404 page not found")]
+    NoSuchPage,
     /// 404 for a path.
     #[error("the server could not find the requested resource")]
     NoSuchPath,
@@ -117,7 +127,7 @@ pub enum ApiError {
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
     /// 406.
-    #[error("only the following media types are accepted: {0}")]
+    #[error("{0}")]
     NotAcceptable(String),
     /// 415.
     #[error("the body of the request was in an unknown format - accepted media types include: {0}")]
@@ -165,6 +175,14 @@ pub enum ApiError {
 /// Result of an API operation.
 pub type ApiResult<T> = Result<T, ApiError>;
 
+fn shown(cause: &Cause) -> Value {
+    let mut shown = json!({"reason": cause.reason, "message": cause.message, "field": cause.field});
+    if let (true, Some(map)) = (cause.field.is_empty(), shown.as_object_mut()) {
+        map.shift_remove("field");
+    }
+    shown
+}
+
 fn join_causes(causes: &[Cause]) -> String {
     let line = |c: &Cause| if c.field.is_empty() { c.message.clone() } else { format!("{}: {}", c.field, c.message) };
     match causes {
@@ -203,7 +221,7 @@ impl ApiError {
     /// HTTP status.
     pub fn code(&self) -> u16 {
         match self {
-            Self::NotFound(_) | Self::NoSuchPath => 404,
+            Self::NotFound(_) | Self::NoSuchPath | Self::NoSuchPage => 404,
             Self::AlreadyExists(_) | Self::Conflict { .. } | Self::ApplyConflict { .. } => 409,
             Self::Invalid { .. } => 422,
             Self::BadRequest(_) => 400,
@@ -225,7 +243,7 @@ impl ApiError {
     /// Kubernetes' one-word reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NotFound(_) | Self::NoSuchPath => "NotFound",
+            Self::NotFound(_) | Self::NoSuchPath | Self::NoSuchPage => "NotFound",
             Self::AlreadyExists(_) => "AlreadyExists",
             Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } => "Invalid",
@@ -271,8 +289,7 @@ impl ApiError {
             }
         }
         if !causes.is_empty() {
-            let list: Vec<Value> =
-                causes.iter().map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field})).collect();
+            let list: Vec<Value> = causes.iter().map(|cause| shown(cause)).collect();
             details.insert("causes".into(), Value::Array(list));
         }
         if let Some(seconds) = retry {

@@ -23,6 +23,7 @@ pub mod controllers;
 mod custom;
 pub mod error;
 mod metrics;
+mod quota;
 pub mod rbac;
 mod rest;
 mod selector;

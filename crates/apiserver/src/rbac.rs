@@ -3,10 +3,12 @@
 //! Invariant: nothing is allowed that no rule allows (`system:masters` apart); a role or binding counts from the moment
 //! its write was acknowledged, since the rules catch up with the store's history before each decision.
 
+mod aggregate;
 mod defaults;
 mod rules;
 mod table;
 
+pub use self::aggregate::aggregated;
 pub use self::defaults::default_objects;
 pub use self::rules::PolicyRule;
 
@@ -62,7 +64,9 @@ impl Rbac {
             table.rules_of(user, namespace).into_iter().map(|(_, rule)| rule.clone()).collect::<Vec<_>>()
         });
         let held = held.unwrap_or_default();
-        wanted.iter().filter(|rule| !rule.covered_by(&held)).map(PolicyRule::to_string).collect()
+        // One by one, so that what is told is only what is missing.
+        let parts = wanted.iter().flat_map(PolicyRule::parts);
+        rules::compact(parts.filter(|rule| !rule.covered_by(&held)).collect()).iter().map(ToString::to_string).collect()
     }
 }
 
@@ -73,11 +77,14 @@ impl Authorizer for Rbac {
         }
         let found = self.with(|table| {
             let rules = table.rules_of(user, &attributes.namespace);
-            rules.into_iter().find(|(_, rule)| rule.allows(attributes)).map(|(source, _)| source.to_owned())
+            let found =
+                rules.into_iter().find(|(_, rule)| rule.allows(attributes)).map(|(source, _)| source.to_owned());
+            found.ok_or_else(|| table.missing(user, &attributes.namespace))
         });
         match found {
-            Ok(Some(source)) => Decision::Allow { reason: format!("RBAC: allowed by {source} to {:?}", user.name) },
-            Ok(None) => Decision::Deny { reason: String::new() },
+            Ok(Ok(source)) => Decision::Allow { reason: format!("RBAC: allowed by {source} to {:?}", user.name) },
+            Ok(Err(missing)) if missing.is_empty() => Decision::Deny { reason: String::new() },
+            Ok(Err(missing)) => Decision::Deny { reason: format!("RBAC: {}", told(missing)) },
             Err(error) => Decision::Deny { reason: format!("RBAC: the rules cannot be read: {error}") },
         }
     }
@@ -92,6 +99,15 @@ impl Authorizer for Rbac {
         }
         self.with(|table| table.rules_of(user, namespace).into_iter().map(|(_, rule)| rule.to_rule()).collect())
             .unwrap_or_default()
+    }
+}
+
+/// Several reasons as one.
+fn told(mut reasons: Vec<String>) -> String {
+    reasons.dedup();
+    match reasons.as_slice() {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Api {
     pub pods: Option<Arc<dyn Pods>>,
     /// Ends watches when the server goes.
     pub drain: Drain,
+    /// Turns of writes that quotas count.
+    quotas: tokio::sync::Mutex<()>,
     ready: AtomicBool,
     watchers: Arc<Semaphore>,
     openapi: OpenApi,
@@ -99,6 +101,7 @@ impl Api {
             metrics: Metrics::default(),
             pods: None,
             drain,
+            quotas: tokio::sync::Mutex::new(()),
             ready: AtomicBool::new(false),
             watchers: Arc::new(Semaphore::new(WATCHES)),
             openapi: OpenApi::default(),
@@ -136,6 +139,7 @@ impl Api {
         let started = self.store.clock().monotonic();
         let mut audit = Audit::default();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let yaml = negotiate::wants_yaml(header(request.headers(), ACCEPT));
         let answer = match tokio::time::timeout(REQUEST_TIME, self.route(request, peer, &mut audit)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => respond::error(&error),
@@ -144,6 +148,7 @@ impl Api {
                 respond::error(&ApiError::Timeout { message, cause: None })
             }
         };
+        let answer = if yaml && audit.verb != "watch" { respond::as_yaml(answer).await } else { answer };
         let took = self.store.clock().monotonic().saturating_sub(started);
         let code = answer.status().as_u16();
         self.metrics.record(audit.verb, &audit.resource, code, took);
@@ -180,7 +185,10 @@ impl Api {
             audit.resource = resource.id.to_string();
         }
         self.authorize(&user, &path.attributes(verb))?;
-        let resource = resource.ok_or(ApiError::NoSuchPath)?;
+        let resource = resource.ok_or_else(|| {
+            let served = path.group.is_empty() || self.store.catalog().groups().iter().any(|(g, _)| *g == path.group);
+            if served { ApiError::NoSuchPath } else { ApiError::NoSuchPage }
+        })?;
         let streaming = &*resource.id == "pods" && !path.name.is_empty() && streams::is_stream(&path.subresource);
         if streaming {
             if streams::needs_create(&path.subresource, verb, &head.headers) {
@@ -210,14 +218,21 @@ impl Api {
             return streams::answer(&call, &head.headers, upgrade, verb).await;
         }
         if matches!(verb, "get" | "list" | "watch") {
-            return match verb {
+            let answer = match verb {
                 "get" if call.path.subresource == "scale" => call.scale(),
                 "get" => call.get().await,
                 "list" => call.list().await,
                 _ => call.watch().await,
             };
+            return answer.map(|answer| outdated(&call, answer));
         }
         let body = decode::read(body).await?;
+        call.query.check_options(match verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        })?;
         if call.path.subresource == "scale" {
             return call.write_scale(verb, &body).await;
         }
@@ -227,13 +242,14 @@ impl Api {
         if !call.resource.stored || call.path.subresource == "token" {
             return reviews::answer(&call, &body);
         }
-        match verb {
+        let answer = match verb {
             "create" => call.create(&body).await,
             "update" => call.update(&body).await,
             "patch" => call.patch(&body).await,
             "delete" => call.delete(&body).await,
             _ => call.delete_collection(&body).await,
-        }
+        };
+        answer.map(|answer| outdated(&call, answer))
     }
 
     /// Asks the authorizer; the error says who may not do what.
@@ -254,7 +270,11 @@ impl Api {
             if groups.is_empty() {
                 return Ok(user);
             }
-            return Err(ApiError::BadRequest("requested groups to impersonate, but no user".into()));
+            let listed: Vec<String> = groups.iter().map(|g| format!("{g:?}")).collect();
+            return Err(ApiError::BadRequest(format!(
+                "requested &user.DefaultInfo{{Name:\"\", UID:\"\", Groups:[]string{{{}}}, Extra:map[string][]string(nil)}} without impersonating a user name",
+                listed.join(", ")
+            )));
         };
         let may = |resource: &str, namespace: &str, name: &str| {
             let attributes = Attributes {
@@ -298,10 +318,14 @@ impl Api {
         if !open {
             let attributes =
                 Attributes { verb: path_verb(method).into(), path: path.to_owned(), ..Attributes::default() };
-            self.authorize(user, &attributes)?;
+            let root = Attributes { path: "/".into(), ..attributes.clone() };
+            self.authorize(user, if path.is_empty() { &root } else { &attributes })?;
         }
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return Err(if open { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
+        // Paths of health and the list of groups answer whatever they are asked.
+        let any = (open && path != "/version") || path == "/apis";
+        if !any && !matches!(*method, Method::GET | Method::HEAD) {
+            let known = open || path.starts_with("/api");
+            return Err(if known { ApiError::MethodNotAllowed } else { ApiError::NoSuchPage });
         }
         if open && path != "/version" {
             let state = health::State {
@@ -344,7 +368,15 @@ impl Api {
                 let answer = tokio::task::spawn_blocking(move || api.openapi.answer(api.store.catalog(), &path)).await;
                 answer.map_err(|e| ApiError::Internal(e.to_string()))?.ok_or(ApiError::NoSuchPath)
             }
-            _ => discovery::answer(self.store.catalog(), path, header(headers, ACCEPT)).ok_or(ApiError::NoSuchPath),
+            _ => discovery::answer(self.store.catalog(), path, header(headers, ACCEPT)).ok_or_else(|| {
+                let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+                let groups = self.store.catalog().groups();
+                match parts.as_slice() {
+                    ["api", ..] => ApiError::NoSuchPath,
+                    ["apis", group, ..] if groups.iter().any(|(g, _)| g == group) => ApiError::NoSuchPath,
+                    _ => ApiError::NoSuchPage,
+                }
+            }),
         }
     }
 }
@@ -408,13 +440,21 @@ fn agent(headers: &HeaderMap) -> String {
     if clean.is_empty() { "unknown".into() } else { clean }
 }
 
+/// Tells those who use a kind that has a successor.
+fn outdated(call: &Call<'_>, mut answer: Answer) -> Answer {
+    if let Some(why) = call.resource.outdated(&call.path.version) {
+        respond::warn(&mut answer, &[why]);
+    }
+    answer
+}
+
 /// Whether the path fits the resource's scope and what it serves.
 fn check_scope(resource: &Resource, path: &ResourcePath, verb: &str) -> ApiResult<()> {
     if !resource.namespaced && !path.namespace.is_empty() {
         return Err(ApiError::NoSuchPath);
     }
     let across = path.namespace.is_empty() && resource.namespaced;
-    if across && (!path.name.is_empty() || !matches!(verb, "list" | "watch" | "deletecollection")) {
+    if across && (!path.name.is_empty() || !matches!(verb, "list" | "watch")) {
         return Err(if path.name.is_empty() { ApiError::MethodNotAllowed } else { ApiError::NoSuchPath });
     }
     let sub = path.subresource.as_str();

@@ -12,6 +12,8 @@ enum Requirement {
     NotIn(String, Vec<String>),
     Exists(String),
     Absent(String),
+    Above(String, i64),
+    Below(String, i64),
 }
 
 /// A parsed `labelSelector`.
@@ -91,8 +93,12 @@ impl Selectors {
     }
 }
 
-fn bad(text: &str, why: &str) -> ApiError {
-    ApiError::BadRequest(format!("unable to parse requirement: {why} in {text:?}"))
+fn bad(why: impl std::fmt::Display) -> ApiError {
+    ApiError::BadRequest(format!("unable to parse requirement: {why}"))
+}
+
+fn number(label: Option<&str>) -> Option<i64> {
+    label?.parse().ok()
 }
 
 impl LabelSelector {
@@ -101,15 +107,7 @@ impl LabelSelector {
     /// # Errors
     /// `BadRequest`.
     pub fn parse(text: &str) -> ApiResult<Self> {
-        let mut requirements = Vec::new();
-        for part in split(text)? {
-            let part = part.trim();
-            if part.is_empty() {
-                continue;
-            }
-            requirements.push(requirement(part)?);
-        }
-        Ok(Self(requirements))
+        Reader { words: words(text), next: 0 }.all().map(Self)
     }
 
     fn matches(&self, object: &Value) -> bool {
@@ -120,70 +118,166 @@ impl LabelSelector {
             Requirement::NotIn(key, values) => get(key).is_none_or(|v| values.iter().all(|w| w != v)),
             Requirement::Exists(key) => get(key).is_some(),
             Requirement::Absent(key) => get(key).is_none(),
+            Requirement::Above(key, bound) => number(get(key)).is_some_and(|n| n > *bound),
+            Requirement::Below(key, bound) => number(get(key)).is_some_and(|n| n < *bound),
         })
     }
 }
 
-/// Splits at commas that are not within parentheses.
-fn split(text: &str) -> ApiResult<Vec<&str>> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0_u32, 0);
-    for (at, c) in text.char_indices() {
-        match c {
-            '(' => depth = depth.saturating_add(1),
-            ')' => depth = depth.checked_sub(1).ok_or_else(|| bad(text, "unexpected ')'"))?,
-            ',' if depth == 0 => {
-                parts.push(text.get(start..at).unwrap_or(""));
-                start = at.saturating_add(1);
+/// The words of a selector: names, operators, brackets and commas.
+fn words(text: &str) -> Vec<&str> {
+    const SIGNS: [char; 8] = ['=', '!', '(', ')', ',', '>', '<', ' '];
+    let is_blank = |c: char| matches!(c, ' ' | '\t' | '\r' | '\n');
+    let (mut words, mut rest) = (Vec::new(), text);
+    loop {
+        rest = rest.trim_start_matches(is_blank);
+        let Some(first) = rest.chars().next() else { return words };
+        let length = if SIGNS.contains(&first) {
+            if ["==", "!="].iter().any(|sign| rest.starts_with(sign)) { 2 } else { 1 }
+        } else {
+            rest.find(|c: char| SIGNS.contains(&c) || is_blank(c)).unwrap_or(rest.len())
+        };
+        let (word, left) = rest.split_at(length);
+        words.push(word);
+        rest = left;
+    }
+}
+
+/// Reads requirements as Kubernetes' parser does, and complains in its words.
+struct Reader<'a> {
+    words: Vec<&'a str>,
+    next: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn look(&self) -> &'a str {
+        self.words.get(self.next).copied().unwrap_or("")
+    }
+
+    fn take(&mut self) -> &'a str {
+        let word = self.look();
+        self.next = self.next.saturating_add(1);
+        word
+    }
+
+    fn is_name(word: &str) -> bool {
+        !word.is_empty() && !word.starts_with(['=', '!', '(', ')', ',', '>', '<'])
+    }
+
+    fn all(&mut self) -> ApiResult<Vec<Requirement>> {
+        let mut requirements = Vec::new();
+        if self.words.is_empty() {
+            return Ok(requirements);
+        }
+        loop {
+            let word = self.look();
+            if !(word == "!" || Self::is_name(word)) {
+                let why = format!("found '{word}', expected: !, identifier, or 'end of string'");
+                return Err(ApiError::BadRequest(why));
             }
-            _ => {}
+            requirements.push(self.requirement()?);
+            match self.take() {
+                "" => return Ok(requirements),
+                "," if self.look() == "!" || Self::is_name(self.look()) => {}
+                "," => {
+                    let why = format!("found '{}', expected: identifier after ','", self.look());
+                    return Err(ApiError::BadRequest(why));
+                }
+                other => {
+                    return Err(ApiError::BadRequest(format!("found '{other}', expected: ',' or 'end of string'")));
+                }
+            }
         }
     }
-    if depth != 0 {
-        return Err(bad(text, "missing ')'"));
+
+    fn requirement(&mut self) -> ApiResult<Requirement> {
+        let absent = self.look() == "!";
+        if absent {
+            self.next = self.next.saturating_add(1);
+        }
+        let name = self.take();
+        if !Self::is_name(name) {
+            return Err(bad(format!("found '{name}', expected: identifier")));
+        }
+        let key = key(name)?;
+        if absent {
+            return Ok(Requirement::Absent(key));
+        }
+        if matches!(self.look(), "" | ",") {
+            return Ok(Requirement::Exists(key));
+        }
+        match self.take() {
+            operator @ ("=" | "==" | "!=") => {
+                let text = self.exact()?;
+                let values = vec![value(&key, 0, text)?];
+                Ok(if operator == "!=" { Requirement::NotIn(key, values) } else { Requirement::In(key, values) })
+            }
+            operator @ ("in" | "notin") => {
+                let mut values = Vec::new();
+                for (index, text) in self.set()?.into_iter().enumerate() {
+                    values.push(value(&key, index, text)?);
+                }
+                Ok(if operator == "in" { Requirement::In(key, values) } else { Requirement::NotIn(key, values) })
+            }
+            operator @ (">" | "<" | "gt" | "lt") => {
+                let text = self.exact()?;
+                let bound = text.parse::<i64>().map_err(|_| {
+                    bad(format!(
+                        "values[0]: Invalid value: {text:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+                    ))
+                })?;
+                let above = matches!(operator, ">" | "gt");
+                Ok(if above { Requirement::Above(key, bound) } else { Requirement::Below(key, bound) })
+            }
+            other => Err(bad(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt"))),
+        }
     }
-    parts.push(text.get(start..).unwrap_or(""));
-    Ok(parts)
+
+    /// One value, which may be empty.
+    fn exact(&mut self) -> ApiResult<&'a str> {
+        match self.look() {
+            "" | "," => Ok(""),
+            word if Self::is_name(word) => Ok(self.take()),
+            other => Err(bad(format!("found '{other}', expected: identifier"))),
+        }
+    }
+
+    /// `(a,b,)`: what is between the commas, be it nothing.
+    fn set(&mut self) -> ApiResult<Vec<&'a str>> {
+        let open = self.take();
+        if open != "(" {
+            return Err(bad(format!("found '{open}' expected: '('")));
+        }
+        let mut values = Vec::new();
+        let mut last = "";
+        loop {
+            match self.take() {
+                ")" => {
+                    values.push(last);
+                    return Ok(values);
+                }
+                "," => values.push(std::mem::take(&mut last)),
+                word if Self::is_name(word) && last.is_empty() => last = word,
+                other => return Err(bad(format!("found '{other}', expected: ',', or identifier"))),
+            }
+        }
+    }
 }
 
-fn key(text: &str, whole: &str) -> ApiResult<String> {
-    let text = text.trim();
-    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if text.is_empty() || text.len() > 317 || !text.chars().all(ok) {
-        return Err(bad(whole, "invalid label key"));
+fn key(text: &str) -> ApiResult<String> {
+    if carrick_api::validate::is_label_key(text) {
+        return Ok(text.to_owned());
     }
-    Ok(text.to_owned())
+    let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+    Err(bad(format!("key: Invalid value: {text:?}: {why}")))
 }
 
-fn value(text: &str, whole: &str) -> ApiResult<String> {
-    let text = text.trim();
-    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.len() > 63 || !text.chars().all(ok) {
-        return Err(bad(whole, "invalid label value"));
+fn value(key: &str, index: usize, text: &str) -> ApiResult<String> {
+    if carrick_api::validate::is_label_value(text) {
+        return Ok(text.to_owned());
     }
-    Ok(text.to_owned())
-}
-
-fn requirement(part: &str) -> ApiResult<Requirement> {
-    if let Some(rest) = part.strip_prefix('!') {
-        return Ok(Requirement::Absent(key(rest, part)?));
-    }
-    if let Some((left, set)) = part.split_once('(') {
-        let set = set.trim().strip_suffix(')').ok_or_else(|| bad(part, "missing ')'"))?;
-        let values = set.split(',').map(|v| value(v, part)).collect::<ApiResult<Vec<_>>>()?;
-        let mut words = left.split_whitespace();
-        return match (words.next(), words.next(), words.next()) {
-            (Some(k), Some("in"), None) => Ok(Requirement::In(key(k, part)?, values)),
-            (Some(k), Some("notin"), None) => Ok(Requirement::NotIn(key(k, part)?, values)),
-            _ => Err(bad(part, "expected 'in' or 'notin'")),
-        };
-    }
-    if let Some((k, v)) = part.split_once("!=") {
-        return Ok(Requirement::NotIn(key(k, part)?, vec![value(v, part)?]));
-    }
-    if let Some((k, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        return Ok(Requirement::In(key(k, part)?, vec![value(v, part)?]));
-    }
-    Ok(Requirement::Exists(key(part, part)?))
+    let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+    Err(bad(format!("values[{index}][{key}]: Invalid value: {text:?}: {why}")))
 }
 
 impl FieldSelector {
@@ -203,6 +297,10 @@ impl FieldSelector {
             };
             let own = FIELDS.iter().find(|(r, _)| *r == resource).map_or(&[][..], |(_, fields)| fields);
             if !matches!(field, "metadata.name" | "metadata.namespace") && !own.contains(&field) {
+                if own.is_empty() && resource != "namespaces" {
+                    let only = "\"metadata.name\", \"metadata.namespace\"";
+                    return Err(ApiError::BadRequest(format!("{field:?} is not a known field selector: only {only}")));
+                }
                 return Err(ApiError::BadRequest(format!("field label not supported: {field}")));
             }
             terms.push((format!("/{}", field.replace('.', "/")), equal, wanted.to_owned()));

@@ -177,7 +177,7 @@ impl ApiServer {
             servers.spawn(format!("api {address}"), serve::run(listener, tls.clone(), api.clone(), drain.clone()));
         }
         let mut loops = TaskSet::new();
-        controllers::start(&store, root_pem, crl_pem, turn, &mut loops);
+        controllers::start(&store, authority.certificate_pem().into(), root_pem, crl_pem, turn, &mut loops);
         api.set_ready();
         tracing::info!(%address, data = %data_dir.display(), revision = store.revision(), "the API answers");
         Ok(Self { api, address, kubeconfig, trigger, servers, loops, _lock: lock })

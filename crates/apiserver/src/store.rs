@@ -10,7 +10,9 @@ mod metadata;
 mod watch;
 
 pub use delete::{DeleteOptions, Deleted};
-pub use metadata::{api_version_of, name_of, namespace_of, resource_version_of, rfc3339};
+pub use metadata::{
+    api_version_of, causes as metadata_causes, generated, name_of, namespace_of, resource_version_of, rfc3339,
+};
 pub use watch::{Event, EventType, Watch};
 
 use crate::catalog::{Catalog, Resource};

@@ -1,4 +1,4 @@
-//! Admission by others: webhooks, called as Kubernetes calls them.
+//! Admission by others: webhooks, called as Kubernetes calls them, and policies in CEL.
 //!
 //! Invariant: mutating hooks run one after the other, in the order of their configurations' names, then validating ones
 //! see what is going to be stored; a hook that cannot be asked refuses the write unless its `failurePolicy` is `Ignore`.
@@ -8,6 +8,7 @@
 pub(crate) mod call;
 mod conditions;
 mod matching;
+pub mod policies;
 mod review;
 
 use crate::admission::Operation;
@@ -90,7 +91,8 @@ impl Webhooks {
     /// Whether any configuration is stored; cheap, and mostly the end of the matter.
     pub fn any(&self, request: &Request<'_>) -> bool {
         let engine = request.store.engine();
-        request.resource.group != GROUP && (engine.count(MUTATING) > 0 || engine.count(VALIDATING) > 0)
+        let stored = [MUTATING, VALIDATING, policies::BINDINGS].iter().any(|r| engine.count(r) > 0);
+        request.resource.group != GROUP && stored
     }
 
     /// The object after the mutating hooks, and whether one of them changed it. `object` is in its storage version, and
@@ -130,7 +132,7 @@ impl Webhooks {
         Ok((object, changed))
     }
 
-    /// Asks the validating hooks, all at the same time.
+    /// Holds a write against the policies, then asks the validating hooks, all at the same time.
     ///
     /// # Errors
     /// What the first refusing hook says, or why one could not be asked.
@@ -141,6 +143,7 @@ impl Webhooks {
         old: Option<&Value>,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
+        policies::validate(request, object, old, warnings)?;
         let mut chosen = Vec::new();
         for hook in hooks(request.store, VALIDATING, false) {
             chosen.extend(choose(request, hook, object, old)?);

@@ -57,8 +57,6 @@ pub(super) const NAMESPACE: &[Column] =
 pub(super) const CONFIG_MAP: &[Column] = &[NAME, column("Data", "Number of entries."), AGE];
 pub(super) const SECRET: &[Column] =
     &[NAME, column("Type", "What the secret is for."), column("Data", "Number of entries."), AGE];
-pub(super) const SERVICE_ACCOUNT: &[Column] =
-    &[NAME, column("Secrets", "Number of secrets that pods of this account may use."), AGE];
 pub(super) const ENDPOINTS: &[Column] = &[NAME, column("Endpoints", "Addresses and ports."), AGE];
 pub(super) const ENDPOINT_SLICE: &[Column] = &[
     NAME,
@@ -102,6 +100,15 @@ pub(super) const EVENT: &[Column] = &[
     wide("Count", "How often it happened."),
     Column { format: "name", ..wide("Name", "Name of the event.") },
 ];
+
+pub(super) const POLICY: &[Column] = &[
+    NAME,
+    count("Validations", "How many rules it has."),
+    column("ParamKind", "Kind of the objects that hold its parameters."),
+    AGE,
+];
+pub(super) const POLICY_BINDING: &[Column] =
+    &[NAME, column("PolicyName", "The policy that is put in force."), column("ParamRef", "Its parameters."), AGE];
 
 const CONTAINERS: Column = wide("Containers", "Names of the containers.");
 const IMAGES: Column = wide("Images", "Images of the containers.");

@@ -42,6 +42,7 @@ pub(super) fn kinds() -> Vec<Kind> {
     let created: Printer = (columns::NAME_CREATED, print::name_created);
     let binding: Printer = (columns::ROLE_BINDING, print::role_binding);
     let all: &[&str] = &["all"];
+    let extensions: &[&str] = &["api-extensions"];
     let mut kinds = vec![
         Kind {
             short_names: &["cm"],
@@ -113,7 +114,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 "ServiceAccount",
                 "serviceaccounts",
                 definitions_of::<core::ServiceAccount>,
-                (columns::SERVICE_ACCOUNT, print::service_account),
+                (columns::NAME_AGE, print::name_age),
             )
         },
         Kind {
@@ -124,6 +125,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         },
         // What an installation is made of, besides the core's kinds. Nothing here runs a Deployment's containers.
         Kind {
+            categories: extensions,
             namespaced: false,
             ..kind(
                 ADMISSION,
@@ -134,6 +136,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             )
         },
         Kind {
+            categories: extensions,
             namespaced: false,
             ..kind(
                 ADMISSION,
@@ -144,6 +147,31 @@ pub(super) fn kinds() -> Vec<Kind> {
             )
         },
         Kind {
+            categories: extensions,
+            namespaced: false,
+            singular: "validatingadmissionpolicy",
+            subresources: &["status"],
+            ..kind(
+                ADMISSION,
+                "ValidatingAdmissionPolicy",
+                "validatingadmissionpolicies",
+                definitions_of::<admission::ValidatingAdmissionPolicy>,
+                (columns::POLICY, print::policy),
+            )
+        },
+        Kind {
+            categories: extensions,
+            namespaced: false,
+            ..kind(
+                ADMISSION,
+                "ValidatingAdmissionPolicyBinding",
+                "validatingadmissionpolicybindings",
+                definitions_of::<admission::ValidatingAdmissionPolicyBinding>,
+                (columns::POLICY_BINDING, print::policy_binding),
+            )
+        },
+        Kind {
+            categories: extensions,
             short_names: &["crd", "crds"],
             namespaced: false,
             subresources: &["status"],

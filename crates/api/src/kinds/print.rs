@@ -8,8 +8,8 @@ mod pod;
 mod workload;
 
 pub(super) use self::kept::{
-    controller_revision, ingress, ingress_class, pod_template, priority_class, quota, runtime_class, storage_class,
-    volume, volume_claim,
+    controller_revision, ingress, ingress_class, pod_template, policy, policy_binding, priority_class, quota,
+    runtime_class, storage_class, volume, volume_claim,
 };
 pub(super) use self::pod::pod;
 pub(super) use self::workload::{
@@ -148,10 +148,6 @@ pub(super) fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
 
 pub(super) fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), text(object, "/type").into(), count(object, &["/data"]), age(object, now)]
-}
-
-pub(super) fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), items(object, "/secrets").len().to_string().into(), age(object, now)]
 }
 
 pub(super) fn lease(object: &Value, now: Timestamp) -> Vec<Value> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Cursor, EnumType, IntRange, Keys, Schema, Type};
+use crate::quantity::Quantity;
 use crate::scalar::Duration;
 use crate::timestamp::Timestamp;
 
@@ -92,6 +93,34 @@ impl Schema {
         let mut removed = Vec::new();
         prune(self.cursor(), value, &mut String::new(), &mut removed);
         removed
+    }
+
+    /// Writes every quantity in its one form, as Kubernetes does when it reads one: `0.5Gi` is `512Mi`.
+    pub fn canonical(&self, value: &mut Value) {
+        canonical(self.cursor(), value);
+    }
+}
+
+fn canonical(at: Cursor<'_>, value: &mut Value) {
+    match (at.ty(), value) {
+        (Type::Quantity, value) => {
+            if let Some(quantity) = Quantity::of(value) {
+                *value = quantity.to_string().into();
+            }
+        }
+        (Type::Object(_) | Type::Map { .. }, Value::Object(map)) => {
+            for (key, child) in map {
+                if let Some(place) = at.field(key) {
+                    canonical(place, child);
+                }
+            }
+        }
+        (Type::List { .. }, Value::Array(items)) => {
+            if let Some(place) = at.items() {
+                items.iter_mut().for_each(|item| canonical(place, item));
+            }
+        }
+        _ => {}
     }
 }
 

@@ -13,6 +13,7 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -195,7 +196,9 @@ pub fn user_of(certificate: &[u8]) -> Option<User> {
     let mut groups: Vec<String> =
         subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
     groups.push(super::AUTHENTICATED.into());
-    (!name.is_empty()).then(|| User { name, uid: String::new(), groups, extra: BTreeMap::new() })
+    let print = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let extra = BTreeMap::from([(super::CREDENTIAL.to_owned(), vec![format!("X509SHA256={print}")])]);
+    (!name.is_empty()).then(|| User { name, uid: String::new(), groups, extra })
 }
 
 #[cfg(test)]

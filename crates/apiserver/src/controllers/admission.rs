@@ -4,7 +4,10 @@
 //! Types and unknown fields were checked before, by the schema; a value of a wrong type is left alone here.
 
 mod kept;
+mod limits;
 mod pod;
+mod policy;
+mod rules;
 mod service;
 mod small;
 mod webhook;
@@ -19,6 +22,10 @@ use crate::admission::{AdmitContext, Operation};
 use crate::error::{ApiError, ApiResult, Cause};
 use crate::rbac::Rbac;
 use crate::store::{Store, name_of};
+
+/// Kinds whose status is there from the beginning, be it empty.
+const WITH_STATUS: [&str; 5] =
+    ["cronjobs.batch", "jobs.batch", "resourcequotas", "certificatesigningrequests.certificates.k8s.io", "nodes"];
 
 /// Admission for all kinds. One per server.
 pub struct Admission {
@@ -50,6 +57,10 @@ impl Admission {
         if context.subresource == "status" {
             return Ok(Vec::new());
         }
+        let empty_status = object.get("status").is_none() && WITH_STATUS.contains(&context.resource);
+        if let (true, Some(map)) = (empty_status && operation == Operation::Create, object.as_object_mut()) {
+            map.insert("status".into(), json!({}));
+        }
         match context.resource {
             "services" => service::admit(&self.addresses, object, operation, context)?,
             "pods" => pod::admit(object, operation, context)?,
@@ -61,7 +72,7 @@ impl Admission {
             "secrets" => small::secret(object, context)?,
             "configmaps" => small::config_map(object, context)?,
             "certificatesigningrequests.certificates.k8s.io" | "certificaterequests.cert-manager.io" => {
-                small::signing_request(object, context);
+                small::signing_request(object, context)?;
             }
             "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
                 small::check_role(&self.rbac, object, context)?;
@@ -83,9 +94,21 @@ impl Admission {
             | "persistentvolumes"
             | "runtimeclasses.node.k8s.io"
             | "limitranges"
+            | "resourcequotas"
             | kept::PRIORITIES => kept::admit(object, context)?,
+            crate::webhooks::policies::POLICIES => policy::policy(object, context)?,
+            crate::webhooks::policies::BINDINGS => policy::binding(object, context)?,
             crate::webhooks::MUTATING => webhook::admit(object, context, true)?,
             crate::webhooks::VALIDATING => webhook::admit(object, context, false)?,
+            "poddisruptionbudgets.policy"
+            | "horizontalpodautoscalers.autoscaling"
+            | "endpoints"
+            | "endpointslices.discovery.k8s.io"
+            | "leases.coordination.k8s.io"
+            | "events"
+            | "networkpolicies.networking.k8s.io"
+            | "ingressclasses.networking.k8s.io"
+            | "nodes" => kept::judged(object, context)?,
             _ => {}
         }
         let mut warnings = istio_rules(object, context)?;
@@ -129,7 +152,16 @@ fn invalid(object: &Value, context: &AdmitContext<'_>, causes: Vec<Cause>) -> Ap
 }
 
 fn check(object: &Value, context: &AdmitContext<'_>, causes: Vec<Cause>) -> ApiResult<()> {
-    if causes.is_empty() { Ok(()) } else { Err(invalid(object, context, causes)) }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    // What is wrong with a new object's metadata is told with the rest.
+    let mut all = Vec::new();
+    if let (None, Some(kind)) = (context.old, context.store.catalog().get(context.resource)) {
+        all = crate::store::metadata_causes(&kind, object);
+    }
+    all.extend(causes);
+    Err(invalid(object, context, all))
 }
 
 /// The object in a field, created when it is absent; `None` when the field holds something else.
@@ -171,5 +203,5 @@ fn is_port_name(name: &str) -> bool {
     name.len() <= 15 && is_dns_label(name) && !name.contains("--") && name.bytes().any(|b| b.is_ascii_lowercase())
 }
 
-const DNS_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
+const DNS_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";

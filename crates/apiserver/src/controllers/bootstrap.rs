@@ -2,12 +2,13 @@
 //! of priority that are the system's.
 //!
 //! Invariant: running it again changes nothing that is right already; an object that a user changed is not put back,
-//! except for the namespaces' existence.
+//! except for the namespaces' existence. Default roles and bindings get at each start what they lack of the rules and subjects of
+//! this version, unless their annotation says that they are to be left alone; what somebody added stays.
 
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, ApiResult};
-use crate::store::Store;
+use crate::store::{Intent, Store, WriteOptions, name_of};
 
 /// Namespaces that always exist.
 pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "istio-system"];
@@ -38,7 +39,7 @@ pub async fn bootstrap(store: &Store) -> ApiResult<()> {
         create(store, "priorityclasses.scheduling.k8s.io", class).await?;
     }
     for (resource, object) in crate::rbac::default_objects() {
-        create(store, resource, object).await?;
+        reconcile(store, resource, object).await?;
     }
     super::definitions::serve(store);
     Ok(())
@@ -48,6 +49,47 @@ async fn create(store: &Store, resource: &str, object: Value) -> ApiResult<()> {
     match store.create(resource, object).await {
         Ok(_) | Err(ApiError::AlreadyExists(_)) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Creates a default role or binding, or gives an older one what it lacks.
+async fn reconcile(store: &Store, resource: &str, wanted: Value) -> ApiResult<()> {
+    const KEPT: &str = "/metadata/annotations/rbac.authorization.kubernetes.io~1autoupdate";
+    let change = |old: Option<&Value>| {
+        let Some(old) = old else { return Ok(Intent::Put(wanted.clone())) };
+        if old.pointer(KEPT).and_then(Value::as_str) == Some("false") {
+            return Ok(Intent::Keep);
+        }
+        let mut new = old.clone();
+        lacking(&mut new, &wanted);
+        Ok(if new == *old { Intent::Keep } else { Intent::Put(new) })
+    };
+    store.modify(resource, "", name_of(&wanted), WriteOptions::default(), change).await.map(drop)
+}
+
+fn lacking(role: &mut Value, wanted: &Value) {
+    let Some(map) = role.as_object_mut() else { return };
+    if let Some(rule) = wanted.get("aggregationRule") {
+        // Its rules are the loop's to write.
+        map.insert("aggregationRule".into(), rule.clone());
+    } else {
+        for field in ["rules", "subjects"] {
+            let Some(wanted) = wanted.get(field).and_then(Value::as_array) else { continue };
+            let list = map.entry(field).or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut() {
+                let missing: Vec<Value> = wanted.iter().filter(|w| !list.contains(w)).cloned().collect();
+                list.extend(missing);
+            }
+        }
+    }
+    for field in ["labels", "annotations"] {
+        let Some(wanted) = wanted.pointer(&format!("/metadata/{field}")).and_then(Value::as_object) else { continue };
+        let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) else { continue };
+        if let Some(target) = metadata.entry(field).or_insert_with(|| json!({})).as_object_mut() {
+            for (key, value) in wanted {
+                target.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
     }
 }
 

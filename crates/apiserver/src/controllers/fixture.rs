@@ -37,7 +37,7 @@ impl Fixture {
         let (lists, following) = watch::channel(None);
         let mut tasks = TaskSet::new();
         if with_loops {
-            super::start(&store, receiver, following, super::TURN, &mut tasks);
+            super::start(&store, "PEM".into(), receiver, following, super::TURN, &mut tasks);
         }
         Self { admission: Admission::new(store.clone()), store, root, lists, _tasks: tasks, _folder: folder }
     }

@@ -1,9 +1,11 @@
 //! Namespaces: what each of them holds from its first moment, and emptying the ones that are going away.
 //!
-//! Invariant: every active namespace has a service account `default` and, once the authority is known, a config map
+//! Invariant: every active namespace has a service account `default`, a config map `kube-root-ca.crt` that says whom clients of this API
+//! trust and, once the authority is known, a config map
 //! `istio-ca-root-cert` that says exactly the current roots; the same for `istio-ca-crl`, while the authority has revocation lists. A namespace is removed only when nothing is left in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ use tracing::{debug, warn};
 use super::RootPem;
 use super::follow::{Follower, News};
 use crate::error::{ApiError, ApiResult};
-use crate::store::{DeleteOptions, EventType, Intent, Store, WriteOptions, name_of, namespace_of};
+use crate::store::{DeleteOptions, EventType, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
 
 /// Name and key of the root certificates' config map, as sidecars expect them.
 pub const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
@@ -22,6 +24,11 @@ const ROOT_KEY: &str = "root-cert.pem";
 pub const CRL_CONFIG_MAP: &str = "istio-ca-crl";
 const CRL_KEY: &str = "ca-crl.pem";
 
+/// The certificate that clients of this API trust, as every namespace has it.
+pub const API_CONFIG_MAP: &str = "kube-root-ca.crt";
+const API_KEY: &str = "ca.crt";
+const API_NOTE: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
+
 /// The finalizer that keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
 
@@ -29,9 +36,9 @@ const FINALIZER: &str = "kubernetes";
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs until the store is closed.
-pub async fn run(store: Store, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
+pub async fn run(store: Store, api: Arc<str>, root: watch::Receiver<RootPem>, lists: watch::Receiver<RootPem>) {
     let mut keeper =
-        Keeper { store, root, lists, active: BTreeSet::new(), dying: BTreeSet::new(), dirty: BTreeSet::new() };
+        Keeper { store, api, root, lists, active: BTreeSet::new(), dying: BTreeSet::new(), dirty: BTreeSet::new() };
     if let Err(error) = keeper.run().await {
         debug!(%error, "namespace loop ended");
     }
@@ -39,6 +46,7 @@ pub async fn run(store: Store, root: watch::Receiver<RootPem>, lists: watch::Rec
 
 struct Keeper {
     store: Store,
+    api: Arc<str>,
     root: watch::Receiver<RootPem>,
     lists: watch::Receiver<RootPem>,
     active: BTreeSet<String>,
@@ -58,7 +66,7 @@ impl Keeper {
             tokio::select! {
                 news = namespaces.next() => self.namespaces(news?),
                 news = accounts.next() => self.contents(news?, &["default"]),
-                news = config_maps.next() => self.contents(news?, &[ROOT_CONFIG_MAP, CRL_CONFIG_MAP]),
+                news = config_maps.next() => self.contents(news?, &[API_CONFIG_MAP, ROOT_CONFIG_MAP, CRL_CONFIG_MAP]),
                 changed = self.root.changed(), if root_known => match changed {
                     Ok(()) => self.dirty.extend(self.active.iter().cloned()),
                     // Whoever knew the roots is gone; what was published stays.
@@ -121,7 +129,7 @@ impl Keeper {
         let (root, lists) = (self.root.borrow().clone(), self.lists.borrow().clone());
         let mut failed = BTreeSet::new();
         for namespace in std::mem::take(&mut self.dirty) {
-            match furnish(&self.store, &namespace, root.as_deref(), lists.as_deref()).await {
+            match furnish(&self.store, &namespace, &self.api, root.as_deref(), lists.as_deref()).await {
                 Ok(()) => {}
                 Err(error @ ApiError::Unavailable(_)) => return Err(error),
                 // The namespace went away in between.
@@ -149,7 +157,7 @@ impl Keeper {
     }
 }
 
-async fn furnish(store: &Store, namespace: &str, root: Option<&str>, lists: Option<&str>) -> ApiResult<()> {
+async fn furnish(store: &Store, namespace: &str, api: &str, root: Option<&str>, lists: Option<&str>) -> ApiResult<()> {
     if !store.exists("serviceaccounts", namespace, "default") {
         let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace } });
         match store.create("serviceaccounts", account).await {
@@ -157,11 +165,14 @@ async fn furnish(store: &Store, namespace: &str, root: Option<&str>, lists: Opti
             Err(error) => return Err(error),
         }
     }
+    let note = json!({ "annotations": { "kubernetes.io/description": API_NOTE } });
+    keep(store, namespace, API_CONFIG_MAP, &note, json!({ API_KEY: api })).await?;
+    let ours = json!({ "labels": { "istio.io/config": "true" } });
     if let Some(root) = root {
-        keep(store, namespace, ROOT_CONFIG_MAP, json!({ ROOT_KEY: root })).await?;
+        keep(store, namespace, ROOT_CONFIG_MAP, &ours, json!({ ROOT_KEY: root })).await?;
     }
     match lists {
-        Some(lists) => keep(store, namespace, CRL_CONFIG_MAP, json!({ CRL_KEY: lists })).await,
+        Some(lists) => keep(store, namespace, CRL_CONFIG_MAP, &ours, json!({ CRL_KEY: lists })).await,
         // Whoever reads a list that nobody keeps any more would refuse everybody once it ends.
         None if store.exists("configmaps", namespace, CRL_CONFIG_MAP) => {
             let gone = store.delete("configmaps", namespace, CRL_CONFIG_MAP, &DeleteOptions::default()).await;
@@ -171,8 +182,8 @@ async fn furnish(store: &Store, namespace: &str, root: Option<&str>, lists: Opti
     }
 }
 
-/// A config map that says exactly this.
-async fn keep(store: &Store, namespace: &str, name: &str, data: Value) -> ApiResult<()> {
+/// A config map that says exactly this; `metadata` is what a new one has besides its name.
+async fn keep(store: &Store, namespace: &str, name: &str, metadata: &Value, data: Value) -> ApiResult<()> {
     let written = store
         .modify("configmaps", namespace, name, WriteOptions::default(), |old| match old {
             Some(old) if old.get("data") == Some(&data) => Ok(Intent::Keep),
@@ -183,12 +194,16 @@ async fn keep(store: &Store, namespace: &str, name: &str, data: Value) -> ApiRes
                 }
                 Ok(Intent::Put(new))
             }
-            None => Ok(Intent::Put(json!({
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": { "name": name, "namespace": namespace, "labels": { "istio.io/config": "true" } },
-                "data": data,
-            }))),
+            None => {
+                let mut metadata = metadata.clone();
+                if let Some(map) = metadata.as_object_mut() {
+                    map.insert("name".into(), name.into());
+                    map.insert("namespace".into(), namespace.into());
+                }
+                let object =
+                    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data.clone() });
+                Ok(Intent::Put(object))
+            }
         })
         .await;
     written.map(drop)
@@ -197,21 +212,30 @@ async fn keep(store: &Store, namespace: &str, name: &str, data: Value) -> ApiRes
 /// Deletes what a namespace holds; once nothing is left, lets the namespace go. True when it is gone.
 async fn sweep(store: &Store, namespace: &str) -> ApiResult<bool> {
     let resources: Vec<_> = store.catalog().iter().filter(|r| r.namespaced && r.stored).map(|r| r.id.clone()).collect();
-    let mut left = 0usize;
+    // How many of each kind, and of each finalizer.
+    let (mut left, mut held) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, usize>::new());
     for resource in resources {
         for object in store.list(&resource, Some(namespace)).items {
-            left = left.saturating_add(1);
-            if object.pointer("/metadata/deletionTimestamp").is_some() {
-                continue;
+            let going = object.pointer("/metadata/deletionTimestamp").is_some();
+            if !going {
+                let options = DeleteOptions::default();
+                match store.delete(&resource, namespace_of(&object), name_of(&object), &options).await {
+                    Ok(crate::store::Deleted::Gone(_)) | Err(ApiError::NotFound(_)) => continue,
+                    Ok(_) | Err(ApiError::Conflict { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            match store.delete(&resource, namespace_of(&object), name_of(&object), &DeleteOptions::default()).await {
-                Ok(crate::store::Deleted::Gone(_)) => left = left.saturating_sub(1),
-                Ok(_) | Err(ApiError::NotFound(_) | ApiError::Conflict { .. }) => {}
-                Err(error) => return Err(error),
+            let count = left.entry(resource.to_string()).or_default();
+            *count = count.saturating_add(1);
+            let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array).into_iter().flatten();
+            for finalizer in finalizers.filter_map(Value::as_str) {
+                let count = held.entry(finalizer.to_owned()).or_default();
+                *count = count.saturating_add(1);
             }
         }
     }
-    if left > 0 {
+    if !left.is_empty() {
+        tell(store, namespace, &left, &held).await?;
         return Ok(false);
     }
     let released = store
@@ -226,4 +250,70 @@ async fn sweep(store: &Store, namespace: &str) -> ApiResult<bool> {
     let held =
         |pointer: &str| released.object.pointer(pointer).and_then(Value::as_array).is_some_and(|f| !f.is_empty());
     Ok(!held("/spec/finalizers") && !held("/metadata/finalizers"))
+}
+
+/// Says in the namespace's conditions what it waits for.
+async fn tell(
+    store: &Store,
+    namespace: &str,
+    left: &BTreeMap<String, usize>,
+    held: &BTreeMap<String, usize>,
+) -> ApiResult<()> {
+    let now = rfc3339(store.now());
+    let condition = |kind: &str, status: bool, reason: &str, message: String| {
+        json!({
+            "type": kind, "status": if status { "True" } else { "False" }, "lastTransitionTime": now,
+            "reason": reason, "message": message,
+        })
+    };
+    let listed = |counts: &BTreeMap<String, usize>, what: &str| {
+        let parts: Vec<String> =
+            counts.iter().map(|(name, n)| format!("{name} {what} {n} resource instances")).collect();
+        parts.join(", ")
+    };
+    let remain = format!("Some resources are remaining: {}", listed(left, "has").replace(" has ", ". has "));
+    let mut conditions = vec![
+        condition(
+            "NamespaceDeletionDiscoveryFailure",
+            false,
+            "ResourcesDiscovered",
+            "All resources successfully discovered".into(),
+        ),
+        condition(
+            "NamespaceDeletionGroupVersionParsingFailure",
+            false,
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed".into(),
+        ),
+        condition(
+            "NamespaceDeletionContentFailure",
+            false,
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization".into(),
+        ),
+        condition("NamespaceContentRemaining", true, "SomeResourcesRemain", remain),
+    ];
+    conditions.push(if held.is_empty() {
+        let none = "All content-preserving finalizers finished";
+        condition("NamespaceFinalizersRemaining", false, "ContentHasNoFinalizers", none.into())
+    } else {
+        let some = format!("Some content in the namespace has finalizers remaining: {}", listed(held, "in"));
+        condition("NamespaceFinalizersRemaining", true, "SomeFinalizersRemain", some)
+    });
+    let told = |object: &Value| {
+        let list = object.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+        list.iter().map(|c| (c.get("type").cloned(), c.get("message").cloned())).collect::<Vec<_>>()
+    };
+    let change = |old: Option<&Value>| {
+        let Some(old) = old else { return Err(ApiError::not_found("namespaces", namespace)) };
+        let mut new = old.clone();
+        if let Some(status) = new.get_mut("status").and_then(Value::as_object_mut) {
+            status.insert("conditions".into(), json!(conditions));
+        }
+        Ok(if told(old) == told(&new) { Intent::Keep } else { Intent::Put(new) })
+    };
+    match store.modify("namespaces", "", namespace, WriteOptions::default(), change).await {
+        Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }

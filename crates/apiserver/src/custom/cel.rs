@@ -188,22 +188,15 @@ impl Checker {
     }
 }
 
-/// A rule as Kubernetes shows it.
+/// A rule as Kubernetes shows it: in JSON, as Go writes it.
 fn shown(rule: &Value) -> String {
-    let text = |field: &str| rule.get(field).and_then(Value::as_str).unwrap_or_default();
-    let pointer = |field: &str, kind: &str| match rule.get(field) {
-        None => format!("(*{kind})(nil)"),
-        Some(value) => value.to_string(),
-    };
-    format!(
-        "apiextensions.ValidationRule{{Rule:{:?}, Message:{:?}, MessageExpression:{:?}, Reason:{}, FieldPath:{:?}, OptionalOldSelf:{}}}",
-        text("rule"),
-        text("message"),
-        text("messageExpression"),
-        pointer("reason", "apiextensions.FieldValueErrorReason"),
-        text("fieldPath"),
-        pointer("optionalOldSelf", "bool"),
-    )
+    let text = |field: &str| json!(rule.get(field).and_then(Value::as_str).unwrap_or_default());
+    let or_null = |field: &str| rule.get(field).cloned().unwrap_or(Value::Null);
+    let shown = json!({
+        "Rule": text("rule"), "Message": text("message"), "MessageExpression": text("messageExpression"),
+        "Reason": or_null("reason"), "FieldPath": text("fieldPath"), "OptionalOldSelf": or_null("optionalOldSelf"),
+    });
+    shown.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
 /// Whether a path such as `.spec.list` is one of a schema's; keys in brackets are taken as they are.

@@ -72,6 +72,9 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         causes.push(Cause::invalid("spec.preserveUnknownFields", &json!(true), why));
     }
     versions(spec, old, &mut causes);
+    if spec.get("versions").and_then(Value::as_array).is_some_and(|all| all.len() == 1) {
+        causes.iter_mut().for_each(hoist);
+    }
     if let Some(old) = old {
         for field in ["group", "scope"] {
             let was = old.pointer(&format!("/spec/{field}"));
@@ -80,9 +83,33 @@ pub fn causes(object: &Value, old: Option<&Value>) -> Vec<Cause> {
                 causes.push(Cause::invalid(format!("spec.{field}"), &value, "field is immutable"));
             }
         }
+        let established = old.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+        let is = |c: &Value| c.get("type") == Some(&json!("Established")) && c.get("status") == Some(&json!("True"));
+        if established.into_iter().any(is) {
+            for field in ["kind", "plural"] {
+                let now = names.get(field).cloned().unwrap_or_default();
+                if old.pointer(&format!("/spec/names/{field}")) != Some(&now) {
+                    causes.push(Cause::invalid(format!("spec.names.{field}"), &now, "field is immutable"));
+                }
+            }
+        }
         lost_versions(object, old, &mut causes);
     }
     causes
+}
+
+/// Where there is one version, Kubernetes names its parts as if they were the definition's own.
+fn hoist(cause: &mut Cause) {
+    let Some(rest) = cause.field.strip_prefix("spec.versions[0].") else { return };
+    let own = match rest.strip_prefix("schema.openAPIV3Schema") {
+        Some("") if cause.message == "Required value" => return,
+        Some(rest) => format!("spec.validation.openAPIV3Schema{rest}"),
+        None if rest.starts_with("subresources") || rest.starts_with("additionalPrinterColumns") => {
+            format!("spec.{rest}")
+        }
+        None => return,
+    };
+    cause.field = own;
 }
 
 /// How versions become each other; where a webhook is, is looked at by whoever looks at other webhooks.
@@ -171,7 +198,7 @@ fn versions(spec: &Map<String, Value>, old: Option<&Value>, causes: &mut Vec<Cau
         printed(version, &at, causes);
         let at = format!("{at}.schema.openAPIV3Schema");
         match version.pointer(SCHEMA) {
-            None => causes.push(Cause::required(at, "schemas are required")),
+            None => causes.push(Cause::required(at, "")),
             Some(schema) => {
                 // A schema that is already in force goes on to be.
                 let same = |old: &Value| old.get("name") == version.get("name") && old.pointer(SCHEMA) == Some(schema);
@@ -271,7 +298,7 @@ mod tests {
             fields(|d| d["spec"]["conversion"] = json!({"strategy": "Webhook"})),
             "spec.conversion.webhookClientConfig spec.conversion.conversionReviewVersions"
         );
-        let schema = "spec.versions[0].schema.openAPIV3Schema";
+        let schema = "spec.validation.openAPIV3Schema";
         let at = |field: &str| format!("{schema}.{field}");
         assert_eq!(
             fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({})),

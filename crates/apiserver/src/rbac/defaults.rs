@@ -1,9 +1,10 @@
 //! The roles and bindings that every cluster has.
 //!
 //! Invariant: anonymous users may learn only that the server lives and which version it is; authenticated ones may also
-//! discover the API and ask about themselves. Istio's kinds are part of `view`, `edit` and `admin`, since here they are
-//! not added by anybody later.
+//! discover the API and ask about themselves. `view`, `edit` and `admin` are made of others by labels, as elsewhere, so that anybody
+//! may add to them; Istio's kinds are part of them, since here they are not added by anybody later.
 
+use super::aggregate::aggregated;
 use serde_json::{Value, json};
 
 const ROLES: &str = "clusterroles.rbac.authorization.k8s.io";
@@ -76,12 +77,49 @@ const KEPT: [&str; 7] = [
 /// What `edit` may also write.
 const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
 
+/// Roles that are made of others, each of the one before it too.
+const AGGREGATED: [&str; 3] = ["view", "edit", "admin"];
+/// Which of them is part of which.
+const BELOW: [(&str, &str); 2] = [("view", "edit"), ("edit", "admin")];
+
+/// The label of roles that are part of another.
+fn label(whole: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{whole}")
+}
+
 /// The default roles and bindings, to be created where missing: resource and object.
 pub fn default_objects() -> Vec<(&'static str, Value)> {
     let mut objects = Vec::new();
-    for (name, rules) in roles() {
-        objects.push((ROLES, json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(name), "rules": rules })));
+    let mut all: Vec<Value> = roles()
+        .into_iter()
+        .map(|(name, rules)| {
+            let mut role = json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(name), "rules": rules,
+            });
+            for whole in AGGREGATED {
+                if let (true, Some(map)) = (name == whole, role.as_object_mut()) {
+                    let labels = json!({ label(whole): "true" });
+                    map.insert("aggregationRule".into(), json!({ "clusterRoleSelectors": [{ "matchLabels": labels }] }));
+                }
+                let joins = name.strip_prefix("system:aggregate-to-") == Some(whole) || BELOW.contains(&(name, whole));
+                let labels = role.pointer_mut("/metadata/labels").and_then(Value::as_object_mut);
+                if let (true, Some(labels)) = (joins, labels) {
+                    labels.insert(label(whole), json!("true"));
+                }
+            }
+            role
+        })
+        .collect();
+    // Each is made of the one before, so that nobody waits for the loop that makes them.
+    for name in AGGREGATED {
+        let rules = all.iter().find(|r| r.pointer("/metadata/name").and_then(Value::as_str) == Some(name));
+        let rules = rules.and_then(|role| aggregated(role, &all));
+        let role = all.iter_mut().find(|r| r.pointer("/metadata/name").and_then(Value::as_str) == Some(name));
+        if let (Some(rules), Some(map)) = (rules, role.and_then(Value::as_object_mut)) {
+            map.insert("rules".into(), rules);
+        }
     }
+    objects.extend(all.into_iter().map(|role| (ROLES, role)));
     for (name, groups) in [
         ("cluster-admin", &["system:masters"][..]),
         ("system:discovery", &["system:authenticated"]),
@@ -136,8 +174,7 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
         rule(&["events.k8s.io"], &["events"], &READ),
         rule(&ISTIO_GROUPS, &["*"], &READ),
     ];
-    let mut edit = view.clone();
-    edit.push(rule(&[""], &EDITABLE, &WRITE));
+    let mut edit = vec![rule(&[""], &EDITABLE, &WRITE)];
     edit.push(rule(&[""], &INTO_PODS, &[&READ[..], &WRITE[..]].concat()));
     edit.push(rule(&["apps"], &RUN, &WRITE));
     edit.push(rule(&["batch"], &["cronjobs", "jobs"], &WRITE));
@@ -151,14 +188,18 @@ fn roles() -> Vec<(&'static str, Vec<Value>)> {
     edit.push(rule(&[""], &["serviceaccounts/token"], &["create"]));
     edit.push(rule(&["coordination.k8s.io"], &["leases"], &[&READ[..], &WRITE[..]].concat()));
     edit.push(rule(&ISTIO_GROUPS, &["*"], &WRITE));
-    let mut admin = edit.clone();
-    admin.push(rule(&[API_GROUP], &["roles", "rolebindings"], &[&READ[..], &WRITE[..]].concat()));
-    admin.push(rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]));
+    let admin = vec![
+        rule(&[API_GROUP], &["roles", "rolebindings"], &[&READ[..], &WRITE[..]].concat()),
+        rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+    ];
     vec![
         ("cluster-admin", vec![rule(&["*"], &["*"], &["*"]), json!({ "nonResourceURLs": ["*"], "verbs": ["*"] })]),
-        ("admin", admin),
-        ("edit", edit),
-        ("view", view),
+        ("admin", Vec::new()),
+        ("edit", Vec::new()),
+        ("view", Vec::new()),
+        ("system:aggregate-to-admin", admin),
+        ("system:aggregate-to-edit", edit),
+        ("system:aggregate-to-view", view),
         (
             "system:discovery",
             vec![paths(&[

@@ -81,6 +81,25 @@ impl PolicyRule {
                 || name.is_some_and(|name| self.resource_names.iter().any(|n| n == name)))
     }
 
+    /// The rule as rules of one group, one resource and one verb each.
+    pub fn parts(&self) -> Vec<Self> {
+        let mut parts = Vec::new();
+        for verb in &self.verbs {
+            let verbs = || vec![verb.clone()];
+            for url in &self.non_resource_urls {
+                parts.push(Self { verbs: verbs(), non_resource_urls: vec![url.clone()], ..Self::default() });
+            }
+            for group in &self.api_groups {
+                for resource in &self.resources {
+                    let (api_groups, resources) = (vec![group.clone()], vec![resource.clone()]);
+                    let resource_names = self.resource_names.clone();
+                    parts.push(Self { verbs: verbs(), api_groups, resources, resource_names, ..Self::default() });
+                }
+            }
+        }
+        parts
+    }
+
     /// The form that reviews show.
     pub fn to_rule(&self) -> Rule {
         Rule {
@@ -91,6 +110,28 @@ impl PolicyRule {
             non_resource_urls: self.non_resource_urls.clone(),
         }
     }
+}
+
+/// Rules about the same thing as one, with all their verbs, in the order of groups and resources.
+pub fn compact(parts: Vec<PolicyRule>) -> Vec<PolicyRule> {
+    let mut whole: Vec<PolicyRule> = Vec::new();
+    for part in parts {
+        let same = |rule: &&mut PolicyRule| {
+            rule.api_groups == part.api_groups
+                && rule.resources == part.resources
+                && rule.resource_names == part.resource_names
+                && rule.non_resource_urls == part.non_resource_urls
+        };
+        match whole.iter_mut().find(same) {
+            Some(rule) => {
+                let new = part.verbs.into_iter().filter(|verb| !rule.verbs.contains(verb)).collect::<Vec<_>>();
+                rule.verbs.extend(new);
+            }
+            None => whole.push(part),
+        }
+    }
+    whole.sort_by(|a, b| (&a.api_groups, &a.resources).cmp(&(&b.api_groups, &b.resources)));
+    whole
 }
 
 impl fmt::Display for PolicyRule {
@@ -105,7 +146,8 @@ impl fmt::Display for PolicyRule {
             ("Verbs", &self.verbs),
         ] {
             if !list.is_empty() {
-                write!(f, "{separator}{name}:{list:?}")?;
+                let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
+                write!(f, "{separator}{name}:[{}]", quoted.join(" "))?;
                 separator = ", ";
             }
         }

@@ -106,6 +106,18 @@ impl Table {
         }
         found
     }
+
+    /// Which roles a user is bound to that are not there.
+    pub(super) fn missing(&self, user: &User, namespace: &str) -> Vec<String> {
+        let scopes: &[&str] = if namespace.is_empty() { &[""] } else { &["", namespace] };
+        let bindings = scopes.iter().filter_map(|scope| self.bindings.get(*scope)).flat_map(BTreeMap::values);
+        let gone = bindings.filter(|binding| binding.binds(user) && !self.roles.contains_key(&binding.role));
+        gone.map(|binding| {
+            let kind = if binding.role.0.is_empty() { "clusterrole" } else { "role" };
+            format!("{kind}.rbac.authorization.k8s.io {:?} not found", binding.role.1)
+        })
+        .collect()
+    }
 }
 
 impl Binding {

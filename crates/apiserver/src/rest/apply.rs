@@ -293,6 +293,8 @@ fn lines(causes: &[Cause]) -> String {
             if !text.is_empty() {
                 text.push('\n');
             }
+            let all = causes.iter().filter(|c| c.message == with).count() > 1;
+            let with = if all { with.replacen("conflict ", "conflicts ", 1) } else { with.to_owned() };
             text.push_str(&format!("{with}:"));
         }
         text.push_str(&format!("\n- {}", cause.field));

@@ -42,7 +42,7 @@ pub fn decode(token: &str) -> ApiResult<Place> {
         let left = value.get("left").and_then(Value::as_u64);
         Some(Place { revision, namespace: text("/start/0")?, name: text("/start/1")?, left })
     };
-    place().ok_or_else(|| ApiError::BadRequest("continue key is not valid".into()))
+    place().ok_or_else(|| ApiError::BadRequest("invalid continue token: continue key is not valid".into()))
 }
 
 #[cfg(test)]

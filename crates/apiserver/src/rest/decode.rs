@@ -4,6 +4,8 @@
 //! client's `fieldValidation` says, and never stored.
 //! What it leaves to others: meaning (admission).
 
+mod go;
+
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult, Cause};
 use bytes::Bytes;
@@ -94,7 +96,62 @@ pub fn document(content_type: &str, bytes: &[u8]) -> ApiResult<Document> {
             Ok(Document { value: super::protobuf::decode(bytes)?, duplicates: Vec::new() })
         }
         "application/yaml" | "text/yaml" | "application/x-yaml" => yaml(bytes),
-        _ => Err(ApiError::UnsupportedMediaType("application/json, application/yaml".into())),
+        _ => {
+            let all = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+            Err(ApiError::UnsupportedMediaType(all.into()))
+        }
+    }
+}
+
+/// Decodes a document that is to be an object of `kind`; an empty `kind` is one of Kubernetes' custom ones.
+///
+/// # Errors
+/// As `document`, in the words that Kubernetes has for what is no object at all.
+pub fn object(content_type: &str, bytes: &[u8], kind: &str) -> ApiResult<Document> {
+    let no_object = |why: &str| {
+        let shown = if bytes.first() == Some(&b'{') {
+            String::from_utf8_lossy(bytes).into_owned()
+        } else {
+            bytes.iter().map(|b| format!("{b:02x}")).collect()
+        };
+        let shown: String = shown.chars().take(1024).collect();
+        ApiError::BadRequest(format!("the object provided is unrecognized (must be of type {kind}): {why} ({shown})"))
+    };
+    match document(content_type, bytes) {
+        Ok(document) if document.value.is_object() || document.value.is_null() => Ok(document),
+        Ok(document) => Err(no_object(&format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            go_name(&document.value)
+        ))),
+        Err(ApiError::BadRequest(why)) if !kind.is_empty() && why.starts_with("couldn't get") => Err(no_object(&why)),
+        Err(error) => Err(error),
+    }
+}
+
+/// What Go calls the JSON type of a value.
+pub fn go_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// What Go's reader says of bytes that are no JSON.
+fn go_error(error: &serde_json::Error, bytes: &[u8]) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let line = bytes.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let letter = line.get(error.column().saturating_sub(1)).copied().map(char::from);
+    match letter {
+        Some(letter) if error.is_syntax() && error.to_string().starts_with("expected value") => {
+            format!("invalid character {letter:?} looking for beginning of value")
+        }
+        _ => error.to_string(),
     }
 }
 
@@ -105,10 +162,10 @@ pub fn document(content_type: &str, bytes: &[u8]) -> ApiResult<Document> {
 pub fn json(bytes: &[u8]) -> ApiResult<Document> {
     let watch = Duplicates::default();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { watch: &watch }
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|e| ApiError::BadRequest(format!("couldn't get version/kind; json parse error: {e}")))?;
+    let value =
+        Strict { watch: &watch }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value)).map_err(
+            |e| ApiError::BadRequest(format!("couldn't get version/kind; json parse error: {}", go_error(&e, bytes))),
+        )?;
     Ok(Document { value, duplicates: watch.found.into_inner() })
 }
 
@@ -217,7 +274,6 @@ pub struct Findings {
 pub fn inspect(resource: &Resource, version: &str, object: &mut Value, duplicates: &[String]) -> Findings {
     let schema = resource.schema(version);
     let mut findings = Findings { strict: Vec::new(), wrong: Vec::new() };
-    findings.strict.extend(duplicates.iter().take(FINDINGS).map(|path| format!("duplicate field {path:?}")));
     let mut unknown = false;
     for error in schema.check(object).into_iter().take(FINDINGS) {
         if error.is_unknown() {
@@ -228,8 +284,12 @@ pub fn inspect(resource: &Resource, version: &str, object: &mut Value, duplicate
             findings.wrong.push(cause);
         }
     }
+    findings.strict.extend(duplicates.iter().take(FINDINGS).map(|path| format!("duplicate field {path:?}")));
     if unknown {
         schema.prune(object);
+    }
+    if !resource.is_custom() {
+        schema.canonical(object);
     }
     findings
 }
@@ -258,6 +318,11 @@ pub fn check(
     }
 }
 
+/// What Kubernetes' reader says of the first value that it cannot read.
+pub fn unread(resource: &Resource, version: &str, object: &Value, cause: &Cause) -> String {
+    go::unread(resource.schema(version), object, cause)
+}
+
 /// The error for wrong types and values, if there are any.
 ///
 /// # Errors
@@ -267,12 +332,14 @@ pub fn refuse_wrong(resource: &Resource, version: &str, object: &Value, wrong: V
         return Ok(());
     }
     if resource.is_custom() {
+        let mut wrong = wrong;
+        wrong.extend(resource.definition().and_then(|definition| definition.unasked(version)));
         return Err(ApiError::invalid(&resource.group, &resource.kind, crate::store::name_of(object), wrong));
     }
-    let told: Vec<String> = wrong.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+    // Kubernetes' reader stops at the first thing that it cannot read, and names Go's types.
+    let first = wrong.first().map(|cause| go::unread(resource.schema(version), object, cause)).unwrap_or_default();
     Err(ApiError::BadRequest(format!(
-        "{kind} in version {version:?} cannot be handled as a {kind}: {}",
-        told.join(", "),
+        "{kind} in version {version:?} cannot be handled as a {kind}: {first}",
         kind = resource.kind,
     )))
 }

@@ -6,8 +6,11 @@
 use super::negotiate::Media;
 use super::respond::{self, Answer};
 use crate::catalog::{Catalog, Resource};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_TYPE, HeaderValue, VARY};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// Which version of aggregated discovery a client prefers over the plain form.
@@ -15,7 +18,6 @@ fn aggregated(accept: &str) -> Option<&'static str> {
     for media in Media::list(accept).iter().filter(|m| m.json()) {
         match (media.shape, media.group, media.version) {
             (Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2")) => return Some("v2"),
-            (Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2beta1")) => return Some("v2beta1"),
             (None, _, _) => return None,
             _ => {}
         }
@@ -31,7 +33,7 @@ pub fn answer(catalog: &Catalog, path: &str, accept: &str) -> Option<Answer> {
         ["apis"] => Some(root(catalog, accept, false)),
         ["api", version] => resources(catalog, "", version),
         ["apis", name] => {
-            let (name, versions) = catalog.groups().into_iter().find(|(g, _)| !g.is_empty() && g == name)?;
+            let (name, versions) = groups(catalog).into_iter().find(|(g, _)| !g.is_empty() && g == name)?;
             let mut group = group(&name, &versions);
             if let Some(map) = group.as_object_mut() {
                 map.insert("kind".into(), json!("APIGroup"));
@@ -46,8 +48,7 @@ pub fn answer(catalog: &Catalog, path: &str, accept: &str) -> Option<Answer> {
 
 fn root(catalog: &Catalog, accept: &str, core: bool) -> Answer {
     if let Some(version) = aggregated(accept) {
-        let items: Vec<Value> = catalog
-            .groups()
+        let items: Vec<Value> = groups(catalog)
             .iter()
             .filter(|(g, _)| g.is_empty() == core)
             .map(|(g, versions)| discovered_group(catalog, g, versions))
@@ -73,7 +74,7 @@ fn root(catalog: &Catalog, accept: &str, core: bool) -> Answer {
         );
     }
     let groups: Vec<Value> =
-        catalog.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, versions)| group(g, versions)).collect();
+        groups(catalog).iter().filter(|(g, _)| !g.is_empty()).map(|(g, versions)| group(g, versions)).collect();
     respond::json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
 }
 
@@ -83,8 +84,46 @@ fn group(name: &str, versions: &[String]) -> Value {
     json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
 }
 
-fn members<'a>(catalog: &Catalog, group: &'a str, version: &'a str) -> impl Iterator<Item = Arc<Resource>> {
-    catalog.iter().filter(move |r| r.group == group && r.versions.iter().any(|v| v == version))
+/// Resources of a version, by their names.
+fn members(catalog: &Catalog, group: &str, version: &str) -> Vec<Arc<Resource>> {
+    let mut members: Vec<_> =
+        catalog.iter().filter(|r| r.group == group && r.versions.iter().any(|v| v == version)).collect();
+    members.sort_by(|a, b| a.plural.cmp(&b.plural));
+    members
+}
+
+/// Groups in the order in which Kubernetes lists its own, which decides between kinds of one name; others follow.
+fn groups(catalog: &Catalog) -> Vec<(String, Vec<String>)> {
+    const ORDER: [&str; 18] = [
+        "",
+        "apps",
+        "events.k8s.io",
+        "authentication.k8s.io",
+        "authorization.k8s.io",
+        "autoscaling",
+        "batch",
+        "certificates.k8s.io",
+        "networking.k8s.io",
+        "policy",
+        "rbac.authorization.k8s.io",
+        "storage.k8s.io",
+        "admissionregistration.k8s.io",
+        "apiextensions.k8s.io",
+        "scheduling.k8s.io",
+        "coordination.k8s.io",
+        "node.k8s.io",
+        "discovery.k8s.io",
+    ];
+    let mut groups = catalog.groups();
+    groups.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(ORDER.len()));
+    groups
+}
+
+/// By which clients see that what is stored is the same in another version.
+fn storage_hash(resource: &Resource) -> String {
+    let version = resource.versions.first().map_or("", String::as_str);
+    let digest = Sha256::digest(format!("{}/{version}/{}", resource.group, resource.kind));
+    STANDARD.encode(digest.get(..8).unwrap_or_default())
 }
 
 /// Kind and verbs of a subresource.
@@ -122,6 +161,9 @@ fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Answer> {
             if !resource.categories.is_empty() {
                 map.insert("categories".into(), json!(resource.categories));
             }
+            if resource.stored {
+                map.insert("storageVersionHash".into(), json!(storage_hash(&resource)));
+            }
         }
         list.push(entry);
         for name in &resource.subresources {
@@ -142,7 +184,11 @@ fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Answer> {
         return None;
     }
     let name = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    let answer = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": list});
+    let mut answer = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": list});
+    if let (true, Some(map)) = (group.is_empty(), answer.as_object_mut()) {
+        // So it is.
+        map.shift_remove("apiVersion");
+    }
     Some(respond::json(200, &answer))
 }
 
@@ -150,22 +196,20 @@ fn discovered_group(catalog: &Catalog, group: &str, versions: &[String]) -> Valu
     let versions: Vec<Value> = versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = members(catalog, group, version).map(|r| discovered(&r, version)).collect();
+            let resources: Vec<Value> =
+                members(catalog, group, version).iter().map(|r| discovered(r, version)).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();
-    let meta = if group.is_empty() {
-        json!({"creationTimestamp": null})
-    } else {
-        json!({"name": group, "creationTimestamp": null})
-    };
+    let meta = if group.is_empty() { json!({}) } else { json!({"name": group}) };
     json!({"metadata": meta, "versions": versions})
 }
 
 fn discovered(resource: &Resource, version: &str) -> Value {
     let mut entry = json!({
         "resource": resource.plural,
-        "responseKind": {"group": resource.group, "version": version, "kind": resource.kind},
+        // What is of the group and version that it stands under does not name them again.
+        "responseKind": {"group": "", "version": "", "kind": resource.kind},
         "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": resource.singular,
         "verbs": resource.verbs(),
@@ -181,7 +225,13 @@ fn discovered(resource: &Resource, version: &str) -> Value {
             .subresources
             .iter()
             .map(|name| {
-                let (kind, verbs) = subresource(resource, version, name);
+                let (mut kind, verbs) = subresource(resource, version, name);
+                let own = kind.get("group").and_then(Value::as_str) == Some(&resource.group)
+                    && kind.get("version").and_then(Value::as_str) == Some(version);
+                if let (true, Some(map)) = (own, kind.as_object_mut()) {
+                    map.insert("group".into(), json!(""));
+                    map.insert("version".into(), json!(""));
+                }
                 json!({"subresource": name, "responseKind": kind, "verbs": verbs})
             })
             .collect();

@@ -39,13 +39,13 @@ impl State {
 /// Answers `/livez`, `/readyz/etcd` and the like.
 ///
 /// # Errors
-/// `NoSuchPath` for a check that there is not.
+/// `NoSuchPage` for a check that there is not.
 pub fn answer(path: &str, query: &Query, state: &State) -> ApiResult<Answer> {
     let whole = path.trim_start_matches('/');
     let (name, one) = whole.split_once('/').map_or((whole, None), |(name, check)| (name, Some(check)));
     let checks = state.checks(name);
     if let Some(check) = one {
-        let found = checks.iter().find(|(name, _)| *name == check).ok_or(ApiError::NoSuchPath)?;
+        let found = checks.iter().find(|(name, _)| *name == check).ok_or(ApiError::NoSuchPage)?;
         return Ok(if found.1 {
             respond::text(200, "ok")
         } else {

@@ -73,7 +73,29 @@ pub fn form(accept: &str) -> ApiResult<Form> {
             _ => {}
         }
     }
-    if other { Ok(Form::Plain) } else { Err(ApiError::NotAcceptable("application/json".into())) }
+    if other {
+        return Ok(Form::Plain);
+    }
+    let all = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+    let shaped = Media::list(accept).iter().any(|media| media.shape.is_some());
+    Err(ApiError::NotAcceptable(if shaped {
+        format!("only the following media types are accepted: {all}")
+    } else {
+        format!("406: Not Acceptable\n\nAvailable representations: {all}")
+    }))
+}
+
+/// Whether the metadata asked for is that of a list.
+pub fn asks_for_list(accept: &str) -> bool {
+    Media::list(accept).iter().find_map(|media| media.shape) == Some("PartialObjectMetadataList")
+}
+
+/// Whether the answer is wanted as YAML before JSON.
+pub fn wants_yaml(accept: &str) -> bool {
+    Media::list(accept)
+        .iter()
+        .find(|m| m.json() || m.kind.ends_with("/yaml"))
+        .is_some_and(|m| m.kind.ends_with("/yaml"))
 }
 
 #[cfg(test)]

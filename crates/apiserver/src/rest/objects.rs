@@ -72,8 +72,32 @@ impl Call<'_> {
         }
     }
 
-    pub(super) async fn show(&self, code: u16, object: Value, warnings: &[String]) -> ApiResult<Answer> {
+    /// The form of a list, or of one object; the metadata of the one is not that of the other.
+    fn form_of(&self, list: bool) -> ApiResult<Form> {
         let form = self.form()?;
+        if form == Form::Metadata && list != negotiate::asks_for_list(&self.accept) {
+            let group = self.resource.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+            let kind = if self.resource.is_custom() {
+                format!("unstructured.Unstructured{}", if list { "List" } else { "" })
+            } else {
+                format!("{group}.{}{}", self.resource.kind, if list { "List" } else { "" })
+            };
+            let (asked, is) =
+                if list { ("PartialObjectMetadata", "a list") } else { ("PartialObjectMetadataList", "not a list") };
+            let why = format!("you requested {asked}, but the requested object is {is} (*{kind})");
+            return Err(ApiError::NotAcceptable(why));
+        }
+        let include = self.query.get("includeObject");
+        if let (Form::Table, Some(other)) = (form, include.filter(|i| !matches!(*i, "Metadata" | "Object" | "None"))) {
+            return Err(ApiError::BadRequest(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+            )));
+        }
+        Ok(form)
+    }
+
+    pub(super) async fn show(&self, code: u16, object: Value, warnings: &[String]) -> ApiResult<Answer> {
+        let form = self.form_of(false)?;
         let object = self.asked_for(vec![object]).await?.into_iter().next().unwrap_or_default();
         let mut answer = respond::json(code, &self.shape(form).one(object, true));
         respond::warn(&mut answer, warnings);
@@ -116,17 +140,43 @@ impl Call<'_> {
         let Some(text) = self.query.get("resourceVersion") else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
             ApiError::BadRequest(format!(
-                "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
             ))
         })
     }
 
+    /// What of a list's parameters does not go together.
+    fn check_list(&self, asked: Option<u64>) -> ApiResult<()> {
+        let matched = self.query.get("resourceVersionMatch");
+        let cause = match (matched, asked) {
+            _ if self.query.get("sendInitialEvents").is_some() => {
+                Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")
+            }
+            (None, _) => return Ok(()),
+            (Some(_), None) => {
+                let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+                Cause::forbidden("resourceVersionMatch", why)
+            }
+            (Some("Exact"), Some(0)) => {
+                let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+                Cause::forbidden("resourceVersionMatch", why)
+            }
+            (Some("Exact" | "NotOlderThan"), _) => return Ok(()),
+            (Some(other), _) => {
+                Cause::unsupported("resourceVersionMatch", &json!(other), &["Exact", "NotOlderThan", ""])
+            }
+        };
+        Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", vec![cause]))
+    }
+
     /// GET of a collection.
     pub async fn list(&self) -> ApiResult<Answer> {
-        let form = self.form()?;
+        let form = self.form_of(true)?;
         let selectors = self.selectors()?;
-        let limit: Option<usize> = self.query.number("limit")?.filter(|l| *l > 0);
+        let limit = self.query.number::<i64>("limit")?.and_then(|l| usize::try_from(l).ok()).filter(|l| *l > 0);
+        self.query.number::<i64>("timeoutSeconds")?;
         let asked = self.revision_parameter()?;
+        self.check_list(asked)?;
         let (after, at, left) = match self.query.get("continue") {
             Some(token) => {
                 let place = continuation::decode(token)?;
@@ -207,7 +257,8 @@ impl Call<'_> {
             Some(_) => Some(asked.unwrap_or_else(|| self.api.store.revision())),
             None => asked,
         };
-        let seconds: Option<u64> = self.query.number("timeoutSeconds")?.filter(|s| *s > 0);
+        let seconds =
+            self.query.number::<i64>("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
         // Streams end after half an hour to an hour, not all at once.
         let life = seconds.unwrap_or_else(|| rand::random_range(1800..3600)).min(24 * 3600);
         let permit = self.api.watcher()?;
@@ -234,21 +285,17 @@ impl Call<'_> {
             map.get(key).and_then(Value::as_str).unwrap_or("").to_owned()
         };
         let (kind, version) = (given(map, "kind"), given(map, "apiVersion"));
-        if !version.is_empty() && version != expected {
-            return Err(ApiError::BadRequest(format!(
-                "the API version in the data ({version}) does not match the expected API version ({expected})"
-            )));
-        }
-        if !kind.is_empty() && kind != self.resource.kind {
-            return Err(ApiError::BadRequest(format!(
-                "{kind} in version {:?} cannot be handled as a {}: the object provided is of another kind",
-                self.path.version, self.resource.kind
-            )));
+        if (!version.is_empty() && version != expected) || (!kind.is_empty() && kind != self.resource.kind) {
+            return Err(ApiError::BadRequest(self.misfit(&version, &kind, &expected)));
         }
         map.insert("apiVersion".into(), json!(self.resource.storage_api_version()));
         map.insert("kind".into(), json!(self.resource.kind));
         let meta = map.entry("metadata").or_insert_with(|| json!({}));
-        let meta = meta.as_object_mut().ok_or_else(|| ApiError::BadRequest("metadata is not a map".into()))?;
+        if meta.is_null() {
+            *meta = json!({});
+        }
+        // What is no map is the schema's to refuse.
+        let Some(meta) = meta.as_object_mut() else { return Ok(()) };
         if self.resource.namespaced {
             let namespace = meta.get("namespace").and_then(Value::as_str).unwrap_or("").to_owned();
             if namespace.is_empty() {
@@ -273,10 +320,35 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Why an object of another kind or version is none of this resource's.
+    fn misfit(&self, version: &str, kind: &str, expected: &str) -> String {
+        let own = &self.resource.kind;
+        let (kind, version) =
+            (if kind.is_empty() { own } else { kind }, if version.is_empty() { expected } else { version });
+        if self.resource.is_custom() {
+            return if version == expected {
+                format!("the kind in the data ({kind}) does not match the expected kind ({own})")
+            } else {
+                format!("the API version in the data ({version}) does not match the expected API version ({expected})")
+            };
+        }
+        let (group, bare) = version.split_once('/').unwrap_or(("", version));
+        let mut known = self.api.store.catalog().iter();
+        let begin = format!("{kind} in version {bare:?} cannot be handled as a {own}: ");
+        if known.any(|r| r.group == group && r.kind == kind && r.versions.iter().any(|v| v == bare)) {
+            let package = self.resource.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+            return format!("{begin}converting ({bare}.{kind}) to ({package}.{own}): unknown conversion");
+        }
+        format!(
+            "{begin}no kind {kind:?} is registered for version {version:?} in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\""
+        )
+    }
+
     /// Decodes and checks a body that is one object of this resource.
     pub fn body(&self, body: &Bytes) -> ApiResult<(Value, Vec<String>)> {
         let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
-        let document = decode::document(&self.content_type, body)?;
+        let own = if self.resource.is_custom() { "" } else { &self.resource.kind };
+        let document = decode::object(&self.content_type, body, own)?;
         let mut object = document.value;
         self.fit(&mut object)?;
         let version = &self.path.version;
@@ -334,10 +406,14 @@ impl Call<'_> {
         {
             map.shift_remove("status");
         }
+        self.fresh_uid(&mut object);
         let mut warnings = self.admit(&mut object, Operation::Create, None)?;
         let nothing = json!({});
         apply::track(&self.resource, &self.kept_path(), self.manager(), &nothing, &mut object, self.api.store.now());
         let object = self.hooked(Operation::Create, object, None, &mut warnings).await?;
+        // Held until the object is stored, so that the next one counts it.
+        let _turn = self.quota_turn().await;
+        self.within_quota(&object, None)?;
         let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
         Ok((created, warnings))
     }
@@ -382,6 +458,14 @@ impl Call<'_> {
                 Ok(new)
             }
             _ => Err(ApiError::NoSuchPath),
+        }
+    }
+
+    /// A new Job's own uid, whatever was sent: its pods are named by it at admission.
+    fn fresh_uid(&self, object: &mut Value) {
+        let meta = object.get_mut("metadata").and_then(Value::as_object_mut);
+        if let Some(meta) = meta.filter(|_| self.id() == "jobs.batch") {
+            meta.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
         }
     }
 
@@ -458,6 +542,22 @@ impl Call<'_> {
         hooks.validate(&request, None, Some(old), warnings).await
     }
 
+    /// Writes in a namespace that has quotas are done one after the other.
+    async fn quota_turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let namespace = self.namespace()?;
+        let any = self.api.store.engine().count(crate::quota::QUOTAS) > 0
+            && !self.api.store.list(crate::quota::QUOTAS, Some(namespace)).items.is_empty();
+        if any { Some(self.api.quotas.lock().await) } else { None }
+    }
+
+    fn within_quota(&self, object: &Value, old: Option<&Value>) -> ApiResult<()> {
+        let none = self.namespace().is_none() || !self.path.subresource.is_empty();
+        if none || self.api.store.engine().count(crate::quota::QUOTAS) == 0 {
+            return Ok(());
+        }
+        crate::quota::check(&self.api.store, self.id(), &self.path.namespace, object, old)
+    }
+
     /// Reads, changes and stores, again when somebody else was faster; `change` may run several times.
     pub(super) async fn write(
         &self,
@@ -467,9 +567,12 @@ impl Call<'_> {
         let (namespace, name) = (self.path.namespace.as_str(), self.path.name.as_str());
         let mut warnings = Vec::new();
         if !self.api.webhooks.any(&self.review(Operation::Update, options.dry_run)) {
+            let _turn = self.quota_turn().await;
             let change = |old: Option<&Value>| {
                 warnings.clear();
-                change(old, &mut warnings).map(Intent::Put)
+                let object = change(old, &mut warnings)?;
+                self.within_quota(&object, old)?;
+                Ok(Intent::Put(object))
             };
             let written = store.modify(self.id(), namespace, name, options, change).await?;
             return Ok((written, warnings));
@@ -481,6 +584,9 @@ impl Call<'_> {
             let object = change(old.as_ref(), &mut warnings)?;
             let operation = if old.is_some() { Operation::Update } else { Operation::Create };
             let object = self.hooked(operation, object, old.as_ref(), &mut warnings).await?;
+            // Not before: hooks may write here themselves.
+            let _turn = self.quota_turn().await;
+            self.within_quota(&object, old.as_ref())?;
             let seen = old.as_ref().and_then(resource_version_of);
             let mut moved = false;
             let put = |now: Option<&Value>| {
@@ -517,6 +623,10 @@ impl Call<'_> {
     pub async fn patch(&self, body: &Bytes) -> ApiResult<Answer> {
         let strictness = Strictness::parse(self.query.get("fieldValidation"))?;
         let patch = Patch::parse(&self.resource, &self.content_type, body)?;
+        if self.query.get("force").is_some() && !matches!(patch, Patch::Apply(..)) {
+            let cause = Cause::forbidden("force", "may not be specified for non-apply patch");
+            return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
+        }
         if self.converts() {
             return self.patch_converted(&patch, strictness).await;
         }
@@ -525,6 +635,12 @@ impl Call<'_> {
             let mut new = match (&patch, old) {
                 (Patch::Apply(config, duplicates), old) => {
                     let mut config = config.clone();
+                    let named = |field: &str| config.get(field).and_then(Value::as_str).unwrap_or_default();
+                    if named("kind").is_empty() || named("apiVersion").is_empty() {
+                        let (group, version) = named("apiVersion").split_once('/').unwrap_or(("", named("apiVersion")));
+                        let why = format!("invalid object type: {group}/{version}, Kind={}", named("kind"));
+                        return Err(ApiError::BadRequest(why));
+                    }
                     self.fit(&mut config)?;
                     let version = &self.path.version;
                     *warnings = decode::check(&self.resource, version, &mut config, duplicates, strictness)?;
@@ -545,6 +661,7 @@ impl Call<'_> {
                 {
                     map.shift_remove("status");
                 }
+                self.fresh_uid(&mut new);
                 warnings.extend(self.admit(&mut new, Operation::Create, None)?);
                 return Ok(new);
             };
@@ -569,19 +686,29 @@ impl Call<'_> {
     ) -> ApiResult<Value> {
         let versioned = self.shape(Form::Plain).versioned(old.clone());
         let mut new = patch.run(&self.resource, &self.path.version, &versioned)?;
-        if name_of(&new) != self.path.name || namespace_of(&new) != namespace_of(old) {
-            let cause = Cause::invalid("metadata.name", &json!(name_of(&new)), "field is immutable");
-            return Err(ApiError::invalid(&self.resource.group, &self.resource.kind, &self.path.name, vec![cause]));
+        // What a patch leaves is told whole, as Kubernetes tells it.
+        let left = json!(new.to_string());
+        let unreadable = |why: String| ApiError::invalid("", "", "", vec![Cause::invalid("patch", &left, why)]);
+        let kind = new.get("kind").and_then(Value::as_str).unwrap_or_default();
+        if !self.resource.is_custom() && kind != self.resource.kind {
+            let (version, own) = (&self.path.version, &self.resource.kind);
+            let package = self.resource.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+            let why = format!("converting ({version}.{kind}) to ({package}.{own}): unknown conversion");
+            return Err(unreadable(why));
         }
         self.fit(&mut new)?;
-        let findings = decode::inspect(&self.resource, &self.path.version, &mut new, &[]);
-        decode::refuse_wrong(&self.resource, &self.path.version, &new, findings.wrong)?;
+        let mut findings = decode::inspect(&self.resource, &self.path.version, &mut new, &[]);
+        let wrong = std::mem::take(&mut findings.wrong);
+        if !wrong.is_empty() && !self.resource.is_custom() {
+            let first = wrong.first().map(|cause| decode::unread(&self.resource, &self.path.version, &new, cause));
+            return Err(unreadable(first.unwrap_or_default()));
+        }
+        decode::refuse_wrong(&self.resource, &self.path.version, &new, wrong)?;
         match strictness {
             Strictness::Strict if !findings.strict.is_empty() => {
                 // Kubernetes words it so for patches; kubectl leaves the empty subject out.
                 let why = format!("strict decoding error: {}", findings.strict.join(", "));
-                let cause = Cause::invalid("patch", &shown(patch), why);
-                return Err(ApiError::invalid("", "", "", vec![cause]));
+                return Err(unreadable(why));
             }
             Strictness::Warn => warnings.extend(findings.strict),
             _ => {}
@@ -602,10 +729,13 @@ impl Call<'_> {
         match store.delete(self.id(), &self.path.namespace, &self.path.name, &options).await? {
             Deleted::Pending(object) => self.show(200, object, &warnings).await,
             Deleted::Gone(object) => {
-                let details = json!({
+                let mut details = json!({
                     "name": self.path.name, "group": self.resource.group, "kind": self.resource.plural,
                     "uid": object.pointer("/metadata/uid"),
                 });
+                if let (true, Some(details)) = (self.resource.group.is_empty(), details.as_object_mut()) {
+                    details.shift_remove("group");
+                }
                 let mut answer = respond::json(
                     200,
                     &json!({
@@ -654,6 +784,12 @@ impl Call<'_> {
         } else {
             decode::document(&self.content_type, body)?.value
         };
+        if let Some(kind) = sent.get("kind").and_then(Value::as_str).filter(|k| !matches!(*k, "" | "DeleteOptions")) {
+            let version = sent.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+            return Err(ApiError::BadRequest(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+            )));
+        }
         let text = |pointer: &str| sent.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let policy = text("/propagationPolicy").or_else(|| self.query.get("propagationPolicy").map(str::to_owned));
         let orphan = sent.get("orphanDependents").and_then(Value::as_bool) == Some(true);
@@ -664,10 +800,16 @@ impl Call<'_> {
             Some("Orphan") => Some("orphan"),
             Some("Foreground") => Some("foregroundDeletion"),
             Some(other) => {
-                let why = format!("invalid propagationPolicy {other:?}");
-                return Err(ApiError::BadRequest(why));
+                let known = ["Foreground", "Background", "Orphan", "nil"];
+                let cause = Cause::unsupported("propagationPolicy", &json!(other), &known);
+                return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
             }
         };
+        if let (Some(policy), true) = (policy.as_deref(), sent.get("orphanDependents").is_some_and(Value::is_boolean)) {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            let cause = Cause::invalid("propagationPolicy", &json!(policy), why);
+            return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
+        }
         let listed = sent.pointer("/dryRun").and_then(Value::as_array).is_some_and(|l| l.iter().any(|v| v == "All"));
         Ok(DeleteOptions {
             grace_period_seconds: match sent.pointer("/gracePeriodSeconds").and_then(Value::as_i64) {
@@ -690,13 +832,6 @@ fn carry_version(sent: &Value, new: &mut Value) {
             Some(version) => meta.insert("resourceVersion".into(), version),
             None => meta.shift_remove("resourceVersion"),
         };
-    }
-}
-
-fn shown(patch: &Patch) -> Value {
-    match patch {
-        Patch::Json(patch) => json!(serde_json::to_string(patch).unwrap_or_default()),
-        Patch::Merge(value) | Patch::Strategic(value) | Patch::Apply(value, _) => json!(value.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ pub use strategic::strategic;
 
 use super::decode::{self, BODY_LIMIT};
 use crate::catalog::Resource;
-use crate::error::{ApiError, ApiResult, Cause};
+use crate::error::{ApiError, ApiResult};
 use serde_json::{Map, Value, json};
 
 /// Operations in one JSON patch.
@@ -42,8 +42,14 @@ impl Patch {
         match content_type {
             "application/json-patch+json" => {
                 let document = decode::json(body)?;
-                let patch: json_patch::Patch = serde_json::from_value(document.value)
-                    .map_err(|e| ApiError::BadRequest(format!("error decoding patch: {e}")))?;
+                if !document.value.is_array() {
+                    let found = decode::go_name(&document.value);
+                    let why = format!(
+                        "error decoding patch: json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp"
+                    );
+                    return Err(ApiError::BadRequest(why));
+                }
+                let patch: json_patch::Patch = serde_json::from_value(document.value).map_err(|_| unfit())?;
                 if patch.0.len() > OPERATIONS {
                     let why = format!("the patch has {} operations, at most {OPERATIONS} are allowed", patch.0.len());
                     return Err(ApiError::TooLarge(why));
@@ -59,7 +65,15 @@ impl Patch {
                 let document = if first == Some(&b'{') { decode::json(body)? } else { decode::yaml(body)? };
                 Ok(Self::Apply(map(document.value)?, document.duplicates))
             }
-            _ => Err(accepted()),
+            "application/strategic-merge-patch+json" => Err(accepted()),
+            _ => {
+                let message = "415: Unsupported Media Type";
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+                    "reason": "UnsupportedMediaType", "details": {}, "code": 415,
+                });
+                Err(ApiError::Told { code: 415, message: message.into(), status: Box::new(status) })
+            }
         }
     }
 
@@ -83,7 +97,29 @@ impl Patch {
 }
 
 fn map(value: Value) -> ApiResult<Value> {
-    if value.is_object() { Ok(value) } else { Err(ApiError::BadRequest("the patch is not a map".into())) }
+    if value.is_object() {
+        return Ok(value);
+    }
+    let found = decode::go_name(&value);
+    let why =
+        format!("error decoding patch: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}");
+    Err(ApiError::BadRequest(why))
+}
+
+/// Kubernetes tells no more of a JSON patch that does not fit.
+fn unfit() -> ApiError {
+    let message = "the server rejected our request due to an error in our request";
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": "Invalid", "details": {}, "code": 422,
+    });
+    ApiError::Told { code: 422, message: message.into(), status: Box::new(status) }
+}
+
+/// Whether a path names a member that a map of `value` lacks.
+fn absent_member(value: &Value, path: &str) -> bool {
+    let Some((map, _)) = path.rsplit_once('/') else { return false };
+    value.pointer(path).is_none() && value.pointer(map).is_some_and(Value::is_object)
 }
 
 fn run_json(resource: &Resource, patch: &json_patch::Patch, value: &mut Value) -> ApiResult<()> {
@@ -98,13 +134,17 @@ fn run_json(resource: &Resource, patch: &json_patch::Patch, value: &mut Value) -
                 return Err(ApiError::TooLarge("the patch copies too much".into()));
             }
         }
-        json_patch::patch(value, std::slice::from_ref(operation)).map_err(|error| {
-            let cause = Cause {
-                reason: "FieldValueInvalid",
-                message: format!("Invalid value: {}: {error}", json!(operation)),
-                field: "patch".into(),
-            };
-            ApiError::invalid(&resource.group, &resource.kind, &name, vec![cause])
+        let done = match operation {
+            // Kubernetes' library takes a member that is not there for one that is to be added.
+            json_patch::PatchOperation::Replace(replace) if absent_member(value, &replace.path.to_string()) => {
+                let add = json_patch::AddOperation { path: replace.path.clone(), value: replace.value.clone() };
+                json_patch::patch(value, &[json_patch::PatchOperation::Add(add)])
+            }
+            other => json_patch::patch(value, std::slice::from_ref(other)),
+        };
+        done.map_err(|error| {
+            tracing::debug!(resource = %resource.id, name, %error, "a JSON patch does not fit");
+            unfit()
         })?;
     }
     Ok(())

@@ -4,8 +4,9 @@
 //! What it leaves to others: whether the resource exists (`catalog`) and may be touched (`authorize`).
 
 use crate::authorize::Attributes;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, Cause};
 use http::Method;
+use serde_json::json;
 use std::borrow::Cow;
 
 /// What a path names.
@@ -149,9 +150,10 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
-    /// `true`, `1`, or present without a value.
+    /// Present, and neither `false` nor `0`.
     pub fn flag(&self, name: &str) -> bool {
-        self.0.iter().any(|(k, v)| k == name && matches!(v.as_str(), "true" | "1" | "t" | "True" | ""))
+        let mut values = self.0.iter().filter(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        values.next().is_some_and(|v| !v.eq_ignore_ascii_case("false") && v != "0")
     }
 
     /// A number.
@@ -160,9 +162,34 @@ impl Query {
     /// `BadRequest` for anything else.
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        text.parse()
-            .map(Some)
-            .map_err(|_| ApiError::BadRequest(format!("invalid value {text:?} for parameter {name:?}")))
+        let wrong = |_| ApiError::BadRequest(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+        text.parse().map(Some).map_err(wrong)
+    }
+
+    /// What of a write's parameters is wrong; `options` is the kind that Kubernetes reads them into.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_options(&self, options: &str) -> ApiResult<()> {
+        let mut causes = Vec::new();
+        let manager = self.get("fieldManager").unwrap_or("");
+        if manager.len() > 128 {
+            let message = "Too long: may not be more than 128 bytes".to_owned();
+            causes.push(Cause { reason: "FieldValueTooLong", message, field: "fieldManager".into() });
+        }
+        if let Some((at, letter)) = manager.chars().enumerate().find(|(_, c)| c.is_control()) {
+            let why = format!("invalid character U+{:04X} (at position {at})", u32::from(letter));
+            causes.push(Cause::invalid("fieldManager", &json!(manager), why));
+        }
+        let runs: Vec<&str> = self.all("dryRun").filter(|v| !v.is_empty()).collect();
+        if runs.iter().any(|run| *run != "All") {
+            causes.push(Cause::unsupported("dryRun", &json!(runs), &["All"]));
+        }
+        let strictness = self.get("fieldValidation").unwrap_or("");
+        if options != "DeleteOptions" && !matches!(strictness, "" | "Ignore" | "Strict" | "Warn") {
+            causes.push(Cause::unsupported("fieldValidation", &json!(strictness), &["", "Ignore", "Strict", "Warn"]));
+        }
+        if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", options, "", causes)) }
     }
 
     /// Whether `dryRun=All`.

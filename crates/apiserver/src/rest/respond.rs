@@ -5,7 +5,7 @@
 
 use crate::error::ApiError;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WARNING, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WARNING};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
@@ -51,17 +51,46 @@ pub fn line(value: &Value) -> Vec<u8> {
 
 /// An error as a `Status`.
 pub fn error(error: &ApiError) -> Answer {
+    if matches!(error, ApiError::NoSuchPage) {
+        return text(error.code(), format!("{error}\n"));
+    }
     let mut answer = json(error.code(), &error.to_status());
     match error {
         ApiError::TooManyRequests(_) | ApiError::Unavailable(_) | ApiError::Timeout { .. } => {
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        ApiError::Unauthorized => {
-            answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
         _ => {}
     }
     answer
+}
+
+/// A JSON answer as YAML; anything else as it is.
+pub async fn as_yaml(answer: Answer) -> Answer {
+    let json = HeaderValue::from_static("application/json");
+    if answer.headers().get(CONTENT_TYPE) != Some(&json) {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes);
+    let read = serde_json::from_slice::<Value>(&bytes).ok();
+    let Some(text) = read.and_then(|value| serde_saphyr::to_string(&sorted(value)).ok()) else {
+        return Response::from_parts(head, full(bytes));
+    };
+    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+    Response::from_parts(head, full(text))
+}
+
+/// Maps in the order of their keys, in which Kubernetes writes YAML.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(String, Value)> = map.into_iter().map(|(k, v)| (k, sorted(v))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(sorted).collect()),
+        other => other,
+    }
 }
 
 /// Adds `Warning: 299 - "…"` headers; long ones are cut, many are dropped.

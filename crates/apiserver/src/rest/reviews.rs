@@ -28,9 +28,18 @@ pub fn answer(call: &Call<'_>, body: &Bytes) -> ApiResult<Answer> {
     let (mut object, warnings) = call.body(body)?;
     let status = match call.resource.plural.as_str() {
         "selfsubjectaccessreviews" => access(call, &call.user, &object)?,
-        "subjectaccessreviews" | "localsubjectaccessreviews" => access(call, &subject(&object), &object)?,
+        "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            check_subject(call, &object)?;
+            access(call, &subject(&object), &object)?
+        }
+        "selfsubjectrulesreviews" if text(&object, "/spec/namespace").is_empty() => {
+            return Err(ApiError::BadRequest("no namespace on request".into()));
+        }
         "selfsubjectrulesreviews" => rules(call, &object),
         "selfsubjectreviews" => json!({"userInfo": user_info(&call.user)}),
+        "tokenreviews" if text(&object, "/spec/token").is_empty() => {
+            return Err(ApiError::BadRequest("token is required for TokenReview in authentication".into()));
+        }
         "tokenreviews" => token_review(call, &object),
         _ => return Err(ApiError::NoSuchPath),
     };
@@ -77,6 +86,28 @@ fn subject(object: &Value) -> User {
     }
 }
 
+/// Kubernetes names no kind in what it says of reviews.
+fn unasked(call: &Call<'_>, cause: Cause) -> ApiError {
+    ApiError::invalid(&call.resource.group, "", "", vec![cause])
+}
+
+/// Somebody must be asked about, and a review in a namespace is about that namespace.
+fn check_subject(call: &Call<'_>, object: &Value) -> ApiResult<()> {
+    if text(object, "/spec/user").is_empty() && texts(object.pointer("/spec/groups")).is_empty() {
+        let why = "at least one of user or group must be specified";
+        return Err(unasked(call, Cause::invalid("spec.user", &json!(""), why)));
+    }
+    let namespace = text(object, "/spec/resourceAttributes/namespace");
+    if call.resource.namespaced
+        && object.pointer("/spec/resourceAttributes").is_some()
+        && namespace != call.path.namespace
+    {
+        let why = "must match metadata.namespace";
+        return Err(unasked(call, Cause::invalid("spec.resourceAttributes.namespace", &json!(namespace), why)));
+    }
+    Ok(())
+}
+
 fn access(call: &Call<'_>, user: &User, object: &Value) -> ApiResult<Value> {
     let resource = object.pointer("/spec/resourceAttributes");
     let path = object.pointer("/spec/nonResourceAttributes");
@@ -94,11 +125,14 @@ fn access(call: &Call<'_>, user: &User, object: &Value) -> ApiResult<Value> {
         (None, Some(wanted)) => {
             Attributes { verb: text(wanted, "/verb"), path: text(wanted, "/path"), ..Attributes::default() }
         }
-        _ => {
-            let value = object.get("spec").cloned().unwrap_or_default();
+        (Some(_), Some(path)) => {
+            let shown = json!({"Path": text(path, "/path"), "Verb": text(path, "/verb")});
+            let why = "cannot be specified in combination with resourceAttributes";
+            return Err(unasked(call, Cause::invalid("spec.nonResourceAttributes", &shown, why)));
+        }
+        (None, None) => {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            let cause = Cause::invalid("spec.resourceAttributes", &value, why);
-            return Err(ApiError::invalid(&call.resource.group, &call.resource.kind, "", vec![cause]));
+            return Err(unasked(call, Cause::invalid("spec.resourceAttributes", &Value::Null, why)));
         }
     };
     Ok(match call.api.authorizer.authorize(user, &attributes) {
@@ -161,8 +195,12 @@ fn token(call: &Call<'_>, body: &Bytes) -> ApiResult<Answer> {
         None => None,
         Some(bound) if text(bound, "/kind") == "Pod" => Some(bound_pod(call, bound)?),
         Some(bound) => {
-            let why = "cannot bind token for serviceaccount to this kind of object; only Pod is supported";
-            return Err(invalid(Cause::invalid("spec.boundObjectRef.kind", &json!(text(bound, "/kind")), why)));
+            let (group, version) = match text(bound, "/apiVersion").split_once('/') {
+                Some((group, version)) => (group.to_owned(), version.to_owned()),
+                None => (String::new(), text(bound, "/apiVersion")),
+            };
+            let why = format!("cannot bind token to object of type {group}/{version}, Kind={}", text(bound, "/kind"));
+            return Err(ApiError::BadRequest(why));
         }
     };
     let audiences = texts(request.pointer("/spec/audiences"));

@@ -55,6 +55,10 @@ impl Shape<'_> {
         if let Some(map) = object.as_object_mut() {
             map.insert("apiVersion".into(), json!(self.resource.api_version(self.version)));
         }
+        // An object that was stored before its definition had a default has it all the same.
+        if let Some(definition) = self.resource.definition() {
+            definition.default(self.version, &mut object);
+        }
         object
     }
 

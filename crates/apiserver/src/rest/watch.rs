@@ -350,7 +350,7 @@ impl Stream {
 /// The error of a list or watch that asks for the future.
 pub fn too_large(asked: u64, current: u64) -> ApiError {
     ApiError::Timeout {
-        message: format!("Too large resource version: {asked}, current: {current}"),
+        message: format!("Timeout: Too large resource version: {asked}, current: {current}"),
         cause: Some(crate::error::Cause {
             reason: "ResourceVersionTooLarge",
             message: "Too large resource version".into(),

@@ -110,21 +110,28 @@ pub(super) async fn delete(
 }
 
 fn check(object: &Value, resource: &str, name: &str, options: &DeleteOptions) -> ApiResult<()> {
-    let conflict = |what: &str, wanted: &str, is: &str| ApiError::Conflict {
-        subject: Subject::of(resource, name),
-        why: format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"),
+    let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let group = resource.split_once('.').map_or("", |(_, group)| group);
+    let conflict = |what: &str, wanted: &str, is: &str, end: &str| ApiError::Conflict {
+        subject: Subject { group: group.to_owned(), kind: kind.to_owned(), name: name.to_owned() },
+        why: format!("the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). {end}"),
     };
     let meta =
         |field: &str| object.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or("").to_owned();
     if let Some(uid) = &options.uid
         && *uid != meta("uid")
     {
-        return Err(conflict("UID", uid, &meta("uid")));
+        return Err(conflict("UID", uid, &meta("uid"), "The object might have been deleted and then recreated"));
     }
     if let Some(version) = &options.resource_version
         && *version != meta("resourceVersion")
     {
-        return Err(conflict("ResourceVersion", version, &meta("resourceVersion")));
+        return Err(conflict(
+            "ResourceVersion",
+            version,
+            &meta("resourceVersion"),
+            "The object might have been modified",
+        ));
     }
     Ok(())
 }

@@ -59,7 +59,8 @@ pub(super) fn clear_name(object: &mut Value) {
     }
 }
 
-fn generated(prefix: &str) -> String {
+/// A name with a random end.
+pub fn generated(prefix: &str) -> String {
     let keep = NAME_LIMIT.saturating_sub(SUFFIX + 1);
     let prefix: String = prefix.chars().take(keep.min(58)).collect();
     let suffix = (0..SUFFIX).filter_map(|_| {
@@ -95,8 +96,14 @@ fn dns_label(name: &str, dots: bool) -> bool {
 fn check_name(kind: &Resource, name: &str) -> Option<Cause> {
     let value = json!(name);
     if kind.group == "rbac.authorization.k8s.io" {
-        let bad = name == "." || name == ".." || name.contains('/') || name.contains('%');
-        return bad.then(|| Cause::invalid("metadata.name", &value, "may not be '.' or '..' or contain '/' or '%'"));
+        let why = match name {
+            "." | ".." => format!("may not be '{name}'"),
+            _ => format!("may not contain '{}'", name.chars().find(|c| matches!(c, '/' | '%'))?),
+        };
+        return Some(Cause::invalid("metadata.name", &value, why));
+    }
+    if kind.id.as_ref() == "namespaces" && name.contains('.') {
+        return Some(Cause::invalid("metadata.name", &value, "must not contain dots"));
     }
     if kind.id.as_ref() == "namespaces" || kind.id.as_ref() == "services" {
         let why = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
@@ -110,11 +117,11 @@ fn check_name(kind: &Resource, name: &str) -> Option<Cause> {
 fn check_labels(meta: &Map<String, Value>) -> Vec<Cause> {
     let entries = |field: &str| meta.get(field).and_then(Value::as_object).into_iter().flatten();
     let key = |field: &str, key: &str| {
-        let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]'), after an optional DNS subdomain and '/'";
+        let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
         (!is_label_key(key)).then(|| Cause::invalid(format!("metadata.{field}"), &json!(key), why))
     };
     let value = |value: &Value| {
-        let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?'), no more than 63 of them";
+        let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
         (!value.as_str().is_some_and(is_label_value)).then(|| Cause::invalid("metadata.labels", value, why))
     };
     let labels = entries("labels").flat_map(|(k, v)| [key("labels", k), value(v)]);
@@ -122,13 +129,62 @@ fn check_labels(meta: &Map<String, Value>) -> Vec<Cause> {
     labels.chain(annotations).flatten().collect()
 }
 
+/// Owners must be named in full, one of them at most is the controller; finalizers are qualified names.
+fn check_references(kind: &Resource, meta: &Map<String, Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let owners = meta.get("ownerReferences").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let text = |owner: &Value, field: &str| owner.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
+    for owner in owners {
+        for (field, why) in [
+            ("apiVersion", "version must not be empty"),
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
+            if text(owner, field).is_empty() {
+                causes.push(Cause::invalid(format!("metadata.ownerReferences.{field}"), &json!(""), why));
+            }
+        }
+    }
+    let mut leads = owners.iter().filter(|o| o.get("controller") == Some(&Value::Bool(true)));
+    if let (Some(first), Some(second)) = (leads.next(), leads.next()) {
+        let named = |owner: &Value| format!("{}/{}", text(owner, "kind"), text(owner, "name"));
+        let why = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
+            named(first),
+            named(second)
+        );
+        causes.push(Cause::invalid("metadata.ownerReferences", &json!(owners), why));
+    }
+    for (index, finalizer) in meta.get("finalizers").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let name = finalizer.as_str().unwrap_or_default();
+        if !is_label_key(name) {
+            let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+            causes.push(Cause::invalid("metadata.finalizers", finalizer, why));
+        }
+        let known = matches!(name, "orphan" | "foregroundDeletion" | "kubernetes");
+        // Definitions are no kind of the core's, and have one of their own.
+        if !name.contains('/') && !known && !kind.is_custom() && kind.group != "apiextensions.k8s.io" {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            causes.push(Cause::invalid(format!("metadata.finalizers[{index}]"), finalizer, why));
+        }
+    }
+    causes
+}
+
 /// Kubernetes' own kinds that say which form of their desired state they are at; of the others none does.
-const WITH_GENERATION: [&str; 9] = [
+const WITH_GENERATION: [&str; 15] = [
     "pods",
     "deployments.apps",
     "daemonsets.apps",
+    "statefulsets.apps",
+    "jobs.batch",
+    "cronjobs.batch",
+    "ingresses.networking.k8s.io",
+    "priorityclasses.scheduling.k8s.io",
     "customresourcedefinitions.apiextensions.k8s.io",
     "mutatingwebhookconfigurations.admissionregistration.k8s.io",
+    "validatingadmissionpolicies.admissionregistration.k8s.io",
     "validatingwebhookconfigurations.admissionregistration.k8s.io",
     "networkpolicies.networking.k8s.io",
     "poddisruptionbudgets.policy",
@@ -140,6 +196,29 @@ fn has_generation(kind: &Resource) -> bool {
     kind.is_custom() || WITH_GENERATION.contains(&kind.id.as_ref())
 }
 
+/// What is wrong with the metadata of a new object that has a name.
+pub fn causes(kind: &Resource, object: &Value) -> Vec<Cause> {
+    let meta = object.get("metadata").and_then(Value::as_object).filter(|_| !name_of(object).is_empty());
+    meta.map(|meta| wrong(kind, meta, name_of(object))).unwrap_or_default()
+}
+
+fn wrong(kind: &Resource, meta: &Map<String, Value>, name: &str) -> Vec<Cause> {
+    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or("").to_owned();
+    let mut causes: Vec<Cause> = Vec::new();
+    if !prefix.is_empty() {
+        // A dash at the end is followed by the rest of the name.
+        let shown = prefix.strip_suffix('-').map_or_else(|| prefix.clone(), |p| format!("{p}a"));
+        causes.extend(check_name(kind, &shown).map(|mut cause| {
+            cause.message = cause.message.replacen(&json!(shown).to_string(), &json!(prefix).to_string(), 1);
+            Cause { field: "metadata.generateName".into(), ..cause }
+        }));
+    }
+    causes.extend(check_name(kind, name));
+    causes.extend(check_labels(meta));
+    causes.extend(check_references(kind, meta));
+    causes
+}
+
 /// Fills and checks the metadata of a new object.
 pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDateTime) -> ApiResult<()> {
     let generation = has_generation(kind);
@@ -149,7 +228,11 @@ pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDat
     }
     let meta = metadata(object)?;
     if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
-        return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
+        let message = "resourceVersion should not be set on objects to be created";
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": 500,
+        });
+        return Err(ApiError::Told { code: 500, message: message.into(), status: Box::new(status) });
     }
     let text =
         |meta: &Map<String, Value>, field: &str| meta.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
@@ -162,10 +245,7 @@ pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDat
         meta.insert("name".into(), json!(generated(&prefix)));
     }
     let name = text(meta, "name");
-    if let Some(cause) = check_name(kind, &name) {
-        return Err(ApiError::invalid(&kind.group, &kind.kind, &name, vec![cause]));
-    }
-    let causes = check_labels(meta);
+    let causes = wrong(kind, meta, &name);
     if !causes.is_empty() {
         return Err(ApiError::invalid(&kind.group, &kind.kind, &name, causes));
     }
@@ -175,7 +255,11 @@ pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDat
     for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"] {
         meta.shift_remove(field);
     }
-    meta.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+    // A Job was named by its uid at admission.
+    let known = meta.get("uid").and_then(Value::as_str).is_some_and(|uid| uuid::Uuid::parse_str(uid).is_ok());
+    if !(known && kind.id.as_ref() == "jobs.batch") {
+        meta.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+    }
     meta.insert("creationTimestamp".into(), json!(rfc3339(now)));
     if generation {
         meta.insert("generation".into(), json!(1));
@@ -226,6 +310,12 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
     }
     if ["labels", "annotations"].iter().any(|field| meta.get(*field) != old_meta.get(*field)) {
         let causes = check_labels(meta);
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(&kind.group, &kind.kind, &name, causes));
+        }
+    }
+    if ["ownerReferences", "finalizers"].iter().any(|field| meta.get(*field) != old_meta.get(*field)) {
+        let causes = check_references(kind, meta);
         if !causes.is_empty() {
             return Err(ApiError::invalid(&kind.group, &kind.kind, &name, causes));
         }

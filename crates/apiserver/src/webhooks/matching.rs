@@ -84,12 +84,13 @@ fn is_empty(selector: Option<&Value>) -> bool {
     selector.and_then(Value::as_object).is_none_or(Map::is_empty)
 }
 
-fn labels(object: &Value) -> Option<&Map<String, Value>> {
+/// The labels of an object.
+pub fn labels(object: &Value) -> Option<&Map<String, Value>> {
     object.pointer("/metadata/labels").and_then(Value::as_object)
 }
 
 /// A `metav1.LabelSelector` on labels.
-fn selects(selector: Option<&Value>, labels: Option<&Map<String, Value>>) -> bool {
+pub fn selects(selector: Option<&Value>, labels: Option<&Map<String, Value>>) -> bool {
     let Some(selector) = selector else { return true };
     let label = |key: &str| labels.and_then(|l| l.get(key)).and_then(Value::as_str);
     let equal = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();

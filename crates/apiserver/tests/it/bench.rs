@@ -24,6 +24,14 @@ impl Bench {
         Self { server, folder }
     }
 
+    /// The same folder, with another server on it.
+    pub async fn again(self) -> Self {
+        let Self { server, folder } = self;
+        server.drain(Duration::from_secs(5)).await;
+        let server = ApiServer::start(ApiOptions::new(folder.path(), 0)).await.unwrap();
+        Self { server, folder }
+    }
+
     pub async fn stop(self) {
         self.server.drain(Duration::from_secs(5)).await;
     }

@@ -91,7 +91,7 @@ async fn autoscalers_are_served_in_both_versions() {
     let mut admin = Access::of(bench.server.kubeconfig()).admin().await.unwrap();
     let path = |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
     let old = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"},
-        "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "d"}, "maxReplicas": 3, "targetCPUUtilizationPercentage": 80}});
+        "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "maxReplicas": 3, "targetCPUUtilizationPercentage": 80}});
     let (code, made) = admin.post(&path("v1"), &old).await;
     assert_eq!((code, &made["spec"]["targetCPUUtilizationPercentage"]), (201, &json!(80)), "{made}");
     let new = get(&mut admin, &format!("{}/a", path("v2"))).await;

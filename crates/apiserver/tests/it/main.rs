@@ -14,6 +14,7 @@ mod hostile;
 mod http;
 mod judged;
 mod kubectl;
+mod same;
 mod transcript;
 mod watches;
 mod webhooks;

@@ -39,6 +39,26 @@ fn class(object: &Value) -> &str {
     }
 }
 
+pub(in crate::kinds) fn policy(object: &Value, now: Timestamp) -> Vec<Value> {
+    let kind = match object.pointer("/spec/paramKind") {
+        Some(Value::Object(_)) => {
+            format!("{}/{}", text(object, "/spec/paramKind/apiVersion"), text(object, "/spec/paramKind/kind"))
+        }
+        _ => "<unset>".to_owned(),
+    };
+    vec![name(object), items(object, "/spec/validations").len().into(), kind.into(), age(object, now)]
+}
+
+pub(in crate::kinds) fn policy_binding(object: &Value, now: Timestamp) -> Vec<Value> {
+    let at = |field: &str| text(object, &format!("/spec/paramRef/{field}"));
+    let parameters = match (at("namespace"), at("name")) {
+        (_, "") => "<unset>".to_owned(),
+        ("", name) => format!("*/{name}"),
+        (namespace, name) => format!("{namespace}/{name}"),
+    };
+    vec![name(object), text(object, "/spec/policyName").into(), parameters.into(), age(object, now)]
+}
+
 pub(in crate::kinds) fn volume_claim(object: &Value, now: Timestamp) -> Vec<Value> {
     let deleting = object.pointer("/metadata/deletionTimestamp").is_some();
     let bound = !text(object, "/spec/volumeName").is_empty();

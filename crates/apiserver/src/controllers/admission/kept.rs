@@ -2,12 +2,14 @@
 //!
 //! Invariant: what a controller elsewhere would report (a bound volume, a used quota) is not made up here.
 
+use carrick_api::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
-use super::{check, default, section, text};
+use super::{check, default, rules, section, text};
 use crate::admission::AdmitContext;
 use crate::error::{ApiError, ApiResult, Cause};
 use crate::store::name_of;
+use carrick_api::validate::is_label_key;
 
 /// The resource of priority classes.
 pub(super) const PRIORITIES: &str = "priorityclasses.scheduling.k8s.io";
@@ -23,7 +25,10 @@ pub(super) fn admit(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult
                 default(map, "reclaimPolicy", "Delete");
                 default(map, "volumeBindingMode", "Immediate");
             }
-            immutable(object, context, &["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"])
+            let mut causes = rules::broken(context.resource, object);
+            let fixed = ["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"];
+            causes.extend(immutable(object, context, &fixed));
+            causes
         }
         "persistentvolumeclaims" => {
             let (missing, class) = (context.old.is_none(), default_class(context));
@@ -34,7 +39,12 @@ pub(super) fn admit(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult
                 }
             }
             phase(object, "Pending");
-            needed(object, &["/spec/accessModes", "/spec/resources/requests/storage"])
+            super::limits::claim(object, context)?;
+            let mut causes = rules::broken("persistentvolumeclaims", object);
+            if object.pointer("/spec/resources/requests/storage").is_none_or(Value::is_null) {
+                causes.push(Cause::required("spec.resources[storage]", ""));
+            }
+            causes
         }
         "persistentvolumes" => {
             if let Some(spec) = section(object, "spec") {
@@ -42,12 +52,218 @@ pub(super) fn admit(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult
                 default(spec, "persistentVolumeReclaimPolicy", "Retain");
             }
             phase(object, "Pending");
-            needed(object, &["/spec/accessModes", "/spec/capacity/storage"])
+            let mut causes = needed(object, &["/spec/accessModes"]);
+            if object.pointer("/spec/capacity").is_none_or(Value::is_null) {
+                causes.push(Cause::required("spec.capacity", ""));
+            }
+            if object.pointer("/spec/capacity/storage").is_none_or(Value::is_null) {
+                let shown = object.pointer("/spec/capacity").cloned().unwrap_or(Value::Null);
+                causes.push(Cause::unsupported("spec.capacity", &shown, &["storage"]));
+            }
+            if !object.pointer("/spec").and_then(Value::as_object).is_some_and(names_a_volume) {
+                causes.push(Cause::required("spec", "must specify a volume type"));
+            }
+            causes
         }
-        "runtimeclasses.node.k8s.io" => needed(object, &["/handler"]),
-        "limitranges" => needed(object, &["/spec/limits"]),
+        "runtimeclasses.node.k8s.io" => {
+            let mut causes = needed(object, &["/handler"]);
+            causes.extend(rules::broken(context.resource, object));
+            causes
+        }
+        "limitranges" => {
+            super::limits::complete(object);
+            super::limits::wrong(object)
+        }
+        "resourcequotas" => {
+            if let Some(map) = object.as_object_mut() {
+                map.entry("status").or_insert_with(|| json!({}));
+            }
+            quota(object)
+        }
         _ => Vec::new(),
     };
+    check(object, context, causes)
+}
+
+/// Names that quotas know without a domain.
+const COUNTABLE: [&str; 18] = [
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.storage",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "persistentvolumeclaims",
+    "configmaps",
+    "services.nodeports",
+];
+const SCOPES: [&str; 7] = [
+    "Terminating",
+    "NotTerminating",
+    "BestEffort",
+    "NotBestEffort",
+    "PriorityClass",
+    "CrossNamespacePodAffinity",
+    "VolumeAttributesClass",
+];
+
+/// Limits have names that mean something, and are not below nothing.
+fn quota(object: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let hard = object.pointer("/spec/hard").and_then(Value::as_object).into_iter().flatten();
+    let mut hard: Vec<_> = hard.collect();
+    hard.sort_by_key(|(name, _)| name.as_str());
+    for (name, value) in hard {
+        let at = format!("spec.hard[{name}]");
+        let known = COUNTABLE.contains(&name.as_str())
+            || name == "services.loadbalancers"
+            || name.starts_with("requests.hugepages-")
+            || name.starts_with("hugepages-");
+        if !is_label_key(name) && !name.starts_with("count/") {
+            let why = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+            causes.push(Cause::invalid(at.clone(), &json!(name), why));
+            causes.push(Cause::invalid(at.clone(), &json!(name), "must be a standard resource for quota"));
+        } else if !known && !name.contains('/') {
+            causes.push(Cause::invalid(
+                at.clone(),
+                &json!(name),
+                "must be a standard resource type or fully qualified",
+            ));
+            causes.push(Cause::invalid(at.clone(), &json!(name), "must be a standard resource for quota"));
+        }
+        if Quantity::of(value).is_some_and(|q| q.nano() < 0) {
+            causes.push(Cause::invalid(at, value, "must be greater than or equal to 0"));
+        }
+    }
+    let scopes = object.pointer("/spec/scopes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if scopes.iter().any(|s| !s.as_str().is_some_and(|s| SCOPES.contains(&s))) {
+        causes.push(Cause::invalid("spec.scopes", &json!(scopes), "unsupported scope"));
+    }
+    causes
+}
+
+/// Whether a volume says where it is.
+fn names_a_volume(spec: &Map<String, Value>) -> bool {
+    const OTHERS: [&str; 9] = [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ];
+    spec.iter().any(|(field, value)| value.is_object() && !OTHERS.contains(&field.as_str()))
+}
+
+/// Kinds that are only judged.
+pub(super) fn judged(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+    let lists: &[&str] = match context.resource {
+        "endpoints" => &["/subsets"],
+        "endpointslices.discovery.k8s.io" => &[""],
+        _ => &[],
+    };
+    for place in lists {
+        let holders = match object.pointer_mut(place) {
+            Some(Value::Array(list)) => list.iter_mut().collect::<Vec<_>>(),
+            Some(one) => vec![one],
+            None => Vec::new(),
+        };
+        for holder in holders {
+            for port in holder.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(port) = port.as_object_mut() {
+                    default(port, "protocol", "TCP");
+                }
+            }
+        }
+    }
+    if context.resource == "nodes"
+        && let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
+        && let Some(cidr) = spec.get("podCIDR").filter(|c| c.as_str().is_some_and(|c| !c.is_empty())).cloned()
+    {
+        spec.entry("podCIDRs").or_insert_with(|| json!([cidr]));
+    }
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64);
+    let given = |pointer: &str| object.pointer(pointer).is_some_and(|v| !v.is_null());
+    let mut causes = Vec::new();
+    match context.resource {
+        "poddisruptionbudgets.policy" => {
+            if given("/spec/minAvailable") && given("/spec/maxUnavailable") {
+                let spec = |field: &str| object.pointer(&format!("/spec/{field}")).cloned().unwrap_or(Value::Null);
+                let shown = json!({
+                    "MinAvailable": spec("minAvailable"), "Selector": spec("selector"),
+                    "MaxUnavailable": spec("maxUnavailable"),
+                    "UnhealthyPodEvictionPolicy": spec("unhealthyPodEvictionPolicy"),
+                });
+                causes.push(Cause::invalid("spec", &shown, "minAvailable and maxUnavailable cannot be both set"));
+            }
+            causes.extend(rules::broken(context.resource, object));
+            causes.extend(
+                object.pointer("/spec/selector").map(|s| rules::selector(s, "spec.selector")).unwrap_or_default(),
+            );
+        }
+        "horizontalpodautoscalers.autoscaling" => {
+            let (least, most) = (number("/spec/minReplicas"), number("/spec/maxReplicas").unwrap_or(0));
+            let broken = rules::broken(context.resource, object);
+            causes.extend(broken.iter().filter(|c| c.field == "spec.minReplicas").cloned());
+            if most < 1 {
+                causes.push(Cause::required("spec.maxReplicas", "must be set and greater than 0"));
+            } else if least.is_some_and(|least| most < least) {
+                let why = "must be greater than or equal to `minReplicas`";
+                causes.push(Cause::invalid("spec.maxReplicas", &json!(most), why));
+            }
+            causes.extend(broken.into_iter().filter(|c| c.field != "spec.minReplicas"));
+            if text("/spec/scaleTargetRef/apiVersion").is_empty() {
+                let why = "apiVersion must specify API group";
+                causes.push(Cause::invalid("spec.scaleTargetRef.apiVersion", &json!(""), why));
+            }
+        }
+        "events" => {
+            let of = text("/involvedObject/namespace");
+            if !of.is_empty() && of != context.namespace {
+                let why = "does not match event.namespace";
+                causes.push(Cause::invalid("involvedObject.namespace", &json!(of), why));
+            }
+        }
+        CLASSES => {
+            let controller = text("/spec/controller");
+            let good =
+                controller.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
+            if !controller.is_empty() && !good {
+                let why = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+                causes.push(Cause::invalid("spec.controller", &json!(controller), why));
+            }
+        }
+        "endpoints" => {
+            causes.extend(rules::broken(context.resource, object));
+            for (index, subset) in object.get("subsets").and_then(Value::as_array).into_iter().flatten().enumerate() {
+                let some = |field: &str| subset.get(field).and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+                if !some("addresses") && !some("notReadyAddresses") {
+                    let why = "must specify `addresses` or `notReadyAddresses`";
+                    causes.push(Cause::required(format!("subsets[{index}]"), why));
+                }
+            }
+        }
+        "endpointslices.discovery.k8s.io" => {
+            causes.extend(rules::broken(context.resource, object));
+            if text("/addressType") != "FQDN" {
+                causes.extend(rules::held(object, "endpoints[].addresses[]", rules::Rule::Address));
+            }
+        }
+        _ => causes.extend(rules::broken(context.resource, object)),
+    }
     check(object, context, causes)
 }
 
@@ -102,7 +318,7 @@ fn ingress(object: &mut Value, context: &AdmitContext<'_>) -> Vec<Cause> {
     let rules = object.pointer("/spec/rules").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if rules.is_empty() && object.pointer("/spec/defaultBackend").is_none_or(Value::is_null) {
         let why = "either `defaultBackend` or `rules` must be specified";
-        causes.push(Cause::invalid("spec", &json!([]), why));
+        causes.push(Cause::invalid("spec", &Value::Null, why));
     }
     for (index, rule) in rules.iter().enumerate() {
         let paths = rule.pointer("/http/paths").and_then(Value::as_array);
@@ -155,15 +371,18 @@ fn priority_class(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<(
         default(map, "preemptionPolicy", "PreemptLowerPriority");
     }
     let value = object.get("value").and_then(Value::as_i64).unwrap_or(0);
+    let mut causes = Vec::new();
     if !name.starts_with("system-") && value > 1_000_000_000 {
         let why = "maximum allowed value of a user defined priority is 1000000000";
-        return Err(ApiError::forbidden(PRIORITIES, &name, why));
+        causes.push(Cause::forbidden("value", why));
     }
-    let mut causes = Vec::new();
     if name.starts_with("system-") && !matches!(name.as_str(), "system-node-critical" | "system-cluster-critical") {
-        let why = "priority class names with 'system-' prefix are reserved for system use only. error: is not a known system priority class";
+        let why = format!(
+            "priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a known system priority class"
+        );
         causes.push(Cause::forbidden("metadata.name", why));
     }
+    causes.extend(rules::broken(PRIORITIES, object));
     if let Some(old) = context.old {
         for field in ["value", "preemptionPolicy"] {
             if old.get(field) != object.get(field) {
@@ -187,6 +406,11 @@ pub(super) fn pod(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<(
         };
         Some(context.store.get(PRIORITIES, "", &wanted).ok_or_else(missing)?)
     };
+    let runtime = object.pointer("/spec/runtimeClassName").and_then(Value::as_str).unwrap_or_default();
+    if !runtime.is_empty() && !context.store.exists("runtimeclasses.node.k8s.io", "", runtime) {
+        let why = format!("pod rejected: RuntimeClass {runtime:?} not found");
+        return Err(ApiError::forbidden("pods", name_of(object), why));
+    }
     let Some(spec) = section(object, "spec") else { return Ok(()) };
     let own = |field: &str| class.as_ref().and_then(|c| c.get(field)).cloned();
     if let Some(class) = class.as_ref().filter(|_| wanted.is_empty()) {

@@ -2,8 +2,11 @@
 //!
 //! Invariant: a stored pod names its service account and has a phase.
 
+mod parts;
+
 use std::collections::BTreeSet;
 
+use carrick_api::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
 use super::{DNS_LABEL, PORT_RANGE, check, default, is_dns_label, is_port_name, section, text};
@@ -14,8 +17,14 @@ use crate::store::{name_of, namespace_of};
 pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitContext<'_>) -> ApiResult<()> {
     fill_in(object);
     if operation == Operation::Create {
-        check_account(object, context)?;
+        let account = check_account(object, context)?;
+        mount_token(object, account.as_ref());
         super::kept::pod(object, context)?;
+        super::limits::pod(object, context)?;
+        let class = quality(object);
+        if let Some(status) = section(object, "status") {
+            status.insert("qosClass".into(), class.into());
+        }
     }
     let mut causes = problems(object);
     if let Some(old) = context.old {
@@ -102,6 +111,7 @@ pub(super) fn fill_in_spec(object: &mut Value) {
     default(spec, "schedulerName", "default-scheduler");
     default(spec, "terminationGracePeriodSeconds", 30);
     default(spec, "securityContext", json!({}));
+    parts::fill_in_volumes(spec);
     for field in ["initContainers", "containers"] {
         if let Some(Value::Array(containers)) = spec.get_mut(field) {
             containers.iter_mut().filter_map(Value::as_object_mut).for_each(fill_in_container);
@@ -121,9 +131,22 @@ fn fill_in(object: &mut Value) {
     .to_owned();
     spec.insert("serviceAccountName".into(), account.clone().into());
     spec.insert("serviceAccount".into(), account.into());
+    for field in ["initContainers", "containers"] {
+        for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+            let limits = container.pointer("/resources/limits").and_then(Value::as_object).cloned().unwrap_or_default();
+            if limits.is_empty() {
+                continue;
+            }
+            let requests = section(container, "resources").map(|r| r.entry("requests").or_insert_with(|| json!({})));
+            if let Some(requests) = requests.and_then(Value::as_object_mut) {
+                for (name, amount) in limits {
+                    requests.entry(name).or_insert(amount);
+                }
+            }
+        }
+    }
     if let Some(status) = section(object, "status") {
         default(status, "phase", "Pending");
-        default(status, "qosClass", "BestEffort");
     }
 }
 
@@ -135,6 +158,7 @@ fn fill_in_container(container: &mut Map<String, Value>) {
     let tagged = image.rsplit('/').next().unwrap_or(image).split_once(':');
     let latest = !image.contains('@') && tagged.is_none_or(|(_, tag)| tag == "latest");
     default(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
+    parts::fill_in(container);
     if let Some(Value::Array(ports)) = container.get_mut("ports") {
         ports.iter_mut().filter_map(Value::as_object_mut).for_each(|port| default(port, "protocol", "TCP"));
     }
@@ -159,17 +183,96 @@ fn fill_in_container(container: &mut Map<String, Value>) {
 }
 
 /// The account must exist. `default` may be on its way, since every namespace gets one.
-fn check_account(object: &Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+fn check_account(object: &Value, context: &AdmitContext<'_>) -> ApiResult<Option<Value>> {
     let account = object.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
     let namespace = match namespace_of(object) {
         "" => context.namespace,
         namespace => namespace,
     };
-    if account == "default" || context.store.exists("serviceaccounts", namespace, account) {
-        return Ok(());
+    let found = context.store.get("serviceaccounts", namespace, account);
+    if found.is_some() || account == "default" {
+        return Ok(found);
     }
     let why = format!("error looking up service account {namespace}/{account}: serviceaccount {account:?} not found");
     Err(ApiError::forbidden("pods", name_of(object), why))
+}
+
+/// Gives a pod what its account says: secrets to pull images with, and the account's token in every container, unless the pod or the
+/// account wants none.
+fn mount_token(object: &mut Value, account: Option<&Value>) {
+    const PLACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    const PREFIX: &str = "kube-api-access-";
+    let Some(spec) = section(object, "spec") else { return };
+    let pulls = account.and_then(|a| a.get("imagePullSecrets")).and_then(Value::as_array).filter(|l| !l.is_empty());
+    if let (Some(pulls), true) = (pulls, spec.get("imagePullSecrets").is_none_or(Value::is_null)) {
+        spec.insert("imagePullSecrets".into(), json!(pulls));
+    }
+    let wish = |map: Option<&Value>| map.and_then(Value::as_bool);
+    let wanted = wish(spec.get("automountServiceAccountToken"))
+        .or_else(|| wish(account.and_then(|a| a.get("automountServiceAccountToken"))));
+    if wanted == Some(false) {
+        return;
+    }
+    let volumes = spec.get("volumes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let known = volumes.iter().filter_map(|v| v.get("name")?.as_str()).find(|name| name.starts_with(PREFIX));
+    let (name, missing) = match known {
+        Some(name) => (name.to_owned(), false),
+        None => (crate::store::generated(PREFIX), true),
+    };
+    let mut used = false;
+    for field in ["initContainers", "containers"] {
+        let containers = spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten();
+        for container in containers.filter_map(Value::as_object_mut) {
+            let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
+            if mounts.is_null() {
+                *mounts = json!([]);
+            }
+            let Some(mounts) = mounts.as_array_mut() else { continue };
+            if !mounts.iter().any(|m| m.get("mountPath").and_then(Value::as_str) == Some(PLACE)) {
+                mounts.push(json!({"name": name, "readOnly": true, "mountPath": PLACE}));
+                used = true;
+            }
+        }
+    }
+    if !(used && missing) {
+        return;
+    }
+    let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
+    if volumes.is_null() {
+        *volumes = json!([]);
+    }
+    if let Some(volumes) = volumes.as_array_mut() {
+        volumes.push(json!({"name": name, "projected": {"sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [
+                {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}},
+            ]}},
+        ], "defaultMode": 420}}));
+    }
+}
+
+/// How surely a pod gets what it asks for.
+fn quality(pod: &Value) -> &'static str {
+    let both = ["cpu", "memory"];
+    let (mut any, mut all) = (false, true);
+    for field in ["/spec/initContainers", "/spec/containers"] {
+        for container in pod.pointer(field).and_then(Value::as_array).into_iter().flatten() {
+            let amount = |part: &str, name: &str| {
+                container.pointer(&format!("/resources/{part}/{name}")).and_then(Quantity::of).filter(|q| q.nano() > 0)
+            };
+            any |= both.iter().any(|name| amount("requests", name).is_some() || amount("limits", name).is_some());
+            all &= both.iter().all(|name| {
+                let limit = amount("limits", name);
+                limit.is_some() && amount("requests", name).is_none_or(|asked| Some(asked) == limit)
+            });
+        }
+    }
+    match (any, all) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
 }
 
 /// What is wrong with a pod, or with a template of some.
@@ -189,12 +292,9 @@ pub(super) fn problems(object: &Value) -> Vec<Cause> {
     }
     let policy = object.pointer("/spec/restartPolicy").and_then(Value::as_str).unwrap_or_default();
     if !matches!(policy, "Always" | "OnFailure" | "Never") {
-        causes.push(Cause {
-            reason: "FieldValueNotSupported",
-            message: format!("Unsupported value: {policy:?}: supported values: \"Always\", \"OnFailure\", \"Never\""),
-            field: "spec.restartPolicy".into(),
-        });
+        causes.push(Cause::unsupported("spec.restartPolicy", &json!(policy), &["Always", "OnFailure", "Never"]));
     }
+    causes.extend(parts::problems(object));
     causes
 }
 
@@ -214,14 +314,25 @@ fn check_container<'a>(at: &str, container: &'a Value, names: &mut BTreeSet<&'a 
     if container.get("image").and_then(Value::as_str).is_none_or(str::is_empty) {
         causes.push(Cause::required(format!("{at}.image"), ""));
     }
+    parts::container(container, at, causes);
     for (index, port) in container.get("ports").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let number = port.get("containerPort").and_then(Value::as_u64).unwrap_or(0);
-        if !(1..=65535).contains(&number) {
+        if number == 0 {
+            causes.push(Cause::required(format!("{at}.ports[{index}].containerPort"), ""));
+        } else if !(1..=65535).contains(&number) {
             let value = port.get("containerPort").cloned().unwrap_or(Value::Null);
             causes.push(Cause::invalid(format!("{at}.ports[{index}].containerPort"), &value, PORT_RANGE));
         }
         if let Some(name) = port.get("name").and_then(Value::as_str).filter(|n| !n.is_empty() && !is_port_name(n)) {
-            let why = "must be no more than 15 characters, contain only alpha-numeric characters (a-z, 0-9), and hyphens ('-'), and at least one letter";
+            let why = match name {
+                _ if name.len() > 15 => "must be no more than 15 characters",
+                _ if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') => {
+                    "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"
+                }
+                _ if !name.bytes().any(|b| b.is_ascii_lowercase()) => "must contain at least one letter (a-z)",
+                _ if name.contains("--") => "must not contain consecutive hyphens",
+                _ => "must not begin or end with a hyphen",
+            };
             causes.push(Cause::invalid(format!("{at}.ports[{index}].name"), &json!(name), why));
         }
     }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Map, Value, json};
 
-use super::{DNS_LABEL, PORT_RANGE, check, default, invalid, is_dns_label, is_port_name, section, text};
+use super::{DNS_LABEL, PORT_RANGE, check, default, invalid, is_dns_label, is_port_name, rules, section, text};
 use crate::admission::{AdmitContext, Operation};
 use crate::controllers::addresses::{Addresses, Claim, ClaimError};
 use crate::error::{ApiResult, Cause};
@@ -38,7 +38,7 @@ fn fill_in(object: &mut Value, old: Option<&Value>) {
     if type_ != "ExternalName" {
         default(spec, "internalTrafficPolicy", "Cluster");
         keep_addresses(spec, old);
-        mirror_addresses(spec);
+        mirror_addresses(spec, old);
         default(spec, "ipFamilies", json!(["IPv4"]));
         default(spec, "ipFamilyPolicy", "SingleStack");
     }
@@ -122,7 +122,16 @@ fn keep_node_ports(spec: &mut Map<String, Value>, old: &Map<String, Value>) {
 }
 
 /// `clusterIP` and `clusterIPs` say the same thing; whichever is given fills in the other.
-fn mirror_addresses(spec: &mut Map<String, Value>) {
+fn mirror_addresses(spec: &mut Map<String, Value>, old: Option<&Value>) {
+    // Whoever changes the one alone means both.
+    let had = |field: &str| old.and_then(|old| old.pointer(&format!("/spec/{field}")));
+    if had("clusterIPs").is_some()
+        && had("clusterIPs") == spec.get("clusterIPs")
+        && had("clusterIP") != spec.get("clusterIP")
+    {
+        let one = text(spec, "clusterIP").to_owned();
+        spec.insert("clusterIPs".into(), if one.is_empty() { json!([]) } else { json!([one]) });
+    }
     let list: Vec<Value> = spec.get("clusterIPs").and_then(Value::as_array).cloned().unwrap_or_default();
     let one = text(spec, "clusterIP").to_owned();
     if one.is_empty() {
@@ -151,6 +160,13 @@ fn problems(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         if text(spec, "externalName").is_empty() {
             causes.push(Cause::required("spec.externalName", ""));
         }
+        // A dot at the end is a name's root.
+        let bare = json!({"name": text(spec, "externalName").trim_end_matches('.')});
+        causes.extend(
+            rules::held(&bare, "name", rules::Rule::Subdomain)
+                .into_iter()
+                .map(|cause| Cause { field: "spec.externalName".into(), ..cause }),
+        );
         if !cluster_ip.is_empty() {
             causes.push(Cause::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
         }
@@ -168,6 +184,7 @@ fn problems(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         causes.push(Cause::required("spec.ports", ""));
     }
     check_ports(ports, &mut causes);
+    causes.extend(rules::broken("services", object));
     causes
 }
 
@@ -235,7 +252,11 @@ fn check_ports(ports: &[Value], causes: &mut Vec<Cause>) {
             });
         }
         if !numbers.insert((number, protocol)) {
-            causes.push(duplicate(format!("spec.ports[{index}]"), &json!({ "port": number, "protocol": protocol })));
+            let shown = json!({
+                "Name": name, "Protocol": protocol, "AppProtocol": field("appProtocol"), "Port": number,
+                "TargetPort": 0, "NodePort": 0,
+            });
+            causes.push(duplicate(format!("spec.ports[{index}]"), &shown));
         }
         match port.get("targetPort") {
             Some(Value::Number(n)) if !n.as_u64().is_some_and(|n| (1..=65535).contains(&n)) => {

@@ -54,8 +54,8 @@ pub(super) fn namespace(object: &mut Value) {
 }
 
 /// A signing request says who made it, which is not the maker's to say, and never asks for something else.
-pub(super) fn signing_request(object: &mut Value, context: &AdmitContext<'_>) {
-    let Some(map) = object.as_object_mut() else { return };
+pub(super) fn signing_request(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+    let Some(map) = object.as_object_mut() else { return Ok(()) };
     match context.old {
         Some(old) => {
             map.insert("spec".to_owned(), old.get("spec").cloned().unwrap_or_default());
@@ -72,6 +72,64 @@ pub(super) fn signing_request(object: &mut Value, context: &AdmitContext<'_>) {
             }
         }
     }
+    let causes =
+        if context.resource.ends_with(".k8s.io") && context.old.is_none() { unsigned(object) } else { Vec::new() };
+    check(object, context, causes)
+}
+
+/// What nobody could sign.
+fn unsigned(object: &Value) -> Vec<Cause> {
+    use base64::Engine as _;
+    const USAGES: [&str; 23] = [
+        "any",
+        "cert sign",
+        "client auth",
+        "code signing",
+        "content commitment",
+        "crl sign",
+        "data encipherment",
+        "decipher only",
+        "digital signature",
+        "email protection",
+        "encipher only",
+        "ipsec end system",
+        "ipsec tunnel",
+        "ipsec user",
+        "key agreement",
+        "key encipherment",
+        "microsoft sgc",
+        "netscape sgc",
+        "ocsp signing",
+        "s/mime",
+        "server auth",
+        "signing",
+        "timestamping",
+    ];
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let mut causes = Vec::new();
+    let pem = base64::engine::general_purpose::STANDARD.decode(text("/spec/request")).unwrap_or_default();
+    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
+        let why = "PEM block type must be CERTIFICATE REQUEST";
+        causes.push(Cause::invalid("spec.request", &json!(text("/spec/request")), why));
+    }
+    let usages = object.pointer("/spec/usages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if usages.is_empty() {
+        causes.push(Cause::required("spec.usages", ""));
+    }
+    for (index, usage) in usages.iter().enumerate() {
+        if !usage.as_str().is_some_and(|u| USAGES.contains(&u)) {
+            causes.push(Cause::unsupported(format!("spec.usages[{index}]"), usage, &USAGES));
+        }
+    }
+    let signer = text("/spec/signerName");
+    let good = signer.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
+    if signer.is_empty() {
+        causes.push(Cause::required("spec.signerName", ""));
+    } else if !good {
+        let why = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        causes.push(Cause::invalid("spec.signerName", &json!(signer), why));
+    }
+    causes
 }
 
 pub(super) fn secret(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
@@ -98,20 +156,63 @@ pub(super) fn secret(object: &mut Value, context: &AdmitContext<'_>) -> ApiResul
         }
         causes.extend(immutable_problems(object, old, &["data"]));
     }
+    let basic = ["username", "password"];
+    let named = |key: &str| object.get("data").and_then(|d| d.get(key)).is_some();
+    if object.get("type").and_then(Value::as_str) == Some("kubernetes.io/basic-auth") && !basic.iter().any(|k| named(k))
+    {
+        causes.extend(basic.map(|key| Cause::required(format!("data[{key}]"), "")));
+    }
+    if object.get("type").and_then(Value::as_str) == Some("kubernetes.io/service-account-token") {
+        const ACCOUNT: &str = "kubernetes.io/service-account.name";
+        if object.pointer("/metadata/annotations").and_then(|a| a.get(ACCOUNT)).is_none() {
+            causes.push(Cause::required(format!("metadata.annotations[{ACCOUNT}]"), ""));
+        }
+    }
     for (type_, keys) in [
         ("kubernetes.io/tls", &["tls.crt", "tls.key"][..]),
         ("kubernetes.io/dockerconfigjson", &[".dockerconfigjson"][..]),
+        ("kubernetes.io/dockercfg", &[".dockercfg"][..]),
+        ("kubernetes.io/ssh-auth", &["ssh-privatekey"][..]),
     ] {
         if object.get("type").and_then(Value::as_str) == Some(type_) {
             let missing = keys.iter().filter(|key| object.get("data").and_then(|d| d.get(**key)).is_none());
             causes.extend(missing.map(|key| Cause::required(format!("data[{key}]"), "")));
         }
     }
+    causes.extend(unread_docker(object));
     check(object, context, causes)
+}
+
+/// What a registry's credentials are in is JSON.
+fn unread_docker(object: &Value) -> Option<Cause> {
+    use base64::Engine as _;
+    let key = match object.get("type").and_then(Value::as_str)? {
+        "kubernetes.io/dockerconfigjson" => ".dockerconfigjson",
+        "kubernetes.io/dockercfg" => ".dockercfg",
+        _ => return None,
+    };
+    let text = object.get("data")?.get(key)?.as_str()?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    let why = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(_) => return None,
+        Err(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        Err(_) => match bytes.first() {
+            Some(first) => format!("invalid character {:?} looking for beginning of value", char::from(*first)),
+            None => "unexpected end of JSON input".to_owned(),
+        },
+    };
+    let hidden = Value::String("<secret contents redacted>".to_owned());
+    Some(Cause::invalid(format!("data[{key}]"), &hidden, why))
 }
 
 pub(super) fn config_map(object: &Value, context: &AdmitContext<'_>) -> ApiResult<()> {
     let mut causes = data_problems(object, &["data", "binaryData"]);
+    for key in object.get("data").and_then(Value::as_object).into_iter().flat_map(|map| map.keys()) {
+        if object.get("binaryData").and_then(|b| b.get(key)).is_some() {
+            let why = "duplicate of key present in binaryData";
+            causes.push(Cause::invalid(format!("data[{key}]"), &json!(key), why));
+        }
+    }
     if let Some(old) = context.old {
         causes.extend(immutable_problems(object, old, &["data", "binaryData"]));
     }
@@ -126,7 +227,12 @@ fn data_problems(object: &Value, fields: &[&str]) -> Vec<Cause> {
             size = size.saturating_add(value.as_str().map_or(0, str::len));
             let good = !key.is_empty() && key.len() <= 253 && key != "." && !key.starts_with("..");
             if !good || !key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
-                let why = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+                let why = match key.as_str() {
+                    "." => "must not be '.'".to_owned(),
+                    ".." => "must not be '..'".to_owned(),
+                    _ if key.starts_with("..") => "must not start with '..'".to_owned(),
+                    _ => "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')".to_owned(),
+                };
                 causes.push(Cause::invalid(format!("{field}[{key}]"), &json!(key), why));
             }
         }
@@ -154,12 +260,56 @@ fn immutable_problems(object: &Value, old: &Value, fields: &[&str]) -> Vec<Cause
     causes
 }
 
+/// Rules that could never be about anything.
+fn useless(object: &Value, namespaced: bool) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for (index, rule) in object.get("rules").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let at = |field: &str| format!("rules[{index}].{field}");
+        let list = |field: &str| rule.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        if list("verbs").is_empty() {
+            causes.push(Cause::required(at("verbs"), "verbs must contain at least one value"));
+        }
+        let urls = list("nonResourceURLs");
+        if !urls.is_empty() {
+            let resources = ["apiGroups", "resources", "resourceNames"].iter().any(|field| !list(field).is_empty());
+            if namespaced {
+                let why = "namespaced rules cannot apply to non-resource URLs";
+                causes.push(Cause::invalid(at("nonResourceURLs"), &json!(urls), why));
+            } else if resources {
+                let why = "rules cannot apply to both regular resources and non-resource URLs";
+                causes.push(Cause::invalid(at("nonResourceURLs"), &json!(urls), why));
+            }
+            continue;
+        }
+        if list("apiGroups").is_empty() {
+            causes.push(Cause::required(at("apiGroups"), "resource rules must supply at least one api group"));
+        }
+        if list("resources").is_empty() {
+            causes.push(Cause::required(at("resources"), "resource rules must supply at least one resource"));
+        }
+    }
+    causes
+}
+
 pub(super) fn check_role(rbac: &Rbac, object: &Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+    check(object, context, useless(object, context.resource.starts_with("roles.")))?;
     let rules = PolicyRule::list(object);
-    let unchanged = context.old.is_some_and(|old| PolicyRule::list(old) == rules);
+    let same =
+        |old: &Value| PolicyRule::list(old) == rules && old.get("aggregationRule") == object.get("aggregationRule");
+    let unchanged = context.old.is_some_and(same);
     let resource = context.resource.split('.').next().unwrap_or_default();
     if unchanged || rbac.may(context.user, "escalate", RBAC, resource, context.namespace, name_of(object)) {
         return Ok(());
+    }
+    let combined = |role: &Value| role.get("aggregationRule").cloned().unwrap_or(Value::Null);
+    if !combined(object).is_null() && context.old.is_none_or(|old| combined(old) != combined(object)) {
+        let all = PolicyRule::list(&json!({"rules": [
+            {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}, {"verbs": ["*"], "nonResourceURLs": ["*"]},
+        ]}));
+        if !rbac.not_covered(context.user, context.namespace, &all).is_empty() {
+            let why = "must have cluster-admin privileges to use the aggregationRule";
+            return Err(ApiError::forbidden(context.resource, name_of(object), why));
+        }
     }
     covered(rbac, &rules, object, context)
 }
@@ -176,19 +326,51 @@ pub(super) fn binding(rbac: &Rbac, object: &mut Value, context: &AdmitContext<'_
         }
     }
     let mut causes = Vec::new();
+    let reference =
+        |name: &str| object.pointer(&format!("/roleRef/{name}")).and_then(Value::as_str).unwrap_or_default();
+    if reference("apiGroup") != RBAC {
+        causes.push(Cause::unsupported("roleRef.apiGroup", &json!(reference("apiGroup")), &[RBAC]));
+    }
+    let kinds: &[&str] =
+        if context.resource.starts_with("rolebindings.") { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
+    if !kinds.contains(&reference("kind")) {
+        causes.push(Cause::unsupported("roleRef.kind", &json!(reference("kind")), kinds));
+    }
+    if reference("name").is_empty() {
+        causes.push(Cause::required("roleRef.name", ""));
+    }
     for (index, subject) in object.get("subjects").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let at = |name: &str| format!("subjects[{index}].{name}");
         let field = |name: &str| subject.get(name).and_then(Value::as_str).unwrap_or_default();
-        if field("kind") == "ServiceAccount" && field("namespace").is_empty() {
-            causes.push(Cause::required(format!("subjects[{index}].namespace"), ""));
-        }
         if field("name").is_empty() {
-            causes.push(Cause::required(format!("subjects[{index}].name"), ""));
+            causes.push(Cause::required(at("name"), ""));
+        }
+        match field("kind") {
+            "ServiceAccount" => {
+                let broken = super::rules::held(subject, "name", super::rules::Rule::Subdomain);
+                causes.extend(broken.into_iter().map(|cause| Cause { field: at("name"), ..cause }));
+                if field("namespace").is_empty() && kinds.len() == 1 {
+                    causes.push(Cause::required(at("namespace"), ""));
+                }
+            }
+            "User" | "Group" => {
+                if field("apiGroup") != RBAC {
+                    causes.push(Cause::unsupported(at("apiGroup"), &json!(field("apiGroup")), &[RBAC]));
+                }
+            }
+            other => {
+                let known = ["ServiceAccount", "User", "Group"];
+                causes.push(Cause::unsupported(at("kind"), &json!(other), &known));
+            }
         }
     }
     if let Some(old) = context.old
         && old.get("roleRef") != object.get("roleRef")
     {
-        causes.push(Cause::invalid("roleRef", object.get("roleRef").unwrap_or(&Value::Null), "cannot change roleRef"));
+        let shown = json!({
+            "APIGroup": reference("apiGroup"), "Kind": reference("kind"), "Name": reference("name"),
+        });
+        causes.push(Cause::invalid("roleRef", &shown, "cannot change roleRef"));
     }
     check(object, context, causes)?;
     let unchanged = context.old.is_some_and(|old| old.get("subjects") == object.get("subjects"));
@@ -206,7 +388,10 @@ pub(super) fn binding(rbac: &Rbac, object: &mut Value, context: &AdmitContext<'_
     match found {
         Some(found) => covered(rbac, &PolicyRule::list(&found), object, context),
         // What a role will say once it exists nobody can have now.
-        None => Err(ApiError::not_found(&format!("{resource}.{RBAC}"), role)),
+        None => Err(ApiError::not_found(
+            &format!("{}.{RBAC}", context.resource.split('.').next().unwrap_or_default()),
+            role,
+        )),
     }
 }
 
@@ -215,10 +400,12 @@ fn covered(rbac: &Rbac, rules: &[PolicyRule], object: &Value, context: &AdmitCon
     if missing.is_empty() {
         return Ok(());
     }
+    let groups: Vec<String> = context.user.groups.iter().map(|group| format!("{group:?}")).collect();
     let why = format!(
-        "user {:?} is attempting to grant RBAC permissions not currently held: {}",
+        "user {:?} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
         context.user.name,
-        missing.join("; ")
+        groups.join(" "),
+        missing.join("\n")
     );
     Err(ApiError::forbidden(context.resource, name_of(object), why))
 }

@@ -121,7 +121,7 @@ fn versions(list: Option<&Value>, at: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-fn rule_causes(rule: &Value, at: &str, causes: &mut Vec<Cause>) {
+pub(super) fn rule_causes(rule: &Value, at: &str, causes: &mut Vec<Cause>) {
     for field in ["operations", "apiGroups", "apiVersions", "resources"] {
         if rule.get(field).and_then(Value::as_array).is_none_or(Vec::is_empty) {
             causes.push(Cause::required(format!("{at}.{field}"), ""));

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{check, default, pod, section};
+use super::{check, default, pod, rules, section};
 use crate::admission::{AdmitContext, Operation};
 use crate::error::{ApiResult, Cause};
 use crate::selector::{Selectors, selector_text};
@@ -14,37 +14,167 @@ pub(super) fn admit(object: &mut Value, operation: Operation, context: &AdmitCon
     fill_in(object, resource);
     if resource == "cronjobs.batch" {
         let mut causes = Vec::new();
-        if object.pointer("/spec/schedule").and_then(Value::as_str).is_none_or(str::is_empty) {
-            causes.push(Cause::required("spec.schedule", ""));
+        match object.pointer("/spec/schedule").and_then(Value::as_str).unwrap_or_default() {
+            "" => causes.push(Cause::required("spec.schedule", "")),
+            text => causes.extend(rules::schedule(text).map(|why| Cause::invalid("spec.schedule", &json!(text), why))),
         }
+        causes.extend(rules::broken(resource, object));
+        let job = object.pointer("/spec/jobTemplate").cloned().unwrap_or_default();
+        let mut inner = Vec::new();
+        template(&job, "jobs.batch", &mut inner);
+        causes.extend(inner.into_iter().map(|c| Cause { field: format!("spec.jobTemplate.{}", c.field), ..c }));
         return check(object, context, causes);
     }
-    let mut causes = Vec::new();
+    if resource == "jobs.batch" && operation == Operation::Create {
+        name_pods(object);
+    }
+    let mut causes = rules::broken(resource, object);
     // A Job's selector is made of its uid by the controller that runs it; there is none.
     if resource != "jobs.batch" {
-        selector(object, resource, &mut causes);
+        selector(object, &mut causes);
     }
     template(object, resource, &mut causes);
+    strategies(object, resource, &mut causes);
     if let Some(old) = context.old.filter(|_| operation == Operation::Update) {
-        let now = |object: &Value| object.pointer("/spec/selector").cloned().unwrap_or(Value::Null);
-        if now(old) != now(object) && resource != "jobs.batch" {
-            causes.push(Cause::invalid("spec.selector", &now(object), "field is immutable"));
-        }
+        causes.extend(changed(object, old, resource));
     }
     check(object, context, causes)
 }
 
-fn selector(object: &Value, resource: &str, causes: &mut Vec<Cause>) {
+/// A Job finds its pods by its own uid, unless it says that it knows better.
+fn name_pods(object: &mut Value) {
+    if object.pointer("/spec/manualSelector") == Some(&Value::Bool(true)) {
+        return;
+    }
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (uid, name) = (text("/metadata/uid"), text("/metadata/name"));
+    if uid.is_empty() {
+        return;
+    }
+    let labels = [
+        ("batch.kubernetes.io/controller-uid", uid.clone()),
+        ("batch.kubernetes.io/job-name", name.clone()),
+        ("controller-uid", uid.clone()),
+        ("job-name", name),
+    ];
+    let Some(spec) = section(object, "spec") else { return };
+    if let Some(template) = spec.get_mut("template").filter(|t| t.is_object()) {
+        let target = section(template, "metadata").map(|m| m.entry("labels").or_insert_with(|| json!({})));
+        if let Some(target) = target.and_then(Value::as_object_mut) {
+            // Without a name yet, there is none to tell.
+            for (key, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+                target.insert((*key).into(), value.clone().into());
+            }
+        }
+    }
+    let selector = spec.entry("selector").or_insert_with(|| json!({}));
+    if selector.is_null() {
+        *selector = json!({});
+    }
+    if let Some(wanted) = section(selector, "matchLabels") {
+        wanted.insert("batch.kubernetes.io/controller-uid".into(), uid.into());
+    }
+    // A Job without labels of its own has those of its pods.
+    let own = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default();
+    let bare = object.pointer("/metadata/labels").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+    if let (true, Some(metadata)) = (bare, section(object, "metadata")) {
+        metadata.insert("labels".into(), own);
+    }
+}
+
+/// What ways of replacing pods are there, and what does not go together.
+fn strategies(object: &Value, resource: &str, causes: &mut Vec<Cause>) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let go = |strategy: &str| {
+        let rolling = object.pointer(&format!("/spec/{strategy}/rollingUpdate")).filter(|r| r.is_object());
+        let of = |field: &str| rolling.and_then(|r| r.get(field)).cloned().unwrap_or_else(|| json!(0));
+        let rolling = rolling.map(|_| json!({"MaxUnavailable": of("maxUnavailable"), "MaxSurge": of("maxSurge")}));
+        json!({"Type": text(&format!("/spec/{strategy}/type")), "RollingUpdate": rolling})
+    };
+    match resource {
+        "deployments.apps" => match text("/spec/strategy/type") {
+            "Recreate" if object.pointer("/spec/strategy/rollingUpdate").is_some_and(|r| !r.is_null()) => {
+                let why = "may not be specified when strategy `type` is 'Recreate'";
+                causes.push(Cause::forbidden("spec.strategy.rollingUpdate", why));
+            }
+            "RollingUpdate" => {
+                let zero = |field: &str| {
+                    let value = object.pointer(&format!("/spec/strategy/rollingUpdate/{field}"));
+                    value.is_some_and(|v| v.as_i64() == Some(0) || v.as_str() == Some("0%"))
+                };
+                if zero("maxSurge") && zero("maxUnavailable") {
+                    let value =
+                        object.pointer("/spec/strategy/rollingUpdate/maxUnavailable").cloned().unwrap_or_default();
+                    let why = "may not be 0 when `maxSurge` is 0";
+                    causes.push(Cause::invalid("spec.strategy.rollingUpdate.maxUnavailable", &value, why));
+                }
+            }
+            "Recreate" => {}
+            _ => causes.push(Cause::unsupported("spec.strategy", &go("strategy"), &["Recreate", "RollingUpdate"])),
+        },
+        "daemonsets.apps" if !matches!(text("/spec/updateStrategy/type"), "RollingUpdate" | "OnDelete") => {
+            let known = ["RollingUpdate", "OnDelete"];
+            causes.push(Cause::unsupported("spec.updateStrategy", &go("updateStrategy"), &known));
+        }
+        "statefulsets.apps" if !matches!(text("/spec/podManagementPolicy"), "OrderedReady" | "Parallel") => {
+            let why = "must be 'OrderedReady' or 'Parallel'";
+            let value = json!(text("/spec/podManagementPolicy"));
+            causes.push(Cause::invalid("spec.podManagementPolicy", &value, why));
+        }
+        _ => {}
+    }
+}
+
+/// What of a workload may not change.
+fn changed(object: &Value, old: &Value, resource: &str) -> Option<Cause> {
+    let at = |object: &Value, field: &str| object.pointer(&format!("/spec/{field}")).cloned().unwrap_or(Value::Null);
+    match resource {
+        "jobs.batch" => ["completions", "selector", "template", "completionMode"].iter().find_map(|field| {
+            let now = at(object, field);
+            (now != at(old, field) && *field != "template")
+                .then(|| Cause::invalid(format!("spec.{field}"), &now, "field is immutable"))
+        }),
+        "statefulsets.apps" => {
+            let fixed = |object: &Value| {
+                let mut spec = object.get("spec").cloned().unwrap_or_default();
+                for field in [
+                    "replicas",
+                    "ordinals",
+                    "template",
+                    "updateStrategy",
+                    "revisionHistoryLimit",
+                    "persistentVolumeClaimRetentionPolicy",
+                    "minReadySeconds",
+                ] {
+                    spec.as_object_mut().map(|s| s.shift_remove(field));
+                }
+                spec
+            };
+            let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+            (fixed(old) != fixed(object)).then(|| Cause::forbidden("spec", why))
+        }
+        _ => {
+            let now = at(object, "selector");
+            (now != at(old, "selector")).then(|| Cause::invalid("spec.selector", &now, "field is immutable"))
+        }
+    }
+}
+
+fn selector(object: &Value, causes: &mut Vec<Cause>) {
     let selector = object.pointer("/spec/selector").filter(|selector| !selector.is_null());
     let Some(selector) = selector else {
         causes.push(Cause::required("spec.selector", ""));
-        if resource != "replicasets.apps" {
-            let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
-            let why = "`selector` does not match template `labels`";
-            causes.push(Cause::invalid("spec.template.metadata.labels", &labels, why));
-        }
+        let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+        let why = "`selector` does not match template `labels`";
+        causes.push(Cause::invalid("spec.template.metadata.labels", &labels, why));
         return;
     };
+    let unread = rules::selector(selector, "spec.selector");
+    if !unread.is_empty() {
+        causes.extend(unread);
+        causes.push(Cause::invalid("spec.selector", selector, "invalid label selector"));
+        return;
+    }
     let text = selector_text(selector);
     if text.is_empty() {
         causes.push(Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment"));
@@ -73,15 +203,11 @@ fn template(object: &Value, resource: &str, causes: &mut Vec<Cause>) {
     };
     let known = matches!(policy, "Always" | "OnFailure" | "Never");
     if let Some(allowed) = wrong.filter(|_| known) {
-        let what = if resource == "jobs.batch" { "Required value" } else { "Unsupported value" };
-        let message = match resource {
-            "jobs.batch" => format!("{what}: valid values: {allowed}"),
-            _ => format!("{what}: {policy:?}: supported values: {allowed}"),
-        };
-        causes.push(Cause {
-            reason: "FieldValueNotSupported",
-            message,
-            field: "spec.template.spec.restartPolicy".into(),
+        let field = "spec.template.spec.restartPolicy";
+        causes.push(match resource {
+            "jobs.batch" if policy == "Always" => Cause::required(field, format!("valid values: {allowed}")),
+            "jobs.batch" => Cause::unsupported(field, &json!(policy), &["OnFailure", "Never"]),
+            _ => Cause::unsupported(field, &json!(policy), &["Always"]),
         });
     }
 }
