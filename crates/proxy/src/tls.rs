@@ -392,7 +392,12 @@ fn options(p: &TlsParams) -> Result<TlsOptions, TlsError> {
         TlsVersion::V12 => pki::TlsVersion::V1_2,
         TlsVersion::V13 => pki::TlsVersion::V1_3,
     };
-    let mut o = TlsOptions { min_version: version(p.min), max_version: version(p.max), own_records: true, ..TlsOptions::default() };
+    let mut o = TlsOptions {
+        min_version: version(p.min),
+        max_version: version(p.max),
+        own_records: true,
+        ..TlsOptions::default()
+    };
     o.ciphers = p.ciphers.iter().map(|c| c.to_string()).collect();
     if !p.curves.is_empty() {
         o.curves = p.curves.iter().map(|c| Curve::parse(c)).collect::<Result<_, _>>()?;

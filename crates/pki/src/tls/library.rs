@@ -135,7 +135,11 @@ impl Library {
     }
 }
 
-fn taken<D>(status: UnbufferedStatus<'_, '_, D>, out: &mut Vec<u8>, data: &mut Vec<u8>) -> (usize, Result<Step, Error>) {
+fn taken<D>(
+    status: UnbufferedStatus<'_, '_, D>,
+    out: &mut Vec<u8>,
+    data: &mut Vec<u8>,
+) -> (usize, Result<Step, Error>) {
     let UnbufferedStatus { mut discard, state } = status;
     let step = match state {
         Ok(ConnectionState::ReadTraffic(mut records)) => loop {
@@ -149,10 +153,14 @@ fn taken<D>(status: UnbufferedStatus<'_, '_, D>, out: &mut Vec<u8>, data: &mut V
             }
         },
         Ok(ConnectionState::EncodeTlsData(mut message)) => {
-            let encoded = into(out, |room| message.encode(room), |e| match e {
-                EncodeError::InsufficientSize(size) => Some(size),
-                EncodeError::AlreadyEncoded => None,
-            });
+            let encoded = into(
+                out,
+                |room| message.encode(room),
+                |e| match e {
+                    EncodeError::InsufficientSize(size) => Some(size),
+                    EncodeError::AlreadyEncoded => None,
+                },
+            );
             encoded.map(|()| Step::Again)
         }
         Ok(ConnectionState::TransmitTlsData(sent)) => {

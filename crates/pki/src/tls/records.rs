@@ -279,9 +279,9 @@ impl Records {
     /// `last`: nothing follows in its record.
     fn message(&mut self, kind: u8, message: &[u8], last: bool) -> Result<(), Broken> {
         match (kind, &mut self.rest) {
-            (NEW_SESSION_TICKET, Rest::Client(client)) => client
-                .handle_new_session_ticket(message)
-                .map_err(|error| broken(error, AlertDescription::DecodeError)),
+            (NEW_SESSION_TICKET, Rest::Client(client)) => {
+                client.handle_new_session_ticket(message).map_err(|error| broken(error, AlertDescription::DecodeError))
+            }
             (KEY_UPDATE, _) => {
                 let &[wants @ (0 | 1)] = message else {
                     let error = InvalidMessage::InvalidKeyUpdate;

@@ -9,7 +9,7 @@ mod tests;
 
 use super::socket::Socket;
 use carrick_pki::tls::{Broken, Library, MAX_CONTENT, OVERHEAD, Opened, Records, Step};
-use rustls::{Error};
+use rustls::Error;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;

@@ -83,8 +83,14 @@ async fn much_goes_both_ways_at_once_and_nothing_is_held_afterwards() {
             let (mut client_reads, mut client_writes) = tokio::io::split(&mut client);
             let (mut server_reads, mut server_writes) = tokio::io::split(&mut server);
             tokio::try_join!(
-                async { client_writes.write_all(&sent).await?; client_writes.flush().await },
-                async { server_writes.write_all(&sent).await?; server_writes.flush().await },
+                async {
+                    client_writes.write_all(&sent).await?;
+                    client_writes.flush().await
+                },
+                async {
+                    server_writes.write_all(&sent).await?;
+                    server_writes.flush().await
+                },
                 client_reads.read_exact(&mut down),
                 server_reads.read_exact(&mut up),
             )
