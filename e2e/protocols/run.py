@@ -95,6 +95,16 @@ spec: {{mtls: {{mode: {mode}}}}}
 """
 
 
+def rules(mode):
+    """A library asks for TLS where a rule says so: it knows no automatic one."""
+    return "---".join(f"""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: echo-{engine}, namespace: {NAMESPACE}}}
+spec: {{host: echo-{engine}, trafficPolicy: {{tls: {{mode: {mode}}}}}}}
+""" for engine in ENGINES)
+
+
 def bootstrap(folder):
     """What makes grpcio an xDS client of the control plane."""
     server = {"server_uri": "127.0.0.1:15010", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
@@ -106,6 +116,7 @@ def bootstrap(folder):
 
 def library(mesh):
     """A pod without a data plane: its agent serves the gRPC library, as in pods of the template `grpc-agent`."""
+    mesh.apply(rules("ISTIO_MUTUAL"))
     folder = mesh.folder / "library"
     folder.mkdir()
     folder.chmod(0o777)
@@ -226,7 +237,7 @@ def main():
                 yield from pool.map(one, runs())
                 yield from pool.map(beside_agent, ENGINES)
                 # Such a client speaks in the clear, unless its program gives it certificates.
-                mesh.apply(mutual_tls("PERMISSIVE"))
+                mesh.apply(mutual_tls("PERMISSIVE") + "---" + rules("DISABLE"))
                 yield from pool.map(by_xds, ENGINES)
 
             # Most of their time is waiting, for deadlines and for the other side.
