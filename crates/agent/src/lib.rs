@@ -23,6 +23,7 @@ mod admin;
 mod counts;
 mod engine;
 mod envoy;
+mod error;
 mod http_client;
 mod kept;
 mod library;
@@ -39,6 +40,7 @@ mod trust;
 pub mod workload_api;
 
 pub use config::{AgentConfig, Command, ConfigErrors, EngineKind, JoinConfig, Role};
+pub use error::AgentError;
 pub use join::{JoinError, join};
-pub use run::{AgentError, Running, run, start};
+pub use run::{Running, run, start};
 pub use sds::secret_service;

@@ -21,6 +21,7 @@ use crate::config::{AgentConfig, DrainConfig, EngineKind};
 use crate::dns::{self, Names};
 use crate::engine::EngineHandle;
 use crate::envoy::{EnvoyEngine, Feed};
+use crate::error::AgentError;
 use crate::health;
 use crate::identity::{Folder, IdentityKeeper};
 use crate::kept::Keeper;
@@ -40,25 +41,6 @@ use crate::workload_api;
 
 /// Time for what is not the engine to end.
 const REST: Duration = Duration::from_secs(5);
-
-/// Why an agent could not start, or ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// A port, socket or thread could not be had.
-    #[error("{what}: {source}")]
-    Io {
-        /// For what.
-        what: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A configured value cannot be used.
-    #[error("{0}")]
-    Config(String),
-    /// A part of it panicked; the process must end.
-    #[error("the task {0} failed")]
-    Task(String),
-}
 
 fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
     move |source| AgentError::Io { what, source }

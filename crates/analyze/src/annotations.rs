@@ -194,7 +194,7 @@ fn judge(name: &str, value: &str) -> Result<(), String> {
             Err(format!("strconv.ParseBool: parsing {value:?}: invalid syntax"))
         }
         "proxyCPU" | "proxyMemory" | "proxyCPULimit" | "proxyMemoryLimit"
-            if !carrick_api::schema::check::is_quantity(value) =>
+            if !carrick_api::quantity::is_quantity(value) =>
         {
             Err("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
                 .to_owned())

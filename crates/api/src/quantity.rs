@@ -22,6 +22,22 @@ enum Form {
     Exponent,
 }
 
+/// Kubernetes' quantity grammar: a decimal number with a binary, decimal or exponent suffix.
+pub fn is_quantity(text: &str) -> bool {
+    let text = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(number_end);
+    if !number.bytes().any(|b| b.is_ascii_digit()) || number.matches('.').count() > 1 {
+        return false;
+    }
+    let exponent = |rest: &str| {
+        let digits = rest.strip_prefix(['+', '-']).unwrap_or(rest);
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    matches!(suffix, "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei")
+        || suffix.strip_prefix(['e', 'E']).is_some_and(exponent)
+}
+
 impl Quantity {
     /// Nothing.
     pub const ZERO: Self = Self { nano: 0, form: Form::Decimal };
@@ -33,7 +49,7 @@ impl Quantity {
 
     /// Reads a quantity; `None` for text that is none.
     pub fn parse(text: &str) -> Option<Self> {
-        if !crate::schema::check::is_quantity(text) {
+        if !is_quantity(text) {
             return None;
         }
         let negative = text.starts_with('-');

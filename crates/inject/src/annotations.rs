@@ -135,7 +135,7 @@ fn proxy_config(value: &str) -> Result<(), String> {
 }
 
 fn quantity(value: &str) -> Result<(), String> {
-    if carrick_api::schema::check::is_quantity(value) { Ok(()) } else { Err(format!("{value:?} is not a quantity")) }
+    if carrick_api::quantity::is_quantity(value) { Ok(()) } else { Err(format!("{value:?} is not a quantity")) }
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ async fn plan(options: RunOptions) -> Result<Plan, PodError> {
 fn sidecar_plan(options: &RunOptions, template: &template::Template) -> Result<SidecarPlan, PodError> {
     let capture = match options.gateway {
         true => None,
-        false => Some(crate::injection::capture(&template)?),
+        false => Some(crate::injection::capture(template)?),
     };
     let program = find(&options.proxy_binary)
         .ok_or_else(|| PodError::Request(format!("no sidecar program {}", options.proxy_binary.display())))?;

@@ -24,12 +24,12 @@ use super::place;
 use super::report::Board;
 use super::shown;
 use crate::config::AgentConfig;
+use crate::error::AgentError;
 use crate::identity::IdentityKeeper;
 use crate::metrics::AgentMetrics;
 use crate::names::DEFAULT_SECRET;
 use crate::native;
 use crate::node;
-use crate::run::AgentError;
 use crate::secrets::SecretStore;
 
 /// Time for what is under way to end.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Cursor, EnumType, IntRange, Keys, Schema, Type};
-use crate::quantity::Quantity;
+use crate::quantity::{Quantity, is_quantity};
 use crate::scalar::Duration;
 use crate::timestamp::Timestamp;
 
@@ -289,22 +289,6 @@ pub fn type_name(value: &Value) -> &'static str {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
-}
-
-/// Kubernetes' quantity grammar: a decimal number with a binary, decimal or exponent suffix.
-pub fn is_quantity(text: &str) -> bool {
-    let text = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(number_end);
-    if !number.bytes().any(|b| b.is_ascii_digit()) || number.matches('.').count() > 1 {
-        return false;
-    }
-    let exponent = |rest: &str| {
-        let digits = rest.strip_prefix(['+', '-']).unwrap_or(rest);
-        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
-    };
-    matches!(suffix, "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei")
-        || suffix.strip_prefix(['e', 'E']).is_some_and(exponent)
 }
 
 fn is_base64(text: &str) -> bool {
