@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use carrick_capture::netns::NetNs;
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::Handle;
@@ -107,8 +108,16 @@ fn set_host_name(name: &str) -> Result<(), PodError> {
 
 fn bind(source: &Path, target: &Path) -> Result<(), PodError> {
     make_place(source, target)?;
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .map_err(PodError::sys(format!("put {} over {}", source.display(), target.display())))
+    let put = || mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>);
+    let mut done = put();
+    // A file that the host replaces in this moment (`/etc/hosts`, by renaming) is gone for the kernel, and there again.
+    for _ in 0..3 {
+        if done != Err(Errno::ENOENT) {
+            break;
+        }
+        done = put();
+    }
+    done.map_err(PodError::sys(format!("put {} over {}", source.display(), target.display())))
 }
 
 /// A mount needs something to be put over. Where the host has nothing, an empty file or folder is made, and stays.
