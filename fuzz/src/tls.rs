@@ -49,8 +49,8 @@ fn step(library: &mut Library, read: &mut Vec<u8>, out: &mut Vec<u8>) -> Option<
 /// A server reads these bytes behind a handshake.
 pub fn records(data: &[u8]) {
     let Some((client, server)) = &*CONFIGS else { return };
-    let name = rustls_pki_types::ServerName::from(std::net::Ipv4Addr::LOCALHOST);
-    let made = (Library::client(Arc::clone(client), name.into()), Library::server(Arc::clone(server)));
+    let name = rustls_pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let made = (Library::client(Arc::clone(client), name), Library::server(Arc::clone(server)));
     let (Ok(mut client), Ok(mut server)) = made else { return };
     let (mut up, mut down) = (Vec::new(), Vec::new());
     while client.state().is_handshaking() || server.state().is_handshaking() {

@@ -447,7 +447,7 @@ fn parameters_of_the_class_come_before_the_gateways_own() {
     let overlays =
         |out: &Translated| -> Vec<Value> { out.services[0].overlays.iter().map(|overlays| json!(overlays)).collect() };
     let of_class = json!({"Deployment": {"spec": {"replicas": 3}}, "Service": {"spec": {"type": "NodePort"}}});
-    assert_eq!(overlays(&translated(&[own.clone()])), [of_class.clone()]);
+    assert_eq!(overlays(&translated(std::slice::from_ref(&own))), std::slice::from_ref(&of_class));
     let mut with = |to: Value| {
         own["spec"]["infrastructure"] = json!({"parametersRef": to});
         translated(&[own.clone()])

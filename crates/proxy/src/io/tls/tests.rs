@@ -163,7 +163,8 @@ async fn an_end_without_a_word_is_told_apart() {
 #[tokio::test]
 async fn a_record_that_comes_byte_by_byte_holds_its_bytes_and_no_buffer() {
     let (mut client, mut server, mut from_client, mut to_server) = tapped().await;
-    client.write_vectored(&[io::IoSlice::new(b"one "), io::IoSlice::new(b"record")]).await.unwrap();
+    let pieces = [io::IoSlice::new(b"one "), io::IoSlice::new(b"record")];
+    assert_eq!(client.write_vectored(&pieces).await.unwrap(), b"one record".len());
     let mut sealed = [0; 100];
     let count = from_client.read(&mut sealed).await.unwrap();
     assert_eq!(count, b"one record".len() + OVERHEAD, "one record for all pieces");
