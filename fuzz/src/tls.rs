@@ -29,7 +29,6 @@ pub fn handshake(data: &[u8]) {
         read.extend_from_slice(piece);
         if step(&mut server, &mut read, &mut out).is_none() {
             server.last_words(&mut out);
-            assert!(!out.is_empty(), "an alert");
             return;
         }
     }
