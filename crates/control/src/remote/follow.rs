@@ -123,7 +123,11 @@ async fn record(own: Option<kube::Client>, root: &str, secret: &str, note: Strin
     let Some(client) = own else { return };
     let now = Some(Time(k8s_openapi::jiff::Timestamp::now()));
     let event = Event {
-        metadata: ObjectMeta { generate_name: Some(format!("{secret}.")), ..Default::default() },
+        metadata: ObjectMeta {
+            // A dot at the end is no beginning of a name.
+            generate_name: Some(format!("{secret}-")),
+            ..Default::default()
+        },
         involved_object: ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Secret".to_owned()),
