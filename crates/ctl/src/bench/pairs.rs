@@ -99,12 +99,14 @@ impl Subject {
             let file = std::env::current_exe().ok()?.with_file_name(name);
             file.is_file().then_some(file)
         };
+        let told = |variable: &str| {
+            let file = std::path::PathBuf::from(std::env::var_os(variable)?);
+            file.is_file().then_some(file)
+        };
         match self {
-            Subject::Native => beside("carrick-proxy"),
-            Subject::Envoy | Subject::Bare => {
-                let told = std::env::var_os("CARRICK_ENVOY").map(std::path::PathBuf::from);
-                told.filter(|file| file.is_file()).or_else(|| process::on_path("envoy"))
-            }
+            // As `carrick run` looks for them.
+            Subject::Native => told("CARRICK_PROXY").or_else(|| beside("carrick-proxy")),
+            Subject::Envoy | Subject::Bare => told("CARRICK_ENVOY").or_else(|| process::on_path("envoy")),
             Subject::HaProxy => process::on_path("haproxy"),
             Subject::Nginx => process::on_path("nginx"),
             Subject::Floor | Subject::FloorTokio => beside("carrick-floor"),

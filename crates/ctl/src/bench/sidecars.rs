@@ -123,6 +123,7 @@ impl<'a> Bench<'a> {
                 wanted_pairs.push(pair);
             }
         }
+        ensure!(!wanted_pairs.is_empty(), "nobody is there to be measured: {:?}", options.pairs);
         pairs::prepare(dir).await?;
         mesh.apply(&manifests::mesh(&wanted_pairs)).await?;
         let mut memory = Map::new();

@@ -25,10 +25,10 @@ use crate::certificate::CertificateInfo;
 const KEY_LIFE: Duration = Duration::from_secs(30 * 60);
 /// Bytes of the name of a key.
 const KEY_NAME: usize = 8;
-/// Sessions remembered per endpoint: as many connections as may begin there at once and find one.
-const PER_ENDPOINT: usize = 8;
-/// Endpoints remembered per configuration.
-const ENDPOINTS: usize = 256;
+/// Sessions remembered per endpoint: as many connections as may begin there at once and find one. Each is used once.
+const PER_ENDPOINT: usize = 32;
+/// Sessions remembered per configuration; beyond, all are forgotten.
+const SESSIONS: usize = 2048;
 
 /// Whatever decides who is believed, as one number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,7 +164,45 @@ pub fn with_tickets(config: Arc<ServerConfig>, keys: &Arc<TicketKeys>, digest: T
 
 /// What the clients of one configuration remember, by endpoint: a ticket is of use to who wrote it only.
 #[derive(Debug, Default)]
-pub struct Sessions(Mutex<HashMap<SocketAddr, VecDeque<Tls13ClientSessionValue>>>);
+pub struct Sessions(Mutex<Kept<Tls13ClientSessionValue>>);
+
+#[derive(Debug)]
+struct Kept<S> {
+    by_endpoint: HashMap<SocketAddr, VecDeque<S>>,
+    count: usize,
+}
+
+impl<S> Default for Kept<S> {
+    fn default() -> Self {
+        Kept { by_endpoint: HashMap::new(), count: 0 }
+    }
+}
+
+impl<S> Kept<S> {
+    fn put(&mut self, endpoint: SocketAddr, session: S) {
+        if self.count >= SESSIONS {
+            *self = Kept::default();
+        }
+        let here = self.by_endpoint.entry(endpoint).or_default();
+        if here.len() < PER_ENDPOINT {
+            self.count = self.count.saturating_add(1);
+        } else {
+            here.pop_front();
+        }
+        here.push_back(session);
+    }
+
+    /// The newest.
+    fn take(&mut self, endpoint: SocketAddr) -> Option<S> {
+        let here = self.by_endpoint.get_mut(&endpoint)?;
+        let session = here.pop_back()?;
+        self.count = self.count.saturating_sub(1);
+        if here.is_empty() {
+            self.by_endpoint.remove(&endpoint);
+        }
+        Some(session)
+    }
+}
 
 /// The part of one endpoint.
 #[derive(Debug)]
@@ -174,7 +212,7 @@ struct AtEndpoint {
 }
 
 impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Tls13ClientSessionValue>>> {
+    fn lock(&self) -> MutexGuard<'_, Kept<Tls13ClientSessionValue>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -195,19 +233,11 @@ impl ClientSessionStore for AtEndpoint {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
-        let mut all = self.all.lock();
-        if all.len() >= ENDPOINTS && !all.contains_key(&self.address) {
-            all.clear();
-        }
-        let here = all.entry(self.address).or_default();
-        if here.len() >= PER_ENDPOINT {
-            here.pop_front();
-        }
-        here.push_back(value);
+        self.all.lock().put(self.address, value);
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.all.lock().get_mut(&self.address)?.pop_back()
+        self.all.lock().take(self.address)
     }
 }
 
@@ -257,5 +287,24 @@ mod tests {
         assert!(keys.open(&own, &ticket, later).is_some(), "and is read still");
         assert_eq!(keys.open(&own, &ticket, start + 2 * KEY_LIFE), None);
         assert!(keys.open(&own, &newer, start + 2 * KEY_LIFE).is_some());
+    }
+
+    #[test]
+    fn sessions_are_kept_for_as_many_as_begin_at_once_and_no_more() {
+        let endpoint = |n: u16| SocketAddr::from(([127, 0, 0, 1], n));
+        let mut kept = Kept::default();
+        for session in 0..PER_ENDPOINT + 1 {
+            kept.put(endpoint(1), session);
+        }
+        assert_eq!(kept.take(endpoint(2)), None);
+        let given: Vec<usize> = std::iter::from_fn(|| kept.take(endpoint(1))).collect();
+        assert!(given.iter().copied().eq((1..=PER_ENDPOINT).rev()), "the newest first, the oldest not at all: {given:?}");
+        assert!(kept.by_endpoint.is_empty() && kept.count == 0, "nothing stays of who has none");
+        for session in 0..SESSIONS {
+            kept.put(endpoint((session % 1000) as u16), session);
+        }
+        assert_eq!(kept.count, SESSIONS);
+        kept.put(endpoint(2000), 0);
+        assert_eq!((kept.count, kept.by_endpoint.len()), (1, 1));
     }
 }
