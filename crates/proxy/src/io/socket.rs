@@ -48,7 +48,7 @@ impl Socket {
                 }
             }
             if seen.capacity() - seen.len() < 512 {
-                seen.reserve(if seen.is_empty() { 2048 } else { 4096 });
+                seen.reserve(4096);
             }
             if self.tcp.read_buf(seen).await? == 0 {
                 return Ok(None);
