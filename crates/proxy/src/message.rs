@@ -5,4 +5,5 @@
 pub mod h1;
 pub mod h2;
 pub mod incoming;
+mod output;
 pub mod request_body;

@@ -15,7 +15,7 @@ pub mod write;
 
 pub use read::anything;
 
-/// The most that is read or gathered for writing at once, bytes. A record of TLS holds as much.
+/// The most that is read at once, bytes. A record of TLS holds as much.
 const PIECE: usize = 16 * 1024;
 /// What a connection's buffer begins with; most messages fit.
 const FIRST: usize = 4 * 1024;

@@ -14,7 +14,6 @@ mod hpack;
 mod jobs;
 mod limits;
 mod message;
-mod output;
 pub mod pipe;
 mod receive;
 pub mod recv;

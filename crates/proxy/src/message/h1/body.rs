@@ -5,21 +5,16 @@
 
 use super::PIECE;
 use crate::message::incoming::Broken;
+use crate::message::output::Output;
 use bytes::{Buf, Bytes, BytesMut};
 use carrick_proxy_core::hygiene::wire::{Chunks, Refusal};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
-use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use tokio::io::AsyncWrite;
 
 /// Most bytes of sizes' extensions and trailers together.
 const MOST_BESIDES: usize = 16 * 1024;
 /// Most trailers.
 const MOST_TRAILERS: usize = 100;
-/// Data up to this length is copied to what is written with it.
-const COPIED: usize = 8 * 1024;
 
 /// A body that is being read.
 #[derive(Debug)]
@@ -181,8 +176,13 @@ fn trailers(text: &[u8]) -> Result<HeaderMap, Refusal> {
 pub enum Encoder {
     /// So much is left.
     Length(u64),
-    /// In chunks, with these trailers.
-    Chunked(Vec<HeaderName>),
+    /// In chunks.
+    Chunked {
+        /// Trailers that its head tells of.
+        told: Vec<HeaderName>,
+        /// Those of them that came.
+        trailers: Vec<(HeaderName, HeaderValue)>,
+    },
     /// To the end of the connection.
     UntilEnd,
 }
@@ -210,7 +210,8 @@ impl Encoder {
         let all = headers.get_all(http::header::TRAILER).iter().filter_map(|v| v.to_str().ok());
         let names =
             all.flat_map(|v| v.split(',')).filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok());
-        Encoder::Chunked(names.filter(|name| !NO_TRAILERS.contains(name)).collect())
+        let told = names.filter(|name| !NO_TRAILERS.contains(name)).collect();
+        Encoder::Chunked { told, trailers: Vec::new() }
     }
 
     /// Puts a piece into `output`, which has room.
@@ -221,9 +222,9 @@ impl Encoder {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
-                if let (Encoder::Chunked(known), Ok(trailers)) = (self, frame.into_trailers()) {
-                    let known = trailers.iter().filter(|(name, _)| known.contains(name));
-                    output.trailers = known.map(|(n, v)| (n.clone(), v.clone())).collect();
+                if let (Encoder::Chunked { told, trailers }, Ok(all)) = (self, frame.into_trailers()) {
+                    let told = all.iter().filter(|(name, _)| told.contains(name));
+                    *trailers = told.map(|(name, value)| (name.clone(), value.clone())).collect();
                 }
                 return Ok(());
             }
@@ -234,13 +235,14 @@ impl Encoder {
         match self {
             Encoder::Length(left) => {
                 *left = left.checked_sub(data.len() as u64).ok_or(Broken::NotHttp("body longer than its length"))?;
-                output.put(data, b"");
+                output.data(data);
             }
-            Encoder::UntilEnd => output.put(data, b""),
-            Encoder::Chunked(_) => {
+            Encoder::UntilEnd => output.data(data),
+            Encoder::Chunked { .. } => {
                 hex(&mut output.text, data.len());
                 output.text.extend_from_slice(b"\r\n");
-                output.put(data, b"\r\n");
+                output.data(data);
+                output.text.extend_from_slice(b"\r\n");
             }
         }
         Ok(())
@@ -254,10 +256,10 @@ impl Encoder {
         match self {
             Encoder::Length(0) | Encoder::UntilEnd => Ok(()),
             Encoder::Length(_) => Err(Broken::Incomplete),
-            Encoder::Chunked(_) => {
-                let end = if output.after.is_empty() { &mut output.text } else { &mut output.end };
+            Encoder::Chunked { trailers, .. } => {
+                let end = &mut output.text;
                 end.extend_from_slice(b"0\r\n");
-                for (name, value) in &std::mem::take(&mut output.trailers) {
+                for (name, value) in trailers {
                     end.extend_from_slice(name.as_str().as_bytes());
                     end.extend_from_slice(b": ");
                     end.extend_from_slice(value.as_bytes());
@@ -279,96 +281,11 @@ fn hex(out: &mut Vec<u8>, number: usize) {
     }
 }
 
-/// What waits to be written: text, then data, then what frames the data, then the end.
-#[derive(Debug, Default)]
-pub struct Output {
-    /// Heads, small pieces, and what frames them.
-    pub text: Vec<u8>,
-    written: usize,
-    data: Bytes,
-    after: &'static [u8],
-    end: Vec<u8>,
-    trailers: Vec<(HeaderName, HeaderValue)>,
-    flush: bool,
-}
-
-impl Output {
-    /// Whether more may be put into it now.
-    pub fn has_room(&self) -> bool {
-        self.data.is_empty() && self.after.is_empty() && self.text.len() < PIECE
-    }
-
-    /// Whether everything is on its way.
-    pub fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.data.is_empty() && self.after.is_empty() && self.end.is_empty() && !self.flush
-    }
-
-    fn put(&mut self, data: Bytes, after: &'static [u8]) {
-        if data.len() <= COPIED {
-            self.text.extend_from_slice(&data);
-            self.text.extend_from_slice(after);
-        } else {
-            (self.data, self.after) = (data, after);
-        }
-    }
-
-    /// Writes all of it.
-    ///
-    /// # Errors
-    /// Those of the stream.
-    pub fn poll_write<W: AsyncWrite>(&mut self, mut to: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let text = self.text.get(self.written..).unwrap_or_default();
-            let written = if self.data.is_empty() && self.after.is_empty() && self.end.is_empty() {
-                if text.is_empty() {
-                    break;
-                }
-                ready!(to.as_mut().poll_write(cx, text))?
-            } else {
-                let all =
-                    [IoSlice::new(text), IoSlice::new(&self.data), IoSlice::new(self.after), IoSlice::new(&self.end)];
-                ready!(to.as_mut().poll_write_vectored(cx, &all))?
-            };
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.flush = true;
-            self.advance(written);
-        }
-        self.text.clear();
-        self.written = 0;
-        if self.text.capacity() > 4 * PIECE {
-            self.text = Vec::new();
-        }
-        if self.flush {
-            ready!(to.poll_flush(cx))?;
-            self.flush = false;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn advance(&mut self, mut by: usize) {
-        let mut step = |have: usize| {
-            let step = by.min(have);
-            by = by.saturating_sub(step);
-            step
-        };
-        self.written = self.written.saturating_add(step(self.text.len().saturating_sub(self.written)));
-        let of_data = step(self.data.len());
-        self.data.advance(of_data);
-        if self.data.is_empty() {
-            // What it was a part of can be used again.
-            self.data = Bytes::new();
-        }
-        self.after = self.after.get(step(self.after.len())..).unwrap_or_default();
-        let of_end = step(self.end.len());
-        self.end.drain(..of_end);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::output::COPIED;
+    use std::pin::Pin;
 
     fn decoded(mut decoder: Decoder, text: &[u8], cut: usize) -> Result<(Vec<u8>, String, usize), Refusal> {
         let (mut data, mut trailers, mut read) = (Vec::new(), String::new(), BytesMut::new());

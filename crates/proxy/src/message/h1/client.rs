@@ -3,13 +3,14 @@
 //! Invariant: a request that is given back was not begun. The body of a request goes on while its response is read, by whoever reads
 //! that ([`Connection::drive`]). A connection is fit for another request only if both messages ended in order and nothing came unasked.
 
-use super::body::{Decoder, Encoder, Output};
+use super::body::{Decoder, Encoder};
 use super::input::Input;
 use super::names::Names;
 use super::{read, write};
 use crate::io::stream::Kind;
 use crate::io::witness::Witness;
 use crate::message::incoming::{Broken, Incoming};
+use crate::message::output::Output;
 use crate::message::request_body::RequestBody;
 use crate::turn::give_way;
 use bytes::{Bytes, BytesMut};

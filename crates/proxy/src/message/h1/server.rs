@@ -3,12 +3,13 @@
 //! Invariant: the body of a request is read by whoever wants it, and only as fast as that; nobody else reads meanwhile. Once it is over
 //! the connection's task watches for the client's end, and what the client sends ahead waits. A refused request is the last one.
 
-use super::body::{Decoder, Output};
+use super::body::Decoder;
 use super::input::Input;
 use super::names::Names;
 use super::read::{self, Head, Limits, Refused};
 use crate::io::stream::Stream;
 use crate::message::incoming::Broken;
+use crate::message::output::Output;
 use bytes::{Bytes, BytesMut};
 use carrick_proxy_core::hygiene::wire::Refusal;
 use http::Request;

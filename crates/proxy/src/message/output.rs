@@ -1,4 +1,4 @@
-//! What a connection has to write: frames, and between them the data of large ones where it lies.
+//! What a connection has to write: text (heads, frames, small data), and between it large data where it lies.
 //!
 //! Invariant: bytes leave in the order in which they were put in. It knows how much of all that was ever put in has been written.
 
@@ -9,15 +9,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
-/// Data up to this size is copied beside its frame's head, bytes.
-const COPIED: usize = 8 * 1024;
+/// Data up to this size is copied beside what frames it, bytes.
+pub const COPIED: usize = 8 * 1024;
+/// As much text as is gathered before it is written, bytes. A record of TLS holds as much.
+const GATHERED: usize = 16 * 1024;
 /// Slices given to one write.
 const SLICES: usize = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Frames without large data. May be written to at its end.
+    /// All but large data. May be written to at its end.
     pub text: Vec<u8>,
     /// How much of `text` is gone.
     at: usize,
@@ -31,6 +33,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Whether more is worth gathering before it is written.
+    pub fn has_room(&self) -> bool {
+        self.data.is_empty() && self.text.len() < GATHERED
+    }
+
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.text.len().saturating_sub(self.at).saturating_add(self.large)
@@ -120,6 +127,7 @@ impl Output {
             self.large = self.large.saturating_sub(step);
             by = by.saturating_sub(step);
             if data.is_empty() {
+                // What it was a part of can be used again.
                 self.data.pop_front();
             }
         }
