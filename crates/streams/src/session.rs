@@ -43,8 +43,8 @@ pub(crate) enum Output {
 
 /// The guest's ends of both directions.
 pub(crate) struct Channels {
-    input: mpsc::Receiver<Input>,
-    output: mpsc::Sender<Output>,
+    pub(crate) input: mpsc::Receiver<Input>,
+    pub(crate) output: mpsc::Sender<Output>,
 }
 
 /// The caller's ends.

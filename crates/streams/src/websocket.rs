@@ -52,10 +52,9 @@ where
                 Message::Close(_) => break,
                 _ => continue,
             };
-            if let Some(read) = read(protocol, bytes)
-                && input.send(read).await.is_err()
-            {
-                break;
+            if let Some(read) = read(protocol, bytes) {
+                // A guest that has ended takes nothing more; its end is still to be told.
+                let _ = input.send(read).await;
             }
         }
     };
@@ -133,9 +132,8 @@ where
                     Message::Close(_) => break,
                     _ => continue,
                 };
-                if to.write_all(&bytes).await.is_err() {
-                    break;
-                }
+                // Who reads no more may still have said something.
+                let _ = to.write_all(&bytes).await;
             }
             let _ = to.shutdown().await;
         };
@@ -272,7 +270,7 @@ async fn one_port(
 mod tests {
     use super::*;
     use crate::pods::{Ended, Guest, Size};
-    use crate::session::{channels, run};
+    use crate::session::{Channels, channels, run};
 
     fn echo() -> Guest {
         let ((stdin, mut from), (stdout, mut to)) = (tokio::io::duplex(64), tokio::io::duplex(64));
@@ -341,6 +339,28 @@ mod tests {
         client.next().await.unwrap().unwrap();
         drop(client);
         dropped.await.unwrap();
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_typed_after_the_end_does_not_keep_it_from_being_told() {
+        // The guest has ended, and its caller has not read that far.
+        let (ours, theirs) = tokio::io::duplex(16);
+        let (ends, caller) = channels();
+        let Channels { input, output } = ends;
+        drop(input);
+        let guest = async move {
+            output.send(Output::Status(Bytes::from(vec![b's'; 1000]))).await.unwrap();
+        };
+        let want = Want { stdin: true, ..Want::default() };
+        let serving = tokio::spawn(remote(ours, Protocol::V5, want, caller, guest));
+        let client = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
+        let (mut sink, mut source) = client.split();
+        assert_eq!(source.next().await.unwrap().unwrap(), Message::binary(vec![ERROR]));
+        sink.send(Message::binary(vec![CLOSE, STDIN])).await.unwrap();
+        assert_eq!(source.next().await.unwrap().unwrap().len(), 1001);
+        assert!(source.next().await.unwrap().unwrap().is_close());
+        drop((sink, source));
         serving.await.unwrap();
     }
 
