@@ -79,12 +79,7 @@ pub(crate) fn as_guest(
     // SAFETY: system calls on values prepared above only; the files stay open in the closure.
     unsafe {
         command.pre_exec(move || {
-            for (file, kind) in &namespaces {
-                setns(file.as_fd(), *kind)?;
-            }
-            if nix::unistd::chdir(cwd.as_c_str()).is_err() {
-                nix::unistd::chdir(c"/")?;
-            }
+            enter(&namespaces, &cwd)?;
             die_with(parent)?;
             lead(terminal)
         });
@@ -104,16 +99,8 @@ pub(crate) fn as_session(
     // SAFETY: system calls on values prepared above only; the files stay open in the closure.
     unsafe {
         command.pre_exec(move || {
-            for (file, kind) in &namespaces {
-                setns(file.as_fd(), *kind)?;
-            }
-            if nix::unistd::chdir(cwd.as_c_str()).is_err() {
-                nix::unistd::chdir(c"/")?;
-            }
-            nix::unistd::setsid()?;
-            if terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            enter(&namespaces, &cwd)?;
+            begin_session(terminal)?;
             if let Some(id) = user {
                 nix::unistd::setgroups(&[])?;
                 nix::unistd::setgid(nix::unistd::Gid::from_raw(id))?;
@@ -133,11 +120,7 @@ pub(crate) fn as_console(command: &mut Command, terminal: bool) {
     unsafe {
         command.pre_exec(move || {
             die_with(parent)?;
-            nix::unistd::setsid()?;
-            if terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
+            begin_session(terminal)
         });
     }
 }
@@ -169,6 +152,27 @@ pub(crate) fn thread_id() -> i32 {
 /// The stdin descriptor.
 pub(crate) fn stdin_fd() -> RawFd {
     io::stdin().as_raw_fd()
+}
+
+/// Between fork and exec: into these namespaces, and into `cwd` there, or the root where that is not.
+fn enter(namespaces: &[(File, CloneFlags)], cwd: &std::ffi::CStr) -> io::Result<()> {
+    for (file, kind) in namespaces {
+        setns(file.as_fd(), *kind)?;
+    }
+    if nix::unistd::chdir(cwd).is_err() {
+        nix::unistd::chdir(c"/")?;
+    }
+    Ok(())
+}
+
+/// Between fork and exec: a session of its own, with the terminal on stdin if there is one.
+fn begin_session(terminal: bool) -> io::Result<()> {
+    nix::unistd::setsid()?;
+    // SAFETY: a call on plain values.
+    if terminal && unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn die_with(parent: Pid) -> io::Result<()> {
