@@ -212,6 +212,10 @@ impl Records {
         if kind != HANDSHAKE && !self.part.is_empty() {
             return Err(unexpected());
         }
+        // Data may be of no length, these may not (RFC 8446 §5.4).
+        if content.is_empty() && matches!(kind, ALERT | HANDSHAKE) {
+            return Err(broken(InvalidMessage::InvalidEmptyPayload.into(), AlertDescription::UnexpectedMessage));
+        }
         match kind {
             DATA => {
                 self.updates = 0;
@@ -251,10 +255,6 @@ impl Records {
 
     /// Messages of the handshake that come after it.
     fn messages(&mut self, content: Vec<u8>) -> Result<(), Broken> {
-        if content.is_empty() {
-            let error = InvalidMessage::InvalidEmptyPayload;
-            return Err(broken(error.into(), AlertDescription::UnexpectedMessage));
-        }
         let mut all = std::mem::take(&mut self.part);
         if all.is_empty() {
             all = content;

@@ -298,7 +298,10 @@ mod tests {
         }
         assert_eq!(kept.take(endpoint(2)), None);
         let given: Vec<usize> = std::iter::from_fn(|| kept.take(endpoint(1))).collect();
-        assert!(given.iter().copied().eq((1..=PER_ENDPOINT).rev()), "the newest first, the oldest not at all: {given:?}");
+        assert!(
+            given.iter().copied().eq((1..=PER_ENDPOINT).rev()),
+            "the newest first, the oldest not at all: {given:?}"
+        );
         assert!(kept.by_endpoint.is_empty() && kept.count == 0, "nothing stays of who has none");
         for session in 0..SESSIONS {
             kept.put(endpoint((session % 1000) as u16), session);

@@ -217,7 +217,7 @@ fn forms_that_the_protocol_does_not_allow_are_refused() {
         (0, b"", 100, A::UnexpectedMessage),
         (CHANGE_CIPHER_SPEC, b"\x01", 0, A::UnexpectedMessage),
         (99, b"x", 0, A::UnexpectedMessage),
-        (ALERT, b"", 0, A::DecodeError),
+        (ALERT, b"", 0, A::UnexpectedMessage),
         (ALERT, b"\x01", 0, A::DecodeError),
         (HANDSHAKE, b"", 0, A::UnexpectedMessage),
         // To a server.
