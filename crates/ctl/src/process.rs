@@ -39,9 +39,21 @@ pub fn cpu(pid: u32) -> Result<Duration> {
 /// # Errors
 /// When there is no such process.
 pub fn resident(pid: u32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// Resident memory in bytes that is no file's (`RssAnon`): pages of its program come and go as the machine sees fit.
+///
+/// # Errors
+/// When there is no such process.
+pub fn anonymous(pid: u32) -> Result<u64> {
+    memory(pid, "RssAnon:")
+}
+
+fn memory(pid: u32, field: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).context("VmRSS is no number")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
+    let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).context("memory is no number")?;
     Ok(kib * 1024)
 }
 

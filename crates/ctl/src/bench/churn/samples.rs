@@ -1,6 +1,7 @@
 //! What a process holds, looked at from time to time, and whether that grows.
 //!
-//! Invariant: only the second half of the time is judged: what is made once and kept is no growth.
+//! Invariant: only the second half of the time is judged: what is made once and kept is no growth. Nor are pages of the program that are
+//! touched for the first time: of memory, what is no file's is judged, and all of it told.
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const THREADS: f64 = 4.0;
 pub struct Sample {
     seconds: f64,
     resident: f64,
+    /// What of that is no file's.
+    own: f64,
     descriptors: f64,
     threads: f64,
 }
@@ -35,6 +38,7 @@ impl Sample {
         Ok(Sample {
             seconds: since.as_secs_f64(),
             resident: process::resident(pid)? as f64,
+            own: process::anonymous(pid)? as f64,
             descriptors: count("fd")?,
             threads: count("task")?,
         })
@@ -42,7 +46,8 @@ impl Sample {
 
     /// In words.
     pub fn words(&self) -> String {
-        format!("{:.2} MB, {} descriptors, {} threads", self.resident / 1e6, self.descriptors, self.threads)
+        let (all, own) = (self.resident / 1e6, self.own / 1e6);
+        format!("{all:.2} MB, {own:.2} its own, {} descriptors, {} threads", self.descriptors, self.threads)
     }
 }
 
@@ -61,12 +66,12 @@ impl Samples {
         self.0.get(at(from)..at(to)).unwrap_or_default()
     }
 
-    /// How much more memory in an hour, by the line that fits the second half best (least squares), bytes.
+    /// How much more memory of its own in an hour, by the line that fits the second half best (least squares), bytes.
     fn slope(&self) -> f64 {
         let half = self.part(4, 8);
         let mean = |of: fn(&Sample) -> f64| half.iter().map(of).sum::<f64>() / half.len().max(1) as f64;
-        let (x, y) = (mean(|s| s.seconds), mean(|s| s.resident));
-        let both: f64 = half.iter().map(|s| (s.seconds - x) * (s.resident - y)).sum();
+        let (x, y) = (mean(|s| s.seconds), mean(|s| s.own));
+        let both: f64 = half.iter().map(|s| (s.seconds - x) * (s.own - y)).sum();
         let square: f64 = half.iter().map(|s| (s.seconds - x).powi(2)).sum();
         if square > 0.0 { both / square * 3600.0 } else { 0.0 }
     }
@@ -85,7 +90,7 @@ impl Samples {
         // A line through little time is steep for nothing: what it tells for the time there was must be there, too.
         let seconds = self.0.last().map_or(0.0, |s| s.seconds);
         let here = most.min(most * seconds / 3600.0).max(0.3e6);
-        (self.slope() > most && self.more(|s| s.resident) > here / 2.0)
+        (self.slope() > most && self.more(|s| s.own) > here / 2.0)
             || self.more(|s| s.descriptors) > DESCRIPTORS
             || self.more(|s| s.threads) > THREADS
     }
@@ -95,7 +100,7 @@ impl Samples {
         let part = |from, to| {
             let part = self.part(from, to);
             json!({
-                "resident": Self::middle(part, |s| s.resident), "descriptors": Self::middle(part, |s| s.descriptors),
+                "resident": Self::middle(part, |s| s.resident), "own": Self::middle(part, |s| s.own), "descriptors": Self::middle(part, |s| s.descriptors),
                 "threads": Self::middle(part, |s| s.threads),
             })
         };
@@ -107,15 +112,16 @@ impl Samples {
 
     /// For people.
     pub fn words(&self, most: f64) -> String {
-        let mb = |part| Self::middle(part, |s| s.resident) / 1e6;
+        let mb = |part| Self::middle(part, |s| s.own) / 1e6;
         let last = self.part(6, 8);
         format!(
-            "{:.2} MB at first, {:.2} before the middle, {:.2} in the last quarter ({:+.2} MB an hour in the second half); \
-             descriptors {} → {}, threads {} → {}: {}",
+            "{:.2} MB of its own at first, {:.2} before the middle, {:.2} in the last quarter ({:+.2} MB an hour in the second half), \
+             {:.2} with the program's pages; descriptors {} → {}, threads {} → {}: {}",
             mb(self.part(0, 1)),
             mb(self.part(2, 4)),
             mb(last),
             self.slope() / 1e6,
+            Self::middle(last, |s| s.resident) / 1e6,
             Self::middle(self.part(2, 4), |s| s.descriptors),
             Self::middle(last, |s| s.descriptors),
             Self::middle(self.part(2, 4), |s| s.threads),
@@ -129,10 +135,12 @@ impl Samples {
 mod tests {
     use super::*;
 
-    fn samples(resident: impl Fn(f64) -> f64, descriptors: impl Fn(f64) -> f64) -> Samples {
+    fn samples(own: impl Fn(f64) -> f64, descriptors: impl Fn(f64) -> f64) -> Samples {
         let one = |n: u32| {
             let seconds = f64::from(n) * 10.0;
-            Sample { seconds, resident: resident(seconds), descriptors: descriptors(seconds), threads: 5.0 }
+            // Pages of its program are touched on and on.
+            let (own, resident) = (own(seconds), own(seconds) + seconds * 3000.0);
+            Sample { seconds, resident, own, descriptors: descriptors(seconds), threads: 5.0 }
         };
         Samples((0..360).map(one).collect())
     }
