@@ -110,6 +110,17 @@ pub struct Op {
     /// For how long it is kept if nobody writes it again; `None`: for good. Only a medium that can do so by itself keeps
     /// to it (etcd, by leases).
     pub ttl: Option<Duration>,
+    /// What only one record may have at a time. Only where several servers write: one that is alone knows what it gave out.
+    pub claims: Claims,
+}
+
+/// Names of which each is one record's, or nobody's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Nobody's so far.
+    pub taken: Vec<String>,
+    /// Nobody's from now on.
+    pub freed: Vec<String>,
 }
 
 /// Why nothing was changed.
@@ -124,6 +135,9 @@ pub enum StorageError {
     /// `Expect::Revision`, but the key has changed since.
     #[error("the key was changed meanwhile")]
     Changed(Key),
+    /// A name in [`Claims::taken`] is another record's.
+    #[error("{0} is taken")]
+    Claimed(String),
     /// The revision asked for is no longer kept.
     #[error("revision {asked} is compacted, the oldest kept is {oldest}")]
     Compacted {

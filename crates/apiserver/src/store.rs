@@ -5,10 +5,12 @@
 //! state; writes return when they are durable.
 //! What it leaves to others: HTTP, authorization, admission (`rest`), order and durability (`storage`).
 
+mod claims;
 mod delete;
 mod metadata;
 mod watch;
 
+pub use claims::{Claim, held};
 pub use delete::{DeleteOptions, Deleted};
 pub use metadata::{
     api_version_of, causes as metadata_causes, generated, name_of, namespace_of, resource_version_of, rfc3339,
@@ -195,12 +197,14 @@ impl Store {
                 }
                 return Ok(object);
             }
-            let op = Op { key, expect: Expect::Absent, value: Some(encode(&object)?), ttl: ttl(resource) };
+            let op = op(&key, Expect::Absent, None, Some(&object))?;
             match self.engine.commit(vec![op]).await {
                 Ok(changes) => return Ok(with_revision(object, revision_of(&changes))),
                 Err(StorageError::Exists(_)) if generated && attempt + 1 < WRITE_ATTEMPTS => {
                     metadata::clear_name(&mut object);
                 }
+                // Another server was faster: what the object is to have has to be found anew.
+                Err(StorageError::Claimed(_)) => return Err(ApiError::modified(resource, &name)),
                 Err(error) => return Err(storage_error(resource, &name, error)),
             }
         }
@@ -262,7 +266,7 @@ impl Store {
                 }
                 match self.create_with(resource, wanted, options).await {
                     Ok(object) => return Ok(Written { object, created: true }),
-                    Err(ApiError::AlreadyExists(_)) => continue,
+                    Err(ApiError::AlreadyExists(_) | ApiError::Conflict { .. }) => continue,
                     Err(error) => return Err(error),
                 }
             };
@@ -276,14 +280,13 @@ impl Store {
                 return Ok(Written { object: with_revision(object, record.revision), created: false });
             }
             let gone = delete::is_finished(&object);
-            let value = if gone { None } else { Some(encode(&object)?) };
-            let op = Op { key: key.clone(), expect: Expect::Revision(record.revision), value, ttl: ttl(resource) };
+            let op = op(&key, Expect::Revision(record.revision), Some(&old), (!gone).then_some(&object))?;
             match self.engine.commit(vec![op]).await {
                 Ok(changes) => {
                     return Ok(Written { object: with_revision(object, revision_of(&changes)), created: false });
                 }
                 // Read again: a `resourceVersion` of its own makes `change` fail then.
-                Err(StorageError::Changed(_) | StorageError::Missing(_)) => {}
+                Err(StorageError::Changed(_) | StorageError::Missing(_) | StorageError::Claimed(_)) => {}
                 Err(error) => return Err(storage_error(resource, name, error)),
             }
         }
@@ -341,6 +344,13 @@ fn revision_of(changes: &[Arc<Change>]) -> u64 {
     changes.last().map_or(0, |c| c.revision)
 }
 
+/// The operation that puts `new` in the place of `old`.
+fn op(key: &Key, expect: Expect, old: Option<&Value>, new: Option<&Value>) -> ApiResult<Op> {
+    let claims = claims::changed(&key.resource, old, new);
+    let value = new.map(encode).transpose()?;
+    Ok(Op { key: key.clone(), expect, value, ttl: ttl(&key.resource), claims })
+}
+
 /// Bytes as stored: compact JSON without a resourceVersion.
 fn encode(object: &Value) -> ApiResult<Bytes> {
     let mut stored = object.clone();
@@ -370,7 +380,7 @@ pub(crate) fn storage_error(resource: &str, name: &str, error: StorageError) -> 
     match error {
         StorageError::Exists(_) => ApiError::AlreadyExists(Subject::of(resource, name)),
         StorageError::Missing(_) => ApiError::not_found(resource, name),
-        StorageError::Changed(_) => ApiError::modified(resource, name),
+        StorageError::Changed(_) | StorageError::Claimed(_) => ApiError::modified(resource, name),
         StorageError::Compacted { asked, oldest } => {
             ApiError::Expired(format!("too old resource version: {asked} ({oldest})"))
         }

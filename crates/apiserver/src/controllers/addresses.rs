@@ -1,7 +1,8 @@
 //! Which cluster IPs and node ports are taken: by stored services, and by writes that are on their way to the store.
 //!
 //! Invariant: no address is promised twice. What is stored is learnt from the store's own history, synchronously, before
-//! each decision; what is promised is kept until it shows up there or the promise has expired.
+//! each decision; what is promised is kept until it shows up there or the promise has expired. Where other servers promise too,
+//! the storage refuses the later of two writes, and its claims are looked for anew.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -9,10 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::error::{ApiError, ApiResult};
-use crate::store::{EventType, Store, Watch, name_of, namespace_of};
+pub use crate::store::Claim;
+use crate::store::{EventType, Store, Watch, held, name_of, namespace_of};
 
 /// First address of the service network 10.96.0.0/16.
 const NETWORK: u32 = 0x0A60_0000;
@@ -28,13 +28,6 @@ pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// How long a write may take between its admission and its commit.
 const PROMISE: Duration = Duration::from_secs(30);
-
-/// Something that only one service may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Claim {
-    Ip(Ipv4Addr),
-    NodePort(u16),
-}
 
 /// Namespace and name of a service.
 type Owner = (String, String);
@@ -213,7 +206,7 @@ impl State {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
                     let owner = (event.namespace().to_owned(), event.name().to_owned());
-                    let claims = if event.kind == EventType::Deleted { Vec::new() } else { claims(&event.object) };
+                    let claims = if event.kind == EventType::Deleted { Vec::new() } else { held(&event.object) };
                     self.set(owner, claims);
                 }
                 Err(ApiError::Expired(_)) => self.watch = None,
@@ -227,7 +220,7 @@ impl State {
         self.claims_of.clear();
         let list = store.list("services", None);
         for service in &list.items {
-            self.set((namespace_of(service).to_owned(), name_of(service).to_owned()), claims(service));
+            self.set((namespace_of(service).to_owned(), name_of(service).to_owned()), held(service));
         }
         self.watch = Some(store.watch("services", list.revision)?);
         Ok(())
@@ -255,19 +248,4 @@ impl State {
     fn is_unused(&self, claim: Claim) -> bool {
         !self.stored.contains_key(&claim) && !self.promised.contains_key(&claim)
     }
-}
-
-/// What a stored service has.
-fn claims(service: &Value) -> Vec<Claim> {
-    let spec = service.get("spec");
-    let text = |value: &Value| value.as_str().and_then(|text| text.parse().ok()).map(Claim::Ip);
-    let one = spec.and_then(|s| s.get("clusterIP")).and_then(text);
-    let many = spec.and_then(|s| s.get("clusterIPs")).and_then(Value::as_array).into_iter().flatten().filter_map(text);
-    let ports = spec.and_then(|s| s.get("ports")).and_then(Value::as_array).into_iter().flatten();
-    let node_ports = ports.filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok());
-    let mut claims: Vec<Claim> =
-        one.into_iter().chain(many).chain(node_ports.filter(|p| *p != 0).map(Claim::NodePort)).collect();
-    claims.sort_unstable();
-    claims.dedup();
-    claims
 }

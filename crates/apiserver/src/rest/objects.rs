@@ -30,6 +30,8 @@ use std::time::Duration;
 
 /// Objects of a collection deleted at the same time.
 const TOGETHER: usize = 128;
+/// Addresses that are looked for anew, for a Service for which other servers were faster.
+const CLAIM_ATTEMPTS: usize = 8;
 /// How often a write is shown to webhooks again because somebody else was faster.
 const HOOKED_ATTEMPTS: usize = 5;
 
@@ -399,7 +401,19 @@ impl Call<'_> {
         self.show(201, created, &warnings).await
     }
 
-    async fn create_object(&self, mut object: Value) -> ApiResult<(Value, Vec<String>)> {
+    async fn create_object(&self, object: Value) -> ApiResult<(Value, Vec<String>)> {
+        let contested = self.id() == "services" && self.api.store.engine().is_shared();
+        for _ in 0..if contested { CLAIM_ATTEMPTS } else { 0 } {
+            match self.create_once(object.clone()).await {
+                // Another server gave the same address to somebody else meanwhile; by now that shows here.
+                Err(ApiError::Conflict { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        self.create_once(object).await
+    }
+
+    async fn create_once(&self, mut object: Value) -> ApiResult<(Value, Vec<String>)> {
         self.api.store.check_namespace(&self.resource, &self.path.namespace, name_of(&object))?;
         if self.resource.has_status
             && let Some(map) = object.as_object_mut()
@@ -588,9 +602,10 @@ impl Call<'_> {
             let _turn = self.quota_turn().await;
             self.within_quota(&object, old.as_ref())?;
             let seen = old.as_ref().and_then(resource_version_of);
-            let mut moved = false;
+            let (mut moved, mut asked) = (false, false);
             let put = |now: Option<&Value>| {
-                moved = now.and_then(resource_version_of) != seen;
+                // Asked again: somebody was faster, or has what this one was to have.
+                moved = std::mem::replace(&mut asked, true) || now.and_then(resource_version_of) != seen;
                 if moved { Err(ApiError::modified(self.id(), name)) } else { Ok(Intent::Put(object.clone())) }
             };
             match store.modify(self.id(), namespace, name, options, put).await {

@@ -345,7 +345,7 @@ fn plan(image: &Image, overlay: &mut Overlay, mut revision: u64, ops: &[Op]) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::Loaded;
+    use super::super::{Claims, Loaded};
     use super::*;
     use std::time::Duration;
 
@@ -376,6 +376,7 @@ mod tests {
                 expect: Expect::Absent,
                 value: Some(b"{}".to_vec().into()),
                 ttl: None,
+                claims: Claims::default(),
             };
             let engine = engine.clone();
             async move {

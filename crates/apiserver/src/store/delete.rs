@@ -7,7 +7,7 @@
 
 use super::{Store, metadata, storage_error, with_revision};
 use crate::error::{ApiError, ApiResult, Subject};
-use crate::storage::{Expect, Key, Op, StorageError};
+use crate::storage::{Expect, Key, StorageError};
 use serde_json::{Value, json};
 
 /// How to delete.
@@ -95,8 +95,7 @@ pub(super) async fn delete(
         {
             map.insert("status".into(), json!({"phase": "Terminating"}));
         }
-        let value = if gone { None } else { Some(super::encode(&object)?) };
-        let op = Op { key: key.clone(), expect: Expect::Revision(record.revision), value, ttl: super::ttl(resource) };
+        let op = super::op(&key, Expect::Revision(record.revision), Some(&before), (!gone).then_some(&object))?;
         match store.engine.commit(vec![op]).await {
             Ok(changes) => {
                 let object = with_revision(object, super::revision_of(&changes));

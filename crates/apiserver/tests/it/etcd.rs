@@ -5,7 +5,8 @@ use crate::http::{Access, config_map};
 use carrick_apiserver::backup::Snapshot;
 use carrick_apiserver::check::{Options, StoreAccess, run};
 use carrick_apiserver::storage::etcd::EtcdOptions;
-use carrick_apiserver::storage::{Engine, EngineOptions, Expect, Key, Op, StorageError};
+use carrick_apiserver::storage::{Claims, Engine, EngineOptions, Expect, Key, Op, StorageError};
+use carrick_apiserver::store::{DeleteOptions, held};
 use http::Method;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
@@ -230,7 +231,7 @@ async fn furnished(bench: &Bench, name: &str) {
 
 fn put(name: &str, ttl: Option<Duration>) -> Vec<Op> {
     let key = Key::new("events", "default", name);
-    vec![Op { key, expect: Expect::Absent, value: Some(r#"{"kind":"Event"}"#.into()), ttl }]
+    vec![Op { key, expect: Expect::Absent, value: Some(r#"{"kind":"Event"}"#.into()), ttl, claims: Claims::default() }]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -286,4 +287,65 @@ async fn client_certificates_leases_and_a_compacted_history() {
         engine.commit(put(&format!("more-{}", engine.revision()), None)).await.ok();
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_one_may_have_is_given_once_by_whichever_server() {
+    let etcd = Etcd::start(false);
+    let first = Bench::with(|o| o.etcd = Some(etcd.options())).await;
+    let second = Bench::with(|o| o.etcd = Some(etcd.options())).await;
+    let (one, two) = (first.server.store(), second.server.store());
+    let service = |name: &str, ip: &str, port: u16| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"type": "NodePort", "clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": 80, "nodePort": port}]}})
+    };
+    // Past admission, which looks at what shows: etcd itself refuses the second, and has nothing of it.
+    let made = one.create("services", service("made", "10.96.9.1", 30_901)).await.unwrap();
+    for (ip, port) in [("10.96.9.1", 30_999), ("10.96.9.9", 30_901)] {
+        let refused = two.create("services", service("refused", ip, port)).await;
+        assert_eq!(refused.unwrap_err().code(), 409, "{ip} {port}");
+        assert!(!one.exists("services", "default", "refused"));
+    }
+    // Given back by a change, by a deletion.
+    let mut moved = made.clone();
+    moved["spec"]["ports"][0]["nodePort"] = json!(30_902);
+    two.fresh().await.unwrap();
+    two.update("services", moved).await.unwrap();
+    two.create("services", service("second", "10.96.9.2", 30_901)).await.unwrap();
+    let refused = one.create("services", service("third", "10.96.9.3", 30_902)).await;
+    assert_eq!(refused.unwrap_err().code(), 409);
+    two.delete("services", "default", "made", &DeleteOptions::default()).await.unwrap();
+    one.create("services", service("third", "10.96.9.1", 30_902)).await.unwrap();
+
+    // Both servers are asked at the same moment: for one address, for one port, for any.
+    let path = "/api/v1/namespaces/default/services";
+    let mut one = Access::of(first.server.kubeconfig()).admin().await.unwrap();
+    let mut two = Access::of(second.server.kubeconfig()).admin().await.unwrap();
+    for round in 0..30_u16 {
+        let body = |who: &str| {
+            let mut spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+            match round % 3 {
+                0 => spec["clusterIP"] = json!(format!("10.96.8.{round}")),
+                1 => spec["ports"][0]["nodePort"] = json!(31_000 + round),
+                _ => {}
+            }
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("{who}-{round}")}, "spec": spec})
+        };
+        let (ours, theirs) = (body("one"), body("two"));
+        let (a, b) = tokio::join!(one.post(path, &ours), two.post(path, &theirs));
+        let (mut codes, answers) = ([a.0, b.0], [a.1, b.1]);
+        codes.sort_unstable();
+        assert_eq!(codes, if round % 3 == 2 { [201, 201] } else { [201, 422] }, "{round}: {answers:?}");
+        let told =
+            |answer: &serde_json::Value| answer["message"].as_str().is_some_and(|m| m.contains("already allocated"));
+        assert!(round % 3 == 2 || answers.iter().any(told), "{answers:?}");
+    }
+    let (_, all) = one.get(path).await;
+    let mut claims: Vec<_> = all["items"].as_array().unwrap().iter().flat_map(held).collect();
+    let count = claims.len();
+    claims.sort_unstable();
+    claims.dedup();
+    assert_eq!(claims.len(), count, "something is held twice");
+    second.stop().await;
+    first.stop().await;
 }

@@ -3,7 +3,7 @@
 
 use super::super::engine::{Engine, EngineOptions};
 use super::*;
-use crate::storage::{Expect, Op};
+use crate::storage::{Claims, Expect, Op};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -256,7 +256,7 @@ fn a_damaged_file_is_told_of_or_whole() {
 
 fn put(name: &str, expect: Expect, size: usize) -> Vec<Op> {
     let key = Key::new("configmaps", "default", name);
-    vec![Op { key, expect, value: Some(Bytes::from(vec![b'x'; size])), ttl: None }]
+    vec![Op { key, expect, value: Some(Bytes::from(vec![b'x'; size])), ttl: None, claims: Claims::default() }]
 }
 
 #[tokio::test]
