@@ -2,6 +2,7 @@
 //!
 //! Invariant: a follower that missed history says so and gives a new list; its user then forgets what it knew.
 
+use memchr::memmem;
 use serde_json::Value;
 
 use crate::error::{ApiError, ApiResult};
@@ -77,5 +78,12 @@ impl Listed {
     /// The objects, one after the other.
     pub fn iter(&self) -> impl Iterator<Item = Value> + '_ {
         self.0.iter().filter_map(decode_record)
+    }
+
+    /// Those in whose text one of these words stands: the others are not read.
+    pub fn mentioning<'a>(&'a self, words: &'a [&str]) -> impl Iterator<Item = Value> + 'a {
+        let words: Vec<_> = words.iter().map(memmem::Finder::new).collect();
+        let mentions = move |record: &&Record| words.iter().any(|word| word.find(&record.value).is_some());
+        self.0.iter().filter(mentions).filter_map(decode_record)
     }
 }

@@ -19,6 +19,9 @@ use crate::store::{DeleteOptions, EventType, Intent, Store, WriteOptions, name_o
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
+/// Only an object with one of these can be any of our business; most have none.
+const CONCERNED: [&str; 2] = ["ownerReferences", "deletionTimestamp"];
+
 /// Resource, namespace, name.
 type Place = (String, String, String);
 
@@ -60,7 +63,7 @@ impl Collector {
             let resource = follower.resource().to_owned();
             match news? {
                 News::All(list) => {
-                    for object in list.iter() {
+                    for object in list.mentioning(&CONCERNED) {
                         self.seen(&resource, &object).await?;
                     }
                 }

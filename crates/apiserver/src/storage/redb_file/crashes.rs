@@ -3,13 +3,14 @@
 
 use super::super::engine::{Engine, EngineOptions};
 use super::*;
-use crate::storage::{Claims, Expect, Op};
+use crate::storage::{Claims, Expect, Key, Op, Record};
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 #[derive(Debug, Clone)]
 enum Step {
