@@ -1,8 +1,8 @@
 //! Folds changes into snapshots: waits until a burst is over, then hands everything known to the renderer.
 //!
 //! Invariant: one task owns all objects (single writer). A change reaches the renderer after at most [`Debounce::max`];
-//! the first change after a quiet time does not wait for a whole quiet period; changes of endpoints alone take a shorter
-//! way that does not rebuild the rest. Nothing is published before every kind was listed once.
+//! the first change after a quiet time does not wait for a whole quiet period; changes of endpoints alone and of policies for servers
+//! alone take shorter ways that do not rebuild the rest. Nothing is published before every kind was listed once.
 
 use crate::history::Published;
 use crate::keys::Keys;
@@ -12,7 +12,7 @@ use crate::metrics::{ByType, ControlMetrics};
 use crate::objects::{Known, identify};
 use crate::quarantine::Board;
 use crate::remote::{self, ClusterId, Remote, RemoteEvent, Remotes, What};
-use crate::renderer::{Build, Renderer};
+use crate::renderer::{Build, Parts, Renderer};
 use crate::seen::Seen;
 use crate::source::{Change, Event, KINDS, Kind, Name};
 use carrick_api::MeshNetworks;
@@ -55,11 +55,21 @@ impl Default for Debounce {
     }
 }
 
+/// What a change is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Everything,
+    Policies,
+    Endpoints,
+}
+
 struct Pending {
     first: Instant,
     last: Instant,
-    /// Something other than endpoints changed.
-    config: bool,
+    /// Something other than policies and endpoints changed.
+    everything: bool,
+    policies: bool,
+    endpoints: bool,
     /// No change came for a while before the first.
     after_quiet: bool,
 }
@@ -79,6 +89,22 @@ pub(crate) struct Fold {
     pub(crate) metrics: ControlMetrics,
     /// Told true when everything was listed.
     pub(crate) synced: watch::Sender<bool>,
+}
+
+impl Pending {
+    fn of(extent: Extent, now: Instant, after_quiet: bool) -> Self {
+        let new = Self { first: now, last: now, everything: false, policies: false, endpoints: false, after_quiet };
+        new.and(extent)
+    }
+
+    fn and(mut self, extent: Extent) -> Self {
+        match extent {
+            Extent::Everything => self.everything = true,
+            Extent::Policies => self.policies = true,
+            Extent::Endpoints => self.endpoints = true,
+        }
+        self
+    }
 }
 
 struct State {
@@ -154,11 +180,8 @@ impl Fold {
 
     /// Everything is to be derived anew, though no object changed.
     fn reconsider(state: &mut State) {
-        let now = Instant::now();
-        match &mut state.pending {
-            Some(pending) => pending.config = true,
-            None => state.pending = Some(Pending { first: now, last: now, config: true, after_quiet: true }),
-        }
+        let pending = state.pending.take().unwrap_or_else(|| Pending::of(Extent::Everything, Instant::now(), true));
+        state.pending = Some(pending.and(Extent::Everything));
     }
 
     /// What another cluster holds is taken over like what the own one does, but waits for nothing of the own.
@@ -173,7 +196,7 @@ impl Fold {
         let Some(endpoints) = endpoints else { return };
         state.revision = state.revision.wrapping_add(1);
         self.seen.lock().revision = state.revision;
-        self.pend(state, !endpoints);
+        self.pend(state, if endpoints { Extent::Endpoints } else { Extent::Everything });
     }
 
     fn due(&self, state: &State, pending: &Pending) -> Instant {
@@ -190,7 +213,7 @@ impl Fold {
     }
 
     fn due_by_age(&self, pending: &Pending) -> Instant {
-        let (quiet, max) = if !pending.config {
+        let (quiet, max) = if !pending.everything && !pending.policies {
             (self.debounce.eager, self.debounce.endpoints_max)
         } else if pending.after_quiet && pending.last == pending.first {
             (self.debounce.eager, self.debounce.max)
@@ -206,14 +229,18 @@ impl Fold {
         let replaced = matches!(event.change, Change::Replace(_));
         self.metrics.events.get_or_create(&ByType { r#type: kind.info().name.to_owned() }).inc();
         let touched = touched(&event.change);
-        let config = !kind.info().endpoints || is_gateway(&event.change);
+        let extent = match kind.info().endpoints {
+            true if !is_gateway(&event.change) => Extent::Endpoints,
+            _ if kind.is_policy() => Extent::Policies,
+            _ => Extent::Everything,
+        };
         let tracked = ledger::carries(kind).then(|| event.change.clone());
         if kind == Kind::Secret && state.secrets.take(&self.mesh.current().root_namespace, &event.change) {
             let (wanted, unusable) = state.secrets.wanted(&self.mesh.current().root_namespace, &self.cluster_id);
             self.remotes.want(wanted);
             if state.unusable != unusable {
                 state.unusable = unusable;
-                self.pend(state, true);
+                self.pend(state, Extent::Everything);
             }
             self.seen.lock().clusters = self.remotes.shown(&state.remotes);
         }
@@ -266,7 +293,7 @@ impl Fold {
         if !changed {
             return;
         }
-        self.pend(state, config);
+        self.pend(state, extent);
         if listed_now && state.listed.len() == KINDS.len() {
             info!(services = state.known.service_count(), "all kinds are listed");
             if !self.keys.outstanding() && !self.remotes.outstanding(&state.remotes) {
@@ -276,19 +303,16 @@ impl Fold {
     }
 
     /// Something is to be published.
-    fn pend(&self, state: &mut State, config: bool) {
+    fn pend(&self, state: &mut State, extent: Extent) {
         let now = Instant::now();
-        match &mut state.pending {
-            Some(pending) => {
-                pending.last = now;
-                pending.config |= config;
-            }
+        state.pending = Some(match state.pending.take() {
+            Some(pending) => Pending { last: now, ..pending.and(extent) },
             None => {
                 let after_quiet =
                     state.last_publish.is_none_or(|last| now.duration_since(last) > self.debounce.max / 10);
-                state.pending = Some(Pending { first: now, last: now, config, after_quiet });
+                Pending::of(extent, now, after_quiet)
             }
-        }
+        });
     }
 
     /// Everything, of all clusters that were listed.
@@ -325,10 +349,12 @@ impl Fold {
             time,
         };
         self.metrics.services.set(i64::try_from(state.known.service_count()).unwrap_or(i64::MAX));
-        let build = if pending.config || state.sequence == 1 {
+        let build = if pending.everything || state.sequence == 1 {
             Build::Everything(Box::new(self.input(state)), published.clone())
         } else {
-            Build::Endpoints(self.endpoints(state), published.clone())
+            let endpoints = pending.endpoints.then(|| self.endpoints(state));
+            let policies = pending.policies.then(|| state.known.policies());
+            Build::Parts(Parts { endpoints, policies }, published.clone())
         };
         self.seen.lock().history.published(published);
         self.renderer.build(build);

@@ -17,7 +17,7 @@ use carrick_api::{
     Sidecar, Telemetry, VirtualService, WorkloadEntry, from_value,
 };
 use carrick_mesh::gateway_api::GatewayApiInput;
-use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, RemoteEndpoints, RemoteInput, SnapshotInput};
+use carrick_mesh::{EndpointInput, FetchedKeys, KeySource, PolicyInput, RemoteEndpoints, RemoteInput, SnapshotInput};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -276,6 +276,16 @@ impl Known {
         }
     }
 
+    /// Policies for servers. They count everywhere: without them a workload of a namespace that does not count would let in more than
+    /// its author wanted.
+    pub(crate) fn policies(&self) -> PolicyInput {
+        PolicyInput {
+            peer_authentications: self.peer_authentications.all(),
+            authorization_policies: self.authorization_policies.all(),
+            request_authentications: self.request_authentications.all(),
+        }
+    }
+
     /// What counts of another cluster, without its endpoints.
     pub(crate) fn remote(&self, cluster: &Arc<str>) -> RemoteInput {
         RemoteInput { cluster: cluster.clone(), namespaces: self.namespaces.all(), services: self.services.all() }
@@ -310,14 +320,12 @@ impl Known {
 
     /// What a snapshot is made of.
     pub(crate) fn input(&self, mesh_config: &MeshConfig, keys: FetchedKeys) -> SnapshotInput {
-        // Policies count everywhere: without them a workload of such a namespace would let in more than its author wanted.
         let counted = &self.counted(mesh_config);
-        SnapshotInput {
+        let mut input = SnapshotInput {
             mesh_config: mesh_config.clone(),
             namespaces: self.namespaces.all(),
             services: self.services.within(counted),
             endpoints: self.endpoints(mesh_config),
-            peer_authentications: self.peer_authentications.all(),
             destination_rules: self.destination_rules.within(counted),
             service_entries: self.service_entries.within(counted),
             sidecars: self.sidecars.within(counted),
@@ -338,15 +346,15 @@ impl Known {
                 backend_tls_policies: self.backend_tls_policies.within(counted),
                 reference_grants: self.reference_grants.all(),
             },
-            authorization_policies: self.authorization_policies.all(),
-            request_authentications: self.request_authentications.all(),
             keys,
             telemetries: self.telemetries.within(counted),
             proxy_configs: self.proxy_configs.all(),
             legacy_policies: self.legacy_policies.all(),
             legacy_mesh_policies: self.legacy_mesh_policies.all(),
             ..SnapshotInput::default()
-        }
+        };
+        input.set_policies(self.policies());
+        input
     }
 }
 

@@ -11,7 +11,7 @@ use carrick_api::EnvoyFilter;
 use carrick_base::Diagnostic;
 use carrick_envoy_filter::{Finding, Memo, Target};
 use carrick_mesh::view::HostName;
-use carrick_mesh::{EndpointInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
+use carrick_mesh::{Concerned, EndpointInput, PolicyInput, ProxyNode, Snapshot, SnapshotInput, View, Views};
 use carrick_render::{Cache, Rendered, Resources};
 use carrick_xds::name_table::{NameInfo, NameTable};
 use carrick_xds::{Changes, Resource, ResourceSet, TypeMap, TypeUrl};
@@ -27,7 +27,32 @@ pub(crate) enum Build {
     /// From all objects.
     Everything(Box<SnapshotInput>, Published),
     /// The rest stays as it is.
-    Endpoints(EndpointInput, Published),
+    Parts(Parts, Published),
+}
+
+/// What is other than before; the rest stays as it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Parts {
+    /// Endpoints and pods.
+    pub(crate) endpoints: Option<EndpointInput>,
+    /// Policies for servers.
+    pub(crate) policies: Option<PolicyInput>,
+}
+
+impl Parts {
+    /// These, and what is in `older` alone.
+    fn after(self, older: Self) -> Self {
+        Self { endpoints: self.endpoints.or(older.endpoints), policies: self.policies.or(older.policies) }
+    }
+
+    fn put_into(self, input: &mut SnapshotInput) {
+        if let Some(endpoints) = self.endpoints {
+            input.endpoints = endpoints;
+        }
+        if let Some(policies) = self.policies {
+            input.set_policies(policies);
+        }
+    }
 }
 
 /// A proxy that connected.
@@ -56,6 +81,22 @@ pub(crate) struct Current {
     pub(crate) published: Published,
     /// What is wrong in the objects.
     pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
+}
+
+impl Current {
+    /// What follows when parts are others.
+    fn with(&self, parts: &Parts, published: Published) -> Self {
+        let mut snapshot = self.snapshot.clone();
+        if let Some(endpoints) = &parts.endpoints {
+            snapshot = snapshot.with_endpoints(endpoints);
+        }
+        let mut diagnostics = self.diagnostics.clone();
+        if let Some(policies) = &parts.policies {
+            snapshot = snapshot.with_policies(policies);
+            diagnostics = Arc::new(snapshot.diagnostics());
+        }
+        Self { snapshot, published, diagnostics }
+    }
 }
 
 #[derive(Default)]
@@ -118,9 +159,12 @@ impl Renderer {
     pub(crate) fn build(&self, build: Build) {
         let mut inbox = self.lock();
         inbox.build = Some(match (inbox.build.take(), build) {
-            (Some(Build::Everything(mut input, _)), Build::Endpoints(endpoints, published)) => {
-                input.endpoints = endpoints;
+            (Some(Build::Everything(mut input, _)), Build::Parts(parts, published)) => {
+                parts.put_into(&mut input);
                 Build::Everything(input, published)
+            }
+            (Some(Build::Parts(older, _)), Build::Parts(parts, published)) => {
+                Build::Parts(parts.after(older), published)
             }
             (_, build) => build,
         });
@@ -183,7 +227,7 @@ impl Renderer {
                 work.proxies.remove(&id);
             }
             let start = Instant::now();
-            let built = inbox.build.and_then(|build| self.advance(build));
+            let built = inbox.build.and_then(|build| self.advance(build, &mut work.undone));
             let Some(current) = self.current() else { continue };
             work.barrier = self.barrier.load_full();
             work.round(&current, built.is_some());
@@ -195,20 +239,22 @@ impl Renderer {
         }
     }
 
-    fn advance(&self, build: Build) -> Option<()> {
-        let built = catch_unwind(AssertUnwindSafe(|| match build {
+    /// `undone`: parts that could not be built; they are tried again with what comes next.
+    fn advance(&self, build: Build, undone: &mut Parts) -> Option<()> {
+        let older = std::mem::take(undone);
+        let build = match build {
+            Build::Parts(parts, published) => Build::Parts(parts.after(older), published),
+            everything => everything,
+        };
+        let built = catch_unwind(AssertUnwindSafe(|| match &build {
             Build::Everything(input, published) => {
-                let (snapshot, diagnostics) = Snapshot::build(&input);
+                let (snapshot, diagnostics) = Snapshot::build(input);
                 for d in &diagnostics {
                     debug!(code = d.code, object = %d.object.name, field = d.field.as_str(), message = d.message, "finding");
                 }
-                Some(Current { snapshot, published, diagnostics: Arc::new(diagnostics) })
+                Some(Current { snapshot, published: published.clone(), diagnostics: Arc::new(diagnostics) })
             }
-            Build::Endpoints(input, published) => self.current().map(|current| Current {
-                snapshot: current.snapshot.with_endpoints(&input),
-                published,
-                diagnostics: current.diagnostics.clone(),
-            }),
+            Build::Parts(parts, published) => self.current().map(|current| current.with(parts, published.clone())),
         }));
         match built {
             Ok(Some(current)) => {
@@ -218,11 +264,17 @@ impl Renderer {
                 Some(())
             }
             Ok(None) => {
-                warn!("endpoints came before anything else");
+                warn!("parts came before anything else");
                 None
             }
             Err(_) => {
                 error!("building the snapshot panicked; the last one stays in force");
+                *undone = match build {
+                    Build::Everything(input, _) => {
+                        Parts { policies: Some(input.policies()), endpoints: Some(input.endpoints) }
+                    }
+                    Build::Parts(parts, _) => parts,
+                };
                 None
             }
         }
@@ -249,26 +301,40 @@ struct Work {
     shared: Shared,
     barrier: Option<Arc<EnvoyFilter>>,
     rounds: u32,
+    /// The barrier that everybody has.
+    barred: Option<Arc<EnvoyFilter>>,
+    undone: Parts,
 }
 
 impl Work {
     /// All proxies after a build, else those that have nothing yet.
     fn round(&mut self, current: &Current, all: bool) {
+        let mut concerned = Concerned::All;
         let views = match &mut self.views {
             Some(views) => {
                 if all {
-                    views.update(current.snapshot.clone());
+                    concerned = views.update(current.snapshot.clone());
                 }
                 views
             }
             None => self.views.insert(Views::new(current.snapshot.clone())),
         };
+        // What all Envoys get before every chain is no object's.
+        if self.barred != self.barrier {
+            (self.barred, concerned) = (self.barrier.clone(), Concerned::All);
+        }
         self.rounds = if all { self.rounds.wrapping_add(1) } else { self.rounds };
         let sweep = all && self.rounds.is_multiple_of(SWEEP_ROUNDS);
         let mut rendered_all = all;
         let mut panicked = false;
         for (id, proxy) in &mut self.proxies {
             if !all && proxy.last.is_some() {
+                continue;
+            }
+            if !sweep && proxy.last.is_some() && !concerned.is(&proxy.node) {
+                rendered_all = false;
+                let published = &current.published;
+                proxy.sets.send_modify(|set| *set = set.at(published.sequence, published.version.clone()));
                 continue;
             }
             let (cache, memo, shared) = (&mut self.cache, &mut self.memo, &mut self.shared);

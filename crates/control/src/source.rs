@@ -92,6 +92,13 @@ pub struct KindInfo {
     pub endpoints: bool,
 }
 
+impl Kind {
+    /// It says what servers take, and from whom: changes of it leave the rest as it is.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication)
+    }
+}
+
 /// Everything that is read.
 pub const KINDS: [KindInfo; 31] = [
     core(Kind::Namespace, "", "Namespace", "namespaces", false),

@@ -29,6 +29,7 @@ use crate::{
     locality::{self, Place},
     model::ServiceId,
     parts::{Cluster, HostName, ListenerSettings, Load, Outbound, SecretPart, Telemetry, View, inbound::Families},
+    policies::PolicyChange,
     proxy::{FileCerts, Interception, ProxyKind, ProxyNode},
     rules::Client,
     snapshot::Snapshot,
@@ -129,6 +130,36 @@ impl Shared {
     }
 }
 
+/// Whose views may be others after an update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Concerned {
+    /// Anybody's.
+    All,
+    /// Those of proxies in these namespaces.
+    Of(BTreeSet<Arc<str>>),
+}
+
+impl Concerned {
+    /// Whether a proxy's view may be another.
+    pub fn is(&self, proxy: &ProxyNode) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(namespaces) => namespaces.contains(&proxy.namespace),
+        }
+    }
+}
+
+/// The services whose clients are told of the modes of workloads in these namespaces; `None` when clusters hold what they are told.
+fn clients_of(snapshot: &Snapshot, namespaces: &BTreeSet<Arc<str>>) -> Option<BTreeSet<ServiceId>> {
+    let mut all = BTreeSet::new();
+    for namespace in namespaces {
+        let own = snapshot.services_in(namespace).iter().map(|service| service.id.clone());
+        all.extend(own.chain(snapshot.endpoints.reaching(namespace)));
+    }
+    let inline = |id: &ServiceId| snapshot.service_of(id).is_some_and(|service| service.resolution.is_inline());
+    (!all.iter().any(inline)).then_some(all)
+}
+
 /// Views over one snapshot, sharing what several proxies see alike.
 #[derive(Debug)]
 pub struct Views {
@@ -154,10 +185,27 @@ impl Views {
         }
     }
 
-    /// Goes on with a newer snapshot, keeping what cannot have changed.
-    pub fn update(&mut self, snapshot: Snapshot) {
-        let same_config = Arc::ptr_eq(&self.snapshot.config, &snapshot.config);
-        if !same_config || !Arc::ptr_eq(&self.snapshot.facts, &snapshot.facts) {
+    /// Goes on with a newer snapshot, keeping what cannot have changed. Gives whose views may be others now.
+    pub fn update(&mut self, snapshot: Snapshot) -> Concerned {
+        let was = &self.snapshot;
+        let same_config = Arc::ptr_eq(&was.config, &snapshot.config);
+        let same_endpoints =
+            Arc::ptr_eq(&was.facts, &snapshot.facts) && Arc::ptr_eq(&was.endpoints, &snapshot.endpoints);
+        let nothing = PolicyChange::default();
+        let policies = match Arc::ptr_eq(&was.policies, &snapshot.policies) {
+            true => Some(&nothing),
+            false => snapshot.policies.changed_since(&was.policies),
+        };
+        // Clients are told which endpoints, and which hosts, take mutual TLS.
+        let stale = policies.filter(|change| !change.hints).and_then(|change| clients_of(&snapshot, &change.peers));
+        let concerned = match (policies, &stale) {
+            (Some(change), Some(stale)) if same_config && same_endpoints && stale.is_empty() => {
+                let root = &snapshot.settings().root_namespace;
+                if change.namespaces.contains(root) { Concerned::All } else { Concerned::Of(change.namespaces.clone()) }
+            }
+            _ => Concerned::All,
+        };
+        if !same_config || stale.is_none() || !Arc::ptr_eq(&self.snapshot.facts, &snapshot.facts) {
             self.before = std::mem::take(&mut self.scopes);
             self.before.values_mut().for_each(Shared::forget_endpoints);
             self.clusters.clear();
@@ -174,10 +222,15 @@ impl Views {
                 }
             }
         }
+        if let Some(stale) = stale.filter(|stale| !stale.is_empty()) {
+            self.scopes.values_mut().for_each(|shared| shared.forget_services(&stale));
+            self.loads.forget(&stale);
+        }
         if !same_config {
             self.behind.clear();
         }
         self.snapshot = snapshot;
+        concerned
     }
 
     /// The snapshot in use.

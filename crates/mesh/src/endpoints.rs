@@ -5,9 +5,7 @@
 //! stays the same value (and the same `Arc`) when only addresses change, so that most changes touch nothing but endpoint assignments.
 //! What still looks at every object is the comparison of two lists, pointer by pointer.
 
-mod difference;
 mod members;
-mod shards;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,16 +17,17 @@ use carrick_api::WorkloadEntry;
 use carrick_base::NamespacedName;
 
 use members::{Cluster, Lists, Members};
-use shards::Shards;
 
 use crate::{
     EndpointInput, Settings,
+    difference::difference,
     model::{
         Address, Endpoint, Registry, Resolution, Service, ServiceId, TlsMode, Workload, endpoint::carries_all,
         service::Target,
     },
     networks::Networks,
     read::{self, workload_entry::Entry},
+    shards::Shards,
 };
 
 /// Endpoints of one service by slot (see [`crate::model::Port`]), each list sorted by address.
@@ -150,8 +149,7 @@ impl EndpointPart {
                 dirty.extend(selecting.filter(|s| carries_all(&workload.labels, &s.selector)).map(|s| s.id.clone()));
             }
         }
-        let changed =
-            difference::difference(&self.input.workload_entries, &input.workload_entries, |entry| &entry.metadata);
+        let changed = difference(&self.input.workload_entries, &input.workload_entries, |entry| &entry.metadata);
         if !changed.gone.is_empty() || !changed.come.is_empty() {
             let namespaces: BTreeSet<&str> =
                 changed.gone.iter().chain(&changed.come).map(|entry| entry.metadata.namespace.as_str()).collect();
@@ -298,6 +296,11 @@ impl EndpointPart {
     pub fn of_service(&self, service: &ServiceId) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
         let ports = self.services.get(service).into_iter().flat_map(|ports| ports.iter());
         ports.flat_map(|(name, list)| list.iter().map(move |e| (name, e)))
+    }
+
+    /// Services some of whose slices name bare addresses that a workload of this namespace has: they may lie in another one.
+    pub(crate) fn reaching(&self, namespace: &str) -> BTreeSet<ServiceId> {
+        self.clusters.iter().flat_map(|members| members.reaching(namespace)).cloned().collect()
     }
 
     /// A workload by its place.

@@ -69,6 +69,35 @@ pub struct SnapshotInput {
     pub gateway_api: GatewayApiInput,
 }
 
+impl SnapshotInput {
+    /// The policies for servers.
+    pub fn policies(&self) -> PolicyInput {
+        PolicyInput {
+            peer_authentications: self.peer_authentications.clone(),
+            authorization_policies: self.authorization_policies.clone(),
+            request_authentications: self.request_authentications.clone(),
+        }
+    }
+
+    /// Puts others in their place.
+    pub fn set_policies(&mut self, policies: PolicyInput) {
+        self.peer_authentications = policies.peer_authentications;
+        self.authorization_policies = policies.authorization_policies;
+        self.request_authentications = policies.request_authentications;
+    }
+}
+
+/// Policies for servers: what they take, and from whom.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyInput {
+    /// All PeerAuthentications.
+    pub peer_authentications: Vec<Arc<PeerAuthentication>>,
+    /// All AuthorizationPolicies.
+    pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// All RequestAuthentications.
+    pub request_authentications: Vec<Arc<RequestAuthentication>>,
+}
+
 /// The objects that change most often.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointInput {

@@ -93,6 +93,11 @@ impl LegacyIndex {
         self.namespaces.iter().filter_map(|(name, level)| level.own.as_ref().map(|p| (name, p)))
     }
 
+    /// A namespace's.
+    pub fn of_namespace(&self, namespace: &str) -> Option<&Arc<Legacy>> {
+        self.namespaces.get(namespace)?.own.as_ref()
+    }
+
     /// The one about a service port, if any names the service: an entry with the port before one without ports.
     pub fn of_port(&self, service: &Service, port: &Port) -> Option<&Arc<Legacy>> {
         let all = self.namespaces.get(service.namespace())?.services.get(service.short_name())?;

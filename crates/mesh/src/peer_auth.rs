@@ -3,10 +3,7 @@
 //! Invariant: of several policies of one level the oldest counts and the others are void as a whole; nothing is merged between
 //! two policies of one level.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_base::{Diagnostic, Labels, Severity};
 
@@ -16,16 +13,17 @@ use crate::{
     model::{MtlsMode, PeerAuth, Port, Service, endpoint::carries_all, legacy::Legacy},
     parts::ModeSource,
     read::finding,
+    shards::Shards,
 };
 
 /// All policies, by level.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct PeerAuthIndex {
     mesh: Option<Arc<PeerAuth>>,
-    namespaces: HashMap<Arc<str>, NamespacePolicies>,
+    namespaces: Shards<Arc<str>, NamespacePolicies>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct NamespacePolicies {
     own: Option<Arc<PeerAuth>>,
     /// Oldest first.
@@ -58,37 +56,47 @@ impl Effective {
 }
 
 impl PeerAuthIndex {
-    /// Sorts policies into levels.
+    /// Puts a namespace's policies, by level, in the place of those it had.
     ///
     /// Policies of the old API stand in where no PeerAuthentication of their level is.
-    pub fn build(mut policies: Vec<PeerAuth>, legacy: &LegacyIndex, root: &str, found: &mut Vec<Diagnostic>) -> Self {
+    pub(crate) fn set(
+        &mut self,
+        namespace: &Arc<str>,
+        mut policies: Vec<PeerAuth>,
+        legacy: &LegacyIndex,
+        root: &str,
+        found: &mut Vec<Diagnostic>,
+    ) {
         policies.sort_by(|a, b| a.origin.cmp(&b.origin));
-        let mut index = Self::default();
+        let is_root = **namespace == *root;
+        let (mut mesh, mut own) = (None, NamespacePolicies::default());
         for policy in policies {
             let policy = Arc::new(policy);
-            let namespace = policy.origin.namespace().clone();
             report_ineffective(&policy, root, found);
             if policy.selector.is_empty() {
-                let level = if *namespace == *root {
-                    &mut index.mesh
-                } else {
-                    &mut index.namespaces.entry(namespace).or_default().own
-                };
+                let level = if is_root { &mut mesh } else { &mut own.own };
                 match level {
                     None => *level = Some(policy),
                     Some(older) => found.push(shadowed(&policy, older)),
                 }
-            } else if *namespace != *root {
-                index.namespaces.entry(namespace).or_default().workloads.push(policy);
+            } else if !is_root {
+                own.workloads.push(policy);
             }
         }
-        if let Some(old) = legacy.mesh() {
-            stand_in(&mut index.mesh, old, found);
+        if is_root {
+            if let Some(old) = legacy.mesh() {
+                stand_in(&mut mesh, old, found);
+            }
+            self.mesh = mesh;
         }
-        for (namespace, old) in legacy.of_namespaces() {
-            stand_in(&mut index.namespaces.entry(namespace.clone()).or_default().own, old, found);
+        if let Some(old) = legacy.of_namespace(namespace) {
+            stand_in(&mut own.own, old, found);
         }
-        index
+        if own == NamespacePolicies::default() {
+            self.namespaces.remove(namespace);
+        } else {
+            self.namespaces.insert(namespace.clone(), own);
+        }
     }
 
     /// What holds for a workload's port that stands behind a service port: a policy of the old API about the service decides

@@ -3,7 +3,7 @@
 //! Invariant: policies of all levels act together, none overrides another. A CUSTOM policy whose authorizer is not known, or whose
 //! authorizers differ, denies.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use carrick_base::{Diagnostic, Labels, Severity};
 
@@ -16,6 +16,7 @@ use crate::{
         jwt::{JwtPolicy, JwtRule},
     },
     read::{authorizer::Authorizers, finding},
+    shards::Shards,
 };
 
 /// The label of workloads that a Gateway of the Gateway API was deployed as.
@@ -57,37 +58,39 @@ impl Security {
     }
 }
 
-/// All policies by namespace.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// All policies by namespace, in each oldest first.
+#[derive(Debug, Clone)]
 pub struct SecurityIndex {
     root: Arc<str>,
-    policies: HashMap<Arc<str>, Vec<Arc<AuthzPolicy>>>,
-    jwt: HashMap<Arc<str>, Vec<Arc<JwtPolicy>>>,
-    authorizers: Authorizers,
+    policies: Shards<Arc<str>, Arc<[Arc<AuthzPolicy>]>>,
+    jwt: Shards<Arc<str>, Arc<[Arc<JwtPolicy>]>>,
+    authorizers: Arc<Authorizers>,
 }
 
 impl SecurityIndex {
-    /// Sorts policies by namespace and age.
-    pub fn build(
+    /// Without policies.
+    pub(crate) fn new(root: &Arc<str>, authorizers: &Arc<Authorizers>) -> Self {
+        let (root, authorizers) = (root.clone(), authorizers.clone());
+        Self { root, policies: Shards::default(), jwt: Shards::default(), authorizers }
+    }
+
+    /// Puts a namespace's policies in the place of those it had.
+    pub(crate) fn set(
+        &mut self,
+        namespace: &Arc<str>,
         policies: Vec<AuthzPolicy>,
         jwt: Vec<JwtPolicy>,
-        authorizers: Authorizers,
-        root: &Arc<str>,
         found: &mut Vec<Diagnostic>,
-    ) -> Self {
+    ) {
         for policy in policies.iter().filter(|p| p.action == Action::Custom) {
-            if !authorizers.contains_key(&policy.provider) {
+            if !self.authorizers.contains_key(&policy.provider) {
                 let message =
                     format!("the mesh has no authorizer {:?}; what the policy matches is denied", policy.provider);
                 found.push(finding(&policy.origin, codes::UNREADABLE, Severity::Error, "spec.provider.name", message));
             }
         }
-        Self {
-            root: root.clone(),
-            policies: by_namespace(policies, |p| &p.origin),
-            jwt: by_namespace(jwt, |p| &p.origin),
-            authorizers,
-        }
+        put(&mut self.policies, namespace, policies, |p| &p.origin);
+        put(&mut self.jwt, namespace, jwt, |p| &p.origin);
     }
 
     /// The authorizers of the mesh, by name.
@@ -151,26 +154,27 @@ impl SecurityIndex {
 
     fn selected<T>(
         &self,
-        all: &HashMap<Arc<str>, Vec<Arc<T>>>,
+        all: &Shards<Arc<str>, Arc<[Arc<T>]>>,
         namespace: &str,
         meant: impl Fn(&T) -> bool,
         origin: fn(&T) -> &Origin,
     ) -> Vec<Arc<T>> {
         let own = Some(namespace).filter(|n| **n != *self.root);
         let places = std::iter::once(&*self.root).chain(own);
-        let mut out: Vec<_> = places.filter_map(|n| all.get(n)).flatten().filter(|p| meant(p)).cloned().collect();
+        let mut out: Vec<_> =
+            places.filter_map(|n| all.get(n)).flat_map(|of| of.iter()).filter(|p| meant(p)).cloned().collect();
         out.sort_by(|a, b| origin(a).cmp(origin(b)));
         out
     }
 }
 
-fn by_namespace<T>(all: Vec<T>, origin: fn(&T) -> &Origin) -> HashMap<Arc<str>, Vec<Arc<T>>> {
-    let mut out: HashMap<Arc<str>, Vec<Arc<T>>> = HashMap::new();
-    for policy in all {
-        out.entry(origin(&policy).namespace().clone()).or_default().push(Arc::new(policy));
+fn put<T>(all: &mut Shards<Arc<str>, Arc<[Arc<T>]>>, namespace: &Arc<str>, mut own: Vec<T>, origin: fn(&T) -> &Origin) {
+    own.sort_by(|a, b| origin(a).cmp(origin(b)));
+    if own.is_empty() {
+        all.remove(namespace);
+    } else {
+        all.insert(namespace.clone(), own.into_iter().map(Arc::new).collect());
     }
-    out.values_mut().for_each(|list| list.sort_by(|a, b| origin(a).cmp(origin(b))));
-    out
 }
 
 /// Whom policies are looked up for.

@@ -1,7 +1,7 @@
 //! All objects at one moment, indexed for the questions views ask.
 //!
-//! Invariant: immutable and cheap to clone; in parts, of which endpoints can be replaced alone (they change most often). A part that did
-//! not change stays the same `Arc`.
+//! Invariant: immutable and cheap to clone; in parts, of which endpoints (they change most often) and policies for servers can be replaced
+//! alone. A part that did not change stays the same `Arc`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,7 +14,7 @@ use carrick_base::{Diagnostic, Hostname, Labels, NamespacedName, ObjectRef};
 use serde_json::Value;
 
 use crate::{
-    EndpointInput, Settings, SnapshotInput,
+    EndpointInput, FetchedKeys, PolicyInput, Settings, SnapshotInput,
     auto_address::AutoAddresses,
     endpoints::{Around, EndpointPart, Facts, ServiceFacts},
     envoy_filters::EnvoyFilters,
@@ -25,14 +25,14 @@ use crate::{
     model::{Registry, Service, ServiceId, Workload},
     networks::Networks,
     peer_auth::PeerAuthIndex,
+    policies::{PolicyPart, Reading},
     proxy::ProxyNode,
-    read,
+    read::{self, authorizer::Authorizers},
     rules::RuleIndex,
     scope::SidecarIndex,
     secrets::SecretIndex,
     security::{Security, SecurityIndex},
     telemetry::TelemetryIndex,
-    trust_domains::TrustDomains,
     virtual_services::VirtualServiceIndex,
 };
 
@@ -40,13 +40,14 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub(crate) config: Arc<Config>,
+    pub(crate) policies: Arc<PolicyPart>,
     pub(crate) facts: Arc<Facts>,
     /// Addresses behind services without a virtual address; follows from `facts`.
     pub(crate) headless: Arc<HashSet<IpAddr>>,
     pub(crate) endpoints: Arc<EndpointPart>,
 }
 
-/// Everything but endpoints and pods.
+/// Everything but endpoints and pods, and policies for servers.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub settings: Settings,
@@ -57,12 +58,14 @@ pub(crate) struct Config {
     by_namespace: HashMap<Arc<str>, Vec<Arc<Service>>>,
     /// Services of ServiceEntries that select workloads.
     selecting: HashMap<Arc<str>, Vec<Arc<Service>>>,
-    pub peer_auth: PeerAuthIndex,
     pub envoy_filters: EnvoyFilters,
     pub gateway_api: BTreeMap<ObjectRef, Value>,
     pub gateway_services: Vec<GatewayService>,
     pub rules: RuleIndex,
-    pub security: SecurityIndex,
+    authorizers: Arc<Authorizers>,
+    keys: FetchedKeys,
+    /// What is wrong with it, sorted.
+    found: Vec<Diagnostic>,
     pub legacy: LegacyIndex,
     pub sidecars: SidecarIndex,
     /// Labels that policies compare between clients and endpoints.
@@ -84,6 +87,10 @@ impl Config {
             by_namespace: &self.by_namespace,
             selecting: &self.selecting,
         }
+    }
+
+    fn reading(&self) -> Reading<'_> {
+        Reading { settings: &self.settings, keys: &self.keys, authorizers: &self.authorizers, legacy: &self.legacy }
     }
 }
 
@@ -112,8 +119,6 @@ impl Snapshot {
         add_remote(&mut services, input, &settings, &networks);
         services.extend(entries.into_iter().map(Arc::new));
         services.sort_by(|a, b| a.origin.cmp(&b.origin));
-        let policies =
-            input.peer_authentications.iter().map(|p| read::peer_authentication::read(p, &mut found)).collect();
         let rules = input.destination_rules.iter();
         let rules = rules.filter_map(|r| read::destination_rule::read(r, &settings, &mut found)).collect();
         let mut legacy = |kind, all: &[Arc<carrick_api::LegacyPolicy>]| -> Vec<_> {
@@ -143,16 +148,17 @@ impl Snapshot {
             }
         }
         input.proxy_configs.iter().for_each(|c| read::proxy_config::look(c, &mut found));
-        let security = security(input, &settings, &by_host, &mut found);
+        let authorizers = read::authorizer::read_all(&input.mesh_config, |host| by_host.get(host), &mut found);
         let telemetry = telemetry(input, &settings, &by_host, &mut found);
-        let config = Config {
+        let mut config = Config {
             by_host,
             by_id: services.iter().map(|s| (s.id.clone(), s.clone())).collect(),
             by_namespace,
             selecting,
-            peer_auth: PeerAuthIndex::build(policies, &legacy, &settings.root_namespace, &mut found),
             envoy_filters: EnvoyFilters::build(&input.envoy_filters, &settings.root_namespace),
-            security,
+            authorizers: Arc::new(authorizers),
+            keys: input.keys.clone(),
+            found: Vec::new(),
             telemetry,
             legacy,
             gateway_api: translated.statuses,
@@ -169,12 +175,28 @@ impl Snapshot {
         };
         let endpoints = EndpointPart::build(&input.endpoints, config.around());
         let facts = endpoints.facts(config.around());
+        let policies = Arc::new(PolicyPart::build(&input.policies(), config.reading()));
+        found.sort();
+        config.found = found;
+        let headless = Arc::new(headless_addresses(&facts));
+        let (facts, endpoints) = (Arc::new(facts), Arc::new(endpoints));
+        let snapshot = Self { config: Arc::new(config), policies, facts, headless, endpoints };
+        let found = snapshot.diagnostics();
+        (snapshot, found)
+    }
+
+    /// What is wrong in the objects.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut found: Vec<_> = self.config.found.iter().chain(self.policies.found()).cloned().collect();
         found.sort();
         found.dedup();
-        let headless = Arc::new(headless_addresses(&facts));
-        let snapshot =
-            Self { config: Arc::new(config), facts: Arc::new(facts), headless, endpoints: Arc::new(endpoints) };
-        (snapshot, found)
+        found
+    }
+
+    /// The same snapshot with other policies for servers.
+    #[must_use]
+    pub fn with_policies(&self, input: &PolicyInput) -> Self {
+        Self { policies: Arc::new(self.policies.follow(input, self.config.reading())), ..self.clone() }
     }
 
     /// The same snapshot with other endpoints and pods.
@@ -188,7 +210,7 @@ impl Snapshot {
         };
         let Some(facts) = facts else { return Self { endpoints, ..self.clone() } };
         let headless = Arc::new(headless_addresses(&facts));
-        Self { config: self.config.clone(), facts: Arc::new(facts), headless, endpoints }
+        Self { facts: Arc::new(facts), headless, endpoints, ..self.clone() }
     }
 
     /// The facts when these services have other endpoints; `None` if they are what they were.
@@ -235,12 +257,17 @@ impl Snapshot {
 
     /// All policies that say what servers take.
     pub fn peer_auth(&self) -> &PeerAuthIndex {
-        &self.config.peer_auth
+        &self.policies.peer_auth
     }
 
     /// All policies about requests.
     pub fn security(&self) -> &SecurityIndex {
-        &self.config.security
+        &self.policies.security
+    }
+
+    /// All policies for servers.
+    pub fn policies(&self) -> &PolicyPart {
+        &self.policies
     }
 
     /// What is asked before a request reaches a workload of these labels: a sidecar's, or a gateway itself.
@@ -365,21 +392,6 @@ fn compared(rules: &RuleIndex, settings: &Settings, services: &[Arc<Service>]) -
 
 fn headless_addresses(facts: &Facts) -> HashSet<IpAddr> {
     facts.values().flat_map(|s| s.ports.values()).flat_map(|p| &p.addresses).map(|(ip, _)| *ip).collect()
-}
-
-fn security(
-    input: &SnapshotInput,
-    settings: &Settings,
-    by_host: &HashMap<Hostname, Arc<Service>>,
-    found: &mut Vec<Diagnostic>,
-) -> SecurityIndex {
-    let domains = TrustDomains::of(settings);
-    let policies = input.authorization_policies.iter();
-    let policies = policies.map(|p| read::authorization_policy::read(p, &domains, found)).collect();
-    let jwt = input.request_authentications.iter();
-    let jwt = jwt.map(|p| read::request_authentication::read(p, &input.keys, found)).collect();
-    let authorizers = read::authorizer::read_all(&input.mesh_config, |host| by_host.get(host), found);
-    SecurityIndex::build(policies, jwt, authorizers, &settings.root_namespace, found)
 }
 
 fn telemetry(

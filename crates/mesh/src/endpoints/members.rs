@@ -11,11 +11,13 @@ use std::{
 use carrick_api::{EndpointSlice, Node, Pod};
 use carrick_base::{Hostname, NamespacedName};
 
-use super::{Around, ServiceEndpoints, difference::difference, shards::Shards};
+use super::{Around, ServiceEndpoints};
 use crate::{
+    difference::difference,
     model::{Address, Endpoint, Locality, ServiceId, Workload},
     networks::Networks,
     read,
+    shards::Shards,
 };
 
 /// One cluster, and the networks it is among.
@@ -181,6 +183,14 @@ impl Members {
             touched.push(Touched { before, now });
         }
         touched
+    }
+
+    /// Services whose slices name bare addresses that workloads of a namespace have.
+    pub fn reaching<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a ServiceId> {
+        let bare = self.mentioned.iter().filter(move |(mention, _)| {
+            matches!(mention, Mention::Ip(ip) if self.at(*ip).is_some_and(|w| *w.name.namespace == *namespace))
+        });
+        bare.flat_map(|(_, services)| services)
     }
 
     fn remember(&mut self, workload: Arc<Workload>) {

@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// Numbers that look random, the same in every run.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -23,7 +23,7 @@ impl Dice {
 }
 
 /// What did not change is the same value, as in a store of objects.
-fn keep<T: PartialEq>(before: &[Arc<T>], now: &mut [Arc<T>]) {
+pub fn keep<T: PartialEq>(before: &[Arc<T>], now: &mut [Arc<T>]) {
     for object in now {
         if let Some(known) = before.iter().find(|known| *known == object) {
             *object = known.clone();

@@ -6,6 +6,7 @@ mod cases;
 mod endpoints;
 mod gateway_api;
 mod order;
+mod policies;
 mod summary;
 mod timing;
 mod world;

@@ -8,12 +8,12 @@ use std::{cmp::Ordering, sync::Arc};
 use carrick_api::Meta;
 
 #[derive(Debug)]
-pub(super) struct Difference<'a, T> {
+pub(crate) struct Difference<'a, T> {
     pub gone: Vec<&'a Arc<T>>,
     pub come: Vec<&'a Arc<T>>,
 }
 
-pub(super) fn difference<'a, T>(
+pub(crate) fn difference<'a, T>(
     before: &'a [Arc<T>],
     now: &'a [Arc<T>],
     meta: impl Fn(&T) -> &Meta,

@@ -12,7 +12,7 @@ const SHARDS: u64 = 64;
 
 /// The map.
 #[derive(Debug, Clone)]
-pub(super) struct Shards<K, V>(Box<[Arc<HashMap<K, V>>]>);
+pub(crate) struct Shards<K, V>(Box<[Arc<HashMap<K, V>>]>);
 
 impl<K, V> Default for Shards<K, V> {
     fn default() -> Self {
