@@ -19,10 +19,7 @@ use carrick_apiserver::{
 use clap::Args;
 use serde_json::json;
 
-use crate::{
-    cluster, etcd,
-    output::{self, Format},
-};
+use crate::{cluster, etcd, output};
 
 /// Folders of the data folder that go with the objects: the API's keys, and the mesh's authority.
 const FOLDERS: [&str; 2] = ["pki", "ca"];
@@ -38,10 +35,7 @@ pub struct Backup {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    etcd: etcd::EtcdFlags,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value = "short")]
-    output: Format,
+    storage: etcd::StorageFlags,
 }
 
 /// `carrick restore`.
@@ -53,10 +47,7 @@ pub struct Restore {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    etcd: etcd::EtcdFlags,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value = "short")]
-    output: Format,
+    storage: etcd::StorageFlags,
 }
 
 impl Backup {
@@ -68,7 +59,7 @@ impl Backup {
         if self.file.exists() && !self.force {
             bail!("{} is there already; --force replaces it", self.file.display());
         }
-        let mut snapshot = match self.etcd.resolve() {
+        let mut snapshot = match self.storage.etcd.resolve() {
             Some(mut cluster) => {
                 cluster.compact_every = std::time::Duration::ZERO;
                 tokio::task::spawn_blocking(move || Snapshot::of_etcd(cluster)).await??
@@ -88,7 +79,7 @@ impl Backup {
         let (objects, revision) = (snapshot.records.len(), snapshot.revision);
         let shown = json!({"file": self.file, "revision": revision, "objects": objects, "files": snapshot.files.len(),
             "sha256": sha256, "taken": taken});
-        match output::machine(&shown, self.output)? {
+        match output::machine(&shown, self.storage.output)? {
             Some(text) => print!("{text}"),
             None => println!("{objects} objects at revision {revision} in {} (sha256 {sha256})", self.file.display()),
         }
@@ -163,7 +154,7 @@ impl Restore {
             .mode(0o755)
             .create(data_dir)
             .with_context(|| data_dir.display().to_string())?;
-        let (cluster, folder, force) = (self.etcd.resolve(), data_dir.to_owned(), self.force);
+        let (cluster, folder, force) = (self.storage.etcd.resolve(), data_dir.to_owned(), self.force);
         let (objects, files) = (snapshot.records.len(), snapshot.files.len());
         let place = cluster.as_ref().map_or(data_dir.display().to_string(), |_| "etcd".to_owned());
         let restore = move || -> Result<u64> {
@@ -185,7 +176,7 @@ impl Restore {
         };
         let revision = tokio::task::spawn_blocking(restore).await??;
         let said = json!({"file": self.file, "into": place, "revision": revision, "objects": objects, "files": files});
-        match output::machine(&said, self.output)? {
+        match output::machine(&said, self.storage.output)? {
             Some(text) => print!("{text}"),
             None => println!("{objects} objects from {shown} in {place}, at revision {revision}"),
         }

@@ -21,8 +21,10 @@ pub mod summary;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Subcommand;
+
+use crate::demo::mesh::{Mesh, Setup};
 
 /// Benchmarks.
 #[derive(Debug, Subcommand)]
@@ -62,5 +64,48 @@ pub async fn run(command: Command, data_dir: &Path) -> Result<u8> {
         Command::Stir(options) => churn::stir::run(&options).await,
         Command::Hold(options) => hold::run(&options).await,
         Command::Informer(options) => informer::run(&options).await,
+    }
+}
+
+/// What `work` comes to, or an error as soon as a signal asks this process to end: what it started is then ended by its owners.
+async fn unless_stopped<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let stopped = crate::up::stopped()?;
+    tokio::select! {
+        done = work => done,
+        () = stopped => bail!("a signal ended it"),
+    }
+}
+
+/// Measures with a mesh of its own in `folder`, which is ended in any case.
+async fn with_mesh<T>(folder: &Path, setup: Setup, measure: impl AsyncFnOnce(&mut Mesh) -> Result<T>) -> Result<T> {
+    let mut mesh = unless_stopped(Mesh::start_with(folder, setup)).await?;
+    let measured = unless_stopped(measure(&mut mesh)).await;
+    mesh.stop().await?;
+    measured
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, raise};
+
+    #[tokio::test]
+    async fn a_signal_ends_the_work_and_not_the_process() {
+        struct Owner<'a>(&'a mut bool);
+        impl Drop for Owner<'_> {
+            fn drop(&mut self) {
+                *self.0 = true;
+            }
+        }
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut ended = false;
+            let work = async {
+                let _owner = Owner(&mut ended);
+                raise(signal)?;
+                std::future::pending::<Result<()>>().await
+            };
+            assert!(unless_stopped(work).await.is_err());
+            assert!(ended, "what the work started is left");
+        }
     }
 }

@@ -7,6 +7,18 @@ use std::{path::PathBuf, time::Duration};
 use carrick_apiserver::storage::etcd::{EtcdOptions, Server};
 use clap::Args;
 
+use crate::output::Format;
+
+/// What every command about the embedded API's storage takes.
+#[derive(Debug, Clone, Args)]
+pub struct StorageFlags {
+    #[command(flatten)]
+    pub etcd: EtcdFlags,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+}
+
 /// Which etcd.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EtcdFlags {

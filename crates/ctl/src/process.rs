@@ -71,7 +71,8 @@ pub fn pin(pid: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// The sidecar processes of a pod: the agent whose environment names the pod, and the Envoy it started.
+/// The sidecar processes of a pod that this process started, by others or by itself: the agent whose environment names the pod, and
+/// the Envoy it started. Pods of other meshes on this machine may have the same name.
 ///
 /// # Errors
 /// When the process table cannot be read.
@@ -90,7 +91,7 @@ pub fn sidecars(wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u3
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         match program(pid).as_deref() {
-            Some("carrick-proxy") => {
+            Some("carrick-proxy") if is_below(pid) => {
                 let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
                 let names = environment.split(|b| *b == 0).filter_map(|entry| entry.strip_prefix(b"POD_NAME="));
                 for name in names.filter_map(|name| std::str::from_utf8(name).ok()).filter(|name| wanted(name)) {
@@ -110,7 +111,7 @@ pub fn sidecars(wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u3
     Ok(found)
 }
 
-/// The processes whose environment has this value of a variable.
+/// The processes below this one whose environment has this value of a variable.
 ///
 /// # Errors
 /// When the process table cannot be read.
@@ -120,7 +121,7 @@ pub fn with_variable(name: &str, value: &str) -> Result<Vec<u32>> {
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment.split(|b| *b == 0).any(|one| one == wanted.as_bytes()) {
+        if environment.split(|b| *b == 0).any(|one| one == wanted.as_bytes()) && is_below(pid) {
             found.push(pid);
         }
     }
@@ -131,6 +132,11 @@ pub fn with_variable(name: &str, value: &str) -> Result<Vec<u32>> {
 pub fn program(pid: u32) -> Option<String> {
     let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     Some(path.file_name()?.to_str()?.to_owned())
+}
+
+/// Whether this process started it, or something that this process started did.
+fn is_below(pid: u32) -> bool {
+    std::iter::successors(parent(pid), |pid| parent(*pid)).any(|pid| pid == std::process::id())
 }
 
 /// The parent's process id: the fourth field of `stat`, after the name in parentheses.
@@ -152,4 +158,35 @@ pub fn on_path(program: &str) -> Option<std::path::PathBuf> {
 pub fn tasks(pid: u32) -> Result<Vec<i32>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid}"))?;
     Ok(entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn processes_of_another_mesh_are_none_of_ours() {
+        let value = format!("of-{}", std::process::id());
+        let started = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).env("CARRICK_TEST_MARK", &value).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            (child, line.trim().parse::<u32>().unwrap())
+        };
+        // One stays below us, by a shell that waits for it; whoever started the other is gone.
+        let (mut ours, below) = started("sleep 60 >/dev/null & echo $!; wait");
+        let (mut gone, other) = started("sleep 60 >/dev/null & echo $!");
+        gone.wait().unwrap();
+        let mut found = with_variable("CARRICK_TEST_MARK", &value).unwrap();
+        for pid in [below, other] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::SIGKILL).unwrap();
+        }
+        ours.wait().unwrap();
+        found.retain(|pid| [below, other].contains(pid));
+        assert_eq!(found, [below]);
+    }
 }

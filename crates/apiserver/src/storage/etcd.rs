@@ -180,18 +180,23 @@ pub(super) fn run(
     });
 }
 
+/// What somebody who is no replica wants of an etcd. Blocks.
+fn asked<T, E: From<StorageError>>(
+    options: &EtcdOptions,
+    work: impl AsyncFnOnce(Client, Layout) -> Result<T, E>,
+) -> Result<T, E> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| StorageError::Medium(e.to_string()))?;
+    runtime.block_on(work(Client::new(options.clone()), Layout::new(&options.prefix)))
+}
+
 /// Puts `entries` (name, content) down in etcd if none of them is there, and gives those that are: what all replicas have
 /// to share, by whoever was first. Blocks.
 ///
 /// # Errors
 /// As [`super::Engine::over_etcd`]; `Medium` when only some are there.
 pub fn agree(options: &EtcdOptions, entries: Vec<(&str, Vec<u8>)>) -> Result<Vec<Vec<u8>>, StorageError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| StorageError::Medium(e.to_string()))?;
-    runtime.block_on(async {
-        let (client, layout) = (Client::new(options.clone()), Layout::new(&options.prefix));
+    asked(options, async |client, layout| {
         client.appears(layout.own("tick")).await;
         let mut txn = wire::TxnRequest::default();
         for (name, content) in &entries {

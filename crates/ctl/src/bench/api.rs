@@ -4,7 +4,6 @@
 //! machine with it, which the figures do not subtract.
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,12 +20,8 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::served::Served;
-use crate::{
-    etcd,
-    output::{self, Format},
-    process,
-};
+use super::served::{Served, ServedFlags};
+use crate::{output, process};
 
 /// Requests under way at once while objects are made.
 const TOGETHER: usize = 64;
@@ -57,14 +52,8 @@ pub struct Options {
     /// Bytes of an object's content.
     #[arg(long, default_value_t = 500, value_name = "BYTES")]
     size: usize,
-    /// Folder of the server's data [default: one of its own that is removed].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
     #[command(flatten)]
-    etcd: etcd::EtcdFlags,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value = "short")]
-    output: Format,
+    served: ServedFlags,
 }
 
 /// Measures.
@@ -72,13 +61,11 @@ pub struct Options {
 /// # Errors
 /// When the server cannot be started or answers what it should not.
 pub async fn run(options: Options) -> Result<u8> {
-    let own = std::env::temp_dir().join(format!("carrick-bench-api-{}", std::process::id()));
-    let folder = options.folder.clone().unwrap_or_else(|| own.clone());
-    let measured = measure(&options, &folder).await;
-    // Ours alone; what is left of it harms nobody.
-    let _removed = std::fs::remove_dir_all(&own);
+    let folder = options.served.folder("bench-api");
+    let measured = super::unless_stopped(measure(&options, &folder.path)).await;
+    drop(folder);
     let measured = measured?;
-    match output::machine(&measured, options.output)? {
+    match output::machine(&measured, options.served.storage.output)? {
         Some(text) => print!("{text}"),
         None => {
             for (name, value) in measured.as_object().into_iter().flatten() {
@@ -99,7 +86,7 @@ fn rounded(value: f64) -> Value {
 
 async fn measure(options: &Options, folder: &std::path::Path) -> Result<Value> {
     process::take_descriptors();
-    let mut server = Served::start(folder, options.etcd.clone().resolve()).await?;
+    let mut server = Served::start(folder, options.served.storage.etcd.clone().resolve()).await?;
     let client = server.client().await?;
     let mut shown = serde_json::Map::new();
     let memory = |server: &Served| {

@@ -3,7 +3,7 @@
 //! Invariant: the judgement is the one of the API's own tests (`carrick_apiserver::check`); here it is longer, over HTTP to
 //! servers of their own, which may be killed meanwhile.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -19,11 +19,8 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::served::Served;
-use crate::{
-    etcd,
-    output::{self, Format},
-};
+use super::served::{Served, ServedFlags};
+use crate::output;
 
 const PATH: &str = "/api/v1/namespaces/default/configmaps";
 const PREFIX: &str = "checked-";
@@ -61,14 +58,8 @@ pub struct Options {
     /// Kill one server in turn (SIGKILL) so often, and start it again.
     #[arg(long, value_parser = crate::duration::parse, value_name = "DURATION")]
     kill: Option<Duration>,
-    /// Folder for the servers' data; below it, one for each [default: one of its own that is removed].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
     #[command(flatten)]
-    etcd: etcd::EtcdFlags,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value = "short")]
-    output: Format,
+    served: ServedFlags,
 }
 
 /// Runs it; 1 when something was found.
@@ -76,12 +67,11 @@ pub struct Options {
 /// # Errors
 /// When it cannot be carried out.
 pub async fn run(options: Options) -> Result<u8> {
-    let etcd = options.etcd.clone().resolve();
+    let etcd = options.served.storage.etcd.clone().resolve();
     if options.servers > 1 && etcd.is_none() {
         bail!("several servers need one --etcd-servers");
     }
-    let own = std::env::temp_dir().join(format!("carrick-check-{}", std::process::id()));
-    let folder = options.folder.clone().unwrap_or_else(|| own.clone());
+    let folder = options.served.folder("check");
     let wanted = check::Options {
         events: options.events,
         writers: options.writers,
@@ -92,13 +82,15 @@ pub async fn run(options: Options) -> Result<u8> {
         seed: options.seed,
         ..check::Options::default()
     };
-    let outcome = if options.direct {
-        direct(&folder, etcd, wanted).await
-    } else {
-        served(&options, &folder, etcd, wanted).await
-    };
-    // Ours alone; what is left of it harms nobody.
-    let _removed = std::fs::remove_dir_all(&own);
+    let outcome = super::unless_stopped(async {
+        if options.direct {
+            direct(&folder.path, etcd, wanted).await
+        } else {
+            served(&options, &folder.path, etcd, wanted).await
+        }
+    })
+    .await;
+    drop(folder);
     let (outcome, kills) = outcome?;
     show(&options, &outcome, kills)?;
     Ok(u8::from(!outcome.findings.is_empty()))
@@ -110,7 +102,7 @@ fn show(options: &Options, outcome: &Outcome, kills: u64) -> Result<()> {
     let value = json!({"changes": outcome.changes, "withoutAnswer": outcome.doubtful, "refused": outcome.refused,
         "seen": outcome.events, "streams": outcome.streams, "relists": outcome.relists, "kills": kills,
         "seconds": seconds, "changesPerSecond": outcome.changes as f64 / seconds.max(0.001), "findings": findings});
-    if let Some(text) = output::machine(&value, options.output)? {
+    if let Some(text) = output::machine(&value, options.served.storage.output)? {
         print!("{text}");
         return Ok(());
     }

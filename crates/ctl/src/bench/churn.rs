@@ -72,10 +72,8 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     let folder = crate::demo::mesh::folder(data_dir, "bench-churn");
     let life = format!("{}ms", options.certificate_ttl.as_millis());
     let setup = Setup { up: vec!["--workload-cert-ttl".into(), life], ..Setup::default() };
-    let mut mesh = Mesh::start_with(&folder.path, setup).await?;
-    let result = churn(&mut mesh, options, &folder.path).await;
-    mesh.stop().await?;
-    let (samples, done) = result?;
+    let (samples, done) =
+        super::with_mesh(&folder.path, setup, async |mesh: &mut Mesh| churn(mesh, options, &folder.path).await).await?;
     let failed = done.get("failed").and_then(Value::as_u64).unwrap_or(u64::MAX);
     let most = options.most * 1e6;
     let passed = failed == 0 && samples.iter().all(|(_, all)| !all.grows(most));

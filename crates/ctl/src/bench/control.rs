@@ -30,7 +30,10 @@ use tokio::{
 
 use self::proxy::{Acked, NAMESPACE, Proxy, Tally};
 use super::{manifests, page, summary::median};
-use crate::{demo::mesh::Mesh, process};
+use crate::{
+    demo::mesh::{Mesh, Setup},
+    process,
+};
 
 /// How long one change may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,10 +76,8 @@ pub struct Options {
 /// It does not start, a stream ends, or a change does not arrive in time.
 pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
     let folder = crate::demo::mesh::folder(data_dir, "bench-control");
-    let mut mesh = Mesh::start(&folder.path).await?;
-    let result = measure(&mut mesh, options).await;
-    mesh.stop().await?;
-    let figures = result?;
+    let figures =
+        super::with_mesh(&folder.path, Setup::default(), async |mesh: &mut Mesh| measure(mesh, options).await).await?;
     for (what, value) in &figures {
         println!("{:<44} {value}", what.replace('_', " "));
     }

@@ -11,16 +11,34 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use carrick_apiserver::storage::etcd::EtcdOptions;
+use clap::Args;
 use kube::Client;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
 
-use crate::cluster;
+use crate::{cluster, demo::mesh::Folder, etcd::StorageFlags};
 
 /// Long enough for 100,000 objects in a debug build.
 const START: Duration = Duration::from_secs(120);
+
+/// Where servers keep their objects, and how it is told what came of them.
+#[derive(Debug, Clone, Args)]
+pub struct ServedFlags {
+    /// Folder of the servers' data; of several, below it, one for each [default: one of its own that is removed].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    #[command(flatten)]
+    pub storage: StorageFlags,
+}
+
+impl ServedFlags {
+    /// The folder; without one, one of its own that is called after `what`.
+    pub fn folder(&self, what: &str) -> Folder {
+        Folder::of(self.folder.as_deref(), what)
+    }
+}
 
 /// One server.
 pub struct Served {

@@ -19,7 +19,10 @@ use super::{
     pairs::{self, NAMESPACE, Pair, Subject, Variant},
     summary::Summary,
 };
-use crate::{demo::mesh::Mesh, process};
+use crate::{
+    demo::mesh::{Mesh, Setup},
+    process,
+};
 
 /// Until the start is over.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -73,10 +76,10 @@ pub async fn run(options: &Options, data_dir: &Path) -> Result<u8> {
         process::on_path(program).with_context(|| format!("{program} is not installed (`make bench` installs it)"))?;
     }
     let folder = crate::demo::mesh::folder(data_dir, "bench");
-    let mut mesh = Mesh::start(&folder.path).await?;
-    let result = Bench::measure(&mut mesh, options, &folder.path).await;
-    mesh.stop().await?;
-    let (summary, mut value) = result?;
+    let (summary, mut value) = super::with_mesh(&folder.path, Setup::default(), async |mesh: &mut Mesh| {
+        Bench::measure(mesh, options, &folder.path).await
+    })
+    .await?;
     value.insert("modes".into(), Value::Object(summary.json()));
     std::fs::create_dir_all(&options.out)?;
     let file = options.out.join("sidecars.json");

@@ -427,9 +427,16 @@ pub struct Folder {
 
 /// The folder the user named, or else a new one that is called after the scenario.
 pub fn folder(data_dir: &Path, scenario: &str) -> Folder {
-    let ours = data_dir == Path::new(carrick_pod::options::DEFAULT_DATA_DIR);
-    let name = format!("carrick-{scenario}-{}", std::process::id());
-    Folder { path: if ours { std::env::temp_dir().join(name) } else { data_dir.to_owned() }, ours }
+    let named = data_dir != Path::new(carrick_pod::options::DEFAULT_DATA_DIR);
+    Folder::of(named.then_some(data_dir), scenario)
+}
+
+impl Folder {
+    /// The one that was named, or else a new one that is called after `what` and removed in the end.
+    pub fn of(named: Option<&Path>, what: &str) -> Self {
+        let own = || std::env::temp_dir().join(format!("carrick-{what}-{}", std::process::id()));
+        Self { ours: named.is_none(), path: named.map_or_else(own, Path::to_owned) }
+    }
 }
 
 impl Drop for Folder {

@@ -5,7 +5,7 @@
 use super::super::{Key, Record, StorageError};
 use super::client::Client;
 use super::layout::{Layout, range_end};
-use super::{EtcdOptions, revision_of, wire};
+use super::{EtcdOptions, asked, revision_of, wire};
 
 /// Written in one transaction; etcd takes 128 operations and 1.5 MiB.
 const TOGETHER: usize = 64;
@@ -34,12 +34,7 @@ pub fn restore(
     files: &[(&str, &[u8])],
     force: bool,
 ) -> Result<u64, RestoreError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| StorageError::Medium(e.to_string()))?;
-    runtime.block_on(async {
-        let (client, layout) = (Client::new(options.clone()), Layout::new(&options.prefix));
+    asked(options, async |client, layout| {
         let prefix = layout.prefix().as_bytes().to_vec();
         let there = count(&client, &prefix, &layout).await?;
         if there > 0 && !force {
