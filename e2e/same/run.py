@@ -1,15 +1,16 @@
 """The same transcript on two API servers: what differs, beyond what docs/embedded-api.md states.
 
     run.py record FILE KUBECONFIG [--only PART,…]      runs the transcript and keeps the answers
-    run.py compare FILE FILE [--all]                   what differs between two recordings; exit code 1 if anything does
+    run.py compare FILE FILE [--all] [--unused]        what differs between two recordings; exit code 1 if anything does
     run.py answers FILE [OURS]                         the refusals of a recording, as apiserver's tests read them
 
 A transcript (`*.txt` beside this file) is a list of steps: `$ kubectl …` (or `$ kubectl-1.20 …`) runs a command, `$~` repeats it until it
 works, `GET /path`, `POST /path type` and so on make a request of their own; `|` is what is typed in or sent, `@` a header of the request
 (`@token ID` leaves the administrator's certificate out). `{HOOK}` and `{CA}` stand for a webhook that this program serves.
 
-What is never the same is made the same first: uids, times, revisions, addresses, ports of nodes, generated names. `stated.txt` names what is
-allowed to differ, each with the words of docs/embedded-api.md that say so.
+What is never the same is made the same first: uids, times, revisions, addresses, ports of nodes, generated names; and the order in which
+several mistakes are told, which is random in Kubernetes. `stated.txt` names what is allowed to differ, below the row of docs/embedded-api.md
+that says so: a row that the page does not have is an error, and so is with `--unused` a rule that nothing needs.
 """
 
 import argparse
@@ -221,8 +222,10 @@ SHORT_DATE = re.compile(r"\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d(\.\d+)?( \+0000( 
 ADDRESS = re.compile(r"\b(10|172|192|127)\.\d+\.\d+\.\d+(:\d+)?\b")
 FIXED = re.compile(r"\b\d+\.\d+\.\d+\.0/\d+")
 TOKEN = re.compile(r"ey[\w-]{20,}\.[\w-]+\.[\w-]+")
-GENERATED = re.compile(r"\b((?:gen|auto|web|app|run|job|sel|noselector|api-access|Bad)-(?:[a-z]+-)?)[bcdfghjklmnpqrstvwxz2456789]{5}\b")
-HASH = re.compile(r"\b((?:web|app|dep|ssa|idle)[a-z-]*-|pod-template-hash[=:] ?\"?)[bcdfghjklmnpqrstvwxz2456789]{8,10}\b")
+LETTERS = "[bcdfghjklmnpqrstvwxz2456789]"
+GENERATED = re.compile(rf"\b((?:gen|auto|web|app|run|job|fromcj|sel|noselector|api-access|Bad)-(?:[a-z]+-)?){LETTERS}{{5}}\b")
+HASH = re.compile(rf"\b((?:web|app|dep|ssa|idle|owned)[a-z-]*-|pod-template-hash[=:] ?\"?){LETTERS}{{8,10}}\b")
+REVISION = re.compile(r"(\bcurrent: |\bresource version to be 1, was |\bin record \(|\bResource Version: +|resourceVersion\\+\": ?\\+\")\d+")
 
 
 def plain(text):
@@ -239,6 +242,8 @@ def plain(text):
     text = ADDRESS.sub("IP", text)
     text = GENERATED.sub(r"\1NAME", text)
     text = HASH.sub(r"\1HASH", text)
+    text = re.sub(rf"(-HASH-){LETTERS}{{5}}\b", r"\1NAME", text)
+    text = REVISION.sub(r"\1RV", text)
     text = re.sub(r"\b3[0-2]\d{3}\b", "NODEPORT", text)
     text = re.sub(r"(?<![\w.-])(\d+[smhd]){1,2}(?![\w-])(?= |$|\n)", "AGE", text, flags=re.M)
     text = re.sub(r"(BC|continue=|\"continue\": ?\")[\w=%-]{10,}", r"\1CONTINUE", text)
@@ -294,50 +299,72 @@ def record(arguments):
             print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     if arguments.only and os.path.exists(arguments.file):
         with open(arguments.file) as file:
-            recording = {**json.load(file), **recording}
+            kept = {key: answer for key, answer in json.load(file).items() if key.split(":")[0] not in parts(arguments.only)}
+            recording = {**kept, **recording}
     with open(arguments.file, "w") as out:
         json.dump(recording, out, indent=1)
         out.write("\n")
 
 
 def stated():
-    """Rules of `stated.txt`: `PART:STEP-PATTERN  LINE-PATTERN`, after a `#` line that quotes the page."""
-    rules = []
-    path = os.path.join(HERE, "stated.txt")
-    if not os.path.exists(path):
-        return rules
-    with open(path) as file:
-        for line in file:
+    """Rules of `stated.txt`: `PART:STEP-PATTERN  LINE-PATTERN` or `PART:LINE-NUMBER  LINE-PATTERN`, below the row of the page (`## ROW`) that
+    says so."""
+    with open(os.path.join(HERE, "../../docs/embedded-api.md")) as file:
+        rows = {line.split("|")[1].strip().replace("`", "") for line in file if line.startswith("| ")}
+    rules, row = [], None
+    with open(os.path.join(HERE, "stated.txt")) as file:
+        for number, line in enumerate(file, 1):
             line = line.rstrip("\n")
-            if line and not line.startswith("#"):
-                step, _, pattern = line.partition("\t")
-                rules.append([step, re.compile(pattern), 0])
+            if line.startswith("## "):
+                row = line[3:]
+                if row not in rows:
+                    sys.exit(f"stated.txt:{number}: docs/embedded-api.md has no row {row!r}")
+            elif line and not line.startswith("#"):
+                step, tab, pattern = line.partition("\t")
+                if not tab or row is None:
+                    sys.exit(f"stated.txt:{number}: no rule of a row")
+                rules.append([step, re.compile(pattern), 0, number])
     return rules
+
+
+def in_order(lines):
+    """Several mistakes (`* …`, with the lines that belong to each) in the order of the alphabet."""
+    done, points = [], []
+    for line in lines:
+        if line.startswith("* "):
+            points.append([line])
+        elif points:
+            points[-1].append(line)
+        else:
+            done.append(line)
+    return done + [line for point in sorted(points) for line in point]
 
 
 def compare(arguments):
     with open(arguments.left) as left, open(arguments.right) as right:
         left, right = json.load(left), json.load(right)
-    rules, differing, same = stated(), 0, 0
+    rules, differing, same, missing = [] if arguments.all else stated(), 0, 0, 0
 
-    def allowed(step, line):
+    def allowed(key, step, line):
         for rule in rules:
-            if fnmatch.fnmatchcase(step, rule[0]) and rule[1].search(line):
+            if (key == rule[0] or fnmatch.fnmatchcase(step, rule[0])) and rule[1].search(line):
                 rule[2] += 1
                 return True
         return False
 
     for key, here in left.items():
         there = right.get(key)
+        if there is None:
+            missing += 1
         if there is None or (arguments.only and key.split(":")[0] not in arguments.only.split(",")):
             continue
         name = f"{key.split(':')[0]}:{here['step']}"
-        both = [[f"= {answer['exit']}"] + [f"! {line}" for line in answer["err"]] + answer["out"] for answer in (here, there)]
+        both = [[f"= {answer['exit']}"] + [f"! {line}" for line in in_order(answer["err"])] + answer["out"] for answer in (here, there)]
         lines = [line for line in difflib.unified_diff(*both, lineterm="", n=2)][2:]
-        changes = [line for line in lines if line[0] in "+-" and not allowed(name, line)]
+        changes = [line for line in lines if line[0] in "+-" and not allowed(key, name, line)]
         # A comma at a line's end says only that something follows.
         bare = {sign: [line[1:].rstrip(",") for line in changes if line[0] == sign] for sign in "+-"}
-        if arguments.all or bare["+"] != bare["-"]:
+        if bare["+"] != bare["-"]:
             differing += 1
             print(f"\n## {key} {here['step']}")
             print("\n".join(lines[: arguments.lines]))
@@ -345,8 +372,13 @@ def compare(arguments):
                 print(f"… {len(lines) - arguments.lines} more lines")
         else:
             same += 1
-    print(f"\n{same} steps the same, {differing} differ")
-    return 1 if differing else 0
+    print(f"\n{same} steps the same or differing as stated, {differing} differ otherwise")
+    if missing:
+        print(f"{missing} steps of the first are not in the second")
+    unused = [rule for rule in rules if not rule[2]] if arguments.unused else []
+    for rule in unused:
+        print(f"stated.txt:{rule[3]}: nothing needs it: {rule[0]} {rule[1].pattern}")
+    return 1 if differing or unused or missing else 0
 
 
 def told_by(answer):
@@ -364,25 +396,28 @@ def answers(arguments):
         recording = json.load(file)
     with open(arguments.other or arguments.file) as file:
         other = json.load(file)
-    random = re.compile(r"\b(UID|TIME|RV|NODEPORT|CONTINUE|IP|AGE|TOKEN|HASH|NAME)\b")
-    print("# Requests and what kube-apiserver 1.36.2 answered (code and message), made by e2e/same/run.py. `|` is the body, `>` the answer. A")
-    print("# ConfigMap `a` is there.")
-    for part in ("http", "rules"):
+    random = re.compile(r"\b(UID(?!:)|TIME|RV|NODEPORT|CONTINUE|IP|AGE|TOKEN|HASH|NAME)\b")
+    print("# Requests and what kube-apiserver 1.36.2 answered (code and message), made by e2e/same/run.py. `|` is the body, `@` a header,")
+    print("# `>` the answer. A ConfigMap `a` is there.")
+    for part in ("http", "rules", "rbac"):
         for step in steps(part):
             answer = recording.get(f"{part}:{step.line}")
             # What is about an object that another step made is not there for the tests.
             made = re.search(r"/configmaps/[bs]\b", step.head)
-            if step.head.startswith("$") or step.headers or made or not answer or not isinstance(answer["exit"], int):
+            told_who = any(header.split(":")[0] in ("anonymous", "Authorization", "Accept") for header in step.headers)
+            if step.head.startswith("$") or told_who or made or not answer or not isinstance(answer["exit"], int):
                 continue
             told = told_by(answer)
+            here = re.sub(r'"(web-http|rb)"', '"default"', told)
             there = other.get(f"{part}:{step.line}")
             if not there or (there["exit"], told_by(there)) != (answer["exit"], told):
                 continue
             if random.search(told) or (answer["exit"] < 400 and "dryRun=All" not in step.head):
                 continue
-            print(step.head.replace("web-http", "default"))
+            print(re.sub(r"\bweb-http\b|(?<=namespaces/)rb\b", "default", step.head))
             print("".join(f"| {line}\n" for line in step.input), end="")
-            print(f"> {answer['exit']} {told}".replace("\n", "\\n").rstrip())
+            print("".join(f"@ {header}\n" for header in step.headers), end="")
+            print(f"> {answer['exit']} {here}".replace("\n", "\\n").rstrip())
     return 0
 
 
@@ -398,7 +433,8 @@ def main():
     two.add_argument("left")
     two.add_argument("right")
     two.add_argument("--only", default="")
-    two.add_argument("--all", action="store_true")
+    two.add_argument("--all", action="store_true", help="also what is stated")
+    two.add_argument("--unused", action="store_true", help="rules that nothing needs are errors")
     two.add_argument("--lines", type=int, default=60)
     three = commands.add_parser("answers")
     three.add_argument("file")

@@ -80,6 +80,8 @@ pub struct ObjectType {
     pub enforce_required: bool,
     /// Whether fields that are not named here are kept, whatever they hold.
     pub open: bool,
+    /// Whether server-side apply takes it as one value.
+    pub whole: bool,
 }
 
 /// One field of an object.
@@ -132,7 +134,8 @@ impl Schema {
     pub fn cursor(&self) -> Cursor<'_> {
         static ANY: Type = Type::Any;
         let ty = self.definitions.get(&self.root).unwrap_or(&ANY);
-        Cursor { definitions: &self.definitions, ty }.resolved()
+        Cursor { definitions: &self.definitions, ty, name: &self.root, whole: false, always: false, omitted: false }
+            .resolved()
     }
 
     /// All definitions that the kind needs (and possibly others of the same family).
@@ -146,16 +149,26 @@ impl Schema {
 pub struct Cursor<'a> {
     definitions: &'a Definitions,
     ty: &'a Type,
+    /// The definition that this is, empty for a part of one.
+    name: &'a str,
+    whole: bool,
+    always: bool,
+    omitted: bool,
 }
 
 impl<'a> Cursor<'a> {
-    fn resolved(self) -> Self {
+    fn resolved(mut self) -> Self {
         static ANY: Type = Type::Any;
         let mut ty = self.ty;
         // Definitions never form a cycle of bare references; the bound keeps a mistake from hanging a server.
         for _ in 0..8 {
-            let Type::Ref(name) = ty else { return Self { ty, ..self } };
+            let Type::Ref(name) = ty else {
+                self.whole |= matches!(ty, Type::Object(object) if object.whole);
+                return Self { ty, ..self };
+            };
             ty = self.definitions.get(name).unwrap_or(&ANY);
+            self.name = name;
+            self.whole |= merge_keys::is_whole(name);
         }
         Self { ty: &ANY, ..self }
     }
@@ -166,17 +179,42 @@ impl<'a> Cursor<'a> {
     }
 
     fn at(self, ty: &'a Type) -> Self {
-        Self { ty, ..self }.resolved()
+        Self { ty, name: "", whole: false, always: false, omitted: false, ..self }.resolved()
     }
 
     /// The place of a field of an object, or of a value of a map. `None` when there is no such field, or inside a value
     /// of any shape.
     pub fn field(self, name: &str) -> Option<Self> {
         match self.ty {
-            Type::Object(object) => object.fields.get(name).map(|f| self.at(&f.ty)),
+            Type::Object(object) => {
+                let mut place = self.at(&object.fields.get(name)?.ty);
+                place.whole |= merge_keys::is_whole_field(self.name, name);
+                let required = object.required.iter().any(|r| &**r == name);
+                let own = self.name.starts_with(merge_keys::KUBERNETES);
+                // What Kubernetes keeps as it came is one value.
+                place.whole |= own && matches!(place.ty, Type::Any);
+                place.always = own && (required || merge_keys::is_always(name));
+                place.omitted = own && !required && matches!(place.ty, Type::List { .. } | Type::Map { .. });
+                Some(place)
+            }
             Type::Map { values, .. } => Some(self.at(values)),
             _ => None,
         }
+    }
+
+    /// Whether a map here belongs to one manager as a whole, as a label selector does.
+    pub fn is_whole(self) -> bool {
+        self.whole
+    }
+
+    /// Whether Kubernetes' own type has the field in every object, be it empty, so that nobody has put it there.
+    pub fn is_always(self) -> bool {
+        self.always
+    }
+
+    /// Whether Kubernetes' own type leaves the field out where it holds nothing.
+    pub fn is_omitted(self) -> bool {
+        self.omitted
     }
 
     /// The place of the items of a list.

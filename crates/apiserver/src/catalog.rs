@@ -148,7 +148,7 @@ impl Resource {
             return None;
         }
         let scale = first.pointer("/subresources/scale").and_then(ScalePaths::defined);
-        let served = [("scale", scale.is_some()), ("status", has("status"))];
+        let served = [("status", has("status")), ("scale", scale.is_some())];
         let subresources = served.into_iter().filter(|(_, is)| *is).map(|(name, _)| name.to_owned()).collect();
         let webhook =
             object.pointer("/spec/conversion/webhook").filter(|_| text("/spec/conversion/strategy") == "Webhook");
@@ -267,7 +267,8 @@ impl Resource {
     pub fn verbs(&self) -> &'static [&'static str] {
         match &self.shape {
             Shape::Kind(kind) => kind.verbs(),
-            Shape::Custom(_) => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+            // In this order.
+            Shape::Custom(_) => &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"],
         }
     }
 }

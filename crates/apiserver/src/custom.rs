@@ -13,7 +13,6 @@ mod values;
 
 use crate::error::Cause;
 use carrick_api::schema::Schema;
-use carrick_api::schema::check::type_name;
 use carrick_api::timestamp::Timestamp;
 use columns::Column;
 use kube_cel::cel::Program;
@@ -23,6 +22,9 @@ use values::Patterns;
 
 /// The resource of definitions.
 pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+/// Kubernetes' own name for what empties a kind before its definition goes.
+pub const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// What a definition says of its versions.
 pub struct Definition {
@@ -39,8 +41,15 @@ struct Version {
     patterns: Patterns,
     rules: Option<CompiledSchema>,
     columns: Vec<Column>,
+    /// Fields that one may select by, `spec.color`.
+    selectable: Vec<String>,
     /// Whether it is going, and what its users are told instead of the usual.
     outdated: Option<Option<String>>,
+}
+
+/// What the compiler says, with the lines of the source shown as Kubernetes shows them.
+fn indented(told: &str) -> String {
+    told.replace("\n| ", "\n | ")
 }
 
 /// Whether a CEL expression can be used.
@@ -48,7 +57,7 @@ struct Version {
 /// # Errors
 /// Why not.
 pub fn compile(expression: &str) -> Result<(), String> {
-    Program::compile(expression).map(drop).map_err(|e| e.to_string())
+    Program::compile(expression).map(drop).map_err(|e| indented(&e.to_string()))
 }
 
 impl Version {
@@ -62,12 +71,23 @@ impl Version {
             patterns: Patterns::of(&text),
             rules: has_rules(&text).then(|| compile_schema(&cel::for_the_runner(&text))),
             columns: columns::read(version),
+            selectable: {
+                let fields = version.get("selectableFields").and_then(Value::as_array).into_iter().flatten();
+                let path = |field: &Value| Some(field.get("jsonPath")?.as_str()?.trim_start_matches('.').to_owned());
+                fields.filter_map(path).collect()
+            },
             outdated: (version.get("deprecated") == Some(&Value::Bool(true)))
                 .then(|| version.get("deprecationWarning").and_then(Value::as_str).map(str::to_owned)),
             name: name.to_owned(),
             text,
         })
     }
+}
+
+/// Whether rules could stumble over what is wrong.
+fn blocks(causes: &[Cause]) -> bool {
+    let reasons = ["NotSupported", "Required", "TooLong", "TooMany", "TypeInvalid"];
+    causes.iter().any(|cause| reasons.iter().any(|reason| cause.reason.strip_prefix("FieldValue") == Some(reason)))
 }
 
 /// Rules were not asked.
@@ -144,6 +164,11 @@ impl Definition {
         text
     }
 
+    /// Fields that one may select by.
+    pub fn selectable(&self, version: &str) -> &[String] {
+        self.version(version).map_or(&[], |v| &v.selectable)
+    }
+
     /// Fills in what the schema has defaults for.
     pub fn default(&self, version: &str, object: &mut Value) {
         if let Some(version) = self.version(version) {
@@ -169,11 +194,11 @@ impl Definition {
             }
         };
         causes.retain(|cause| is_new(&cause.field));
-        // Rules are asked only about values that are otherwise in order.
+        // Rules are asked only about values of which they can make sense.
         match &version.rules {
-            Some(rules) if causes.is_empty() => {
-                causes = self.broken_rules(version, rules, object, old);
-                causes.retain(|cause| is_new(&cause.field));
+            Some(rules) if !blocks(&causes) => {
+                let broken = self.broken_rules(version, rules, object, old);
+                causes.extend(broken.into_iter().filter(|cause| is_new(&cause.field)));
             }
             Some(_) => causes.push(unasked()),
             None => {}
@@ -181,9 +206,17 @@ impl Definition {
         causes
     }
 
-    /// What is told besides of a value of a wrong type in a kind that has rules.
-    pub fn unasked(&self, version: &str) -> Option<Cause> {
-        self.version(version)?.rules.as_ref().map(|_| unasked())
+    /// What is told besides of a value of which some parts have `wrong` types: the rest, and that rules were not asked.
+    pub fn besides(&self, version: &str, object: &Value, wrong: &[Cause]) -> Vec<Cause> {
+        let Some(version) = self.version(version) else { return Vec::new() };
+        let mut object = object.clone();
+        defaults::apply(&version.text, &mut object, 0);
+        let mut causes = values::check(&version.text, &version.patterns, &object);
+        causes.retain(|cause| !wrong.iter().any(|w| w.field == cause.field));
+        if version.rules.is_some() && (blocks(wrong) || blocks(&causes)) {
+            causes.push(unasked());
+        }
+        causes
     }
 
     fn broken_rules(
@@ -201,12 +234,17 @@ impl Definition {
         let outcome = Validator::new().validate_compiled_with_context(rules, object, old, Some(&root));
         let Err(errors) = outcome else { return Vec::new() };
         let one = |error: kube_cel::ValidationError| {
-            let value = object.pointer(&values::pointer(&error.field_path)).unwrap_or(&Value::Null);
-            let shown = format!("{:?}", type_name(value));
+            // The value of a map is not shown, nor is one of its fields that the rule names besides.
+            let place = |path: &str| object.pointer(&values::pointer(path)).unwrap_or(&Value::Null).clone();
+            let named = cel::names_field(&version.text, &error.field_path);
+            let value = if named { Value::Object(Map::new()) } else { place(&error.field_path) };
+            // A map or a list is not shown.
+            let shown = if value.is_object() || value.is_array() { String::new() } else { value.to_string() };
             let (reason, message) = match error.reason.as_deref() {
                 Some("FieldValueRequired") => ("FieldValueRequired", format!("Required value: {}", error.message)),
                 Some("FieldValueForbidden") => ("FieldValueForbidden", format!("Forbidden: {}", error.message)),
                 Some("FieldValueDuplicate") => ("FieldValueDuplicate", format!("Duplicate value: {shown}")),
+                _ if shown.is_empty() => ("FieldValueInvalid", format!("Invalid value: {}", error.message)),
                 _ => ("FieldValueInvalid", format!("Invalid value: {shown}: {}", error.message)),
             };
             Cause { reason, message, field: error.field_path }

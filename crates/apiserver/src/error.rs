@@ -188,11 +188,29 @@ fn join_causes(causes: &[Cause]) -> String {
     match causes {
         [] => String::new(),
         [one] => line(one),
-        many => format!("[{}]", many.iter().map(line).collect::<Vec<_>>().join(", ")),
+        many => {
+            // What is found twice is told once.
+            let mut lines: Vec<String> = Vec::new();
+            for line in many.iter().map(line) {
+                if !lines.contains(&line) {
+                    lines.push(line);
+                }
+            }
+            if let [one] = lines.as_slice() { one.clone() } else { format!("[{}]", lines.join(", ")) }
+        }
     }
 }
 
 impl ApiError {
+    /// An error that Kubernetes does not name: no reason, no details.
+    pub fn unnamed(code: u16, message: impl Into<String>) -> Self {
+        let message = message.into();
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code,
+        });
+        Self::Told { code, message, status: Box::new(status) }
+    }
+
     /// 404 for `name` of `resource` (`plural` or `plural.group`).
     pub fn not_found(resource: &str, name: &str) -> Self {
         Self::NotFound(Subject::of(resource, name))
@@ -300,7 +318,12 @@ impl ApiError {
             "message": self.to_string(), "reason": self.reason(),
         });
         if let Some(map) = status.as_object_mut() {
-            if !details.is_empty() || subject.is_some() {
+            let empty = match self {
+                Self::NoSuchPath | Self::MethodNotAllowed => true,
+                Self::NotAcceptable(why) => why.starts_with("406"),
+                _ => false,
+            };
+            if !details.is_empty() || subject.is_some() || empty {
                 map.insert("details".into(), Value::Object(details));
             }
             map.insert("code".into(), json!(self.code()));

@@ -90,15 +90,16 @@ impl Authorizer for Rbac {
     }
 
     fn rules(&self, user: &User, namespace: &str) -> Vec<Rule> {
-        if user.in_group(MASTERS) {
+        let own =
+            self.with(|table| table.rules_of(user, namespace).into_iter().map(|(_, rule)| rule.to_rule()).collect());
+        let mut own: Vec<Rule> = own.unwrap_or_default();
+        // They may do everything, whatever became of the binding that says so.
+        if user.in_group(MASTERS) && !own.iter().any(|rule| rule.verbs == ["*"] && rule.resources == ["*"]) {
             let star = || vec!["*".to_owned()];
-            return vec![
-                Rule { verbs: star(), api_groups: star(), resources: star(), ..Rule::default() },
-                Rule { verbs: star(), non_resource_urls: star(), ..Rule::default() },
-            ];
+            own.push(Rule { verbs: star(), api_groups: star(), resources: star(), ..Rule::default() });
+            own.push(Rule { verbs: star(), non_resource_urls: star(), ..Rule::default() });
         }
-        self.with(|table| table.rules_of(user, namespace).into_iter().map(|(_, rule)| rule.to_rule()).collect())
-            .unwrap_or_default()
+        own
     }
 }
 

@@ -260,25 +260,39 @@ impl Api {
         }
     }
 
-    /// `Impersonate-User` and `Impersonate-Group`, for those who may.
+    /// `Impersonate-User`, `-Uid`, `-Group` and `-Extra-…`, for those who may.
     fn impersonated(&self, headers: &HeaderMap, user: User) -> ApiResult<User> {
         let all = |name: &str| {
             headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect::<Vec<_>>()
         };
         let (names, groups) = (all("impersonate-user"), all("impersonate-group"));
+        let uid = all("impersonate-uid").into_iter().next().unwrap_or_default();
+        let extra: std::collections::BTreeMap<String, Vec<String>> = headers
+            .keys()
+            .filter_map(|name| Some((name, name.as_str().strip_prefix("impersonate-extra-")?)))
+            .map(|(name, key)| (request::unescaped(key), all(name.as_str())))
+            .collect();
         let Some(name) = names.into_iter().next().filter(|n| !n.is_empty()) else {
-            if groups.is_empty() {
+            if groups.is_empty() && uid.is_empty() && extra.is_empty() {
                 return Ok(user);
             }
-            let listed: Vec<String> = groups.iter().map(|g| format!("{g:?}")).collect();
             return Err(ApiError::BadRequest(format!(
-                "requested &user.DefaultInfo{{Name:\"\", UID:\"\", Groups:[]string{{{}}}, Extra:map[string][]string(nil)}} without impersonating a user name",
-                listed.join(", ")
+                "requested &user.DefaultInfo{{Name:\"\", UID:{uid:?}, Groups:{}, Extra:map[string][]string{}}} without impersonating a user name",
+                go_list(&groups),
+                if extra.is_empty() {
+                    "(nil)".to_owned()
+                } else {
+                    let pairs: Vec<String> =
+                        extra.iter().map(|(key, all)| format!("{key:?}:{}", go_list(all))).collect();
+                    format!("{{{}}}", pairs.join(", "))
+                }
             )));
         };
-        let may = |resource: &str, namespace: &str, name: &str| {
+        let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
             let attributes = Attributes {
                 verb: "impersonate".into(),
+                group: group.into(),
+                subresource: subresource.into(),
                 resource: resource.into(),
                 namespace: namespace.into(),
                 name: name.into(),
@@ -289,11 +303,17 @@ impl Api {
         };
         let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
         match account {
-            Some((namespace, account)) => may("serviceaccounts", namespace, account)?,
-            None => may("users", "", &name)?,
+            Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
+            None => may("", "users", "", "", &name)?,
         }
         for group in &groups {
-            may("groups", "", group)?;
+            may("", "groups", "", "", group)?;
+        }
+        for (key, value) in extra.iter().flat_map(|(key, all)| all.iter().map(move |value| (key, value))) {
+            may("authentication.k8s.io", "userextras", key, "", value)?;
+        }
+        if !uid.is_empty() {
+            may("authentication.k8s.io", "uids", "", "", &uid)?;
         }
         let mut groups = groups;
         if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
@@ -302,7 +322,7 @@ impl Api {
         if name != "system:anonymous" && !groups.iter().any(|g| g == auth::AUTHENTICATED) {
             groups.push(auth::AUTHENTICATED.into());
         }
-        Ok(User { name, groups, ..User::default() })
+        Ok(User { name, uid, groups, extra })
     }
 
     /// Everything that is not an object.
@@ -406,6 +426,15 @@ pub fn parse_anything(bytes: &[u8]) {
         let options = apply::Options { manager: Some("fuzz"), force: true, now: time::OffsetDateTime::UNIX_EPOCH };
         drop(apply::apply(pods, &path, Some(&base), document, &options));
     }
+}
+
+/// A list of texts as Go prints it.
+fn go_list(texts: &[String]) -> String {
+    if texts.is_empty() {
+        return "[]string(nil)".to_owned();
+    }
+    let quoted: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
+    format!("[]string{{{}}}", quoted.join(", "))
 }
 
 /// What is known of a request for the log and the counters.

@@ -76,9 +76,22 @@ impl Selectors {
     /// # Errors
     /// `BadRequest`.
     pub fn parse(resource: &str, labels: Option<&str>, fields: Option<&str>) -> ApiResult<Self> {
+        Self::of(resource, None, labels, fields)
+    }
+
+    /// As `parse`; `custom` are the fields that the definition of a custom kind lets one select by.
+    ///
+    /// # Errors
+    /// `BadRequest`.
+    pub fn of(
+        resource: &str,
+        custom: Option<&[String]>,
+        labels: Option<&str>,
+        fields: Option<&str>,
+    ) -> ApiResult<Self> {
         Ok(Self {
             labels: LabelSelector::parse(labels.unwrap_or(""))?,
-            fields: FieldSelector::parse(resource, fields.unwrap_or(""))?,
+            fields: FieldSelector::parse(resource, custom, fields.unwrap_or(""))?,
         })
     }
 
@@ -285,7 +298,7 @@ impl FieldSelector {
     ///
     /// # Errors
     /// `BadRequest`, also for fields that cannot be selected by.
-    pub fn parse(resource: &str, text: &str) -> ApiResult<Self> {
+    fn parse(resource: &str, custom: Option<&[String]>, text: &str) -> ApiResult<Self> {
         let mut terms = Vec::new();
         for part in text.split(',').filter(|p| !p.is_empty()) {
             let (field, equal, wanted) = if let Some((f, v)) = part.split_once("!=") {
@@ -296,8 +309,9 @@ impl FieldSelector {
                 return Err(ApiError::BadRequest(format!("invalid selector: '{text}'; can't understand '{part}'")));
             };
             let own = FIELDS.iter().find(|(r, _)| *r == resource).map_or(&[][..], |(_, fields)| fields);
-            if !matches!(field, "metadata.name" | "metadata.namespace") && !own.contains(&field) {
-                if own.is_empty() && resource != "namespaces" {
+            let defined = custom.is_some_and(|fields| fields.iter().any(|f| f == field));
+            if !matches!(field, "metadata.name" | "metadata.namespace") && !own.contains(&field) && !defined {
+                if custom.is_none() && own.is_empty() && resource != "namespaces" {
                     let only = "\"metadata.name\", \"metadata.namespace\"";
                     return Err(ApiError::BadRequest(format!("{field:?} is not a known field selector: only {only}")));
                 }
@@ -380,11 +394,15 @@ mod tests {
     #[test]
     fn fields() {
         let pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"nodeName": "m"}, "status": {"phase": "Running"}});
-        let select = |text: &str| FieldSelector::parse("pods", text).map(|s| s.matches(&pod));
+        let select = |text: &str| FieldSelector::parse("pods", None, text).map(|s| s.matches(&pod));
         assert!(select("metadata.name=p,status.phase!=Failed,spec.nodeName==m").unwrap());
         assert!(!select("metadata.namespace=x").unwrap());
         assert!(select("spec.hostNetwork=false").unwrap());
         assert!(select("spec.nope=1").is_err());
         assert!(select("metadata.name").is_err());
+        let custom = ["spec.color".to_owned()];
+        let select = |text: &str| FieldSelector::parse("things.example.com", Some(&custom), text);
+        assert!(select("spec.color=red").unwrap().matches(&json!({"spec": {"color": "red"}})));
+        assert_eq!(select("spec.size=1").unwrap_err().to_string(), "field label not supported: spec.size");
     }
 }

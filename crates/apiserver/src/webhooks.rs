@@ -214,9 +214,10 @@ impl Webhooks {
 /// The object after a hook's patch, back in its storage version.
 fn patched(request: &Request<'_>, chosen: &Chosen, object: Value, patch: &json_patch::Patch) -> ApiResult<Value> {
     let mut shown = review::versioned(request.resource, &chosen.version, object);
-    json_patch::patch(&mut shown, patch).map_err(|e| {
-        ApiError::Internal(format!("failed to apply the patch of webhook {:?}: {e}", chosen.hook.name()))
-    })?;
+    for operation in &patch.0 {
+        let done = json_patch::patch(&mut shown, std::slice::from_ref(operation));
+        done.map_err(|error| ApiError::Internal(misfit(operation, &shown, &error)))?;
+    }
     let kept = shown.get("kind").and_then(Value::as_str) == Some(request.resource.kind.as_str());
     if !kept {
         let why = format!("webhook {:?} made an object of another kind", chosen.hook.name());
@@ -226,6 +227,32 @@ fn patched(request: &Request<'_>, chosen: &Chosen, object: Value, patch: &json_p
         map.insert("apiVersion".into(), json!(request.resource.storage_api_version()));
     }
     Ok(shown)
+}
+
+/// Why an operation of a patch does not fit an object, in the words of Kubernetes' library where it is missing something.
+fn misfit(operation: &json_patch::PatchOperation, object: &Value, error: &json_patch::PatchError) -> String {
+    use json_patch::PatchOperation::{Add, Remove, Replace, Test};
+    let (name, path) = match operation {
+        Add(add) => ("add", add.path.to_string()),
+        Remove(remove) => ("remove", remove.path.to_string()),
+        Replace(replace) => ("replace", replace.path.to_string()),
+        Test(test) => return format!("testing value {} failed: test failed", test.path),
+        _ => return error.to_string(),
+    };
+    let (parent, key) = path.rsplit_once('/').unwrap_or(("", path.as_str()));
+    match object.pointer(parent) {
+        Some(Value::Object(_)) if name == "remove" => {
+            format!("error in remove for path: '{path}': Unable to remove nonexistent key: {key}: missing value")
+        }
+        Some(Value::Object(_)) if name == "replace" => {
+            format!("replace operation does not apply: doc is missing key: {path}: missing value")
+        }
+        Some(Value::Array(_) | Value::Object(_)) => format!("error in {name} for path: '{path}': {error}"),
+        _ if name == "replace" => {
+            format!("replace operation does not apply: doc is missing path: {path}: missing value")
+        }
+        _ => format!("{name} operation does not apply: doc is missing path: {path:?}: missing value"),
+    }
 }
 
 /// All hooks of one sort, in the order in which they are asked.

@@ -232,5 +232,5 @@ fn root_object(shape: &TextShape) -> ObjectType {
     ]
     .into();
     fields.extend(shape.status.map(|status| field("status", definition(status))));
-    ObjectType { description: None, fields, required: Vec::new(), enforce_required: false, open: false }
+    ObjectType { description: None, fields, required: Vec::new(), enforce_required: false, open: false, whole: false }
 }

@@ -98,6 +98,7 @@ fn parse(text: &str) -> (Definitions, Vec<String>) {
                     required: Vec::new(),
                     enforce_required: true,
                     open: false,
+                    whole: false,
                 },
             ));
         } else if let Some((name, values)) = line.strip_prefix("enum ").and_then(|rest| rest.split_once('=')) {

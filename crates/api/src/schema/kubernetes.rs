@@ -79,6 +79,7 @@ fn convert_object(definition: &str, schema: &Map<String, Value>) -> Type {
         required,
         enforce_required: false,
         open: false,
+        whole: false,
     })
 }
 
@@ -142,6 +143,10 @@ mod tests {
         all.extend(definitions_of::<apps::DaemonSet>().definitions);
         all.extend(definitions_of::<admission::MutatingWebhookConfiguration>().definitions);
         all.extend(definitions_of::<admission::ValidatingWebhookConfiguration>().definitions);
+        all.extend(definitions_of::<k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler>().definitions);
+        all.extend(definitions_of::<core::PersistentVolumeClaim>().definitions);
+        all.extend(definitions_of::<k8s_openapi::api::policy::v1::PodDisruptionBudget>().definitions);
+        all.extend(definitions_of::<k8s_openapi::api::certificates::v1::CertificateSigningRequest>().definitions);
         for (definition, field) in merge_keys::places() {
             let Some(Type::Object(object)) = all.get(definition) else { panic!("no {definition}") };
             let is_list = object.fields.get(field).is_some_and(|f| matches!(f.ty, Type::List { .. }));

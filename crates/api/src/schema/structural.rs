@@ -73,6 +73,7 @@ fn list_merge(schema: &Map<String, Value>) -> ListMerge {
 
 fn object(schema: &Map<String, Value>, depth: usize) -> Type {
     let open = flag(schema, "x-kubernetes-preserve-unknown-fields");
+    let whole = schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic");
     let deeper = depth.saturating_add(1);
     match schema.get("additionalProperties") {
         Some(Value::Bool(true)) => return Type::Map { keys: Keys::Text, values: Box::new(Type::Any) },
@@ -94,7 +95,7 @@ fn object(schema: &Map<String, Value>, depth: usize) -> Type {
     let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
     let required = required.filter_map(Value::as_str).map(Arc::from).collect();
     let description = schema.get("description").and_then(Value::as_str).map(Arc::from);
-    Type::Object(ObjectType { description, fields, required, enforce_required: false, open })
+    Type::Object(ObjectType { description, fields, required, enforce_required: false, open, whole })
 }
 
 #[cfg(test)]

@@ -9,12 +9,10 @@ use tracing::debug;
 
 use super::follow::Follower;
 use crate::catalog::Resource;
-use crate::custom;
+use crate::custom::{self, FINALIZER};
 use crate::error::{ApiError, ApiResult};
 use crate::store::{DeleteOptions, Intent, Store, WriteOptions, name_of, namespace_of, rfc3339};
 
-/// Kubernetes' own name for what empties a kind before its definition goes.
-const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// While objects with finalizers of their own keep a definition.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -70,19 +68,20 @@ fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A name of this definition that an older one of its group has.
-fn taken(definition: &Value, all: &[Value]) -> Option<String> {
+/// The names of this definition that an older one of its group has: the field and the name, in Kubernetes' order.
+fn taken(definition: &Value, all: &[Value]) -> Vec<(&'static str, String)> {
     let group = text(definition, "/spec/group");
     let created = |d: &Value| (text(d, "/metadata/creationTimestamp").to_owned(), text(d, "/metadata/uid").to_owned());
     let others = || {
         let own = |d: &&Value| name_of(d) != name_of(definition);
         all.iter().filter(own).filter(|d| text(d, "/spec/group") == group && created(d) < created(definition))
     };
-    ["kind", "listKind", "singular"].into_iter().find_map(|field| {
+    let fields = ["singular", "kind", "listKind"].into_iter().filter_map(|field| {
         let name = text(definition, &format!("/spec/names/{field}"));
         let same = others().any(|d| text(d, &format!("/spec/names/{field}")) == name);
-        same.then(|| format!("{name:?} is already in use"))
-    })
+        same.then(|| (field, name.to_owned()))
+    });
+    fields.collect()
 }
 
 async fn establish(store: &Store, definition: &Value, all: &[Value]) -> ApiResult<()> {
@@ -93,15 +92,7 @@ async fn establish(store: &Store, definition: &Value, all: &[Value]) -> ApiResul
         if new.pointer("/metadata/deletionTimestamp").is_some() {
             return Ok(Intent::Keep);
         }
-        if let Some(meta) = new.get_mut("metadata").and_then(Value::as_object_mut) {
-            let list = meta.entry("finalizers").or_insert_with(|| json!([]));
-            if let Some(list) = list.as_array_mut()
-                && !list.iter().any(|f| f == FINALIZER)
-            {
-                list.push(json!(FINALIZER));
-            }
-        }
-        let status = status(&new, refused.as_deref(), &now);
+        let status = status(&new, &refused, &now);
         if let Some(map) = new.as_object_mut() {
             map.insert("status".into(), status);
         }
@@ -113,7 +104,7 @@ async fn establish(store: &Store, definition: &Value, all: &[Value]) -> ApiResul
     }
 }
 
-fn status(definition: &Value, refused: Option<&str>, now: &str) -> Value {
+fn status(definition: &Value, refused: &[(&str, String)], now: &str) -> Value {
     let old = |kind: &str| {
         let list = definition.pointer("/status/conditions").and_then(Value::as_array);
         list.into_iter().flatten().find(|c| text(c, "/type") == kind).cloned()
@@ -123,13 +114,22 @@ fn status(definition: &Value, refused: Option<&str>, now: &str) -> Value {
         let since = since.map_or(now.to_owned(), |c| text(&c, "/lastTransitionTime").to_owned());
         json!({"type": kind, "status": status, "lastTransitionTime": since, "reason": reason, "message": message})
     };
-    let conditions = match refused {
+    let conditions = match refused.last() {
         None => vec![
             condition("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
             condition("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
         ],
-        Some(why) => vec![
-            condition("NamesAccepted", "False", "KindConflict", why),
+        Some((field, name)) => vec![
+            condition(
+                "NamesAccepted",
+                "False",
+                match *field {
+                    "singular" => "SingularConflict",
+                    "kind" => "KindConflict",
+                    _ => "ListKindConflict",
+                },
+                &format!("{name:?} is already in use"),
+            ),
             condition("Established", "False", "NotAccepted", "not all names are accepted"),
         ],
     };
@@ -142,7 +142,13 @@ fn status(definition: &Value, refused: Option<&str>, now: &str) -> Value {
             stored.push(name);
         }
     }
-    let names = definition.pointer("/spec/names").cloned().unwrap_or_default();
+    let mut names = definition.pointer("/spec/names").cloned().unwrap_or_default();
+    if let Some(map) = names.as_object_mut() {
+        for (field, _) in refused {
+            map.shift_remove(*field);
+        }
+        map.entry("kind").or_insert_with(|| json!(""));
+    }
     json!({"acceptedNames": names, "conditions": conditions, "storedVersions": stored})
 }
 

@@ -331,7 +331,8 @@ fn next(deployment: &Value, counted: Counted, now: &str) -> Option<Value> {
     };
     let conditions =
         [condition("Available", available), condition("Progressing", progress), condition("ReplicaFailure", failure)];
-    let mut status = json!({"observedGeneration": number("/metadata/generation").unwrap_or(1)});
+    let mut status =
+        json!({"observedGeneration": number("/metadata/generation").unwrap_or(1), "terminatingReplicas": 0});
     if let Some(map) = status.as_object_mut() {
         let missing = wanted.saturating_sub(ready).max(0);
         for (field, count) in [

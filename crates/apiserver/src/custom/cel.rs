@@ -28,6 +28,20 @@ const DEEPEST: usize = 64;
 const REASONS: [&str; 4] = ["FieldValueRequired", "FieldValueForbidden", "FieldValueInvalid", "FieldValueDuplicate"];
 const TRY: &str = "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)";
 
+/// Whether a path is one that a rule above it names as its `fieldPath`.
+pub fn names_field(schema: &Value, path: &str) -> bool {
+    let (above, last) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut steps = above.split('.').map(|s| s.split('[').next().unwrap_or(s)).filter(|s| !s.is_empty());
+    let place = steps.try_fold(schema, |schema, step| {
+        let own = schema.get("properties").and_then(|p| p.get(step)).or_else(|| schema.get("additionalProperties"))?;
+        Some(own.get("items").unwrap_or(own))
+    });
+    let rules = place.and_then(|p| p.get("x-kubernetes-validations")).and_then(Value::as_array);
+    rules.into_iter().flatten().any(|rule| {
+        rule.get("fieldPath").and_then(Value::as_str).is_some_and(|field| field.trim_start_matches('.') == last)
+    })
+}
+
 /// What is wrong with the rules of a version's schema, which is at `path`.
 pub fn check(schema: &Value, path: &str) -> Vec<Cause> {
     let mut checker = Checker::default();

@@ -104,7 +104,10 @@ fn hoist(cause: &mut Cause) {
     let own = match rest.strip_prefix("schema.openAPIV3Schema") {
         Some("") if cause.message == "Required value" => return,
         Some(rest) => format!("spec.validation.openAPIV3Schema{rest}"),
-        None if rest.starts_with("subresources") || rest.starts_with("additionalPrinterColumns") => {
+        None if ["subresources", "additionalPrinterColumns", "selectableFields"]
+            .iter()
+            .any(|p| rest.starts_with(p)) =>
+        {
             format!("spec.{rest}")
         }
         None => return,
@@ -196,6 +199,7 @@ fn versions(spec: &Map<String, Value>, old: Option<&Value>, causes: &mut Vec<Cau
             causes.push(Cause::invalid(format!("{at}.name"), &json!(name), why));
         }
         printed(version, &at, causes);
+        pointed(version, &at, causes);
         let at = format!("{at}.schema.openAPIV3Schema");
         match version.pointer(SCHEMA) {
             None => causes.push(Cause::required(at, "")),
@@ -246,10 +250,42 @@ fn printed(version: &Value, at: &str, causes: &mut Vec<Cause>) {
         }
         if !path.is_empty() && !path.starts_with(['.', '[']) {
             causes.push(Cause::invalid(
-                format!("{at}.jsonPath"),
+                format!("{at}.JSONPath"),
                 &json!(path),
                 "must be a simple json path starting with .",
             ));
+        }
+    }
+}
+
+/// Where the numbers of a scale stand, and the fields that one may select by.
+fn pointed(version: &Value, at: &str, causes: &mut Vec<Cause>) {
+    for (field, places) in [
+        ("specReplicasPath", &[".spec"][..]),
+        ("statusReplicasPath", &[".status"]),
+        ("labelSelectorPath", &[".spec", ".status"]),
+    ] {
+        let path = version.pointer(&format!("/subresources/scale/{field}")).and_then(Value::as_str).unwrap_or_default();
+        let field = format!("{at}.subresources.scale.{field}");
+        if path.is_empty() {
+            if places.len() == 1 && version.pointer("/subresources/scale").is_some() {
+                causes.push(Cause::required(field, ""));
+            }
+        } else if !places.iter().any(|place| path.strip_prefix(place).is_some_and(|rest| rest.starts_with('.'))) {
+            let why = format!("should be a json path under {}", places.join(" or "));
+            causes.push(Cause::invalid(field, &json!(path), why));
+        }
+    }
+    let fields = version.get("selectableFields").and_then(Value::as_array);
+    for (index, path) in fields.into_iter().flatten().map(|f| f.get("jsonPath")).enumerate() {
+        let path = path.and_then(Value::as_str).unwrap_or_default();
+        let step = |schema: &Value, name: &str| schema.get("properties")?.get(name).cloned();
+        let steps = path.strip_prefix('.').unwrap_or_default().split('.');
+        let found =
+            steps.into_iter().try_fold(version.pointer(SCHEMA).cloned().unwrap_or_default(), |s, n| step(&s, n));
+        if found.is_none() {
+            let why = "is an invalid path: does not refer to a valid field";
+            causes.push(Cause::invalid(format!("{at}.selectableFields[{index}].jsonPath"), &json!(path), why));
         }
     }
 }
@@ -261,8 +297,8 @@ fn lost_versions(object: &Value, old: &Value, causes: &mut Vec<Cause>) {
     let stored = old.pointer("/status/storedVersions").and_then(Value::as_array).into_iter().flatten();
     for (index, version) in stored.filter_map(Value::as_str).enumerate() {
         if !names.contains(version) {
-            let why = "missing from spec.versions; v1 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in it and removes it from status.storedVersions";
-            let why = why.replacen("v1", version, 1);
+            let why = "missing from spec.versions; v1 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in v1 and removes v1 from status.storedVersions";
+            let why = why.replace("v1", version);
             causes.push(Cause::invalid(format!("status.storedVersions[{index}]"), &json!(version), why));
         }
     }
@@ -308,6 +344,15 @@ mod tests {
             fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] =
                 json!({"type": "string", "pattern": "("})),
             at("properties[spec].pattern")
+        );
+        assert_eq!(
+            fields(|d| d["spec"]["versions"][0]["selectableFields"] = json!([{"jsonPath": ".spec.none"}])),
+            "spec.selectableFields[0].jsonPath"
+        );
+        assert_eq!(
+            fields(|d| d["spec"]["versions"][0]["subresources"] =
+                json!({"scale": {"specReplicasPath": ".status.x", "statusReplicasPath": ".status.y"}})),
+            "spec.subresources.scale.specReplicasPath"
         );
         assert_eq!(
             fields(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =

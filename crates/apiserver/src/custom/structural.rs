@@ -340,7 +340,11 @@ impl Checker {
         let completed = whole.get("d").unwrap_or(default);
         let nullable = flag(map, "nullable") && default.is_null();
         if let Some(finding) = wrong_type.filter(|_| !nullable) {
-            self.report(Cause::invalid(field, default, finding));
+            // The name that it has here is none.
+            let path = finding.path.trim_start_matches('d').trim_start_matches('.').to_owned();
+            let finding = carrick_api::schema::FieldError { path: path.clone(), ..finding };
+            let field = if path.is_empty() { field } else { format!("{field}.{path}") };
+            self.report(Cause { reason: finding.cause(), message: finding.message(), field });
             return;
         }
         for cause in values::check(schema, &patterns, completed) {
@@ -439,7 +443,10 @@ mod tests {
                 "",
             ),
             (json!({}), "s.properties[f].type: Required value: must not be empty for specified object fields"),
-            (json!({"type": "string", "default": 1}), "s.properties[f].default: Invalid value: 1"),
+            (
+                json!({"type": "string", "default": 1}),
+                "s.properties[f].default: Invalid value: \"integer\":  in body must be of type string",
+            ),
             (json!({"type": "string", "pattern": "("}), "s.properties[f].pattern: Invalid value"),
             (
                 json!({"type": "string", "enum": ["a"], "default": "b"}),

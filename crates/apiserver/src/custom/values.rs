@@ -95,8 +95,8 @@ impl Checker<'_> {
         match value {
             Value::Number(n) => self.number(schema, n.as_f64().unwrap_or(0.0), value, path),
             Value::String(text) => self.text(schema, text, value, path),
-            Value::Array(list) => self.list(schema, list, value, path, depth),
-            Value::Object(map) => self.object(schema, map, value, path, depth),
+            Value::Array(list) => self.list(schema, list, path, depth),
+            Value::Object(map) => self.object(schema, map, path, depth),
             _ => {}
         }
         self.combinations(schema, value, path, depth);
@@ -147,17 +147,16 @@ impl Checker<'_> {
 
     fn text(&mut self, schema: &Map<String, Value>, text: &str, value: &Value, path: &str) {
         let length = text.chars().count() as u64;
+        // Of these three the first that does not hold is told.
         if let Some(max) = count(schema, "maxLength").filter(|max| length > *max) {
             self.report(Cause {
                 reason: "FieldValueTooLong",
                 message: format!("Too long: may not be more than {max} bytes"),
                 field: path.into(),
             });
-        }
-        if let Some(min) = count(schema, "minLength").filter(|min| length < *min) {
+        } else if let Some(min) = count(schema, "minLength").filter(|min| length < *min) {
             self.invalid(path, value, format!("should be at least {min} chars long"));
-        }
-        if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
+        } else if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
             && !self.patterns.0.get(pattern).is_some_and(|regex| regex.is_match(text))
         {
             self.invalid(path, value, format!("should match '{pattern}'"));
@@ -165,17 +164,19 @@ impl Checker<'_> {
         if let Some(format) = schema.get("format").and_then(Value::as_str)
             && !has_format(format, text)
         {
-            self.invalid(path, value, format!("must be of type {format}: {value}"));
+            let mut cause = Cause::invalid(path, value, format!("{path} in body must be of type {format}: {value}"));
+            cause.reason = "FieldValueTypeInvalid";
+            self.report(cause);
         }
     }
 
-    fn list(&mut self, schema: &Map<String, Value>, list: &[Value], value: &Value, path: &str, depth: usize) {
+    fn list(&mut self, schema: &Map<String, Value>, list: &[Value], path: &str, depth: usize) {
         let length = list.len() as u64;
         if let Some(max) = count(schema, "maxItems").filter(|max| length > *max) {
             self.too_many(path, length, max);
         }
         if let Some(min) = count(schema, "minItems").filter(|min| length < *min) {
-            self.invalid(path, value, format!("should have at least {min} items"));
+            self.invalid(path, &length.into(), format!("should have at least {min} items"));
         }
         match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
             Some("set") => self.duplicates(list, path, Value::clone),
@@ -220,24 +221,19 @@ impl Checker<'_> {
         });
     }
 
-    fn object(
-        &mut self,
-        schema: &Map<String, Value>,
-        map: &Map<String, Value>,
-        value: &Value,
-        path: &str,
-        depth: usize,
-    ) {
+    fn object(&mut self, schema: &Map<String, Value>, map: &Map<String, Value>, path: &str, depth: usize) {
         let size = map.len() as u64;
         if let Some(max) = count(schema, "maxProperties").filter(|max| size > *max) {
             self.too_many(path, size, max);
         }
         if let Some(min) = count(schema, "minProperties").filter(|min| size < *min) {
-            self.invalid(path, value, format!("should have at least {min} properties"));
+            self.invalid(path, &size.into(), format!("should have at least {min} properties"));
         }
+        let embedded = flag(schema, "x-kubernetes-embedded-resource");
         let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
         let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-        for name in required.filter_map(Value::as_str) {
+        let named = ["apiVersion", "kind"].into_iter().filter(|_| embedded);
+        for name in required.filter_map(Value::as_str).chain(named) {
             if map.get(name).is_none_or(Value::is_null) {
                 self.report(Cause::required(below(name), ""));
             }
@@ -272,29 +268,39 @@ impl Checker<'_> {
         }
         let any = list("anyOf");
         if !any.is_empty() && !any.iter().any(|s| fits(self, s).is_ok()) {
-            self.combined(path, value, "must validate at least one schema (anyOf)");
+            self.combined(path, "must validate at least one schema (anyOf)");
+            self.first(any.iter().find_map(|s| fits(self, s).err()));
         }
         let one = list("oneOf");
         if !one.is_empty() {
             match one.iter().filter(|s| fits(self, s).is_ok()).count() {
                 1 => {}
-                0 => self.combined(path, value, "must validate one and only one schema (oneOf). Found none valid"),
+                0 => {
+                    self.combined(path, "must validate one and only one schema (oneOf). Found none valid");
+                    self.first(one.iter().find_map(|s| fits(self, s).err()));
+                }
                 many => {
                     let why = format!("must validate one and only one schema (oneOf). Found {many} valid alternatives");
-                    self.combined(path, value, &why);
+                    self.combined(path, &why);
                 }
             }
         }
         if let Some(not) = schema.get("not")
             && fits(self, not).is_ok()
         {
-            self.combined(path, value, "must not validate the schema (not)");
+            self.combined(path, "must not validate the schema (not)");
         }
     }
 
-    fn combined(&mut self, path: &str, value: &Value, why: &str) {
+    /// Kubernetes names neither field nor value of these.
+    fn combined(&mut self, path: &str, why: &str) {
         let why = format!("{path:?} {why}");
-        self.report(Cause::invalid(path, value, why));
+        self.report(Cause::invalid("<nil>", &Value::String(String::new()), why));
+    }
+
+    /// What the first alternative lacks.
+    fn first(&mut self, causes: Option<Vec<Cause>>) {
+        causes.into_iter().flatten().for_each(|cause| self.report(cause));
     }
 }
 
@@ -379,7 +385,7 @@ mod tests {
             ),
             (
                 json!({"must": 1, "either": {}}),
-                "spec.either: Invalid value: {}: \"spec.either\" must validate one and only one schema (oneOf). Found none valid",
+                "<nil>: Invalid value: \"\": \"spec.either\" must validate one and only one schema (oneOf). Found none valid; spec.either.a: Required value",
             ),
         ] {
             assert_eq!(told(spec.clone()).join("; "), expected, "{spec}");

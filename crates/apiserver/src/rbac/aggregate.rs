@@ -24,7 +24,7 @@ pub fn aggregated(role: &Value, all: &[Value]) -> Option<Value> {
             }
         }
     }
-    Some(Value::Array(rules))
+    Some(if rules.is_empty() { Value::Null } else { Value::Array(rules) })
 }
 
 #[cfg(test)]
@@ -40,6 +40,7 @@ mod tests {
         assert_eq!(aggregated(&whole, &[]), None);
         whole["aggregationRule"] =
             json!({"clusterRoleSelectors": [{"matchLabels": {"to": "x"}}, {"matchLabels": {"to": "y"}}]});
+        assert_eq!(aggregated(&whole, &[]), Some(Value::Null));
         let all = [
             whole.clone(),
             role("a", "x", json!([read])),

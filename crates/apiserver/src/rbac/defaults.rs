@@ -13,6 +13,7 @@ const API_GROUP: &str = "rbac.authorization.k8s.io";
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 const WRITE: [&str; 5] = ["create", "delete", "deletecollection", "patch", "update"];
+const ALL: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const ISTIO_GROUPS: [&str; 5] = [
     "networking.istio.io",
     "security.istio.io",
@@ -22,21 +23,32 @@ const ISTIO_GROUPS: [&str; 5] = [
 ];
 
 /// What `view` may read; secrets are not among it.
-const VIEWABLE: [&str; 11] = [
+const VIEWABLE: [&str; 10] = [
     "configmaps",
     "endpoints",
-    "events",
-    "namespaces",
-    "namespaces/status",
+    "persistentvolumeclaims",
+    "persistentvolumeclaims/status",
     "pods",
-    "pods/log",
-    "pods/status",
+    "replicationcontrollers",
+    "replicationcontrollers/scale",
     "serviceaccounts",
     "services",
     "services/status",
 ];
+/// What others write and everybody may read.
+const TOLD: [&str; 8] = [
+    "bindings",
+    "limitranges",
+    "namespaces/status",
+    "pods/log",
+    "pods/status",
+    "replicationcontrollers/status",
+    "resourcequotas",
+    "resourcequotas/status",
+];
 /// What `view` may read of applications.
-const APPLICATIONS: [&str; 11] = [
+const APPLICATIONS: [&str; 12] = [
+    "controllerrevisions",
     "daemonsets",
     "daemonsets/status",
     "deployments",
@@ -50,32 +62,58 @@ const APPLICATIONS: [&str; 11] = [
     "statefulsets/status",
 ];
 /// What `edit` may write of them.
-const RUN: [&str; 7] = [
+const RUN: [&str; 8] = [
     "daemonsets",
     "deployments",
+    "deployments/rollback",
     "deployments/scale",
     "replicasets",
     "replicasets/scale",
     "statefulsets",
     "statefulsets/scale",
 ];
+/// The group in which some of these once were, to read and to write; nothing of it is served any more.
+const EXTENSIONS: [&str; 12] = [
+    "daemonsets",
+    "daemonsets/status",
+    "deployments",
+    "deployments/scale",
+    "deployments/status",
+    "ingresses",
+    "ingresses/status",
+    "networkpolicies",
+    "replicasets",
+    "replicasets/scale",
+    "replicasets/status",
+    "replicationcontrollers/scale",
+];
+const EXTENSIONS_RUN: [&str; 9] = [
+    "daemonsets",
+    "deployments",
+    "deployments/rollback",
+    "deployments/scale",
+    "ingresses",
+    "networkpolicies",
+    "replicasets",
+    "replicasets/scale",
+    "replicationcontrollers/scale",
+];
 /// Work that ends.
 const WORK: [&str; 4] = ["cronjobs", "cronjobs/status", "jobs", "jobs/status"];
 /// Ways into pods; who reads alone has none of them. `pods/exec` and `pods/attach` are not among them: a process that is run as a pod has the
 /// machine's files, and whoever may start another beside it, or type into it, is as good as root there.
-const INTO_PODS: [&str; 1] = ["pods/portforward"];
-/// What `view` may read of what is kept and not acted on.
-const KEPT: [&str; 7] = [
-    "limitranges",
-    "persistentvolumeclaims",
-    "persistentvolumeclaims/status",
-    "replicationcontrollers",
-    "replicationcontrollers/status",
-    "resourcequotas",
-    "resourcequotas/status",
-];
+const INTO_PODS: [&str; 4] = ["pods/portforward", "pods/proxy", "secrets", "services/proxy"];
 /// What `edit` may also write.
-const EDITABLE: [&str; 6] = ["configmaps", "endpoints", "pods", "secrets", "serviceaccounts", "services"];
+const EDITABLE: [&str; 8] = [
+    "configmaps",
+    "persistentvolumeclaims",
+    "replicationcontrollers",
+    "replicationcontrollers/scale",
+    "secrets",
+    "serviceaccounts",
+    "services",
+    "services/proxy",
+];
 
 /// Roles that are made of others, each of the one before it too.
 const AGGREGATED: [&str; 3] = ["view", "edit", "admin"];
@@ -163,34 +201,40 @@ fn paths(paths: &[&str]) -> Value {
 fn roles() -> Vec<(&'static str, Vec<Value>)> {
     let view = vec![
         rule(&[""], &VIEWABLE, &READ),
+        rule(&[""], &TOLD, &READ),
+        rule(&[""], &["namespaces"], &READ),
+        rule(&["", "events.k8s.io"], &["events"], &READ),
+        rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["apps"], &APPLICATIONS, &READ),
-        rule(&["batch"], &WORK, &READ),
         rule(&["autoscaling"], &["horizontalpodautoscalers", "horizontalpodautoscalers/status"], &READ),
+        rule(&["batch"], &WORK, &READ),
+        rule(&["extensions"], &EXTENSIONS, &READ),
         rule(&["policy"], &["poddisruptionbudgets", "poddisruptionbudgets/status"], &READ),
         rule(&["networking.k8s.io"], &["ingresses", "ingresses/status", "networkpolicies"], &READ),
-        rule(&[""], &KEPT, &READ),
-        rule(&["apps"], &["controllerrevisions"], &READ),
-        rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
-        rule(&["events.k8s.io"], &["events"], &READ),
+        rule(&["resource.k8s.io"], &["resourceclaims", "resourceclaims/status", "resourceclaimtemplates"], &READ),
         rule(&ISTIO_GROUPS, &["*"], &READ),
     ];
-    let mut edit = vec![rule(&[""], &EDITABLE, &WRITE)];
-    edit.push(rule(&[""], &INTO_PODS, &[&READ[..], &WRITE[..]].concat()));
-    edit.push(rule(&["apps"], &RUN, &WRITE));
-    edit.push(rule(&["batch"], &["cronjobs", "jobs"], &WRITE));
-    edit.push(rule(&["autoscaling"], &["horizontalpodautoscalers"], &WRITE));
-    edit.push(rule(&["policy"], &["poddisruptionbudgets"], &WRITE));
-    edit.push(rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], &WRITE));
-    edit.push(rule(&[""], &["persistentvolumeclaims", "replicationcontrollers"], &WRITE));
-    edit.push(rule(&[""], &["pods/eviction"], &["create"]));
-    edit.push(rule(&[""], &["secrets"], &READ));
-    edit.push(rule(&[""], &["serviceaccounts"], &["impersonate"]));
-    edit.push(rule(&[""], &["serviceaccounts/token"], &["create"]));
-    edit.push(rule(&["coordination.k8s.io"], &["leases"], &[&READ[..], &WRITE[..]].concat()));
-    edit.push(rule(&ISTIO_GROUPS, &["*"], &WRITE));
+    let edit = vec![
+        rule(&[""], &INTO_PODS, &READ),
+        rule(&[""], &["serviceaccounts"], &["impersonate"]),
+        rule(&[""], &["pods", "pods/portforward", "pods/proxy"], &WRITE),
+        rule(&[""], &["pods/eviction"], &["create"]),
+        rule(&[""], &EDITABLE, &WRITE),
+        rule(&[""], &["serviceaccounts/token"], &["create"]),
+        rule(&["", "events.k8s.io"], &["events"], &WRITE),
+        rule(&["apps"], &RUN, &WRITE),
+        rule(&["autoscaling"], &["horizontalpodautoscalers"], &WRITE),
+        rule(&["batch"], &["cronjobs", "jobs"], &WRITE),
+        rule(&["extensions"], &EXTENSIONS_RUN, &WRITE),
+        rule(&["policy"], &["poddisruptionbudgets"], &WRITE),
+        rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], &WRITE),
+        rule(&["coordination.k8s.io"], &["leases"], &ALL),
+        rule(&["resource.k8s.io"], &["resourceclaims", "resourceclaimtemplates"], &WRITE),
+        rule(&ISTIO_GROUPS, &["*"], &WRITE),
+    ];
     let admin = vec![
-        rule(&[API_GROUP], &["roles", "rolebindings"], &[&READ[..], &WRITE[..]].concat()),
         rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+        rule(&[API_GROUP], &["rolebindings", "roles"], &ALL),
     ];
     vec![
         ("cluster-admin", vec![rule(&["*"], &["*"], &["*"]), json!({ "nonResourceURLs": ["*"], "verbs": ["*"] })]),

@@ -5,8 +5,13 @@
 //! has no owner; where an object has no owners at all, an apply finds them all to be `before-first-apply`'s.
 //! What it leaves to others: storing, admission.
 
+mod creation;
 mod fields;
 mod merge;
+mod typed;
+
+pub use creation::note_creation;
+pub use typed::{printed, unfit};
 
 use super::request::ResourcePath;
 use crate::catalog::Resource;
@@ -102,8 +107,13 @@ fn cursor<'a>(resource: &'a Resource, path: &ResourcePath) -> Cursor<'a> {
     resource.schema(&path.version).cursor()
 }
 
-/// What `object` sets, without the fields nobody owns; only status for the status subresource, never status otherwise.
+/// What `object` sets, without the fields nobody owns.
 fn owned(resource: &Resource, path: &ResourcePath, object: &Value) -> FieldSet {
+    FieldSet::of(&ownable(resource, path, object), Some(cursor(resource, path)))
+}
+
+/// The part of an object that has owners; only status for the status subresource, never status otherwise.
+fn ownable(resource: &Resource, path: &ResourcePath, object: &Value) -> Value {
     let mut copy = object.clone();
     if let Some(map) = copy.as_object_mut() {
         map.shift_remove("apiVersion");
@@ -116,13 +126,14 @@ fn owned(resource: &Resource, path: &ResourcePath, object: &Value) -> FieldSet {
             only => map.retain(|key, _| key == only),
         }
         if let Some(meta) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-            meta.retain(|key, _| matches!(key.as_str(), "labels" | "annotations" | "finalizers" | "ownerReferences"));
+            const OWNED: [&str; 5] = ["labels", "annotations", "finalizers", "ownerReferences", "generateName"];
+            meta.retain(|key, _| OWNED.contains(&key.as_str()));
             if meta.is_empty() {
                 map.shift_remove("metadata");
             }
         }
     }
-    FieldSet::of(&copy, Some(cursor(resource, path)))
+    copy
 }
 
 /// Notes the fields that a write other than an apply has changed; for a creation `old` is an empty object.
@@ -146,9 +157,7 @@ pub fn track(
     let given = new.pointer("/metadata/managedFields").is_some();
     let mut list = if given { entries(new) } else { entries(old) };
     let at = Some(cursor(resource, path));
-    let (was, is) = (owned(resource, path, old), owned(resource, path, new));
-    let changed = is.filter(&|steps| fields::lookup(old, steps, at) != fields::lookup(new, steps, at));
-    let removed = was.minus(&is);
+    let (changed, removed) = FieldSet::compare(&ownable(resource, path, old), &ownable(resource, path, new), at);
     if changed.is_empty() && removed.is_empty() {
         return store_entries(new, list);
     }
@@ -254,9 +263,10 @@ pub fn apply(
     let mut new = base.clone();
     merge::merge(&mut new, &config, at);
     if let Some(previous) = &previous {
-        let mut gone = previous.fields.minus(&applied);
+        // What somebody sets a part of stays.
+        let mut gone = previous.fields.minus(&applied.with_parents());
         for entry in list.iter().filter(|e| !is_own(e)) {
-            gone = gone.minus(&entry.fields);
+            gone = gone.minus(&entry.fields.with_parents());
         }
         merge::remove(&mut new, &gone, at);
     }
@@ -391,6 +401,36 @@ mod tests {
             error.to_string(),
             "Apply failed with 1 conflict: conflict with \"kubectl-label\" using v1: .metadata.labels.x"
         );
+    }
+
+    #[test]
+    fn what_is_one_whole_is_replaced() {
+        let mut bench = bench();
+        let config = |selector: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"selector": selector}});
+        bench.apply("a", config(json!({"app": "x"})), false).unwrap();
+        let error = bench.apply("b", config(json!({"tier": "y"})), false).unwrap_err();
+        assert_eq!(error.to_string(), "Apply failed with 1 conflict: conflict with \"a\": .spec.selector");
+        let forced = bench.apply("b", config(json!({"tier": "y"})), true).unwrap();
+        assert_eq!(forced["spec"]["selector"], json!({"tier": "y"}));
+    }
+
+    #[test]
+    fn a_map_goes_with_its_last_key_only() {
+        let mut bench = bench();
+        bench.apply("a", config(json!({"x": "1"}), json!([])), false).unwrap();
+        bench.update("b", |o| o["metadata"]["annotations"] = json!({"n": "1"}));
+        let managed = bench.object.as_ref().unwrap()["metadata"]["managedFields"].clone();
+        assert_eq!(managed[1]["fieldsV1"], json!({"f:metadata": {"f:annotations": {".": {}, "f:n": {}}}}), "{managed}");
+        // As kubectl does when it goes over to server-side apply: what it had set by updates was applied.
+        bench.update("b", |o| {
+            for entry in o["metadata"]["managedFields"].as_array_mut().unwrap() {
+                entry["operation"] = json!("Apply");
+            }
+        });
+        let kept = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "annotations": {"n": "1"}}});
+        assert_eq!(bench.apply("b", kept, false).unwrap()["metadata"]["annotations"], json!({"n": "1"}));
+        let none = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}});
+        assert_eq!(bench.apply("b", none, false).unwrap()["metadata"].get("annotations"), None);
     }
 
     #[test]

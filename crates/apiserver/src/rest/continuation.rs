@@ -4,7 +4,9 @@
 
 use crate::error::{ApiError, ApiResult};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::GeneralPurpose;
+use base64::engine::general_purpose::{NO_PAD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 /// A place in a list.
@@ -42,7 +44,14 @@ pub fn decode(token: &str) -> ApiResult<Place> {
         let left = value.get("left").and_then(Value::as_u64);
         Some(Place { revision, namespace: text("/start/0")?, name: text("/start/1")?, left })
     };
-    place().ok_or_else(|| ApiError::BadRequest("invalid continue token: continue key is not valid".into()))
+    place().ok_or_else(|| {
+        // Kubernetes tells the first letter that is wrong, if it is the first.
+        let go = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
+        let bytes = go.decode(token).unwrap_or_default();
+        let first = bytes.first().filter(|b| **b != b'{').map(|b| char::from(*b));
+        let why = first.map_or(String::new(), |c| format!(": invalid character {c:?} looking for beginning of value"));
+        ApiError::BadRequest(format!("invalid continue token: continue key is not valid{why}"))
+    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod go;
 use crate::catalog::Resource;
 use crate::error::{ApiError, ApiResult, Cause};
 use bytes::Bytes;
+use carrick_api::schema::Reason;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::Body;
@@ -280,8 +281,14 @@ pub fn inspect(resource: &Resource, version: &str, object: &mut Value, duplicate
             unknown = true;
             findings.strict.push(error.message());
         } else {
-            let cause = Cause { reason: error.cause(), message: error.message(), field: error.path };
-            findings.wrong.push(cause);
+            let mut message = error.message();
+            if let (true, Reason::Invalid { value, message: why }) = (resource.is_custom(), &error.reason) {
+                let format = if why.contains("RFC 3339") { "date-time" } else { "byte" };
+                message = format!("Invalid value: {value}: {} in body must be of type {format}: {value}", error.path);
+            }
+            let message = message.replace("of type integer or string", "of type integer,string");
+            let reason = if resource.is_custom() { "FieldValueTypeInvalid" } else { error.cause() };
+            findings.wrong.push(Cause { reason, message, field: error.path });
         }
     }
     findings.strict.extend(duplicates.iter().take(FINDINGS).map(|path| format!("duplicate field {path:?}")));
@@ -333,7 +340,9 @@ pub fn refuse_wrong(resource: &Resource, version: &str, object: &Value, wrong: V
     }
     if resource.is_custom() {
         let mut wrong = wrong;
-        wrong.extend(resource.definition().and_then(|definition| definition.unasked(version)));
+        if let Some(definition) = resource.definition() {
+            wrong.extend(definition.besides(version, object, &wrong));
+        }
         return Err(ApiError::invalid(&resource.group, &resource.kind, crate::store::name_of(object), wrong));
     }
     // Kubernetes' reader stops at the first thing that it cannot read, and names Go's types.

@@ -122,7 +122,13 @@ fn groups(catalog: &Catalog) -> Vec<(String, Vec<String>)> {
 /// By which clients see that what is stored is the same in another version.
 fn storage_hash(resource: &Resource) -> String {
     let version = resource.versions.first().map_or("", String::as_str);
-    let digest = Sha256::digest(format!("{}/{version}/{}", resource.group, resource.kind));
+    // Two that Kubernetes stores as something else than they are served as.
+    let (group, version) = match (resource.group.as_str(), resource.kind.as_str()) {
+        ("events.k8s.io", _) => ("", version),
+        ("apiextensions.k8s.io", _) => ("apiextensions.k8s.io", "v1beta1"),
+        (group, _) => (group, version),
+    };
+    let digest = Sha256::digest(format!("{group}/{version}/{}", resource.kind));
     STANDARD.encode(digest.get(..8).unwrap_or_default())
 }
 

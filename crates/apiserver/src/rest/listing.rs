@@ -80,7 +80,7 @@ impl Listing {
                 break;
             };
             let Some(object) = decode_record(&record) else { continue };
-            let object: Value = shape.versioned(object);
+            let object: Value = shape.item(object);
             out.append(&mut self.before);
             out.extend(serde_json::to_vec(&object).unwrap_or_default());
             self.before.push(b',');

@@ -60,7 +60,7 @@ impl Call<'_> {
         &self.resource.id
     }
 
-    fn form(&self) -> ApiResult<Form> {
+    pub(super) fn form(&self) -> ApiResult<Form> {
         negotiate::form(&self.accept)
     }
 
@@ -111,7 +111,9 @@ impl Call<'_> {
     }
 
     fn selectors(&self) -> ApiResult<Selectors> {
-        Selectors::parse(self.id(), self.query.get("labelSelector"), self.query.get("fieldSelector"))
+        let selectable = self.resource.definition().map_or(&[][..], |d| d.selectable(&self.path.version));
+        let own = self.resource.is_custom().then_some(selectable);
+        Selectors::of(self.id(), own, self.query.get("labelSelector"), self.query.get("fieldSelector"))
     }
 
     /// Who the written fields belong to.
@@ -121,6 +123,7 @@ impl Call<'_> {
 
     /// GET of one object.
     pub async fn get(&self) -> ApiResult<Answer> {
+        self.revision_parameter(true)?;
         let object = self.api.store.get(self.id(), &self.path.namespace, &self.path.name);
         let object = object.ok_or_else(|| ApiError::not_found(self.id(), &self.path.name))?;
         self.show(200, object, &[]).await
@@ -138,12 +141,16 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn revision_parameter(&self) -> ApiResult<Option<u64>> {
+    /// Kubernetes takes a wrong one of a list for the client's mistake, and any other (`unnamed`) for its own.
+    fn revision_parameter(&self, unnamed: bool) -> ApiResult<Option<u64>> {
         let Some(text) = self.query.get("resourceVersion") else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
-            ApiError::BadRequest(format!(
-                "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-            ))
+            let why = format!("resourceVersion: Invalid value: {text:?}: {}", no_number(text));
+            if unnamed {
+                ApiError::unnamed(500, why)
+            } else {
+                ApiError::BadRequest(format!("invalid resource version: {why}"))
+            }
         })
     }
 
@@ -177,8 +184,11 @@ impl Call<'_> {
         let selectors = self.selectors()?;
         let limit = self.query.number::<i64>("limit")?.and_then(|l| usize::try_from(l).ok()).filter(|l| *l > 0);
         self.query.number::<i64>("timeoutSeconds")?;
-        let asked = self.revision_parameter()?;
+        let asked = self.revision_parameter(false)?;
         self.check_list(asked)?;
+        // What the server has at hand is given whole.
+        let whole = asked == Some(0) && self.query.get("continue").is_none();
+        let limit = limit.filter(|_| !whole);
         let (after, at, left) = match self.query.get("continue") {
             Some(token) => {
                 let place = continuation::decode(token)?;
@@ -232,7 +242,7 @@ impl Call<'_> {
         if !self.path.name.is_empty() {
             selectors.fields.add_name(&self.path.name);
         }
-        let asked = self.revision_parameter()?.filter(|r| *r != 0);
+        let asked = self.revision_parameter(true)?.filter(|r| *r != 0);
         let initial = self.query.get("sendInitialEvents");
         let exact = self.query.get("resourceVersionMatch");
         let refused = |field: &str, why: &str| {
@@ -377,6 +387,8 @@ impl Call<'_> {
         let definition = self.resource.definition().filter(|_| operation != Operation::Delete);
         if let Some(definition) = definition {
             definition.default(self.kept_version(), object);
+            // Objects are kept in the first version.
+            definition.default(self.resource.versions.first().map_or("", String::as_str), object);
         }
         let warnings = self.api.admission.admit(object, operation, &context)?;
         if let Some(definition) = definition {
@@ -421,19 +433,33 @@ impl Call<'_> {
             map.shift_remove("status");
         }
         self.fresh_uid(&mut object);
+        let sent = object.clone();
         let mut warnings = self.admit(&mut object, Operation::Create, None)?;
-        let nothing = json!({});
-        apply::track(&self.resource, &self.kept_path(), self.manager(), &nothing, &mut object, self.api.store.now());
-        let object = self.hooked(Operation::Create, object, None, &mut warnings).await?;
+        apply::note_creation(
+            &self.resource,
+            &self.kept_path(),
+            self.manager(),
+            &sent,
+            &mut object,
+            self.api.store.now(),
+        );
+        let mut object = self.hooked(Operation::Create, object, None, &mut warnings).await?;
         // Held until the object is stored, so that the next one counts it.
         let _turn = self.quota_turn().await;
         self.within_quota(&object, None)?;
+        if let (true, Some(map)) = (self.resource.has_status && !self.resource.is_custom(), object.as_object_mut()) {
+            map.entry("status").or_insert_with(|| json!({}));
+        }
         let created = self.api.store.create_with(self.id(), object, self.options()?).await?;
         Ok((created, warnings))
     }
 
     /// Puts together what is stored from what was and what was sent, by subresource.
     pub(super) fn compose(&self, old: &Value, mut sent: Value) -> ApiResult<Value> {
+        let version = sent.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+        if !version.is_empty() && version.parse::<u64>().is_err() {
+            return Err(ApiError::unnamed(500, no_number(version)));
+        }
         let part = |from: &Value, key: &str| from.get(key).cloned();
         let put = |into: &mut Value, key: &str, value: Option<Value>| {
             if let Some(map) = into.as_object_mut() {
@@ -656,8 +682,11 @@ impl Call<'_> {
                         let why = format!("invalid object type: {group}/{version}, Kind={}", named("kind"));
                         return Err(ApiError::BadRequest(why));
                     }
-                    self.fit(&mut config)?;
                     let version = &self.path.version;
+                    if let Some(refused) = apply::unfit(&self.resource, version, &config) {
+                        return Err(refused);
+                    }
+                    self.fit(&mut config)?;
                     *warnings = decode::check(&self.resource, version, &mut config, duplicates, strictness)?;
                     let options = apply::Options {
                         manager: self.query.get("fieldManager"),
@@ -702,7 +731,10 @@ impl Call<'_> {
         let versioned = self.shape(Form::Plain).versioned(old.clone());
         let mut new = patch.run(&self.resource, &self.path.version, &versioned)?;
         // What a patch leaves is told whole, as Kubernetes tells it.
-        let left = json!(new.to_string());
+        let left = match patch {
+            Patch::Strategic(patch) => json!(apply::printed(patch)),
+            _ => json!(new.to_string()),
+        };
         let unreadable = |why: String| ApiError::invalid("", "", "", vec![Cause::invalid("patch", &left, why)]);
         let kind = new.get("kind").and_then(Value::as_str).unwrap_or_default();
         if !self.resource.is_custom() && kind != self.resource.kind {
@@ -711,12 +743,21 @@ impl Call<'_> {
             let why = format!("converting ({version}.{kind}) to ({package}.{own}): unknown conversion");
             return Err(unreadable(why));
         }
+        let uid =
+            new.pointer("/metadata/uid").filter(|uid| old.pointer("/metadata/uid").is_some_and(|own| own != *uid));
+        if let Some(uid) = uid {
+            let why = "field is immutable";
+            let causes = vec![Cause::invalid("metadata.uid", uid, why), Cause::invalid("metadata.uid", uid, why)];
+            return Err(ApiError::invalid(&self.resource.group, &self.resource.kind, name_of(old), causes));
+        }
         self.fit(&mut new)?;
         let mut findings = decode::inspect(&self.resource, &self.path.version, &mut new, &[]);
         let wrong = std::mem::take(&mut findings.wrong);
         if !wrong.is_empty() && !self.resource.is_custom() {
             let first = wrong.first().map(|cause| decode::unread(&self.resource, &self.path.version, &new, cause));
-            return Err(unreadable(first.unwrap_or_default()));
+            let from = if matches!(patch, Patch::Strategic(_)) { "error decoding from json: " } else { "" };
+            let base64 = first.as_deref().is_some_and(|why| why.starts_with("illegal base64"));
+            return Err(unreadable(format!("{}{}", if base64 { from } else { "" }, first.unwrap_or_default())));
         }
         decode::refuse_wrong(&self.resource, &self.path.version, &new, wrong)?;
         match strictness {
@@ -733,9 +774,17 @@ impl Call<'_> {
 
     /// DELETE of an object.
     pub async fn delete(&self, body: &Bytes) -> ApiResult<Answer> {
-        let options = self.delete_options(body)?;
+        let mut options = self.delete_options(body)?;
         let store = &self.api.store;
         let mut warnings = Vec::new();
+        let says = self.query.get("propagationPolicy").is_some() || body.windows(11).any(|w| w == b"propagation");
+        if self.id() == "jobs.batch" && !says && options.finalizer.is_none() {
+            options.finalizer = Some("orphan".into());
+            warnings.push(
+                "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
+                    .to_owned(),
+            );
+        }
         if let Some(mut object) = store.get(self.id(), &self.path.namespace, &self.path.name) {
             let old = object.clone();
             self.admit(&mut object, Operation::Delete, Some(&old))?;
@@ -773,7 +822,9 @@ impl Call<'_> {
             self.admit(&mut object, Operation::Delete, Some(&old))?;
             self.hooked_delete(&old, options.dry_run, &mut Vec::new()).await?;
             match self.api.store.delete(self.id(), namespace_of(&old), name_of(&old), &options).await {
-                Ok(Deleted::Gone(object) | Deleted::Pending(object)) => Ok(Some(object)),
+                // What is gone is shown as it was.
+                Ok(Deleted::Gone(_)) => Ok(Some(old)),
+                Ok(Deleted::Pending(object)) => Ok(Some(object)),
                 Err(ApiError::NotFound(_)) => Ok(None),
                 Err(error) => Err(error),
             }
@@ -837,6 +888,11 @@ impl Call<'_> {
             dry_run: listed || self.query.dry_run()?,
         })
     }
+}
+
+/// What Go says of a text that is no number.
+fn no_number(text: &str) -> String {
+    format!("strconv.ParseUint: parsing {text:?}: invalid syntax")
 }
 
 /// The resourceVersion a client sent stays the condition of the write.

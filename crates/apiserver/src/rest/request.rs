@@ -33,6 +33,8 @@ pub struct ResourcePath {
     pub name: String,
     /// Subresource, or empty.
     pub subresource: String,
+    /// The old way of watching, `/api/v1/watch/…`.
+    pub watch: bool,
 }
 
 /// Parses a URL path.
@@ -50,6 +52,10 @@ pub fn target(path: &str) -> Target {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return bare(),
+    };
+    let (watch, rest) = match rest {
+        ["watch", rest @ ..] if !rest.is_empty() => (true, rest),
+        _ => (false, rest),
     };
     let (namespace, rest) = match rest {
         // The namespace object itself and its subresources.
@@ -70,13 +76,16 @@ pub fn target(path: &str) -> Target {
         namespace: namespace.into(),
         name: name.into(),
         subresource: subresource.into(),
+        watch,
     })
 }
 
 /// The authorization verb of a request.
 pub fn verb(method: &Method, path: &ResourcePath, query: &Query) -> ApiResult<&'static str> {
     Ok(match *method {
-        Method::GET | Method::HEAD if query.flag("watch") => "watch",
+        Method::GET | Method::HEAD if path.watch => "watch",
+        // An object is not watched by its path.
+        Method::GET | Method::HEAD if path.name.is_empty() && query.flag("watch") => "watch",
         Method::GET | Method::HEAD if path.name.is_empty() => "list",
         Method::GET | Method::HEAD => "get",
         Method::POST => "create",
@@ -123,6 +132,11 @@ fn percent(text: &str) -> Option<Cow<'_, str>> {
         out.push(u8::try_from(high * 16 + low).ok()?);
     }
     String::from_utf8(out).ok().map(Cow::Owned)
+}
+
+/// The key of an extra of somebody to act as, out of a header's name; one that does not decode is taken as it is.
+pub fn unescaped(text: &str) -> String {
+    percent(text).map_or_else(|| text.to_owned(), Cow::into_owned)
 }
 
 /// Query parameters, decoded.
@@ -241,6 +255,7 @@ mod tests {
             ("/api/v1/a/b/c/d/e", "path /api/v1/a/b/c/d/e"),
             ("/api/v1/pods/%zz", "path /api/v1/pods/%zz"),
             ("/api/v1/pods/a%2fb", "path /api/v1/pods/a%2fb"),
+            ("/api/v1/watch/namespaces/a/pods/p", "|v1|a|pods|p|"),
             ("//", "path "),
         ] {
             assert_eq!(show(path), expected, "{path}");
@@ -256,5 +271,13 @@ mod tests {
         assert_eq!(query.get("empty"), None);
         assert_eq!(query.number::<usize>("limit").unwrap(), Some(5));
         assert!(query.number::<usize>("labelSelector").is_err());
+        for (path, query, expected) in [
+            ("/api/v1/pods", "watch=1", "watch"),
+            ("/api/v1/namespaces/a/pods/p", "watch=1", "get"),
+            ("/api/v1/watch/namespaces/a/pods/p", "", "watch"),
+        ] {
+            let Target::Resource(path) = target(path) else { panic!("{path}") };
+            assert_eq!(verb(&Method::GET, &path, &Query::parse(query)).unwrap(), expected);
+        }
     }
 }

@@ -43,6 +43,18 @@ pub fn answer(call: &Call<'_>, body: &Bytes) -> ApiResult<Answer> {
         "tokenreviews" => token_review(call, &object),
         _ => return Err(ApiError::NoSuchPath),
     };
+    match call.resource.plural.as_str() {
+        // These two are made anew.
+        "selfsubjectrulesreviews" => _ = object.as_object_mut().map(|map| map.insert("spec".into(), json!({}))),
+        "selfsubjectreviews" => {
+            let now = rfc3339(call.api.store.now());
+            _ = object.as_object_mut().map(|map| map.insert("metadata".into(), json!({"creationTimestamp": now})));
+        }
+        _ => {
+            let now = call.api.store.now();
+            super::apply::track(&call.resource, &call.path, call.manager(), &json!({}), &mut object, now);
+        }
+    }
     if let Some(map) = object.as_object_mut() {
         map.insert("apiVersion".into(), json!(call.resource.api_version(&call.path.version)));
         map.insert("status".into(), status);
@@ -136,6 +148,8 @@ fn access(call: &Call<'_>, user: &User, object: &Value) -> ApiResult<Value> {
         }
     };
     Ok(match call.api.authorizer.authorize(user, &attributes) {
+        Decision::Allow { reason } if reason.is_empty() => json!({"allowed": true}),
+        Decision::Deny { reason } if reason.is_empty() => json!({"allowed": false}),
         Decision::Allow { reason } => json!({"allowed": true, "reason": reason}),
         Decision::Deny { reason } => json!({"allowed": false, "reason": reason}),
     })
@@ -166,7 +180,10 @@ fn token_review(call: &Call<'_>, object: &Value) -> Value {
         Ok(verified) => {
             json!({"authenticated": true, "user": user_info(&verified.user), "audiences": verified.audiences})
         }
-        Err(error) => json!({"authenticated": false, "user": {}, "error": error.to_string()}),
+        Err(error) => {
+            tracing::debug!(%error, "a token is none");
+            json!({"user": {}, "error": "invalid bearer token"})
+        }
     }
 }
 
@@ -177,7 +194,13 @@ fn token(call: &Call<'_>, body: &Bytes) -> ApiResult<Answer> {
     let account = account.ok_or_else(|| ApiError::not_found("serviceaccounts", name))?;
     let mut request = super::decode::document(&call.content_type, body)?.value;
     if !request.is_object() || !matches!(request.get("kind").and_then(Value::as_str), None | Some("TokenRequest")) {
-        return Err(ApiError::BadRequest("the body is not a TokenRequest".into()));
+        let text = |field: &str| request.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (kind, version) = (text("kind"), text("apiVersion"));
+        let bare = version.rsplit('/').next().unwrap_or_default();
+        let why = format!(
+            "{kind} in version {bare:?} cannot be handled as a TokenRequest: converting ({bare}.{kind}) to (authentication.TokenRequest): unknown conversion"
+        );
+        return Err(ApiError::BadRequest(why));
     }
     let invalid = |cause| ApiError::invalid("authentication.k8s.io", "TokenRequest", "", vec![cause]);
     let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(TOKEN_DEFAULT);
@@ -217,12 +240,15 @@ fn token(call: &Call<'_>, body: &Bytes) -> ApiResult<Answer> {
         map.insert("kind".into(), json!("TokenRequest"));
         map.insert("apiVersion".into(), json!("authentication.k8s.io/v1"));
         let now = rfc3339(call.api.store.now());
-        map.insert("metadata".into(), json!({"name": name, "namespace": namespace, "creationTimestamp": now}));
+        let uid = account.pointer("/metadata/uid");
+        let metadata = json!({"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": now});
+        map.insert("metadata".into(), metadata);
         let spec = map.entry("spec").or_insert_with(|| json!({}));
         if let Some(spec) = spec.as_object_mut() {
             let audiences = if audiences.is_empty() { vec![crate::auth::tokens::ISSUER.to_owned()] } else { audiences };
             spec.insert("audiences".into(), json!(audiences));
             spec.insert("expirationSeconds".into(), json!(seconds));
+            spec.entry("boundObjectRef").or_insert(Value::Null);
         }
         map.insert("status".into(), json!({"token": token, "expirationTimestamp": rfc3339(expires)}));
     }

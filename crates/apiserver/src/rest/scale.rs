@@ -4,6 +4,7 @@
 
 use super::apply;
 use super::decode;
+use super::negotiate::Form;
 use super::objects::Call;
 use super::patch::{self, Patch};
 use super::respond::{self, Answer};
@@ -25,7 +26,32 @@ impl Call<'_> {
         let paths = self.scale_paths()?;
         let object = self.api.store.get(&self.resource.id, &self.path.namespace, &self.path.name);
         let object = object.ok_or_else(|| ApiError::not_found(&self.resource.id, &self.path.name))?;
-        Ok(respond::json(200, &shown(paths, &object)))
+        let scale = shown(paths, &object);
+        Ok(respond::json(200, &if self.form()? == Form::Table { self.scale_table(&scale) } else { scale }))
+    }
+
+    /// The table that Kubernetes makes of a Scale.
+    fn scale_table(&self, scale: &Value) -> Value {
+        let column = |name: &str, kind: &str, format: &str| json!({"name": name, "type": kind, "format": format, "description": "", "priority": 0});
+        let number = |pointer: &str| scale.pointer(pointer).cloned().unwrap_or_else(|| json!(0));
+        // A ConfigMap's last cell is its age.
+        let maps = self.api.store.catalog().get("configmaps");
+        let age = maps.and_then(|maps| maps.cells("v1", scale, self.api.store.clock().now()).pop());
+        json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"resourceVersion": scale.pointer("/metadata/resourceVersion")},
+            "columnDefinitions": [
+                column("Name", "string", "name"), column("Desired", "integer", ""), column("Available", "integer", ""),
+                column("Age", "string", ""),
+            ],
+            "rows": [{
+                "cells": [
+                    scale.pointer("/metadata/name"), number("/spec/replicas"), number("/status/replicas"),
+                    age,
+                ],
+                "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": scale.get("metadata")},
+            }],
+        })
     }
 
     /// PUT or PATCH of a scale.
@@ -128,7 +154,11 @@ fn shown(paths: &ScalePaths, object: &Value) -> Value {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
-        "spec": {"replicas": number(&paths.wanted)},
+        // None is left out.
+        "spec": match number(&paths.wanted) {
+            0 => json!({}),
+            wanted => json!({"replicas": wanted}),
+        },
         "status": status,
     })
 }

@@ -57,7 +57,18 @@ impl Shape<'_> {
         }
         // An object that was stored before its definition had a default has it all the same.
         if let Some(definition) = self.resource.definition() {
+            definition.default(self.resource.versions.first().map_or("", String::as_str), &mut object);
             definition.default(self.version, &mut object);
+        }
+        object
+    }
+
+    /// An object in a list: one of Kubernetes' own kinds does not repeat what the list says.
+    pub fn item(&self, object: Value) -> Value {
+        let mut object = self.versioned(object);
+        if let (false, Some(map)) = (self.resource.is_custom(), object.as_object_mut()) {
+            map.shift_remove("apiVersion");
+            map.shift_remove("kind");
         }
         object
     }
@@ -85,7 +96,7 @@ impl Shape<'_> {
     pub fn list(&self, objects: Vec<Value>, meta: &ListMeta) -> Value {
         match self.form {
             Form::Plain => {
-                let items: Vec<Value> = objects.into_iter().map(|o| self.versioned(o)).collect();
+                let items: Vec<Value> = objects.into_iter().map(|o| self.item(o)).collect();
                 json!({
                     "kind": self.resource.list_kind(), "apiVersion": self.resource.api_version(self.version),
                     "metadata": meta.value(), "items": items,

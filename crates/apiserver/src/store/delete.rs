@@ -82,7 +82,9 @@ pub(super) async fn delete(
         check(&object, resource, name, options)?;
         let before = object.clone();
         let grace = grace(&object, options.grace_period_seconds);
-        mark(&mut object, grace, options.finalizer.as_deref(), store.now());
+        // What empties a kind holds its definition until that is done.
+        let own = (resource == crate::custom::RESOURCE).then_some(crate::custom::FINALIZER);
+        mark(&mut object, grace, [own, options.finalizer.as_deref()], store.now());
         let gone = is_finished(&object);
         if options.dry_run {
             return Ok(if gone { Deleted::Gone(object) } else { Deleted::Pending(object) });
@@ -136,20 +138,23 @@ fn check(object: &Value, resource: &str, name: &str, options: &DeleteOptions) ->
 }
 
 /// Sets the deletion marks; an earlier deletion's grace can only become shorter.
-fn mark(object: &mut Value, grace: i64, finalizer: Option<&str>, now: time::OffsetDateTime) {
+fn mark(object: &mut Value, grace: i64, finalizers: [Option<&str>; 2], now: time::OffsetDateTime) {
+    let is_namespace = object.get("kind").and_then(Value::as_str) == Some("Namespace");
     let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
     let first = !meta.contains_key("deletionTimestamp");
     let left = meta.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
     if first || left.is_some_and(|l| grace < l) {
         let at = now.checked_add(time::Duration::seconds(grace.clamp(0, 86_400 * 365))).unwrap_or(now);
         meta.insert("deletionTimestamp".into(), json!(metadata::rfc3339(at)));
-        meta.insert("deletionGracePeriodSeconds".into(), json!(grace));
+        if !is_namespace {
+            meta.insert("deletionGracePeriodSeconds".into(), json!(grace));
+        }
     }
     if first {
         if let Some(generation) = meta.get("generation").and_then(Value::as_u64) {
             meta.insert("generation".into(), json!(generation.saturating_add(1)));
         }
-        if let Some(finalizer) = finalizer {
+        for finalizer in finalizers.into_iter().flatten() {
             let list = meta.entry("finalizers").or_insert_with(|| json!([]));
             if let Some(list) = list.as_array_mut()
                 && !list.iter().any(|f| f == finalizer)

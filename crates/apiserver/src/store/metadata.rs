@@ -173,7 +173,8 @@ fn check_references(kind: &Resource, meta: &Map<String, Value>) -> Vec<Cause> {
 }
 
 /// Kubernetes' own kinds that say which form of their desired state they are at; of the others none does.
-const WITH_GENERATION: [&str; 15] = [
+const WITH_GENERATION: [&str; 16] = [
+    "endpointslices.discovery.k8s.io",
     "pods",
     "deployments.apps",
     "daemonsets.apps",
@@ -228,11 +229,7 @@ pub(super) fn prepare_create(kind: &Resource, object: &mut Value, now: OffsetDat
     }
     let meta = metadata(object)?;
     if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
-        let message = "resourceVersion should not be set on objects to be created";
-        let status = json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": 500,
-        });
-        return Err(ApiError::Told { code: 500, message: message.into(), status: Box::new(status) });
+        return Err(ApiError::unnamed(500, "resourceVersion should not be set on objects to be created"));
     }
     let text =
         |meta: &Map<String, Value>, field: &str| meta.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
@@ -278,6 +275,30 @@ fn tidy(meta: &mut Map<String, Value>) {
     });
 }
 
+/// A Deployment's annotations are part of what is desired; but for the number of its revision, which is counted here.
+fn notes_differ(kind: &Resource, old: &Value, new: &Value) -> bool {
+    let notes = |object: &Value| {
+        let mut notes = object.pointer("/metadata/annotations").and_then(Value::as_object).cloned().unwrap_or_default();
+        notes.shift_remove("deployment.kubernetes.io/revision");
+        notes
+    };
+    kind.id.as_ref() == "deployments.apps" && notes(old) != notes(new)
+}
+
+/// Where Kubernetes keeps an object, which it tells in some of its errors.
+fn registry_key(kind: &Resource, namespace: &str, name: &str) -> String {
+    let folder = match (kind.group.as_str(), kind.plural.as_str()) {
+        ("", "services") => "services/specs".to_owned(),
+        ("", "endpoints") => "services/endpoints".to_owned(),
+        ("", "nodes") => "minions".to_owned(),
+        ("networking.k8s.io", "ingresses") => "ingress".to_owned(),
+        (group, plural) if kind.is_custom() || group == "apiextensions.k8s.io" => format!("{group}/{plural}"),
+        (_, plural) => plural.to_owned(),
+    };
+    let place = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    format!("/registry/{folder}/{place}{name}")
+}
+
 /// Everything outside metadata and, where it is written apart, status.
 fn desired_differs(kind: &Resource, old: &Value, new: &Value) -> bool {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
@@ -296,7 +317,7 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
         map.insert("apiVersion".into(), json!(kind.storage_api_version()));
         map.insert("kind".into(), json!(kind.kind));
     }
-    let changed = desired_differs(kind, old, &wanted);
+    let changed = desired_differs(kind, old, &wanted) || notes_differ(kind, old, &wanted);
     let generation = has_generation(kind);
     let deleting = old_meta.contains_key("deletionTimestamp");
     let meta = metadata(&mut wanted)?;
@@ -305,7 +326,10 @@ pub(super) fn prepare_update(kind: &Resource, old: &Value, mut wanted: Value) ->
     if !given_uid.is_empty() && given_uid != uid {
         return Err(ApiError::Conflict {
             subject: crate::error::Subject::of(&kind.id, &name),
-            why: format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {uid}"),
+            why: format!(
+                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {given_uid}, UID in object meta: {uid}",
+                registry_key(kind, namespace_of(old), &name)
+            ),
         });
     }
     if ["labels", "annotations"].iter().any(|field| meta.get(*field) != old_meta.get(*field)) {

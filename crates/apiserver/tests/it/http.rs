@@ -113,8 +113,23 @@ impl Client {
         kind: &str,
         body: Bytes,
     ) -> hyper::Result<Response<Incoming>> {
+        self.send_with(method, path, kind, &[], body).await
+    }
+
+    /// With further headers.
+    pub async fn send_with(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> hyper::Result<Response<Incoming>> {
         let mut request =
             Request::builder().method(method).uri(format!("https://api{path}")).header("content-type", kind);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }

@@ -28,7 +28,7 @@ async fn until(client: &mut Client, path: &str, holds: impl Fn(&Value) -> bool) 
     }
 }
 
-/// `same.txt`: a request (its body after `|`), and what Kubernetes answered.
+/// `same.txt`: a request (its body after `|`, its headers after `@`), and what Kubernetes answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_are_those_of_kubernetes() {
     let bench = Bench::start().await;
@@ -37,10 +37,12 @@ async fn refusals_are_those_of_kubernetes() {
     assert_eq!(admin.post(MAPS, &map).await.0, 201);
     let mut wrong = Vec::new();
     let mut request: Option<(Vec<&str>, String)> = None;
+    let mut headers: Vec<(&str, &str)> = Vec::new();
     for line in include_str!("same.txt").lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
         let Some(wanted) = line.strip_prefix("> ") else {
             match line.strip_prefix("| ") {
                 Some(body) => request.as_mut().unwrap().1.push_str(&format!("{body}\n")),
+                None if line.starts_with('@') => headers.push(line[1..].trim().split_once(": ").unwrap()),
                 None => request = Some((line.split(' ').collect(), String::new())),
             }
             continue;
@@ -48,7 +50,8 @@ async fn refusals_are_those_of_kubernetes() {
         let (words, body) = request.take().unwrap();
         let kind = words.get(2).copied().unwrap_or("application/json");
         let method = Method::from_bytes(words[0].as_bytes()).unwrap();
-        let answer = admin.send(method, words[1], kind, Bytes::from(body)).await.unwrap();
+        let answer = admin.send_with(method, words[1], kind, &headers, Bytes::from(body)).await.unwrap();
+        headers.clear();
         let code = answer.status().as_u16();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
         let told = match serde_json::from_slice::<Value>(&bytes) {
@@ -307,5 +310,110 @@ async fn defaults_of_a_definition_are_there_in_what_was_stored_before() {
     until(&mut admin, &format!("{things}/t"), |thing| thing["spec"]["later"] == "filled").await;
     let (_, list) = admin.get(things).await;
     assert_eq!(list["items"][0]["spec"], json!({"a": "x", "later": "filled"}));
+    bench.stop().await;
+}
+
+/// What `metadata.managedFields` of a new object says in Kubernetes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_creator_owns() {
+    let bench = Bench::start().await;
+    let mut admin = client(&bench).await;
+    let none = json!({});
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "labels": {"a": "b"}},
+        "spec": {"selector": {"app": "a"}, "ports": [{"port": 80}]}});
+    let port = json!({".": none, "f:port": none, "f:protocol": none, "f:targetPort": none});
+    let owned = json!({"f:metadata": {"f:labels": {".": none, "f:a": none}}, "f:spec": {
+        "f:internalTrafficPolicy": none, "f:ports": {".": none, "k:{\"port\":80,\"protocol\":\"TCP\"}": port},
+        "f:selector": none, "f:sessionAffinity": none, "f:type": none}});
+    let (code, made) = admin.post("/api/v1/namespaces/default/services", &service).await;
+    assert_eq!((code, &made["metadata"]["managedFields"][0]["fieldsV1"]), (201, &owned));
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let container = json!({".": none, "f:image": none, "f:imagePullPolicy": none, "f:name": none, "f:resources": none,
+        "f:terminationMessagePath": none, "f:terminationMessagePolicy": none});
+    let owned = json!({"f:metadata": {"f:generateName": none}, "f:spec": {
+        "f:containers": {"k:{\"name\":\"c\"}": container}, "f:dnsPolicy": none, "f:enableServiceLinks": none,
+        "f:restartPolicy": none, "f:schedulerName": none, "f:securityContext": none,
+        "f:terminationGracePeriodSeconds": none}});
+    let (code, made) = admin.post(PODS, &pod).await;
+    assert_eq!((code, &made["metadata"]["managedFields"][0]["fieldsV1"]), (201, &owned));
+    // What is taken away whole has no owner left.
+    let path = "/api/v1/namespaces/default/services/s";
+    let bare = json!({"metadata": {"labels": {"a": null}}});
+    let (_, made) = admin.call(Method::PATCH, path, Some(&bare)).await.unwrap();
+    assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"].get("f:metadata"), None, "{made}");
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_and_the_old_way_of_watching() {
+    let bench = Bench::start().await;
+    let mut admin = client(&bench).await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+    assert_eq!(admin.post(MAPS, &map).await.0, 201);
+    let (_, list) = admin.get(&format!("{MAPS}?fieldSelector=metadata.name%3Da")).await;
+    assert_eq!((&list["items"][0]["metadata"]["name"], list["items"][0].get("kind")), (&json!("a"), None));
+    // An object is not watched by its path, but by the path that was for it once.
+    let (code, object) = admin.get(&format!("{MAPS}/a?watch=true")).await;
+    assert_eq!((code, &object["kind"]), (200, &json!("ConfigMap")));
+    let mut watch = admin.watch("/api/v1/watch/namespaces/default/configmaps/a?timeoutSeconds=5").await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["kind"]), (&json!("ADDED"), &json!("ConfigMap")));
+    // What the server has at hand comes whole, whatever the limit.
+    let (_, list) = admin.get("/api/v1/namespaces?limit=1&resourceVersion=0").await;
+    assert!(list["items"].as_array().unwrap().len() > 1, "{list}");
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_goes_leaves_its_pods_unless_asked_otherwise() {
+    let bench = Bench::start().await;
+    let mut admin = client(&bench).await;
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "finalizers": ["example.com/x"]},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}});
+    assert_eq!(admin.post(jobs, &job).await.0, 201);
+    let answer = admin.send(Method::DELETE, &format!("{jobs}/j"), "", Bytes::new()).await.unwrap();
+    assert!(answer.headers()["warning"].to_str().unwrap().contains("child pods are preserved"), "{answer:?}");
+    let held: Value = serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(held["metadata"]["finalizers"], json!(["example.com/x", "orphan"]));
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_kinds_are_selected_by_the_fields_that_their_definition_names() {
+    let bench = Bench::start().await;
+    let mut admin = client(&bench).await;
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"kind": "Thing", "plural": "things"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "selectableFields": [{"jsonPath": ".spec.a"}], "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "properties": {"a": {"type": "string"}, "when": {"type": "string",
+                    "format": "date-time"}, "n": {"type": "integer", "maximum": 3}}}}}}}]}});
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(admin.post(definitions, &definition).await.0, 201);
+    let things = "/apis/example.com/v1/namespaces/default/things";
+    until(&mut admin, things, |list| list["kind"] == "ThingList").await;
+    let thing = |name: &str, spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": name}, "spec": spec});
+    for (name, a) in [("x", "red"), ("y", "blue")] {
+        assert_eq!(admin.post(things, &thing(name, json!({"a": a}))).await.0, 201);
+    }
+    let (_, list) = admin.get(&format!("{things}?fieldSelector=spec.a%3Dred")).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list["items"][0]["metadata"]["name"], "x");
+    let (code, told) = admin.get(&format!("{things}?fieldSelector=spec.n%3D1")).await;
+    assert_eq!((code, &told["message"]), (400, &json!("field label not supported: spec.n")));
+    // All mistakes are told, those of type and the others.
+    let (_, told) = admin.post(things, &thing("z", json!({"a": 1, "n": 5, "when": "soon"}))).await;
+    let causes: Vec<&str> =
+        told["details"]["causes"].as_array().unwrap().iter().map(|c| c["field"].as_str().unwrap()).collect();
+    assert_eq!(causes, ["spec.a", "spec.when", "spec.n"], "{told}");
+    // A definition without a finalizer of its own gets the one that empties it when it goes.
+    let path = format!("{definitions}/things.example.com");
+    let (_, kept) = admin.get(&path).await;
+    assert_eq!(kept["metadata"].get("finalizers"), None);
+    let (_, gone) = admin.call(Method::DELETE, &path, None).await.unwrap();
+    assert_eq!(gone["metadata"]["finalizers"], json!(["customresourcecleanup.apiextensions.k8s.io"]));
+    until(&mut admin, &path, |object| object["code"] == 404).await;
     bench.stop().await;
 }

@@ -44,12 +44,16 @@ pub(super) fn admit(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult
             if object.pointer("/spec/resources/requests/storage").is_none_or(Value::is_null) {
                 causes.push(Cause::required("spec.resources[storage]", ""));
             }
+            causes.extend(claim_changed(object, context.old));
             causes
         }
         "persistentvolumes" => {
             if let Some(spec) = section(object, "spec") {
                 default(spec, "volumeMode", "Filesystem");
                 default(spec, "persistentVolumeReclaimPolicy", "Retain");
+                if let Some(path) = spec.get_mut("hostPath").and_then(Value::as_object_mut) {
+                    default(path, "type", "");
+                }
             }
             phase(object, "Pending");
             let mut causes = needed(object, &["/spec/accessModes"]);
@@ -152,6 +156,22 @@ fn quota(object: &Value) -> Vec<Cause> {
 }
 
 /// Whether a volume says where it is.
+/// What of a claim may not change.
+fn claim_changed(object: &Value, old: Option<&Value>) -> Option<Cause> {
+    let fixed = |object: &Value| {
+        let mut spec = object.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+        spec.shift_remove("resources");
+        spec.shift_remove("volumeAttributesClassName");
+        // Both are given by whoever binds it.
+        spec.shift_remove("volumeName");
+        spec.shift_remove("storageClassName");
+        spec
+    };
+    let why =
+        "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+    (fixed(old?) != fixed(object)).then(|| Cause::forbidden("spec", why))
+}
+
 fn names_a_volume(spec: &Map<String, Value>) -> bool {
     const OTHERS: [&str; 9] = [
         "accessModes",
@@ -167,8 +187,51 @@ fn names_a_volume(spec: &Map<String, Value>) -> bool {
     spec.iter().any(|(field, value)| value.is_object() && !OTHERS.contains(&field.as_str()))
 }
 
+/// Fields that Kubernetes' types write though there is nothing in them.
+fn nothing_yet(object: &mut Value, context: &AdmitContext<'_>) {
+    let nothing = match context.resource {
+        "horizontalpodautoscalers.autoscaling" => json!({"status": {"currentMetrics": null, "desiredReplicas": 0}}),
+        "events" => json!({
+            "eventTime": null, "firstTimestamp": null, "lastTimestamp": null, "source": {}, "reportingComponent": "",
+            "reportingInstance": "",
+        }),
+        "nodes" => json!({"status": {
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
+            "nodeInfo": {
+                "machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "", "osImage": "",
+                "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "", "operatingSystem": "",
+                "architecture": "",
+            },
+        }}),
+        _ => return,
+    };
+    fill(object, &nothing);
+}
+
+/// Puts what `object` lacks of `from` into it.
+fn fill(object: &mut Value, from: &Value) {
+    let (Some(map), Some(from)) = (object.as_object_mut(), from.as_object()) else { return };
+    for (key, value) in from {
+        match map.get_mut(key) {
+            Some(own) if own.is_object() && value.is_object() => fill(own, value),
+            Some(_) => {}
+            None => _ = map.insert(key.clone(), value.clone()),
+        }
+    }
+}
+
 /// Kinds that are only judged.
 pub(super) fn judged(object: &mut Value, context: &AdmitContext<'_>) -> ApiResult<()> {
+    nothing_yet(object, context);
+    if context.resource == "horizontalpodautoscalers.autoscaling"
+        && let Some(spec) = section(object, "spec")
+    {
+        default(spec, "minReplicas", 1);
+        if spec.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+            let target = json!({"type": "Utilization", "averageUtilization": 80});
+            spec.insert("metrics".into(), json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]));
+        }
+    }
     let lists: &[&str] = match context.resource {
         "endpoints" => &["/subsets"],
         "endpointslices.discovery.k8s.io" => &[""],

@@ -111,6 +111,11 @@ pub(super) fn fill_in_spec(object: &mut Value) {
     default(spec, "schedulerName", "default-scheduler");
     default(spec, "terminationGracePeriodSeconds", 30);
     default(spec, "securityContext", json!({}));
+    // The name that the field had before.
+    let account = text(spec, "serviceAccountName").to_owned();
+    if !account.is_empty() {
+        spec.insert("serviceAccount".into(), account.into());
+    }
     parts::fill_in_volumes(spec);
     for field in ["initContainers", "containers"] {
         if let Some(Value::Array(containers)) = spec.get_mut(field) {
@@ -121,6 +126,12 @@ pub(super) fn fill_in_spec(object: &mut Value) {
 
 fn fill_in(object: &mut Value) {
     fill_in_spec(object);
+    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        for time in ["lastProbeTime", "lastTransitionTime"] {
+            condition.entry(time).or_insert(Value::Null);
+        }
+    }
     let Some(spec) = section(object, "spec") else { return };
     default(spec, "enableServiceLinks", true);
     let account = match (text(spec, "serviceAccountName"), text(spec, "serviceAccount")) {

@@ -304,7 +304,7 @@ fn claim(addresses: &Addresses, object: &mut Value, context: &AdmitContext<'_>) 
         }
     } else if let Ok(ip) = cluster_ip.parse::<Ipv4Addr>() {
         let taken = addresses.take(Claim::Ip(ip), &namespace, &name, promise)?;
-        taken.map_err(|error| refused(object, context, "spec.clusterIPs[0]", &json!(cluster_ip), &error))?;
+        taken.map_err(|error| refused(object, context, "spec.clusterIPs", &json!([cluster_ip]), &error))?;
     }
     if matches!(type_, "NodePort" | "LoadBalancer") {
         claim_node_ports(addresses, object, context, (&namespace, &name), promise)?;
@@ -329,7 +329,11 @@ fn claim_node_ports(
         let field = format!("spec.ports[{index}].nodePort");
         let claim = u16::try_from(number)
             .map_err(|_| refused(object, context, &field, &json!(number), &ClaimError::OutsidePorts))?;
-        let taken = addresses.take(Claim::NodePort(claim), namespace, name, promise)?;
+        let taken = match addresses.take(Claim::NodePort(claim), namespace, name, promise)? {
+            // A dry run asks only whether somebody has it.
+            Err(ClaimError::OutsidePorts) if !promise => Ok(()),
+            taken => taken,
+        };
         taken.map_err(|error| refused(object, context, &field, &json!(number), &error))?;
         used.push(claim);
     }
@@ -357,10 +361,18 @@ fn refused(
     value: &Value,
     error: &ClaimError,
 ) -> crate::error::ApiError {
+    let ip = value.pointer("/0").and_then(Value::as_str).unwrap_or_default();
     let why = match error {
-        ClaimError::IpTaken | ClaimError::OutsideNetwork => {
-            format!("failed to allocate IP {}: {error}", value.as_str().unwrap_or_default())
+        // The first and the last address of the range are nobody's.
+        ClaimError::OutsideNetwork if context.dry_run || ip.starts_with("10.96.") => {
+            format!(
+                "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is 10.96.0.0/16"
+            )
         }
+        ClaimError::OutsideNetwork => {
+            format!("failed to allocate IP {ip}: the provided network does not match the current range")
+        }
+        ClaimError::IpTaken => format!("failed to allocate IP {ip}: {error}"),
         _ => error.to_string(),
     };
     invalid(object, context, vec![Cause::invalid(field, value, why)])

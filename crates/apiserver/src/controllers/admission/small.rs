@@ -121,6 +121,11 @@ fn unsigned(object: &Value) -> Vec<Cause> {
             causes.push(Cause::unsupported(format!("spec.usages[{index}]"), usage, &USAGES));
         }
     }
+    let seconds = object.pointer("/spec/expirationSeconds").filter(|s| s.as_i64().is_some_and(|s| s < 600));
+    if let Some(seconds) = seconds {
+        let why = "may not specify a duration less than 600 seconds (10 minutes)";
+        causes.push(Cause::invalid("spec.expirationSeconds", seconds, why));
+    }
     let signer = text("/spec/signerName");
     let good = signer.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
     if signer.is_empty() {

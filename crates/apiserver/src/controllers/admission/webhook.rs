@@ -127,6 +127,11 @@ pub(super) fn rule_causes(rule: &Value, at: &str, causes: &mut Vec<Cause>) {
             causes.push(Cause::required(format!("{at}.{field}"), ""));
         }
     }
+    let resources = rule.get("resources").and_then(Value::as_array).cloned().unwrap_or_default();
+    if resources.len() > 1 && resources.iter().any(|r| r == "*/*") {
+        let why = "if '*/*' is present, must not specify other resources";
+        causes.push(Cause::invalid(format!("{at}.resources"), &json!(resources), why));
+    }
     const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
     let given = rule.get("operations").and_then(Value::as_array);
     for (index, operation) in given.into_iter().flatten().enumerate() {
@@ -147,8 +152,11 @@ pub(super) fn client(client: &Value, at: &str, causes: &mut Vec<Cause>) {
     match (url, service) {
         (Some(url), None) => {
             let parsed = url.parse::<http::Uri>();
-            let good = parsed.is_ok_and(|u| u.scheme_str() == Some("https") && u.host().is_some_and(|h| !h.is_empty()));
-            if !good {
+            let scheme = parsed.as_ref().ok().and_then(http::Uri::scheme_str).unwrap_or_default().to_owned();
+            let good = parsed.is_ok_and(|u| u.host().is_some_and(|h| !h.is_empty()));
+            if !good || scheme != "https" {
+                // What is wrong with the scheme is told of the scheme alone.
+                let url = if scheme.is_empty() || scheme == "https" { url } else { &scheme };
                 let why = "'https' is the only allowed URL scheme; desired format: https://host[/path]";
                 causes.push(Cause::invalid(format!("{at}.url"), &json!(url), why));
             }

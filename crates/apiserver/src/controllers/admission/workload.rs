@@ -226,6 +226,17 @@ fn fill_in(object: &mut Value, resource: &str) {
             default(spec, "replicas", 1);
             default(spec, "revisionHistoryLimit", 10);
             default(spec, "podManagementPolicy", "OrderedReady");
+            let kept = json!({"whenDeleted": "Retain", "whenScaled": "Retain"});
+            default(spec, "persistentVolumeClaimRetentionPolicy", kept);
+            let claims = spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
+            for claim in claims.into_iter().flatten().filter_map(Value::as_object_mut) {
+                default(claim, "apiVersion", "v1");
+                default(claim, "kind", "PersistentVolumeClaim");
+                default(claim, "status", json!({"phase": "Pending"}));
+                if let Some(spec) = claim.get_mut("spec").and_then(Value::as_object_mut) {
+                    default(spec, "volumeMode", "Filesystem");
+                }
+            }
             strategy(spec, "updateStrategy", json!({"partition": 0}));
         }
         "daemonsets.apps" => {
@@ -238,6 +249,14 @@ fn fill_in(object: &mut Value, resource: &str) {
             default(spec, "suspend", false);
             default(spec, "successfulJobsHistoryLimit", 3);
             default(spec, "failedJobsHistoryLimit", 1);
+            for place in ["/jobTemplate", "/jobTemplate/spec/template"] {
+                let mut at = place.split('/').skip(1);
+                let first = at.next().and_then(|step| spec.get_mut(step));
+                let found = at.try_fold(first, |at, step| Some(at?.get_mut(step))).flatten();
+                if let Some(template) = found.and_then(Value::as_object_mut) {
+                    default(template, "metadata", json!({}));
+                }
+            }
             if let Some(template) = spec.get_mut("jobTemplate").and_then(|t| t.pointer_mut("/spec/template")) {
                 pod::fill_in_spec(template);
             }

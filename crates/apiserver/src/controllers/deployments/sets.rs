@@ -149,7 +149,8 @@ fn fresh(deployment: &Value, template: &Value, hash: &str) -> Value {
 fn status(set: &Value, pods: &[(&String, &Pod)]) -> Value {
     let own = || pods.iter().filter(|(_, pod)| pod.hash == hash_of(set));
     let (all, ready) = (own().count(), own().filter(|(_, pod)| pod.ready).count());
-    let mut status = json!({"replicas": all, "observedGeneration": number(set, "/metadata/generation").unwrap_or(1)});
+    let generation = number(set, "/metadata/generation").unwrap_or(1);
+    let mut status = json!({"replicas": all, "observedGeneration": generation, "terminatingReplicas": 0});
     if let Some(map) = status.as_object_mut() {
         for (field, count) in [("fullyLabeledReplicas", all), ("readyReplicas", ready), ("availableReplicas", ready)] {
             if count > 0 {

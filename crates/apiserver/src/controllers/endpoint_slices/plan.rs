@@ -99,7 +99,7 @@ fn contents<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>) -> Vec<C
     if groups.is_empty() {
         // A service without pods has one empty slice, which says that somebody looked.
         let address_type = families.first().copied().unwrap_or("IPv4");
-        return vec![Content { address_type, ports: json!([]), endpoints: Vec::new() }];
+        return vec![Content { address_type, ports: Value::Null, endpoints: Vec::new() }];
     }
     groups.into_values().flat_map(chunks).collect()
 }
@@ -213,16 +213,21 @@ fn slice(service: &Service, name: &str, content: &Content) -> Value {
             "ownerReferences": owner(service),
         },
         "addressType": content.address_type,
-        "endpoints": content.endpoints,
+        "endpoints": listed(&content.endpoints),
         "ports": content.ports,
     })
+}
+
+/// Kubernetes writes null for none.
+fn listed(endpoints: &[Value]) -> Value {
+    if endpoints.is_empty() { Value::Null } else { endpoints.into() }
 }
 
 /// The slice with the new content; `None` when it says that already.
 fn changed(slice: &Value, service: &Service, content: &Content) -> Option<Value> {
     let mut new = slice.clone();
     let map = new.as_object_mut()?;
-    map.insert("endpoints".into(), content.endpoints.clone().into());
+    map.insert("endpoints".into(), listed(&content.endpoints));
     map.insert("ports".into(), content.ports.clone());
     let metadata = map.get_mut("metadata")?.as_object_mut()?;
     metadata.insert("labels".into(), labels(service));

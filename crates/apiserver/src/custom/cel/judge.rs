@@ -57,7 +57,8 @@ impl<'a> Known<'a> {
 /// # Errors
 /// What is wrong with it, as Kubernetes words it.
 pub fn judge(expression: &str, root: &Declared, old: Old, wanted: &Type<'static>) -> Result<Verdict, String> {
-    let program = Program::compile(expression).map_err(|e| format!("compilation failed: {e}"))?;
+    let program = Program::compile(expression)
+        .map_err(|e| format!("compilation failed: {}", super::super::indented(&e.to_string())))?;
     let own = Type::of(root);
     let before = if old == Old::Optional { Type::Optional(Box::new(own.clone())) } else { own.clone() };
     let at = |name: &str| vec![name.to_owned()];

@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Deepest path that is followed.
 const DEPTH: usize = 64;
 
+/// One step into two values: its name, what there is of each, and the place in the schema.
+type Step<'a> = (String, Option<&'a Value>, Option<&'a Value>, Option<Cursor<'a>>);
+
 /// A set of fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldSet {
@@ -50,6 +53,9 @@ impl FieldSet {
 
     /// Everything that `value` sets.
     pub fn of(value: &Value, at: Option<Cursor<'_>>) -> Self {
+        if is_nothing(Some(value)) {
+            return Self::default();
+        }
         Self::collect(value, at, 0)
     }
 
@@ -57,13 +63,20 @@ impl FieldSet {
         if depth >= DEPTH {
             return Self::leaf();
         }
+        if at.is_some_and(Cursor::is_whole) {
+            return Self::leaf();
+        }
         let merges = at.and_then(Cursor::list_merge);
         match (value, merges) {
-            (Value::Object(map), _) if !map.is_empty() && !matches!(at.map(Cursor::ty), Some(Type::Any)) => {
+            (Value::Object(map), _) if !map.is_empty() => {
                 let mut set = Self::default();
                 for (key, child) in map {
                     let place = at.and_then(|at| at.field(key));
-                    set.children.insert(format!("f:{key}"), Self::collect(child, place, depth + 1));
+                    let mut below = Self::collect(child, place, depth + 1);
+                    // That a map has a key says something; that an object has a field of its own does not.
+                    below.member |=
+                        !matches!(at.map(Cursor::ty), Some(Type::Object(object)) if object.fields.contains_key(&**key));
+                    set.children.insert(format!("f:{key}"), below);
                 }
                 set
             }
@@ -85,6 +98,69 @@ impl FieldSet {
             // Empty maps, atomic lists, scalars.
             _ => Self::leaf(),
         }
+    }
+
+    /// What `new` sets otherwise than `old`, and what of `old` it has no longer; maps and list items that come or go are
+    /// members themselves.
+    pub fn compare(old: &Value, new: &Value, at: Option<Cursor<'_>>) -> (Self, Self) {
+        Self::differ(Some(old), Some(new), at, 0)
+    }
+
+    fn differ(old: Option<&Value>, new: Option<&Value>, at: Option<Cursor<'_>>, depth: usize) -> (Self, Self) {
+        let (mut changed, mut removed) = (Self::default(), Self::default());
+        if is_nothing(old) && is_nothing(new) || !parts(old, new, at, depth) {
+            match (old, new) {
+                (None, Some(_)) => changed.member = true,
+                (Some(_), None) => removed.member = true,
+                (Some(old), Some(new)) => changed.member = old != new,
+                (None, None) => {}
+            }
+            return (changed, removed);
+        }
+        let steps: Vec<Step<'_>> = match at.and_then(Cursor::list_merge) {
+            Some(ListMerge::Map(keys)) => {
+                let name = |item: &Value| item_key(item, keys).unwrap_or_default();
+                let items = at.and_then(Cursor::items);
+                both(by_name(old, name), by_name(new, name)).map(|(key, old, new)| (key, old, new, items)).collect()
+            }
+            Some(_) => both(by_name(old, item_value), by_name(new, item_value))
+                .map(|(key, old, new)| (key, old, new, None))
+                .collect(),
+            None => {
+                let fields = both(fields_of(old), fields_of(new));
+                fields.map(|(key, was, is)| (format!("f:{key}"), was, is, at.and_then(|at| at.field(key)))).collect()
+            }
+        };
+        for (step, mut was, mut is, place) in steps {
+            if place.is_some_and(Cursor::is_omitted) {
+                (was, is) = (was.filter(|v| !is_nothing(Some(v))), is.filter(|v| !is_nothing(Some(v))));
+            }
+            // A field that every object has is in both of them.
+            let always = place.is_some_and(Cursor::is_always) || (depth == 0 && step == "f:metadata");
+            if always && old.is_some() && new.is_some() {
+                let fields = |v: Option<&Value>| v.is_none_or(|v| v.is_object() || v.is_array());
+                let empty = |v: Option<&Value>| is_nothing(v) || v == Some(&Value::String(String::new()));
+                if empty(was) && empty(is) {
+                    continue;
+                }
+                if fields(was) && fields(is) {
+                    (was, is) = (was.or(Some(&Value::Null)), is.or(Some(&Value::Null)));
+                }
+            }
+            if was.is_none() && is.is_none() {
+                continue;
+            }
+            let (more, less) = Self::differ(was, is, place, depth + 1);
+            if !more.is_empty() {
+                changed.children.insert(step.clone(), more);
+            }
+            if !less.is_empty() {
+                removed.children.insert(step, less);
+            }
+        }
+        changed.member = old.is_none();
+        removed.member = new.is_none();
+        (changed, removed)
     }
 
     /// Reads `fieldsV1`; what is no set of fields counts as empty.
@@ -148,6 +224,13 @@ impl FieldSet {
             }
         }
         result
+    }
+
+    /// With every node above a member a member, too.
+    pub fn with_parents(&self) -> Self {
+        let children: BTreeMap<String, Self> =
+            self.children.iter().map(|(k, v)| (k.clone(), v.with_parents())).collect();
+        Self { member: self.member || !children.is_empty(), children }
     }
 
     /// In one or the other.
@@ -214,7 +297,52 @@ impl FieldSet {
     }
 }
 
-fn readable(identity: &str) -> String {
+/// Absent, null or empty.
+fn is_nothing(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    }
+}
+
+/// Whether two values are compared part by part, not as wholes.
+fn parts(old: Option<&Value>, new: Option<&Value>, at: Option<Cursor<'_>>, depth: usize) -> bool {
+    if depth >= DEPTH || at.is_some_and(Cursor::is_whole) {
+        return false;
+    }
+    let given = || [old, new].into_iter().flatten().filter(|v| !v.is_null());
+    match at.and_then(Cursor::list_merge) {
+        Some(ListMerge::Atomic) => false,
+        Some(ListMerge::Set) => given().all(Value::is_array),
+        Some(ListMerge::Map(keys)) => {
+            given().all(|v| v.as_array().is_some_and(|list| list.iter().all(|item| item_key(item, keys).is_some())))
+        }
+        None => given().all(Value::is_object),
+    }
+}
+
+fn fields_of(value: Option<&Value>) -> BTreeMap<&str, &Value> {
+    value.and_then(Value::as_object).into_iter().flatten().map(|(key, value)| (key.as_str(), value)).collect()
+}
+
+fn by_name(value: Option<&Value>, name: impl Fn(&Value) -> String) -> BTreeMap<String, &Value> {
+    value.and_then(Value::as_array).into_iter().flatten().map(|item| (name(item), item)).collect()
+}
+
+/// What either has under a name.
+fn both<'a, K: Ord + Clone>(
+    old: BTreeMap<K, &'a Value>,
+    mut new: BTreeMap<K, &'a Value>,
+) -> impl Iterator<Item = (K, Option<&'a Value>, Option<&'a Value>)> {
+    let mut all: Vec<_> = old.into_iter().map(|(key, was)| (key.clone(), Some(was), new.remove(&key))).collect();
+    all.extend(new.into_iter().map(|(key, is)| (key, None, Some(is))));
+    all.into_iter()
+}
+
+/// `k:{…}` as people read it.
+pub fn readable(identity: &str) -> String {
     let parsed: Map<String, Value> = serde_json::from_str(identity).unwrap_or_default();
     let pairs: Vec<String> = parsed.iter().map(|(k, v)| format!("{k}={v}")).collect();
     format!("[{}]", pairs.join(","))

@@ -1,6 +1,6 @@
 //! Merging an applied configuration into an object, and taking fields out of one.
 //!
-//! Invariant: maps merge, lists merge by the keys of the schema, everything else is replaced; what the configuration
+//! Invariant: maps merge unless they are one whole, lists merge by the keys of the schema, everything else is replaced; what the configuration
 //! does not name stays.
 
 use super::fields::{FieldSet, item_key, item_value};
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 /// Merges `config` into `target`.
 pub fn merge(target: &mut Value, config: &Value, at: Option<Cursor<'_>>) {
     match (config, at.and_then(Cursor::list_merge)) {
-        (Value::Object(config), _) => {
+        (Value::Object(config), _) if !at.is_some_and(Cursor::is_whole) => {
             if !target.is_object() {
                 *target = Value::Object(Map::new());
             }

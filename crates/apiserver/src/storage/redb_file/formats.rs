@@ -37,7 +37,7 @@ async fn lived(folder: &Path, options: EngineOptions) -> (Vec<Shown>, Vec<(Key, 
             }
             let expect = engine.get(&key).map_or(Expect::Absent, |record| Expect::Revision(record.revision));
             let gone = expect != Expect::Absent && random.random_range(0..3) == 0;
-            let value = vec![random.random_range(b'a'..b'z'); random.random_range(1..5000)];
+            let value = vec![random.random_range(b'a'..=b'z'); random.random_range(1..5000)];
             ops.push(Op { key, expect, value: (!gone).then(|| value.into()), ttl: None, claims: Claims::default() });
         }
         engine.commit(ops).await.unwrap();

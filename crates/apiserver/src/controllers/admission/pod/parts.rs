@@ -65,7 +65,7 @@ pub(super) fn problems(object: &Value) -> Vec<Cause> {
         causes.push(Cause::invalid("spec.activeDeadlineSeconds", &json!(seconds), why));
     }
     causes.extend(rules::held(object, "spec.hostname", Rule::Label));
-    let policies = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    let policies = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     causes.extend(rules::held(object, "spec.dnsPolicy", Rule::OneOf(policies)));
     for (index, toleration) in list(spec, "tolerations").iter().enumerate() {
         let at = format!("spec.tolerations[{index}]");
