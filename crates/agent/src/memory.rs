@@ -1,4 +1,5 @@
-//! Memory that was needed for a moment only, given back: after the start, and whenever the process has had little to do for a while.
+//! Memory that was needed for a moment only, given back: after the start, whenever the process has had little to do for a while, and what
+//! the allocator holds after a crowd also while there is work.
 //!
 //! Invariant: nothing is lost by it: pages of the program that were never written are read again from its file when they are touched, and the
 //! allocator returns only what is free. The one place of this crate with `unsafe` code.
@@ -22,8 +23,14 @@ const LITTLE: Duration = Duration::from_millis(200);
 /// Bytes more than usual that are worth giving back.
 const WORTH: u64 = 1 << 20;
 
+/// Periods with work between two looks at what the allocator holds: a minute.
+const BUSY: u32 = 6;
+/// Bytes more than the least there was that are worth giving back then.
+const HELD: u64 = 4 << 20;
+
 /// Waits until the engine is ready and gives back what parsing the command line, setting up TLS and reading the first configuration left
-/// resident; then what later configurations and bursts of traffic leave, when it is quiet again. Ends when the agent drains.
+/// resident; then what later configurations and bursts of traffic leave, when it is quiet again, and most of it before. Ends when the agent
+/// drains.
 pub(crate) async fn give_back_when_quiet(engine: EngineHandle, readiness: Arc<Readiness>) {
     while !engine.not_ready().await.is_empty() {
         if readiness.state().draining {
@@ -34,13 +41,39 @@ pub(crate) async fn give_back_when_quiet(engine: EngineHandle, readiness: Arc<Re
     tokio::time::sleep(SETTLE).await;
     give_back();
     let (mut watch, mut before) = (Watch::Given, processor_time());
+    let mut busy = Busy { least: anonymous(), periods: 0 };
     while !readiness.state().draining {
         tokio::time::sleep(PERIOD).await;
         let quiet = processor_time().saturating_sub(before) < LITTLE;
         before = processor_time();
         if quiet && watch.look(resident()) {
             give_back();
+        } else if !quiet && busy.look(anonymous()) {
+            give_free_memory_back();
+            busy.least = busy.least.min(anonymous());
         }
+    }
+}
+
+/// What is known of the memory that busy times need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Busy {
+    /// The least that was no file's.
+    least: u64,
+    /// Since the last look.
+    periods: u32,
+}
+
+impl Busy {
+    /// A period with work is over; whether the allocator is to give back what is free of so much.
+    fn look(&mut self, now: u64) -> bool {
+        self.least = self.least.min(now);
+        self.periods = self.periods.saturating_add(1);
+        if self.periods < BUSY {
+            return false;
+        }
+        self.periods = 0;
+        now > self.least.saturating_add(HELD)
     }
 }
 
@@ -69,10 +102,21 @@ impl Watch {
     }
 }
 
-/// Resident bytes, by the second word of `/proc/self/statm`.
+/// Resident bytes.
 fn resident() -> u64 {
+    pages(1)
+}
+
+/// Resident bytes that are no file's.
+fn anonymous() -> u64 {
+    pages(1).saturating_sub(pages(2))
+}
+
+/// Bytes of the pages that a word of `/proc/self/statm` counts (proc(5): the second is resident, the third what of that is shared, which
+/// is what files hold).
+fn pages(word: usize) -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    let pages: u64 = text.split(' ').nth(word).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages.saturating_mul(4096)
 }
 
@@ -85,9 +129,13 @@ fn processor_time() -> Duration {
     Duration::new(seconds, nanos)
 }
 
-fn give_back() {
+fn give_free_memory_back() {
     // SAFETY: no argument; frees only memory that nobody owns.
     unsafe { libc::malloc_trim(0) };
+}
+
+fn give_back() {
+    give_free_memory_back();
     for (start, end) in unwritten_program(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
         // SAFETY: a private, read-only mapping of a file of which no page was ever written (relocated ones were):
         // dropped pages are read again from the file when they are touched.
@@ -119,7 +167,7 @@ fn unwritten_program(smaps: &str) -> Vec<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Watch, unwritten_program};
+    use super::{BUSY, Busy, HELD, Watch, unwritten_program};
 
     #[test]
     fn only_what_was_never_written_is_named() {
@@ -145,6 +193,18 @@ mod tests {
         }
         assert_eq!(given, [true, false, false, false, true, true, false, false, false]);
         assert_eq!(watch, Watch::Known(mb(11)));
+    }
+
+    #[test]
+    fn what_a_crowd_left_goes_while_there_is_work() {
+        let mut busy = Busy { least: 6 << 20, periods: 0 };
+        let mut minute = |now: u64| (0..BUSY).map(|_| busy.look(now)).collect::<Vec<_>>();
+        assert!(!minute(7 << 20).contains(&true), "as ever");
+        let crowd = minute((6 << 20) + HELD + 1);
+        assert!(crowd.last() == Some(&true) && crowd.iter().filter(|given| **given).count() == 1, "once a minute");
+        assert!(!minute(5 << 20).contains(&true));
+        assert!(minute((5 << 20) + HELD + 1).contains(&true), "the least counts");
+        assert!(super::anonymous() > 0 && super::anonymous() < super::resident());
     }
 
     #[test]
